@@ -1,0 +1,37 @@
+// What one step of a plain RNN does to its pre-activation z, and the derivative rules of that.
+//
+// A cell is a stateless type with two static rules over any number type N that offers the
+// primitives they call (a float or double vector here, a scalar on a device):
+//
+//   activate(z)             h = φ(z)
+//   chain(gradient, h)      gradient · φ'(z), with φ' written in terms of h = φ(z), so that the
+//                           pre-activation never has to be kept
+//
+// NaN passes through both, as it does through torch's own tanh and relu.
+#pragma once
+
+namespace rnn_ext {
+
+struct TanhCell {
+  template <class N>
+  static N activate(N z) {
+    return tanh(z);
+  }
+  template <class N>
+  static N chain(N gradient, N h) {
+    return gradient * (N::broadcast(1) - h * h);
+  }
+};
+
+struct ReluCell {
+  template <class N>
+  static N activate(N z) {
+    return zero_where_not_positive(z, z);
+  }
+  template <class N>
+  static N chain(N gradient, N h) {
+    return zero_where_not_positive(gradient, h);
+  }
+};
+
+}  // namespace rnn_ext

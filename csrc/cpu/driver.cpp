@@ -1,0 +1,371 @@
+// Translates a call from torch tensors to problems and back. The checks here keep memory safe; what
+// a user did wrong is told at the functional border, in Python.
+#include "cpu/driver.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <new>
+#include <sstream>
+#include <stdexcept>
+
+#include "cpu/isa.h"
+#include "cpu/recurrence.h"
+
+namespace rnn_ext::cpu {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+template <class... Parts>
+void require(bool condition, const Parts&... parts) {
+  if (!condition) {
+    std::ostringstream text;
+    text << "rnn_ext: ";
+    (text << ... << parts);
+    throw std::runtime_error(text.str());
+  }
+}
+
+// Torch's C interface tells of a failed allocation only that it failed.
+Tensor empty(std::initializer_list<std::int64_t> sizes, ScalarType dtype) {
+  std::int64_t strides[3] = {};
+  std::int64_t count = 1;
+  for (auto i = static_cast<std::ptrdiff_t>(sizes.size()); i-- > 0;) {
+    strides[i] = count;
+    count *= std::max<std::int64_t>(1, sizes.begin()[i]);
+  }
+  AtenTensorHandle handle = nullptr;
+  const auto code = aoti_torch_empty_strided(
+      static_cast<std::int64_t>(sizes.size()), sizes.begin(), strides,
+      dtype == ScalarType::Float ? aoti_torch_dtype_float32() : aoti_torch_dtype_float64(),
+      aoti_torch_device_type_cpu(), 0, &handle);
+  require(code == TORCH_SUCCESS, "out of memory: could not allocate a tensor of ",
+          count * (dtype == ScalarType::Float ? 4 : 8), " bytes");
+  return Tensor(handle);
+}
+
+void require_sizes(const Tensor& t, const char* name, std::initializer_list<std::int64_t> sizes) {
+  const auto actual = t.sizes();
+  require(actual.size() == sizes.size() && std::equal(sizes.begin(), sizes.end(), actual.begin()),
+          name, " has an unexpected shape");
+}
+
+// A call's tensors, checked, in the form that problems are cut from. Owns whatever had to be
+// copied.
+class Call {
+ public:
+  Call(const Tensor& input, const std::optional<Tensor>& hx, const std::vector<Tensor>& weights,
+       const std::optional<Tensor>& batch_sizes, const std::string& nonlinearity,
+       bool bidirectional)
+      : dtype(input.scalar_type()),
+        input_(with_unit_columns(input)),
+        weights_(weights),
+        directions(bidirectional ? 2 : 1) {
+    require(dtype == ScalarType::Float || dtype == ScalarType::Double,
+            "the CPU kernels take float32 and float64");
+    require(nonlinearity == "tanh" || nonlinearity == "relu",
+            "nonlinearity must be 'tanh' or 'relu'");
+    nonlinearity_ = nonlinearity == "tanh" ? Nonlinearity::tanh : Nonlinearity::relu;
+    per_direction = static_cast<std::int64_t>(weights.size()) / directions;
+    require(static_cast<std::int64_t>(weights.size()) == per_direction * directions &&
+                (per_direction == 2 || per_direction == 4),
+            "expected 2 or 4 weights for each direction, got ", weights.size(), " in all");
+    require(weights[1].dim() == 2, "weight_hh must be a matrix");
+    hidden_size = weights[1].size(0);
+    input_size = input.size(input.dim() - 1);
+    if (hx) {
+      hx_ = with_unit_columns(*hx);
+      require(hx_->dim() == 3, "hx must have 3 dimensions");
+    }
+    set_steps(batch_sizes);
+    check();
+  }
+
+  template <class T>
+  Problem<T> problem(const Tensor& output, std::int64_t direction) const {
+    Problem<T> p;
+    p.steps = steps;
+    p.input_size = input_size;
+    p.hidden_size = hidden_size;
+    p.nonlinearity = nonlinearity_;
+    p.reverse = direction == 1;
+    p.input = sequence<const T>(input_);
+    if (hx_) {
+      p.hx = slice<const T>(*hx_, direction);
+    }
+    p.weight_ih = matrix<const T>(weight(direction, 0));
+    p.weight_hh = matrix<const T>(weight(direction, 1));
+    if (per_direction == 4) {
+      p.bias_ih = row<const T>(weight(direction, 2));
+      p.bias_hh = row<const T>(weight(direction, 3));
+    }
+    p.output = sequence<T>(output);
+    p.output.data += direction * hidden_size;
+    return p;
+  }
+
+  Tensor new_output() const { return new_sequence(directions * hidden_size); }
+  Tensor new_input_gradient() const { return new_sequence(input_size); }
+  Tensor new_state() const { return empty({directions, steps.batch, hidden_size}, dtype); }
+  const Tensor& weight(std::int64_t direction, std::int64_t i) const {
+    return weights_[direction * per_direction + i];
+  }
+  const std::vector<Tensor>& weights() const { return weights_; }
+  bool has_hx() const { return hx_.has_value(); }
+  void require_output(const Tensor& t, const char* name) const {
+    require(t.scalar_type() == dtype, name, " has another dtype than input");
+    if (packed_) {
+      require_sizes(t, name, {steps.total_rows(), directions * hidden_size});
+    } else {
+      require_sizes(t, name, {steps.count, steps.batch, directions * hidden_size});
+    }
+  }
+
+  // Views of tensors as the kernels take them.
+  template <class T>
+  static T* data(const Tensor& t) {
+    if constexpr (std::is_const_v<T>) {
+      return static_cast<T*>(t.const_data_ptr());
+    } else {
+      return static_cast<T*>(t.mutable_data_ptr());
+    }
+  }
+  template <class T>
+  static Matrix<T> matrix(const Tensor& t) {
+    return {data<T>(t), t.stride(0), t.stride(1)};
+  }
+  template <class T>
+  static Matrix<T> row(const Tensor& t) {
+    return {data<T>(t), 0, t.stride(0)};
+  }
+  template <class T>
+  static Matrix<T> slice(const Tensor& t, std::int64_t i) {
+    return {data<T>(t) + i * t.stride(0), t.stride(1), t.stride(2)};
+  }
+  template <class T>
+  static Sequence<T> sequence(const Tensor& t) {
+    return t.dim() == 2 ? Sequence<T>{data<T>(t), 0, t.stride(0), t.stride(1)}
+                        : Sequence<T>{data<T>(t), t.stride(0), t.stride(1), t.stride(2)};
+  }
+
+  static Tensor with_unit_columns(const Tensor& t) {
+    const std::int64_t last = t.dim() - 1;
+    return t.size(last) == 1 || t.stride(last) == 1 ? t : torch::stable::contiguous(t);
+  }
+
+  const ScalarType dtype;
+  Steps steps;
+  std::int64_t input_size = 0;
+  std::int64_t hidden_size = 0;
+
+ private:
+  Tensor new_sequence(std::int64_t features) const {
+    return packed_ ? empty({steps.total_rows(), features}, dtype)
+                   : empty({steps.count, steps.batch, features}, dtype);
+  }
+
+  void set_steps(const std::optional<Tensor>& batch_sizes) {
+    packed_ = batch_sizes.has_value();
+    require(input_.dim() == (packed_ ? 2 : 3), "input must have ", packed_ ? 2 : 3, " dimensions");
+    if (!packed_) {
+      steps.count = input_.size(0);
+      steps.batch = input_.size(1);
+      return;
+    }
+    require(hx_.has_value(), "packed input needs hx");
+    require(batch_sizes->is_cpu() && batch_sizes->dim() == 1 &&
+                batch_sizes->scalar_type() == ScalarType::Long && batch_sizes->is_contiguous(),
+            "batch_sizes must be a contiguous 1-D int64 tensor on the CPU");
+    batch_sizes_ = *batch_sizes;
+    steps.count = batch_sizes_->numel();
+    steps.batch = hx_->size(1);
+    steps.batch_sizes = data<const std::int64_t>(*batch_sizes_);
+    offsets_.reserve(steps.count);
+    std::int64_t total = 0;
+    for (std::int64_t t = 0; t < steps.count; ++t) {
+      const std::int64_t limit = t == 0 ? steps.batch : steps.batch_sizes[t - 1];
+      require(steps.batch_sizes[t] > 0 && steps.batch_sizes[t] <= limit,
+              "batch_sizes must be positive and must not increase");
+      offsets_.push_back(total);
+      total += steps.batch_sizes[t];
+    }
+    require(total == input_.size(0), "batch_sizes must add up to the rows of input");
+    require(steps.count == 0 || steps.batch_sizes[0] == steps.batch,
+            "batch_sizes[0] must equal the batch size of hx");
+    steps.batch_offsets = offsets_.data();
+  }
+
+  void check() const {
+    const auto require_dtype = [&](const Tensor& t, const char* name) {
+      require(t.is_cpu() && t.scalar_type() == dtype, name,
+              " must be on the CPU and of the input's dtype");
+    };
+    if (hx_) {
+      require_dtype(*hx_, "hx");
+      require_sizes(*hx_, "hx", {directions, steps.batch, hidden_size});
+    }
+    for (std::int64_t d = 0; d < directions; ++d) {
+      for (std::int64_t i = 0; i < per_direction; ++i) {
+        require_dtype(weight(d, i), "weights");
+      }
+      require_sizes(weight(d, 0), "weight_ih", {hidden_size, input_size});
+      require_sizes(weight(d, 1), "weight_hh", {hidden_size, hidden_size});
+      for (std::int64_t i = 2; i < per_direction; ++i) {
+        require_sizes(weight(d, i), "bias", {hidden_size});
+      }
+    }
+  }
+
+  Tensor input_;
+  std::optional<Tensor> hx_;
+  const std::vector<Tensor>& weights_;
+  std::optional<Tensor> batch_sizes_;
+  std::vector<std::int64_t> offsets_;
+  Nonlinearity nonlinearity_ = Nonlinearity::tanh;
+  bool packed_ = false;
+
+ public:
+  const std::int64_t directions;
+  std::int64_t per_direction = 0;
+};
+
+int thread_limit() { return available_threads(static_cast<int>(torch::stable::get_num_threads())); }
+
+// Runs f with scratch memory failures told in words.
+template <class F>
+void guarded(F&& f) {
+  try {
+    f();
+  } catch (const std::bad_alloc&) {
+    throw std::runtime_error("rnn_ext: out of memory: could not allocate scratch memory");
+  }
+}
+
+template <class F>
+void with_type(ScalarType dtype, F&& f) {
+  if (dtype == ScalarType::Float) {
+    f(float{});
+  } else {
+    f(double{});
+  }
+}
+
+void zero(const Tensor& t) {
+  std::memset(t.mutable_data_ptr(), 0, static_cast<std::size_t>(t.numel()) * t.element_size());
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> rnn_forward(Tensor input, std::optional<Tensor> hx,
+                                       std::vector<Tensor> weights,
+                                       std::optional<Tensor> batch_sizes, std::string nonlinearity,
+                                       bool bidirectional) {
+  const Call call(input, hx, weights, batch_sizes, nonlinearity, bidirectional);
+  require(call.steps.count > 0, "expected at least one time step");
+  Tensor output = call.new_output();
+  Tensor h_n = call.new_state();
+  if (output.numel() > 0) {
+    with_type(call.dtype, [&](auto zero_of_type) {
+      using T = decltype(zero_of_type);
+      guarded([&] {
+        std::vector<ForwardTask<T>> tasks;
+        for (std::int64_t d = 0; d < call.directions; ++d) {
+          tasks.push_back({call.problem<T>(output, d), Call::slice<T>(h_n, d)});
+        }
+        run_forward(tasks, kernels().of<T>(), thread_limit(), torch_parallel_for);
+      });
+    });
+  }
+  return {std::move(output), std::move(h_n)};
+}
+
+std::vector<Tensor> rnn_backward(std::optional<Tensor> grad_output, std::optional<Tensor> grad_h_n,
+                                 Tensor input, std::optional<Tensor> hx,
+                                 std::vector<Tensor> weights, Tensor output,
+                                 std::optional<Tensor> batch_sizes, std::string nonlinearity,
+                                 bool bidirectional, std::vector<bool> output_mask) {
+  const Call call(input, hx, weights, batch_sizes, nonlinearity, bidirectional);
+  call.require_output(output, "output");
+  require(output.is_contiguous(), "output must be contiguous, as rnn_forward made it");
+  require(output_mask.size() == 2 + weights.size(),
+          "output_mask needs a flag for input, hx and each weight");
+  require(!output_mask[1] || call.has_hx(), "there is no hx to compute a gradient for");
+  if (grad_output) {
+    call.require_output(*grad_output, "grad_output");
+  }
+  if (grad_h_n) {
+    require_sizes(*grad_h_n, "grad_h_n", {call.directions, call.steps.batch, call.hidden_size});
+    require(grad_h_n->scalar_type() == call.dtype, "grad_h_n has another dtype than input");
+    grad_h_n = Call::with_unit_columns(*grad_h_n);
+  }
+
+  // One slot for input, hx and each weight, filled where wanted.
+  std::vector<std::optional<Tensor>> slots(output_mask.size());
+  if (output_mask[0]) {
+    slots[0] = call.new_input_gradient();
+  }
+  if (output_mask[1]) {
+    slots[1] = call.new_state();
+  }
+  for (std::size_t i = 2; i < slots.size(); ++i) {
+    if (output_mask[i]) {
+      const auto sizes = weights[i - 2].sizes();
+      slots[i] = sizes.size() == 2 ? empty({sizes[0], sizes[1]}, call.dtype)
+                                   : empty({sizes[0]}, call.dtype);
+    }
+  }
+
+  if (output.numel() > 0) {
+    with_type(call.dtype, [&](auto zero_of_type) {
+      using T = decltype(zero_of_type);
+      guarded([&] {
+        std::vector<BackwardTask<T>> tasks;
+        for (std::int64_t d = 0; d < call.directions; ++d) {
+          Gradients<T> g;
+          if (grad_output) {
+            g.output = Call::sequence<const T>(*grad_output);
+            g.output.data += d * call.hidden_size * g.output.column_stride;
+          }
+          if (grad_h_n) {
+            g.h_n = Call::slice<const T>(*grad_h_n, d);
+          }
+          if (slots[0]) {
+            g.input = Call::sequence<T>(*slots[0]);
+            g.add_to_input = d > 0;
+          }
+          if (slots[1]) {
+            g.hx = Call::slice<T>(*slots[1], d);
+          }
+          const auto slot = [&](std::int64_t i) -> const std::optional<Tensor>& {
+            return slots[2 + d * call.per_direction + i];
+          };
+          if (slot(0)) {
+            g.weight_ih = Call::matrix<T>(*slot(0));
+          }
+          if (slot(1)) {
+            g.weight_hh = Call::matrix<T>(*slot(1));
+          }
+          if (call.per_direction == 4) {
+            g.bias_ih = slot(2) ? Call::data<T>(*slot(2)) : nullptr;
+            g.bias_hh = slot(3) ? Call::data<T>(*slot(3)) : nullptr;
+          }
+          tasks.push_back({call.problem<T>(output, d), g});
+        }
+        run_backward(tasks, kernels().of<T>(), thread_limit(), torch_parallel_for);
+      });
+    });
+  }
+
+  std::vector<Tensor> gradients;
+  for (auto& slot : slots) {
+    if (slot) {
+      if (output.numel() == 0) {
+        zero(*slot);
+      }
+      gradients.push_back(std::move(*slot));
+    }
+  }
+  return gradients;
+}
+
+}  // namespace rnn_ext::cpu

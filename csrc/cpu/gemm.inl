@@ -1,0 +1,225 @@
+// The register tile and the two products built on it.
+//
+// A tile holds MR rows × NV vectors of C in registers. For each k it loads NV vectors of B from a
+// packed panel and multiplies them by MR broadcast values of A. B streams through once per tile
+// of rows, so the limit is one fused multiply-add per B load and MR: flops for tall tiles, cache
+// bandwidth of B for a single row.
+
+template <class T>
+struct Out {
+  const T* init;
+  std::int64_t init_stride;
+  T* c;
+  std::int64_t c_stride;
+  const T* h;
+  std::int64_t h_stride;
+  Finish finish;
+  int last;  // columns in the tile's last vector
+};
+
+// Calls f with the activation or derivative rule that `finish` names: f(z, h) -> result.
+template <class T, class F>
+[[gnu::always_inline]] inline void with_finish(Finish finish, F&& f) {
+  using V = Vector<T>;
+  switch (finish) {
+    case Finish::none:
+      return f([](V z, const auto&) { return z; });
+    case Finish::activate_tanh:
+      return f([](V z, const auto&) { return TanhCell::activate(z); });
+    case Finish::activate_relu:
+      return f([](V z, const auto&) { return ReluCell::activate(z); });
+    case Finish::chain_tanh:
+      return f([](V z, const auto& h) { return TanhCell::chain(z, h()); });
+    case Finish::chain_relu:
+      return f([](V z, const auto& h) { return ReluCell::chain(z, h()); });
+  }
+}
+
+template <class T, int NV>
+inline Vector<T> load_part(const T* row, int j, int last) {
+  using V = Vector<T>;
+  return j < NV - 1 || last == V::width ? V::load(row + j * V::width)
+                                        : V::load(row + j * V::width, last);
+}
+
+template <class T, int NV>
+inline void store_part(Vector<T> x, T* row, int j, int last) {
+  using V = Vector<T>;
+  if (j < NV - 1 || last == V::width) {
+    x.store(row + j * V::width);
+  } else {
+    x.store(row + j * V::width, last);
+  }
+}
+
+// Applies `finish` to a stored tile; a loop, because the rules inlined for every register of a
+// large tile would not fit the instruction cache.
+template <class T, int NV>
+[[gnu::noinline]] void finish_stored(const Out<T>& out, int rows) {
+  with_finish<T>(out.finish, [&](auto rule) {
+    for (int i = 0; i < rows; ++i) {
+      T* c = out.c + i * out.c_stride;
+      const T* h = out.h + i * out.h_stride;
+      for (int j = 0; j < NV; ++j) {
+        const auto z = load_part<T, NV>(c, j, out.last);
+        const auto h_j = [&] { return load_part<T, NV>(h, j, out.last); };
+        store_part<T, NV>(rule(z, h_j), c, j, out.last);
+      }
+    }
+  });
+}
+
+template <class T, int MR, int NV, class Rule>
+[[gnu::always_inline]] inline void store_registers(const Vector<T> (&acc)[MR][NV],
+                                                   const Out<T>& out, Rule rule) {
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) {
+      const auto h_j = [&] { return load_part<T, NV>(out.h + i * out.h_stride, j, out.last); };
+      store_part<T, NV>(rule(acc[i][j], h_j), out.c + i * out.c_stride, j, out.last);
+    }
+  }
+}
+
+template <class T, int MR, int NV>
+[[gnu::always_inline]] inline void store_tile(Vector<T> (&acc)[MR][NV], const Out<T>& out) {
+  if (out.init) {
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) {
+        acc[i][j] = load_part<T, NV>(out.init + i * out.init_stride, j, out.last) + acc[i][j];
+      }
+    }
+  }
+  if constexpr (MR * NV <= 4) {
+    with_finish<T>(out.finish, [&](auto rule) __attribute__((always_inline)) {
+      store_registers<T, MR, NV>(acc, out, rule);
+    });
+  } else {
+    store_registers<T, MR, NV>(acc, out, [](Vector<T> z, const auto&) { return z; });
+    if (out.finish != Finish::none) {
+      finish_stored<T, NV>(out, MR);
+    }
+  }
+}
+
+// A is read in place with a row stride (PackedA false), or as a packed tile of tile_rows values
+// for each k.
+template <class T, int MR, int NV, bool PackedA>
+void tile(const T* a, std::int64_t a_stride, const T* b, std::int64_t inner, const Out<T>& out) {
+  using V = Vector<T>;
+  constexpr std::int64_t b_stride = tile_vectors * V::width;
+  V acc[MR][NV];
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) {
+      acc[i][j] = V::broadcast(0);
+    }
+  }
+  for (std::int64_t k = 0; k < inner; ++k) {
+    V b_k[NV];
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) {
+      b_k[j] = V::load(b + k * b_stride + j * V::width);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) {
+      const V a_ik = V::broadcast(PackedA ? a[k * tile_rows + i] : a[i * a_stride + k]);
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) {
+        acc[i][j] = multiply_add(a_ik, b_k[j], acc[i][j]);
+      }
+    }
+  }
+  store_tile<T, MR, NV>(acc, out);
+}
+
+template <class T>
+using TileFunction = void (*)(const T*, std::int64_t, const T*, std::int64_t, const Out<T>&);
+
+template <class T, bool PackedA, int... I>
+constexpr auto make_tile_table(std::integer_sequence<int, I...>) {
+  return std::array<TileFunction<T>, sizeof...(I)>{
+      tile<T, I / tile_vectors + 1, I % tile_vectors + 1, PackedA>...};
+}
+
+// The tile of the given number of rows and vectors.
+template <class T, bool PackedA>
+inline TileFunction<T> find_tile(std::int64_t rows, std::int64_t vectors) {
+  static constexpr auto table =
+      make_tile_table<T, PackedA>(std::make_integer_sequence<int, tile_rows * tile_vectors>{});
+  return table[(rows - 1) * tile_vectors + vectors - 1];
+}
+
+// A column panel of C: its width in vectors and the columns in the last of them.
+template <class T>
+struct PanelShape {
+  int vectors;
+  int last;
+
+  explicit PanelShape(std::int64_t columns_left) {
+    constexpr int width = Vector<T>::width;
+    const auto columns =
+        static_cast<int>(std::min<std::int64_t>(columns_left, tile_vectors * width));
+    vectors = (columns + width - 1) / width;
+    last = columns - (vectors - 1) * width;
+  }
+};
+
+template <class T>
+void product(const Product<T>& p) {
+  constexpr std::int64_t panel_columns = tile_vectors * Vector<T>::width;
+  const std::int64_t tiles = (p.rows + tile_rows - 1) / tile_rows;
+  for (std::int64_t column = 0; column < p.columns; column += panel_columns) {
+    const PanelShape<T> shape(p.columns - column);
+    const T* panel = p.b + column * p.inner;
+    std::int64_t k = 0;
+    do {
+      const std::int64_t block = std::min(reduction_block, p.inner - k);
+      const bool first = k == 0;
+      const bool last = k + block == p.inner;
+      // Tiles of even height: 8 rows go as 4 + 4 rather than 6 + 2.
+      for (std::int64_t i = 0, row = 0; i < tiles; ++i) {
+        const std::int64_t height = (p.rows - row) / (tiles - i);
+        T* c = p.c + row * p.c_stride + column;
+        const T* init = first ? (p.init ? p.init + row * p.init_stride + column : nullptr) : c;
+        const Out<T> out{init,
+                         first ? p.init_stride : p.c_stride,
+                         c,
+                         p.c_stride,
+                         p.h + row * p.h_stride + column,
+                         p.h_stride,
+                         last ? p.finish : Finish::none,
+                         shape.last};
+        find_tile<T, false>(height, shape.vectors)(p.a + row * p.a_stride + k, p.a_stride,
+                                                   panel + k * panel_columns, block, out);
+        row += height;
+      }
+      k += block;
+    } while (k < p.inner);
+  }
+}
+
+template <class T>
+void outer_product(const OuterProduct<T>& p) {
+  constexpr std::int64_t panel_columns = tile_vectors * Vector<T>::width;
+  for (std::int64_t column = 0; column < p.columns; column += panel_columns) {
+    const PanelShape<T> shape(p.columns - column);
+    const T* panel = p.b + column * p.inner;
+    for (std::int64_t k = 0; k < p.inner; k += reduction_block) {
+      const std::int64_t block = std::min(reduction_block, p.inner - k);
+      for (std::int64_t row = 0; row < p.rows; row += tile_rows) {
+        T* g = p.g + row * p.g_stride + column;
+        const bool add = p.accumulate || k > 0;
+        const Out<T> out{add ? g : nullptr, p.g_stride, g, p.g_stride, nullptr, 0,
+                         Finish::none,      shape.last};
+        const std::int64_t height = std::min<std::int64_t>(tile_rows, p.rows - row);
+        find_tile<T, true>(height, shape.vectors)(p.a + row * p.inner + k * tile_rows, 0,
+                                                  panel + k * panel_columns, block, out);
+      }
+    }
+  }
+}

@@ -1,0 +1,100 @@
+// What a kernel set offers. One set exists per ISA level and number type; all are compiled from
+// kernels.inl, and isa.cpp picks one at run time.
+//
+// Reproducibility is decided here: the sum over an inner dimension is cut into blocks of
+// `reduction_block` terms, each block is one chain of fused multiply-adds, and blocks are added in
+// order. This depends on nothing but the inner length, so a row's result is the same bits
+// whatever tile, thread or batch computed it.
+#pragma once
+
+#include <cstdint>
+
+#include "common/problem.h"
+
+namespace rnn_ext::cpu {
+
+inline constexpr std::int64_t reduction_block = 256;
+
+enum class Finish {
+  none,
+  activate_tanh,
+  activate_relu,
+  chain_tanh,
+  chain_relu,
+};
+
+// C[r, c] = finish(init[r, c] + Σ_k A[r, k] B[k, c]), B packed in column panels.
+template <class T>
+struct Product {
+  std::int64_t rows = 0;
+  std::int64_t inner = 0;
+  std::int64_t columns = 0;
+  const T* a = nullptr;
+  std::int64_t a_stride = 0;
+  const T* b = nullptr;          // the panel of column 0
+  const T* init = nullptr;       // null: zero
+  std::int64_t init_stride = 0;  // 0: one row for all
+  T* c = nullptr;
+  std::int64_t c_stride = 0;
+  Finish finish = Finish::none;
+  const T* h = nullptr;  // what chain_* needs: the step's own output
+  std::int64_t h_stride = 0;
+};
+
+// G[m, n] (+)= Σ_r A[r, m] B[r, n], A packed in row tiles, B in column panels.
+template <class T>
+struct OuterProduct {
+  std::int64_t inner = 0;
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;
+  const T* a = nullptr;
+  const T* b = nullptr;
+  T* g = nullptr;
+  std::int64_t g_stride = 0;
+  bool accumulate = false;
+};
+
+template <class T>
+struct Kernels {
+  std::int64_t panel_columns;  // columns of a packed panel of B
+  std::int64_t tile_rows;      // rows of a packed tile of A
+
+  // B = Wᵀ for W (columns of B, inner), and B = W for W (inner, columns of B). A panel holds
+  // panel_columns values for each k, zero beyond the last column; successive panels lie
+  // panel_stride apart.
+  void (*pack_transposed)(Matrix<const T> w, std::int64_t columns, std::int64_t inner, T* panels,
+                          std::int64_t panel_stride);
+  void (*pack)(Matrix<const T> w, std::int64_t columns, std::int64_t inner, T* panels,
+               std::int64_t panel_stride);
+  // A for OuterProduct: tile_rows values for each k, successive tiles tile_rows·inner apart.
+  void (*pack_tiles)(Matrix<const T> a, std::int64_t rows, std::int64_t inner, T* tiles);
+
+  void (*product)(const Product<T>&);
+  void (*outer_product)(const OuterProduct<T>&);
+  // sums[c] (+)= Σ_r a[r, c]
+  void (*column_sums)(Matrix<const T> a, std::int64_t rows, std::int64_t columns, T* sums,
+                      bool accumulate);
+};
+
+struct KernelSet {
+  const char* name;
+  Kernels<float> f32;
+  Kernels<double> f64;
+
+  template <class T>
+  const Kernels<T>& of() const {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      return f32;
+    } else {
+      return f64;
+    }
+  }
+};
+
+extern const KernelSet generic_kernels;
+#if defined(__x86_64__)
+extern const KernelSet avx2_kernels;
+extern const KernelSet avx512_kernels;
+#endif
+
+}  // namespace rnn_ext::cpu

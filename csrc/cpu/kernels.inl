@@ -1,0 +1,20 @@
+// The kernels of one ISA level. Included by kernels_<isa>.cpp inside that file's anonymous
+// namespace and target pragma, after it has defined Vector<T>, tile_rows and tile_vectors. Must
+// include nothing itself: a standard function instantiated under the pragma could replace, at link
+// time, the one that the rest of the library uses.
+
+#include "cpu/gemm.inl"
+#include "cpu/pack.inl"
+#include "cpu/tanh.inl"
+
+template <class T>
+constexpr Kernels<T> make_kernels() {
+  return {tile_vectors * Vector<T>::width,
+          tile_rows,
+          pack_transposed<T>,
+          pack<T>,
+          pack_tiles<T>,
+          product<T>,
+          outer_product<T>,
+          column_sums<T>};
+}

@@ -1,0 +1,145 @@
+// Who computes what: pure arithmetic, no memory, no threads.
+//
+// A step h_t = φ(z_t + h_{t-1} W_hhᵀ) can be shared out by batch rows, which never wait for each
+// other, or by columns of h_t, where each thread keeps only its part of W_hh in its own cache but
+// all must meet after every step. The model below counts the cycles of one step on the slowest
+// thread; it decides time, never results.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "common/problem.h"
+
+namespace rnn_ext::cpu {
+
+enum class Split { serial, rows, columns };
+
+inline const char* name(Split split) {
+  switch (split) {
+    case Split::serial:
+      return "serial";
+    case Split::rows:
+      return "batch rows";
+    case Split::columns:
+      return "hidden columns";
+  }
+  return "";
+}
+
+struct Plan {
+  Split split = Split::serial;
+  int threads = 1;
+};
+
+// What the plan needs to know of a call.
+struct Shape {
+  std::int64_t steps;
+  std::int64_t batch;
+  std::int64_t input_size;
+  std::int64_t hidden_size;
+  std::int64_t element_size;   // bytes
+  std::int64_t panel_columns;  // of the kernel set
+  std::int64_t tile_rows;
+};
+
+namespace cost {
+
+// Measured on Zen 4 (2.6-3.7 GHz, 32 KiB L1, 1 MiB L2 a core); other machines differ by a small
+// factor.
+inline constexpr double fork_join_cycles = 6000;
+inline constexpr double barrier_cycles = 800;
+inline constexpr double tile_cycles = 30;
+inline constexpr double l1_bytes = 24 << 10;
+inline constexpr double l2_bytes = 768 << 10;
+
+// Cycles of a multiply-add with one line of B, and of fetching that line from where `bytes` live.
+inline constexpr double multiply_add_cycles = 1;
+inline double fetch_cycles(double bytes) {
+  return bytes <= l1_bytes ? 1 : bytes <= l2_bytes ? 2 : 4;
+}
+
+// One step's product for `rows` rows and `panels` column panels.
+inline double step_cycles(const Shape& s, double rows, double panels) {
+  const double lines_per_panel = static_cast<double>(s.panel_columns * s.element_size) / 64;
+  const double bytes =
+      panels * static_cast<double>(s.panel_columns * s.hidden_size * s.element_size);
+  const double tiles =
+      (rows + static_cast<double>(s.tile_rows) - 1) / static_cast<double>(s.tile_rows);
+  const double line =
+      std::max(rows * multiply_add_cycles, std::max(1.0, tiles) * fetch_cycles(bytes));
+  return panels *
+         (line * lines_per_panel * static_cast<double>(s.hidden_size) + tiles * tile_cycles);
+}
+
+}  // namespace cost
+
+inline Plan make_plan(const Shape& s, int threads) {
+  const auto ceil_div = [](std::int64_t a, std::int64_t b) {
+    return static_cast<double>((a + b - 1) / b);
+  };
+  const double panels = ceil_div(s.hidden_size, s.panel_columns);
+  const auto steps = static_cast<double>(s.steps);
+  const double input_share = static_cast<double>(s.input_size) / static_cast<double>(s.hidden_size);
+  const double projection =
+      cost::step_cycles(s, static_cast<double>(s.batch), panels) * input_share;
+  const auto total = [&](double step, int team) {
+    return steps * (step + projection / team) + (team > 1 ? cost::fork_join_cycles : 0);
+  };
+
+  const double serial = total(cost::step_cycles(s, static_cast<double>(s.batch), panels), 1);
+  const double rows = total(cost::step_cycles(s, ceil_div(s.batch, threads), panels), threads);
+  const double column_panels = ceil_div(static_cast<std::int64_t>(panels), threads);
+  const double columns = total(
+      cost::step_cycles(s, static_cast<double>(s.batch), column_panels) + cost::barrier_cycles,
+      threads);
+
+  if (threads <= 1 || serial <= std::min(rows, columns)) {
+    return {Split::serial, 1};
+  }
+  return {rows <= columns ? Split::rows : Split::columns, threads};
+}
+
+// Rows whose input projection is computed just ahead of the steps that use them: few enough to stay
+// in cache, enough to make the product efficient.
+inline std::int64_t projection_rows(std::int64_t hidden_size) {
+  return std::clamp<std::int64_t>(65536 / std::max<std::int64_t>(1, hidden_size), 64, 2048);
+}
+
+// Rows whose weight gradients are added up at a time: a multiple of the reduction block that
+// depends on the hidden size alone, so that the order of summation does.
+inline std::int64_t gradient_rows(std::int64_t hidden_size) {
+  constexpr std::int64_t block = 256;
+  return std::clamp<std::int64_t>(65536 / std::max<std::int64_t>(1, hidden_size) / block, 1, 8) *
+         block;
+}
+
+// The steps t of one chunk, in time order.
+struct Chunk {
+  std::int64_t first = 0;
+  std::int64_t last = -1;  // inclusive
+  std::int64_t rows = 0;
+};
+
+// The chunk that starts with the s-th step in processing order (forward: s counts up; backward:
+// down) and takes as many further steps as keep it within `rows`, at least one.
+template <class T>
+Chunk take_chunk(const Problem<T>& p, std::int64_t s, std::int64_t direction, std::int64_t rows) {
+  Chunk chunk;
+  const std::int64_t start = p.step(s);
+  std::int64_t t = start;
+  chunk.rows = p.steps.rows(t);
+  for (std::int64_t next = s + direction; next >= 0 && next < p.steps.count; next += direction) {
+    const std::int64_t more = p.steps.rows(p.step(next));
+    if (chunk.rows + more > rows) {
+      break;
+    }
+    t = p.step(next);
+    chunk.rows += more;
+  }
+  chunk.first = std::min(start, t);
+  chunk.last = std::max(start, t);
+  return chunk;
+}
+
+}  // namespace rnn_ext::cpu

@@ -1,0 +1,136 @@
+// A team: the threads that work on one call together and meet at barriers.
+//
+// Threads come from torch's own pool. Its parallel_for may hand several indices to one body (and
+// hands all of them to one body inside another parallel region), so who takes part is known only
+// when all indices have been handed out: every body adds the length of its range to a counter,
+// and when that reaches the number asked for, the bodies counted so far are the team. That needs
+// a pool that runs its bodies at the same time, as OpenMP's does.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <stdexcept>
+#include <thread>
+
+#include "cpu/ranges.h"
+
+namespace rnn_ext::cpu {
+
+// The signature of torch_parallel_for: begin, end, grain size, body, context; 0 on success.
+using ParallelFor = std::int32_t (*)(std::int64_t, std::int64_t, std::int64_t,
+                                     void (*)(std::int64_t, std::int64_t, void*), void*);
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Spins for about the time that a barrier takes among running threads, then gives the core away, so
+// that a team with more threads than cores still gets on.
+template <class Condition>
+void wait_until(Condition condition) {
+  constexpr int spins = 4000;
+  for (int i = 0; i < spins; ++i) {
+    if (condition()) {
+      return;
+    }
+    relax();
+  }
+  while (!condition()) {
+    std::this_thread::yield();
+  }
+}
+
+class Team {
+ public:
+  class Member {
+   public:
+    Member(Team& team, int rank) : team_(team), rank_(rank) {}
+
+    int rank() const { return rank_; }
+    int size() const { return team_.size_; }
+    bool is_leader() const { return rank_ == 0; }
+    void barrier() { team_.barrier(); }
+    // This member's share of [0, count), cut at multiples of `unit`.
+    Range share(std::int64_t count, std::int64_t unit = 1) const {
+      return Range::share(count, unit, rank_, size());
+    }
+
+   private:
+    Team& team_;
+    int rank_;
+  };
+
+  // Calls body(member) once on each thread of a team of at most `threads`. The body must not throw.
+  template <class Body>
+  static void run(ParallelFor parallel_for, int threads, Body& body) {
+    Team team(threads);
+    if (threads == 1) {
+      body(Member(team, 0));
+      return;
+    }
+    struct Context {
+      Team& team;
+      Body& body;
+    } context{team, body};
+    const auto enter = [](std::int64_t begin, std::int64_t end, void* opaque) {
+      auto& c = *static_cast<Context*>(opaque);
+      c.body(Member(c.team, c.team.join(end - begin)));
+    };
+    if (parallel_for(0, threads, 1, enter, &context) != 0) {
+      throw std::runtime_error("rnn_ext: torch's thread pool refused the work");
+    }
+  }
+
+ private:
+  explicit Team(int threads) : asked_(threads), size_(1) {}
+
+  // Returns the caller's rank once the team is complete.
+  int join(std::int64_t indices) {
+    const int rank = joined_.fetch_add(1, std::memory_order_relaxed);
+    covered_.fetch_add(indices, std::memory_order_acq_rel);
+    wait_until([&] { return covered_.load(std::memory_order_acquire) == asked_; });
+    if (rank == 0) {
+      size_ = joined_.load(std::memory_order_relaxed);
+    }
+    // The others must not read size_ before the leader has written it.
+    barrier(joined_.load(std::memory_order_relaxed));
+    return rank;
+  }
+
+  void barrier() {
+    if (size_ > 1) {
+      barrier(size_);
+    }
+  }
+
+  void barrier(int members) {
+    const std::uint32_t generation = generation_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == members - 1) {
+      arrived_.store(0, std::memory_order_relaxed);
+      generation_.store(generation + 1, std::memory_order_release);
+    } else {
+      wait_until([&] { return generation_.load(std::memory_order_acquire) != generation; });
+    }
+  }
+
+  const std::int64_t asked_;
+  int size_;
+  std::atomic<int> joined_{0};
+  std::atomic<std::int64_t> covered_{0};
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<std::uint32_t> generation_{0};
+};
+
+// How many threads a call may use: torch's own setting, capped by the cores that this process may
+// run on (more would only wait for each other), and 1 in a forked child, where the pool's
+// threads do not exist.
+int available_threads(int torch_threads);
+
+// Whether torch's pool runs the bodies of one parallel_for at the same time. False until said.
+void set_pool_is_concurrent(bool concurrent);
+
+}  // namespace rnn_ext::cpu

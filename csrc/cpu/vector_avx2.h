@@ -1,0 +1,111 @@
+// 32-byte vectors: AVX2 with FMA. Included inside the anonymous namespace of one translation unit,
+// under its target pragma.
+
+template <class T>
+struct Vector;
+
+inline constexpr std::int32_t avx2_lane_masks[16] = {-1, -1, -1, -1, -1, -1, -1, -1,
+                                                     0,  0,  0,  0,  0,  0,  0,  0};
+
+template <>
+struct Vector<float> {
+  using Scalar = float;
+  static constexpr int width = 8;
+
+  __m256 v;
+
+  static Vector broadcast(float x) { return {_mm256_set1_ps(x)}; }
+  static Vector load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  static Vector load(const float* p, int n) { return {_mm256_maskload_ps(p, first(n))}; }
+  void store(float* p) const { _mm256_storeu_ps(p, v); }
+  void store(float* p, int n) const { _mm256_maskstore_ps(p, first(n), v); }
+
+ private:
+  static __m256i first(int n) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(avx2_lane_masks + 8 - n));
+  }
+};
+
+inline Vector<float> operator+(Vector<float> a, Vector<float> b) {
+  return {_mm256_add_ps(a.v, b.v)};
+}
+inline Vector<float> operator-(Vector<float> a, Vector<float> b) {
+  return {_mm256_sub_ps(a.v, b.v)};
+}
+inline Vector<float> operator*(Vector<float> a, Vector<float> b) {
+  return {_mm256_mul_ps(a.v, b.v)};
+}
+inline Vector<float> operator/(Vector<float> a, Vector<float> b) {
+  return {_mm256_div_ps(a.v, b.v)};
+}
+inline Vector<float> multiply_add(Vector<float> a, Vector<float> b, Vector<float> c) {
+  return {_mm256_fmadd_ps(a.v, b.v, c.v)};
+}
+inline Vector<float> zero_where_not_positive(Vector<float> value, Vector<float> where) {
+  return {_mm256_andnot_ps(_mm256_cmp_ps(where.v, _mm256_setzero_ps(), _CMP_LE_OQ), value.v)};
+}
+// minps returns its second operand where either is NaN.
+inline Vector<float> at_most(Vector<float> x, Vector<float> bound) {
+  return {_mm256_min_ps(bound.v, x.v)};
+}
+inline Vector<float> magnitude(Vector<float> x) {
+  return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), x.v)};
+}
+inline Vector<float> with_sign_of(Vector<float> x, Vector<float> sign) {
+  return {_mm256_or_ps(x.v, _mm256_and_ps(_mm256_set1_ps(-0.0f), sign.v))};
+}
+inline Vector<float> power_of_two(Vector<float> x) {
+  const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(x.v), 23);
+  return {_mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(0x3f800000)))};
+}
+
+template <>
+struct Vector<double> {
+  using Scalar = double;
+  static constexpr int width = 4;
+
+  __m256d v;
+
+  static Vector broadcast(double x) { return {_mm256_set1_pd(x)}; }
+  static Vector load(const double* p) { return {_mm256_loadu_pd(p)}; }
+  static Vector load(const double* p, int n) { return {_mm256_maskload_pd(p, first(n))}; }
+  void store(double* p) const { _mm256_storeu_pd(p, v); }
+  void store(double* p, int n) const { _mm256_maskstore_pd(p, first(n), v); }
+
+ private:
+  static __m256i first(int n) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(avx2_lane_masks + 8 - 2 * n));
+  }
+};
+
+inline Vector<double> operator+(Vector<double> a, Vector<double> b) {
+  return {_mm256_add_pd(a.v, b.v)};
+}
+inline Vector<double> operator-(Vector<double> a, Vector<double> b) {
+  return {_mm256_sub_pd(a.v, b.v)};
+}
+inline Vector<double> operator*(Vector<double> a, Vector<double> b) {
+  return {_mm256_mul_pd(a.v, b.v)};
+}
+inline Vector<double> operator/(Vector<double> a, Vector<double> b) {
+  return {_mm256_div_pd(a.v, b.v)};
+}
+inline Vector<double> multiply_add(Vector<double> a, Vector<double> b, Vector<double> c) {
+  return {_mm256_fmadd_pd(a.v, b.v, c.v)};
+}
+inline Vector<double> zero_where_not_positive(Vector<double> value, Vector<double> where) {
+  return {_mm256_andnot_pd(_mm256_cmp_pd(where.v, _mm256_setzero_pd(), _CMP_LE_OQ), value.v)};
+}
+inline Vector<double> at_most(Vector<double> x, Vector<double> bound) {
+  return {_mm256_min_pd(bound.v, x.v)};
+}
+inline Vector<double> magnitude(Vector<double> x) {
+  return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), x.v)};
+}
+inline Vector<double> with_sign_of(Vector<double> x, Vector<double> sign) {
+  return {_mm256_or_pd(x.v, _mm256_and_pd(_mm256_set1_pd(-0.0), sign.v))};
+}
+inline Vector<double> power_of_two(Vector<double> x) {
+  const __m256i n = _mm256_slli_epi64(_mm256_castpd_si256(x.v), 52);
+  return {_mm256_castsi256_pd(_mm256_add_epi64(n, _mm256_set1_epi64x(0x3ff0000000000000)))};
+}

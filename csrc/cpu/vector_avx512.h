@@ -1,0 +1,102 @@
+// 64-byte vectors: AVX-512 F, DQ, BW, VL. Included inside the anonymous namespace of one
+// translation unit, under its target pragma.
+
+template <class T>
+struct Vector;
+
+template <>
+struct Vector<float> {
+  using Scalar = float;
+  static constexpr int width = 16;
+
+  __m512 v;
+
+  static Vector broadcast(float x) { return {_mm512_set1_ps(x)}; }
+  static Vector load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static Vector load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+  void store(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), v); }
+
+ private:
+  static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+};
+
+inline Vector<float> operator+(Vector<float> a, Vector<float> b) {
+  return {_mm512_add_ps(a.v, b.v)};
+}
+inline Vector<float> operator-(Vector<float> a, Vector<float> b) {
+  return {_mm512_sub_ps(a.v, b.v)};
+}
+inline Vector<float> operator*(Vector<float> a, Vector<float> b) {
+  return {_mm512_mul_ps(a.v, b.v)};
+}
+inline Vector<float> operator/(Vector<float> a, Vector<float> b) {
+  return {_mm512_div_ps(a.v, b.v)};
+}
+inline Vector<float> multiply_add(Vector<float> a, Vector<float> b, Vector<float> c) {
+  return {_mm512_fmadd_ps(a.v, b.v, c.v)};
+}
+inline Vector<float> zero_where_not_positive(Vector<float> value, Vector<float> where) {
+  const __mmask16 keep = _mm512_cmp_ps_mask(where.v, _mm512_setzero_ps(), _CMP_NLE_UQ);
+  return {_mm512_maskz_mov_ps(keep, value.v)};
+}
+// minps returns its second operand where either is NaN.
+inline Vector<float> at_most(Vector<float> x, Vector<float> bound) {
+  return {_mm512_min_ps(bound.v, x.v)};
+}
+inline Vector<float> magnitude(Vector<float> x) { return {_mm512_abs_ps(x.v)}; }
+inline Vector<float> with_sign_of(Vector<float> x, Vector<float> sign) {
+  return {_mm512_or_ps(x.v, _mm512_and_ps(_mm512_set1_ps(-0.0f), sign.v))};
+}
+inline Vector<float> power_of_two(Vector<float> x) {
+  const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(x.v), 23);
+  return {_mm512_castsi512_ps(_mm512_add_epi32(n, _mm512_set1_epi32(0x3f800000)))};
+}
+
+template <>
+struct Vector<double> {
+  using Scalar = double;
+  static constexpr int width = 8;
+
+  __m512d v;
+
+  static Vector broadcast(double x) { return {_mm512_set1_pd(x)}; }
+  static Vector load(const double* p) { return {_mm512_loadu_pd(p)}; }
+  static Vector load(const double* p, int n) { return {_mm512_maskz_loadu_pd(first(n), p)}; }
+  void store(double* p) const { _mm512_storeu_pd(p, v); }
+  void store(double* p, int n) const { _mm512_mask_storeu_pd(p, first(n), v); }
+
+ private:
+  static __mmask8 first(int n) { return static_cast<__mmask8>((1u << n) - 1); }
+};
+
+inline Vector<double> operator+(Vector<double> a, Vector<double> b) {
+  return {_mm512_add_pd(a.v, b.v)};
+}
+inline Vector<double> operator-(Vector<double> a, Vector<double> b) {
+  return {_mm512_sub_pd(a.v, b.v)};
+}
+inline Vector<double> operator*(Vector<double> a, Vector<double> b) {
+  return {_mm512_mul_pd(a.v, b.v)};
+}
+inline Vector<double> operator/(Vector<double> a, Vector<double> b) {
+  return {_mm512_div_pd(a.v, b.v)};
+}
+inline Vector<double> multiply_add(Vector<double> a, Vector<double> b, Vector<double> c) {
+  return {_mm512_fmadd_pd(a.v, b.v, c.v)};
+}
+inline Vector<double> zero_where_not_positive(Vector<double> value, Vector<double> where) {
+  const __mmask8 keep = _mm512_cmp_pd_mask(where.v, _mm512_setzero_pd(), _CMP_NLE_UQ);
+  return {_mm512_maskz_mov_pd(keep, value.v)};
+}
+inline Vector<double> at_most(Vector<double> x, Vector<double> bound) {
+  return {_mm512_min_pd(bound.v, x.v)};
+}
+inline Vector<double> magnitude(Vector<double> x) { return {_mm512_abs_pd(x.v)}; }
+inline Vector<double> with_sign_of(Vector<double> x, Vector<double> sign) {
+  return {_mm512_or_pd(x.v, _mm512_and_pd(_mm512_set1_pd(-0.0), sign.v))};
+}
+inline Vector<double> power_of_two(Vector<double> x) {
+  const __m512i n = _mm512_slli_epi64(_mm512_castpd_si512(x.v), 52);
+  return {_mm512_castsi512_pd(_mm512_add_epi64(n, _mm512_set1_epi64(0x3ff0000000000000)))};
+}

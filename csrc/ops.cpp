@@ -1,0 +1,24 @@
+// The ops: schemas and registration. Their fake kernels and autograd are in rnn_ext/ops.py.
+//
+// One call covers one layer in all its directions over the whole sequence. input is (T, B, I), or
+// packed (N, I) with batch_sizes; hx is (D, B, H); weights are weight_ih, weight_hh and, where the
+// layer has them, bias_ih, bias_hh for each direction; output is (T, B, D·H) or (N, D·H).
+// rnn_backward returns the gradients that output_mask asks for, in the order input, hx, weights.
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/driver.h"
+
+STABLE_TORCH_LIBRARY(rnn_ext, m) {
+  m.def(
+      "rnn_forward(Tensor input, Tensor? hx, Tensor[] weights, Tensor? batch_sizes, "
+      "str nonlinearity, bool bidirectional) -> (Tensor output, Tensor h_n)");
+  m.def(
+      "rnn_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor input, Tensor? hx, "
+      "Tensor[] weights, Tensor output, Tensor? batch_sizes, str nonlinearity, "
+      "bool bidirectional, bool[] output_mask) -> Tensor[]");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(rnn_ext, CPU, m) {
+  m.impl("rnn_forward", TORCH_BOX(&rnn_ext::cpu::rnn_forward));
+  m.impl("rnn_backward", TORCH_BOX(&rnn_ext::cpu::rnn_backward));
+}

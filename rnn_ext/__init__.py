@@ -1,0 +1,16 @@
+"""Fast plain (Elman) RNNs for PyTorch: a drop-in for ``torch.nn.RNN`` on fused kernels."""
+
+from . import _extension
+
+_C = _extension.load()
+
+from . import functional  # noqa: E402
+from .info import build_info, explain, uses_openmp  # noqa: E402
+from .modules import RNN, RNNCell  # noqa: E402
+
+__all__ = ["RNN", "RNNCell", "__version__", "build_info", "explain", "functional"]
+
+__version__: str = _C.build_info()["version"]
+
+# A team of threads meets at barriers, so its members must run at the same time.
+_C.set_pool_is_concurrent(uses_openmp())

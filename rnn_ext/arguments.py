@@ -1,0 +1,65 @@
+"""Argument types shared by the sub-commands: each turns a word into a value or says what is wrong.
+
+The user reads the message after the name of the flag: ``argument --epochs: must be …``.
+"""
+
+import math
+from argparse import ArgumentTypeError
+
+import torch
+
+__all__ = ["device", "positive_float", "positive_int", "seed"]
+
+# Beyond this, torch stops with errors about its own integer and float types.
+_LARGEST = 10**9
+
+
+def positive_int(word: str) -> int:
+    """A whole number from 1 to 10⁹."""
+    return _whole_number(word, 1, _LARGEST)
+
+
+def seed(word: str) -> int:
+    """What ``torch.manual_seed`` takes, without the negative aliases."""
+    return _whole_number(word, 0, 2**64 - 1)
+
+
+def positive_float(word: str) -> float:
+    """A finite number above 0, at most 10⁹."""
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= _LARGEST:
+        raise ArgumentTypeError(f"must be a number above 0 and at most {_LARGEST}, not {word!r}")
+    return value
+
+
+def device(word: str) -> torch.device:
+    """A device on which this torch can compute and read the result back (``meta`` cannot)."""
+    try:
+        value = torch.device(word)
+        torch.zeros(1, device=value).item()
+    except Exception:  # torch raises five unrelated classes here, one for each kind of absence
+        raise ArgumentTypeError(
+            f"cannot use {word!r}; torch {torch.__version__} offers {_devices()} here"
+        ) from None
+    return value
+
+
+def _whole_number(word: str, low: int, high: int) -> int:
+    try:
+        value = int(word)
+    except ValueError:
+        value = low - 1
+    if not low <= value <= high:
+        raise ArgumentTypeError(f"must be a whole number from {low} to {high}, not {word!r}")
+    return value
+
+
+def _devices() -> str:
+    names = ["cpu"]
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is not None:
+        names += [f"{accelerator.type}:{i}" for i in range(torch.accelerator.device_count())]
+    return ", ".join(names)

@@ -1,0 +1,45 @@
+"""Characters to indices and back."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+__all__ = ["Vocabulary"]
+
+
+class Vocabulary:
+    """The distinct characters (Unicode code points) of a text, numbered from 0 in sorted order.
+
+    The numbering depends on which characters occur and on nothing else, so that a seed gives the
+    same model on every run.
+
+    Attributes:
+        idx2char: the characters; ``idx2char[i]`` is the one with index ``i``.
+        char2idx: the index of each character.
+    """
+
+    def __init__(self, text: Iterable[str]) -> None:
+        self.idx2char: tuple[str, ...] = tuple(sorted(set(text)))
+        self.char2idx: dict[str, int] = {char: i for i, char in enumerate(self.idx2char)}
+
+    def __len__(self) -> int:
+        return len(self.idx2char)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({''.join(self.idx2char)!r})"
+
+    def encode(self, text: str) -> Tensor:
+        """Indices of the characters of ``text``: int64, shape ``(len(text),)``.
+
+        Raises:
+            ValueError: names the characters of ``text`` that the vocabulary lacks.
+        """
+        unknown = sorted(set(text) - self.char2idx.keys())
+        if unknown:
+            raise ValueError(f"not in the vocabulary: {', '.join(map(repr, unknown))}")
+        return torch.tensor([self.char2idx[char] for char in text], dtype=torch.int64)
+
+    def decode(self, indices: Iterable[int]) -> str:
+        """The text whose characters have these indices (a 1-D integer tensor will do as well)."""
+        return "".join(self.idx2char[int(i)] for i in indices)

@@ -1,0 +1,150 @@
+"""The command ``rnn-ext``: names the sub-commands, runs one, turns failures into exit codes.
+
+0: done. 2: something the user has to change, told in one sentence on stderr. 130: Ctrl-C.
+141: the reader of our output went away (``rnn-ext demo | head -1``). The last two are what a shell
+reports for a program ended by SIGINT or SIGPIPE.
+"""
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+import torch
+
+from . import __version__, build_info
+from .errors import UserError
+
+__all__ = ["main"]
+
+# name -> module with add_arguments(parser) and run(args) -> exit code, line for --help
+_COMMANDS = {
+    "demo": ("rnn_ext.charlm.demo", "learn one sentence by heart, character by character"),
+    "bench": ("rnn_ext.bench.command", "time rnn_ext.RNN against torch.nn.RNN"),
+    "info": ("rnn_ext.cli", "show how this copy was built and what it runs on"),
+}
+_OPTIONAL_PACKAGES = {"matplotlib", "safetensors", "tqdm"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: the process's own) and return the exit code."""
+    _print_anything()
+    try:
+        try:
+            return _dispatch(sys.argv[1:] if argv is None else argv)
+        finally:
+            _flush_stdout()  # a failing write has to show up here, not at exit
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        _abandon_stdout()
+        return 141
+    except OSError as error:
+        _abandon_stdout()
+        return _complain(str(error))
+    except UserError as error:
+        return _complain(str(error))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _OPTIONAL_PACKAGES:
+            raise
+        return _complain(f"this needs {package}; install it with: pip install 'rnn_ext[cli]'")
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _complain("out of memory; choose smaller sizes")
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    command = next((word for word in argv if not word.startswith("-")), None)
+    args = _build_parser(command).parse_args(argv)
+    if args.command is None:
+        raise UserError(f"name a command: {', '.join(_COMMANDS)} (see rnn-ext --help)")
+    code: int = args.run(args)
+    return code
+
+
+def _build_parser(command: str | None) -> argparse.ArgumentParser:
+    """All commands by name; imports and fills in ``command`` alone."""
+    parser = _Parser(
+        prog="rnn-ext",
+        description="Fused kernels for the plain RNN: demonstration, benchmark, build facts.",
+        epilog="'rnn-ext COMMAND --help' lists the flags of a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name, (module_name, summary) in _COMMANDS.items():
+        subparser = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            allow_abbrev=False,
+        )
+        if name == command:
+            module = import_module(module_name)
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One sentence, where argparse prints the usage as well."""
+        raise UserError(message)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``info`` takes no flags."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """``info``: print ``build_info()``, one ``key: value`` a line."""
+    facts = build_info()
+    width = max(map(len, facts)) + 1
+    for key, value in facts.items():
+        print(f"{key + ':':<{width}} {_in_words(value)}")
+    return 0
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def _complain(sentence: str) -> int:
+    print(f"rnn-ext: {sentence}", file=sys.stderr)
+    return 2
+
+
+def _print_anything() -> None:
+    """Show a character that the terminal's encoding lacks as an escape instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush_stdout() -> None:
+    if sys.stdout is not None:  # it is where the shell closed it: rnn-ext demo >&-
+        sys.stdout.flush()
+
+
+def _abandon_stdout() -> None:
+    """Let the interpreter's own flush at exit succeed if what is buffered can go nowhere."""
+    try:
+        _flush_stdout()
+    except OSError:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch's CPU allocator raises a bare RuntimeError.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        "DefaultCPUAllocator" in str(error)
+    )

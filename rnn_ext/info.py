@@ -1,0 +1,73 @@
+"""What this build is, and which way a call goes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from . import _C, routing
+from .modules import RNN, RNNCell
+
+__all__ = ["build_info", "explain", "uses_openmp"]
+
+
+def uses_openmp() -> bool:
+    """Whether torch's thread pool is OpenMP's, whose threads run at the same time."""
+    return "ATen parallel backend: OpenMP" in torch.__config__.parallel_info()
+
+
+def build_info() -> dict[str, Any]:
+    """What was built and what is running.
+
+    Returns:
+        ``version``, ``compiler``, ``isa_compiled`` (levels in the binary), ``isa`` (the level in use),
+        ``openmp``, ``cuda_archs`` (None without CUDA kernels), ``torch_built`` and ``torch_running``.
+    """
+    info = _C.build_info()
+    info["openmp"] = uses_openmp()
+    info["torch_running"] = torch.__version__
+    return info
+
+
+def explain(module: nn.Module, input: Tensor | PackedSequence) -> str:
+    """Says in one line which way ``module(input)`` goes, and why.
+
+    Args:
+        module: an :class:`rnn_ext.RNN` or :class:`rnn_ext.RNNCell`; of any other module it says that it
+            is not one.
+        input: what the module would be called with.
+    """
+    if not isinstance(module, (RNN, RNNCell)):
+        return f"{type(module).__name__} is not an rnn_ext module: this package takes no part"
+    data = input.data if isinstance(input, PackedSequence) else input
+    if isinstance(module, RNN):
+        weights = [getattr(module, name) for name in module._flat_weights_names]
+        directions, layers = (2 if module.bidirectional else 1), module.num_layers
+        batch_axis = 0 if module.batch_first else 1
+        steps, batch = data.size(1 - batch_axis if data.dim() == 3 else 0), 1
+        if isinstance(input, PackedSequence):
+            steps, batch = len(input.batch_sizes), int(input.batch_sizes[0])
+        elif data.dim() == 3:
+            batch = data.size(batch_axis)
+    else:
+        weights = [module.weight_ih, module.weight_hh]
+        weights += [module.bias_ih, module.bias_hh] if module.bias else []
+        directions, layers, steps = 1, 1, 1
+        batch = data.size(0) if data.dim() == 2 else 1
+    reason = routing.reason_for_torch(data, None, weights, module.bias, directions)
+    if reason:
+        return f"torch's own op: {reason}"
+    split, threads = _C.plan(
+        steps,
+        batch,
+        data.size(-1),
+        module.hidden_size,
+        data.dtype == torch.float64,
+        torch.get_num_threads(),
+    )
+    work = "1 thread" if threads == 1 else f"{threads} threads sharing the {split}"
+    stack = "" if layers == 1 else f", {layers} layers one after the other"
+    return f"rnn_ext CPU kernels, {_C.isa()}, {str(data.dtype)[6:]}: {work}{stack}"

@@ -1,0 +1,262 @@
+"""``RNN`` and ``RNNCell``: what stands where ``torch.nn.RNN`` and ``torch.nn.RNNCell`` stood."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from . import functional, routing
+
+__all__ = ["RNN", "RNNCell"]
+
+
+class RNN(nn.RNNBase):
+    r"""__init__(input_size, hidden_size, num_layers=1, nonlinearity='tanh', bias=True, batch_first=False, dropout=0.0, bidirectional=False, device=None, dtype=None)
+
+    A multi-layer Elman RNN (Elman, 1990), the whole sequence in one call. Each layer computes, for each
+    time step t,
+
+    .. math::
+        h_t = \varphi(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh}),
+        \qquad \varphi \in \{\tanh, \mathrm{ReLU}\}
+
+    where :math:`x_t` is the input or the output of the layer below. Constructor, parameters, their
+    initialization (the same draws for the same seed), ``state_dict``, results, errors and warnings are
+    those of :class:`torch.nn.RNN`.
+
+    Args:
+        input_size: number of features I of the input.
+        hidden_size: number of features H of the state.
+        num_layers: number of stacked layers L. Default: 1
+        nonlinearity: ``'tanh'`` or ``'relu'``. Default: ``'tanh'``
+        bias: whether the layers have ``bias_ih`` and ``bias_hh``. Default: ``True``
+        batch_first: whether input and output are ``(B, T, ·)`` rather than ``(T, B, ·)``; says nothing of
+            hx and h_n, and is ignored for input without a batch. Default: ``False``
+        dropout: probability of zeroing an element of the output of each layer but the last, in
+            training mode. Default: 0
+        bidirectional: whether every layer also runs from the last step to the first (D = 2). Default:
+            ``False``
+        device, dtype: of the parameters.
+
+    Inputs: input, hx
+        * **input**: ``(T, B, I)``, ``(B, T, I)`` with ``batch_first``, ``(T, I)`` without a batch, or a
+          :class:`~torch.nn.utils.rnn.PackedSequence`, which goes to the kernels as it is.
+        * **hx**: initial states ``(L·D, B, H)``, or ``(L·D, H)`` without a batch. Default: zeros
+
+    Outputs: output, h_n
+        * **output**: the last layer's states, shaped like input with ``D·H`` features; a PackedSequence
+          where the input was one.
+        * **h_n**: final states of every layer and direction, shaped like ``hx``.
+
+    Attributes:
+        weight_ih_l[k], weight_hh_l[k], bias_ih_l[k], bias_hh_l[k]: the parameters of layer k, of shapes
+            ``(H, I)`` (above the first layer ``(H, D·H)``), ``(H, H)``, ``(H,)``, ``(H,)``; those of the
+            reverse direction end in ``_reverse``. All start from
+            :math:`\mathcal{U}(-\sqrt{1/H}, \sqrt{1/H})`.
+
+    Raises:
+        RuntimeError, ValueError: as :class:`torch.nn.RNN` does, in its words.
+        torch.OutOfMemoryError: no memory for the result.
+
+    .. note::
+        float32 and float64 on the CPU run on this package's kernels; every other dtype and device runs
+        on torch's own op. :func:`rnn_ext.explain` says which way a call goes.
+
+    .. note::
+        Forward results and gradients are the same bits for every number of threads, and a batch row's
+        forward result does not depend on the other rows, on padding or on packing.
+
+    .. note::
+        ``isinstance(module, torch.nn.RNN)`` is False, ``isinstance(module, torch.nn.RNNBase)`` is True:
+        torch.compile refuses to trace whatever is an instance of the former.
+        :meth:`flatten_parameters` does nothing.
+
+    Example::
+
+        >>> rnn = rnn_ext.RNN(10, 20, num_layers=2)
+        >>> output, h_n = rnn(torch.randn(5, 3, 10), torch.randn(2, 3, 20))
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if "proj_size" in kwargs:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        if len(args) > 3:
+            nonlinearity = args[3]
+            args = args[:3] + args[4:]
+        else:
+            nonlinearity = kwargs.pop("nonlinearity", "tanh")
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(
+                f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
+            )
+        # A plain attribute, so settable before Module.__init__ as nn.RNN does.
+        self.nonlinearity = nonlinearity
+        super().__init__("RNN_TANH" if nonlinearity == "tanh" else "RNN_RELU", *args, **kwargs)
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: the weights stay where they are."""
+
+    def forward(  # type: ignore[override]
+        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Runs the layers; see the class for the shapes."""
+        # Read once: a parametrized weight is computed on every access.
+        weights = [getattr(self, name) for name in self._flat_weights_names]
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx, weights)
+        if input.dim() not in (2, 3):
+            raise ValueError(
+                f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead"
+            )
+        is_batched = input.dim() == 3
+        if not is_batched:
+            if hx is not None:
+                if hx.dim() != 2:
+                    raise RuntimeError(
+                        f"For unbatched 2-D input, hx should also be 2-D but got {hx.dim()}-D tensor"
+                    )
+                hx = hx.unsqueeze(1)
+            input = input.unsqueeze(1)
+        elif hx is not None and hx.dim() != 3:
+            raise RuntimeError(
+                f"For batched 3-D input, hx should also be 3-D but got {hx.dim()}-D tensor"
+            )
+        elif self.batch_first:
+            input = input.transpose(0, 1)
+        self._check(input, hx, weights, input.size(1))
+        output, h_n = self._run(input, hx, weights, None)
+        if not is_batched:
+            return output.squeeze(1), h_n.squeeze(1)
+        return (output.transpose(0, 1) if self.batch_first else output), h_n
+
+    def _forward_packed(
+        self, packed: PackedSequence, hx: Tensor | None, weights: list[Tensor]
+    ) -> tuple[PackedSequence, Tensor]:
+        data, batch_sizes, sorted_indices, unsorted_indices = packed
+        batch = int(batch_sizes[0])
+        if hx is None:
+            directions = 2 if self.bidirectional else 1
+            hx = data.new_zeros(self.num_layers * directions, batch, self.hidden_size)
+        else:
+            hx = self.permute_hidden(hx, sorted_indices)
+        if data.dim() != 2:
+            raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
+        self._check(data, hx, weights, batch)
+        output, h_n = self._run(data, hx, weights, batch_sizes)
+        return (
+            PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices),
+            self.permute_hidden(h_n, unsorted_indices),
+        )
+
+    def _check(self, input: Tensor, hx: Tensor | None, weights: list[Tensor], batch: int) -> None:
+        """What ``RNNBase.check_forward_args`` does, on weights read once."""
+        dtype = weights[0].dtype
+        if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
+            raise ValueError(
+                f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
+                f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
+            )
+        if input.size(-1) != self.input_size:
+            raise RuntimeError(
+                "input.size(-1) must be equal to input_size. "
+                f"Expected {self.input_size}, got {input.size(-1)}"
+            )
+        if hx is not None:
+            directions = 2 if self.bidirectional else 1
+            expected = (self.num_layers * directions, batch, self.hidden_size)
+            if hx.shape != expected:
+                raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.shape)}")
+
+    def _run(
+        self,
+        input: Tensor,
+        hx: Tensor | None,
+        weights: list[Tensor],
+        batch_sizes: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        return routing.run(
+            input,
+            hx,
+            weights,
+            batch_sizes,
+            nonlinearity=self.nonlinearity,
+            num_layers=self.num_layers,
+            bias=self.bias,
+            dropout=self.dropout,
+            training=self.training,
+            bidirectional=self.bidirectional,
+        )
+
+
+class RNNCell(nn.RNNCellBase):
+    r"""One step of an Elman RNN, with the interface of :class:`torch.nn.RNNCell`.
+
+    .. math::
+        h' = \varphi(W_{ih} x + b_{ih} + W_{hh} h + b_{hh})
+
+    Args:
+        input_size: number of features I of the input.
+        hidden_size: number of features H of the state.
+        bias: whether the cell has ``bias_ih`` and ``bias_hh``. Default: ``True``
+        nonlinearity: ``'tanh'`` or ``'relu'``. Default: ``'tanh'``
+        device, dtype: of the parameters.
+
+    Inputs: input, hx
+        * **input**: ``(B, I)``, or ``(I,)`` without a batch.
+        * **hx**: ``(B, H)``, or ``(H,)`` without a batch. Default: zeros
+
+    Output:
+        The next state, shaped like ``hx``.
+
+    Attributes:
+        weight_ih, weight_hh, bias_ih, bias_hh: of shapes ``(H, I)``, ``(H, H)``, ``(H,)``, ``(H,)``; all
+            start from :math:`\mathcal{U}(-\sqrt{1/H}, \sqrt{1/H})`.
+
+    Raises:
+        RuntimeError, ValueError: as :class:`torch.nn.RNNCell` does, in its words.
+    """
+
+    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        self.nonlinearity = nonlinearity
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """The next state; see the class for the shapes."""
+        if input.dim() not in (1, 2):
+            raise ValueError(
+                f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead"
+            )
+        if hx is not None and hx.dim() not in (1, 2):
+            raise ValueError(f"RNNCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        is_batched = input.dim() == 2
+        if not is_batched:
+            input = input.unsqueeze(0)
+            hx = None if hx is None else hx.unsqueeze(0)
+        h = functional.rnn_cell(
+            input,
+            hx,
+            self.weight_ih,
+            self.weight_hh,
+            self.bias_ih,
+            self.bias_hh,
+            self.nonlinearity,
+        )
+        return h if is_batched else h.squeeze(0)

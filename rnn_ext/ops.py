@@ -1,0 +1,144 @@
+"""What ``torch.ops.rnn_ext.*`` need beside their kernels: fake kernels and autograd.
+
+The schemas are in ``csrc/ops.cpp``. Importing this module needs the binary to be loaded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import composite
+
+__all__ = ["differentiate", "save_for_backward"]
+
+
+@torch.library.register_fake("rnn_ext::rnn_forward")
+def _(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    nonlinearity: str,
+    bidirectional: bool,
+) -> tuple[Tensor, Tensor]:
+    directions = 2 if bidirectional else 1
+    hidden_size = weights[1].size(0)
+    if batch_sizes is None:
+        batch = input.size(1)
+    else:
+        assert hx is not None, "packed input needs hx"
+        batch = hx.size(1)
+    output = input.new_empty(*input.shape[:-1], directions * hidden_size)
+    return output, input.new_empty(directions, batch, hidden_size)
+
+
+@torch.library.register_fake("rnn_ext::rnn_backward")
+def _(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    input: Tensor,
+    hx: Tensor | None,
+    weights: list[Tensor],
+    output: Tensor,
+    batch_sizes: Tensor | None,
+    nonlinearity: str,
+    bidirectional: bool,
+    output_mask: list[bool],
+) -> list[Tensor]:
+    operands = [input, hx, *weights]
+    return [
+        t.new_empty(t.shape)
+        for t, wanted in zip(operands, output_mask, strict=True)
+        if wanted and t is not None
+    ]
+
+
+def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    """``setup_context`` of the forward op. Keeps x, h and the weights; φ' is a function of h."""
+    input, hx, weights, batch_sizes, nonlinearity, bidirectional = inputs
+    states, _ = output
+    ctx.save_for_backward(input, hx, batch_sizes, states, *weights)
+    ctx.nonlinearity = nonlinearity
+    ctx.bidirectional = bidirectional
+    ctx.set_materialize_grads(False)
+
+
+def differentiate(
+    ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, output_mask: list[bool]
+) -> list[Tensor | None]:
+    """The gradients of input, hx and each weight, None where ``output_mask`` is False."""
+    input, hx, batch_sizes, output, *weights = ctx.saved_tensors
+    found = iter(
+        torch.ops.rnn_ext.rnn_backward.default(
+            grad_output,
+            grad_h_n,
+            input,
+            hx,
+            weights,
+            output,
+            batch_sizes,
+            ctx.nonlinearity,
+            ctx.bidirectional,
+            output_mask,
+        )
+    )
+    return [next(found) if wanted else None for wanted in output_mask]
+
+
+def _forward_op_backward(
+    ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None
+) -> tuple[Any, ...]:
+    needs_input, needs_hx, needs_weights = ctx.needs_input_grad[:3]
+    grad_input, grad_hx, *grad_weights = differentiate(
+        ctx, grad_output, grad_h_n, [needs_input, needs_hx, *needs_weights]
+    )
+    return grad_input, grad_hx, grad_weights, None, None, None
+
+
+torch.library.register_autograd(
+    "rnn_ext::rnn_forward", _forward_op_backward, setup_context=save_for_backward
+)
+
+
+def _save_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    (
+        grad_output,
+        grad_h_n,
+        input,
+        hx,
+        weights,
+        _,
+        batch_sizes,
+        nonlinearity,
+        bidirectional,
+        output_mask,
+    ) = inputs
+    ctx.save_for_backward(grad_output, grad_h_n, input, hx, batch_sizes, *weights)
+    ctx.nonlinearity = nonlinearity
+    ctx.bidirectional = bidirectional
+    ctx.output_mask = output_mask
+    ctx.set_materialize_grads(False)
+
+
+def _backward_op_backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+    """Differentiates the gradients through the composite layer.
+
+    The op's argument ``output`` is a function of the others, so its share of the derivative is
+    already in theirs.
+    """
+    grad_output, grad_h_n, input, hx, batch_sizes, *weights = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    wanted = [*needs[:4], *needs[4]]
+    operands = [grad_output, grad_h_n, input, hx, *weights]
+    second = composite.double_backward(
+        operands, wanted, grads, ctx.output_mask, batch_sizes, ctx.nonlinearity, ctx.bidirectional
+    )
+    return (*second[:4], second[4:], None, None, None, None, None)
+
+
+torch.library.register_autograd(
+    "rnn_ext::rnn_backward", _backward_op_backward, setup_context=_save_for_double_backward
+)
