@@ -48,6 +48,10 @@ inline Vector<float> zero_where_not_positive(Vector<float> value, Vector<float> 
 inline Vector<float> at_most(Vector<float> x, Vector<float> bound) {
   return {_mm256_min_ps(bound.v, x.v)};
 }
+inline Vector<float> first_where_below(Vector<float> a, Vector<float> b, Vector<float> x,
+                                       Vector<float> bound) {
+  return {_mm256_blendv_ps(b.v, a.v, _mm256_cmp_ps(x.v, bound.v, _CMP_LT_OQ))};
+}
 inline Vector<float> magnitude(Vector<float> x) {
   return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), x.v)};
 }
@@ -98,6 +102,10 @@ inline Vector<double> zero_where_not_positive(Vector<double> value, Vector<doubl
 }
 inline Vector<double> at_most(Vector<double> x, Vector<double> bound) {
   return {_mm256_min_pd(bound.v, x.v)};
+}
+inline Vector<double> first_where_below(Vector<double> a, Vector<double> b, Vector<double> x,
+                                        Vector<double> bound) {
+  return {_mm256_blendv_pd(b.v, a.v, _mm256_cmp_pd(x.v, bound.v, _CMP_LT_OQ))};
 }
 inline Vector<double> magnitude(Vector<double> x) {
   return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), x.v)};

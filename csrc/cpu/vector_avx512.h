@@ -44,6 +44,11 @@ inline Vector<float> zero_where_not_positive(Vector<float> value, Vector<float> 
 inline Vector<float> at_most(Vector<float> x, Vector<float> bound) {
   return {_mm512_min_ps(bound.v, x.v)};
 }
+inline Vector<float> first_where_below(Vector<float> a, Vector<float> b, Vector<float> x,
+                                       Vector<float> bound) {
+  const __mmask16 below = _mm512_cmp_ps_mask(x.v, bound.v, _CMP_LT_OQ);
+  return {_mm512_mask_blend_ps(below, b.v, a.v)};
+}
 inline Vector<float> magnitude(Vector<float> x) { return {_mm512_abs_ps(x.v)}; }
 inline Vector<float> with_sign_of(Vector<float> x, Vector<float> sign) {
   return {_mm512_or_ps(x.v, _mm512_and_ps(_mm512_set1_ps(-0.0f), sign.v))};
@@ -91,6 +96,11 @@ inline Vector<double> zero_where_not_positive(Vector<double> value, Vector<doubl
 }
 inline Vector<double> at_most(Vector<double> x, Vector<double> bound) {
   return {_mm512_min_pd(bound.v, x.v)};
+}
+inline Vector<double> first_where_below(Vector<double> a, Vector<double> b, Vector<double> x,
+                                        Vector<double> bound) {
+  const __mmask8 below = _mm512_cmp_pd_mask(x.v, bound.v, _CMP_LT_OQ);
+  return {_mm512_mask_blend_pd(below, b.v, a.v)};
 }
 inline Vector<double> magnitude(Vector<double> x) { return {_mm512_abs_pd(x.v)}; }
 inline Vector<double> with_sign_of(Vector<double> x, Vector<double> sign) {

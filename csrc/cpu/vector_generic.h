@@ -36,6 +36,10 @@ struct Vector {
     return {(where.v <= Lanes{}) ? Lanes{} : value.v};
   }
   friend Vector at_most(Vector x, Vector bound) { return {(x.v > bound.v) ? bound.v : x.v}; }
+  // a where x < bound, b elsewhere (NaN too).
+  friend Vector first_where_below(Vector a, Vector b, Vector x, Vector bound) {
+    return {(x.v < bound.v) ? a.v : b.v};
+  }
   friend Vector magnitude(Vector x) { return {(Lanes)((IntLanes)x.v & ~sign_bit())}; }
   friend Vector with_sign_of(Vector x, Vector sign) {
     return {(Lanes)((IntLanes)x.v | ((IntLanes)sign.v & sign_bit()))};
