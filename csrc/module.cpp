@@ -10,6 +10,8 @@
 
 namespace py = pybind11;
 
+extern const char* const source_digest;
+
 namespace {
 
 #if defined(__clang__)
@@ -50,7 +52,7 @@ PYBIND11_MODULE(_C, m) {
   } catch (const std::invalid_argument& error) {
     throw std::invalid_argument(std::string("RNN_EXT_ISA=") + error.what());
   }
-  m.attr("source_digest") = RNN_EXT_SOURCE_DIGEST;
+  m.attr("source_digest") = source_digest;
   m.def("build_info", &build_info);
   m.def("isa", [] { return rnn_ext::cpu::kernels().name; });
   m.def("isa_available", &rnn_ext::cpu::available_isas);

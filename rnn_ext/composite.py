@@ -30,10 +30,7 @@ def rnn_layer(
     outputs, finals = [], []
     for direction in range(directions):
         w_ih, w_hh, *biases = weights[direction * per_direction : (direction + 1) * per_direction]
-        if hx is None:
-            h0 = input.new_zeros(rows[0], w_hh.size(0))
-        else:
-            h0 = hx[direction]
+        h0 = input.new_zeros(rows[0], w_hh.size(0)) if hx is None else hx[direction]
         output, h_n = _direction(
             F.linear(input, w_ih, sum(biases) if biases else None),  # type: ignore[arg-type]
             h0,
@@ -104,7 +101,9 @@ def double_backward(
         grad_output, grad_h_n, input, hx, *weights = alias
         assert input is not None
         outputs = rnn_layer(input, hx, weights, batch_sizes, nonlinearity, bidirectional)  # type: ignore[arg-type]
-        pairs = [(o, g) for o, g in zip(outputs, (grad_output, grad_h_n), strict=True) if g is not None]
+        pairs = [
+            (o, g) for o, g in zip(outputs, (grad_output, grad_h_n), strict=True) if g is not None
+        ]
         inputs = [t for t, m in zip([input, hx, *weights], output_mask, strict=True) if m]
         if not pairs or not inputs:
             return [None] * len(operands)
@@ -132,4 +131,7 @@ def double_backward(
                 allow_unused=True,
             )
         )
-        return [next(second) if w and t is not None else None for t, w in zip(alias, wanted, strict=True)]
+        return [
+            next(second) if w and t is not None else None
+            for t, w in zip(alias, wanted, strict=True)
+        ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, _VF
+import torch
+from torch import Tensor
 
-from . import autograd, routing
+from . import routing
 
 __all__ = ["rnn", "rnn_cell"]
 
@@ -34,11 +35,13 @@ def rnn(
     With T time steps, batch B, input size I, hidden size H, L layers and D directions:
 
     Args:
-        input: ``(T, B, I)``; ``(B, T, I)`` with ``batch_first``; ``(T, I)`` without a batch; or packed
-            ``(N, I)`` with ``batch_sizes``, as in :class:`torch.nn.utils.rnn.PackedSequence`.
+        input: ``(T, B, I)``; ``(B, T, I)`` with ``batch_first``; ``(T, I)`` without a batch; or
+            packed ``(N, I)`` with ``batch_sizes``, as in
+            :class:`torch.nn.utils.rnn.PackedSequence`.
         hx: initial states ``(L·D, B, H)``, ``(L·D, H)`` without a batch; zeros where None.
         weights: ``weight_ih``, ``weight_hh`` and, with ``bias``, ``bias_ih``, ``bias_hh``, for each
-            direction of each layer: the order of ``torch.nn.RNN``'s parameters. Shapes ``(H, I)`` in the
+            direction of each layer: the order of ``torch.nn.RNN``'s parameters. Shapes ``(H, I)``
+                in the
             first layer and ``(H, D·H)`` above, ``(H, H)``, ``(H,)``, ``(H,)``.
         nonlinearity: ``'tanh'`` or ``'relu'``.
         num_layers: L.
@@ -53,7 +56,7 @@ def rnn(
         ``output``, shaped like input with ``D·H`` features, and ``h_n``, shaped like ``hx``.
 
     Raises:
-        ValueError: an argument's shape or value does not fit the others.
+        ValueError: an argument's shape, dtype, device or value does not fit the others.
     """
     directions = 2 if bidirectional else 1
     weights = list(weights)
@@ -70,7 +73,8 @@ def rnn(
         if hx is not None:
             if hx.dim() != 2:
                 raise ValueError(
-                    f"hx: expected 2 dimensions for input without a batch, got shape {tuple(hx.shape)}"
+                    "hx: expected 2 dimensions (L·D, H) for input without a batch, "
+                    f"got shape {tuple(hx.shape)}"
                 )
             hx = hx.unsqueeze(1)
     elif batch_sizes is not None and input.dim() != 2:
@@ -84,12 +88,14 @@ def rnn(
     else:
         batch = input.size(1)
     _check_weights(weights, input.size(-1), num_layers, directions, bias)
-    states = (num_layers * directions, batch, weights[1].size(0))
+    states = (num_layers * directions, batch, weights[1].size(1))
     if hx is None:
         if batch_sizes is not None:
             hx = input.new_zeros(states)
-    elif hx.shape != states:
-        raise ValueError(f"hx: expected shape {states}, got {tuple(hx.shape)}")
+    else:
+        _check_shapes({"hx": hx}, [states])
+        _check_like_input(input, {"hx": hx})
+    _check_like_input(input, {f"weights[{i}]": w for i, w in enumerate(weights)})
 
     output, h_n = routing.run(
         input,
@@ -120,41 +126,39 @@ def rnn_cell(
     r"""One step of an Elman RNN, :math:`\varphi(W_{ih} x + b_{ih} + W_{hh} h + b_{hh})`.
 
     Args:
-        input: ``(B, I)``.
-        hx: ``(B, H)``; zeros where None.
+        input: ``(B, I)``, or ``(I,)`` without a batch.
+        hx: ``(B, H)`` or ``(H,)``; zeros where None.
         w_ih, w_hh: ``(H, I)`` and ``(H, H)``.
         b_ih, b_hh: ``(H,)`` each, or both None.
         nonlinearity: ``'tanh'`` or ``'relu'``.
 
     Returns:
-        The next state ``(B, H)``.
+        The next state ``(B, H)`` or ``(H,)``.
 
     Raises:
-        ValueError: unknown nonlinearity.
-        RuntimeError: shapes that do not fit each other, in the words of ``torch.rnn_tanh_cell``.
+        ValueError: an argument's shape, dtype, device or value does not fit the others.
     """
     _check_settings(nonlinearity, 1, 0.0)
-    has_bias = b_ih is not None and b_hh is not None
-    weights = [w_ih, w_hh, b_ih, b_hh] if has_bias else [w_ih, w_hh]
-    fits = (
-        input.dim() == 2
-        and (hx is None or hx.shape == (input.size(0), w_hh.size(0)))
-        and (b_ih is None) == (b_hh is None)
-    )
-    if not fits or routing.reason_for_torch(input, hx, weights, has_bias, 1):  # type: ignore[arg-type]
-        if hx is None:
-            hx = input.new_zeros(input.size(0), w_hh.size(0))
-        op = _VF.rnn_tanh_cell if nonlinearity == "tanh" else _VF.rnn_relu_cell
-        return op(input, hx, w_ih, w_hh, b_ih, b_hh)
-    output, _ = autograd.rnn_layer(
-        input.unsqueeze(0),
-        None if hx is None else hx.unsqueeze(0),
-        weights,  # type: ignore[arg-type]
-        None,
-        nonlinearity,
-        False,
-    )
-    return output.squeeze(0)
+    if input.dim() not in (1, 2):
+        raise ValueError(f"input: expected shape (B, I) or (I,), got {tuple(input.shape)}")
+    if (b_ih is None) != (b_hh is None):
+        raise ValueError("b_ih, b_hh: expected both or neither")
+    named = {"w_ih": w_ih, "w_hh": w_hh}
+    if b_ih is not None and b_hh is not None:
+        named |= {"b_ih": b_ih, "b_hh": b_hh}
+    if w_hh.dim() != 2:
+        raise ValueError(f"w_hh: expected shape (H, H), got {tuple(w_hh.shape)}")
+    hidden_size = w_hh.size(1)
+    shapes = routing.weight_shapes(input.size(-1), hidden_size, 1, 1, b_ih is not None)
+    _check_shapes(named, shapes)
+    if hx is not None:
+        _check_shapes({"hx": hx}, [(*input.shape[:-1], hidden_size)])
+        named["hx"] = hx
+    _check_like_input(input, named)
+    if input.dim() == 2:
+        return routing.run_cell(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity)
+    hx = None if hx is None else hx.unsqueeze(0)
+    return routing.run_cell(input.unsqueeze(0), hx, w_ih, w_hh, b_ih, b_hh, nonlinearity).squeeze(0)
 
 
 def _layout(batch_first: bool) -> str:
@@ -171,12 +175,17 @@ def _check_settings(nonlinearity: str, num_layers: int, dropout: float) -> None:
 
 
 def _check_batch_sizes(batch_sizes: Tensor, rows: int) -> None:
-    sizes = batch_sizes.tolist()
-    falls = all(a >= b for a, b in zip(sizes, sizes[1:], strict=False))
-    if not sizes or not falls or sizes[-1] < 1 or sum(sizes) != rows:
+    if batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1 or not batch_sizes.is_cpu:
         raise ValueError(
-            f"batch_sizes: expected positive sizes that never increase and add up to the {rows} rows "
-            f"of input, got {sizes}"
+            f"batch_sizes: expected a 1-D torch.int64 tensor on the CPU, got {batch_sizes.dim()}-D "
+            f"{batch_sizes.dtype} on {batch_sizes.device}"
+        )
+    sizes = batch_sizes.tolist()
+    if not sizes or sizes[-1] < 1 or sizes != sorted(sizes, reverse=True):
+        raise ValueError(f"batch_sizes: expected positive sizes that never increase, got {sizes}")
+    if sum(sizes) != rows:
+        raise ValueError(
+            f"batch_sizes: expected to add up to the {rows} rows of input, got {sum(sizes)}"
         )
 
 
@@ -192,9 +201,22 @@ def _check_weights(
         )
     if weights[1].dim() != 2:
         raise ValueError(f"weights[1]: expected shape (H, H), got {tuple(weights[1].shape)}")
-    expected_shapes = routing.weight_shapes(
-        input_size, weights[1].size(0), num_layers, directions, bias
-    )
-    for i, (weight, expected) in enumerate(zip(weights, expected_shapes, strict=True)):
-        if weight.shape != expected:
-            raise ValueError(f"weights[{i}]: expected shape {expected}, got {tuple(weight.shape)}")
+    shapes = routing.weight_shapes(input_size, weights[1].size(1), num_layers, directions, bias)
+    _check_shapes({f"weights[{i}]": w for i, w in enumerate(weights)}, shapes)
+
+
+def _check_shapes(named: dict[str, Tensor], shapes: Sequence[tuple[int, ...]]) -> None:
+    for (name, tensor), shape in zip(named.items(), shapes, strict=True):
+        if tensor.shape != shape:
+            raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
+
+
+def _check_like_input(input: Tensor, named: dict[str, Tensor]) -> None:
+    autocast = torch._C._is_any_autocast_enabled()
+    for name, tensor in named.items():
+        if tensor.device != input.device:
+            raise ValueError(
+                f"{name}: expected device {input.device} of input, got {tensor.device}"
+            )
+        if tensor.dtype != input.dtype and not autocast:
+            raise ValueError(f"{name}: expected {input.dtype} of input, got {tensor.dtype}")

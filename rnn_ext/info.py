@@ -23,8 +23,9 @@ def build_info() -> dict[str, Any]:
     """What was built and what is running.
 
     Returns:
-        ``version``, ``compiler``, ``isa_compiled`` (levels in the binary), ``isa`` (the level in use),
-        ``openmp``, ``cuda_archs`` (None without CUDA kernels), ``torch_built`` and ``torch_running``.
+        ``version``, ``compiler``, ``isa_compiled`` (levels in the binary), ``isa`` (the level in
+        use), ``openmp``, ``cuda_archs`` (None without CUDA kernels), ``torch_built`` and
+        ``torch_running``.
     """
     info = _C.build_info()
     info["openmp"] = uses_openmp()
@@ -36,15 +37,15 @@ def explain(module: nn.Module, input: Tensor | PackedSequence) -> str:
     """Says in one line which way ``module(input)`` goes, and why.
 
     Args:
-        module: an :class:`rnn_ext.RNN` or :class:`rnn_ext.RNNCell`; of any other module it says that it
-            is not one.
+        module: an :class:`rnn_ext.RNN` or :class:`rnn_ext.RNNCell`; of any other module it says
+            that it is not one.
         input: what the module would be called with.
     """
     if not isinstance(module, (RNN, RNNCell)):
         return f"{type(module).__name__} is not an rnn_ext module: this package takes no part"
     data = input.data if isinstance(input, PackedSequence) else input
     if isinstance(module, RNN):
-        weights = [getattr(module, name) for name in module._flat_weights_names]
+        weights = module._read_weights()
         directions, layers = (2 if module.bidirectional else 1), module.num_layers
         batch_axis = 0 if module.batch_first else 1
         steps, batch = data.size(1 - batch_axis if data.dim() == 3 else 0), 1
@@ -68,6 +69,7 @@ def explain(module: nn.Module, input: Tensor | PackedSequence) -> str:
         data.dtype == torch.float64,
         torch.get_num_threads(),
     )
-    work = "1 thread" if threads == 1 else f"{threads} threads sharing the {split}"
+    work = f"{threads} of {torch.get_num_threads()} threads"
+    work += f" sharing the {split}" if threads > 1 else ""
     stack = "" if layers == 1 else f", {layers} layers one after the other"
     return f"rnn_ext CPU kernels, {_C.isa()}, {str(data.dtype)[6:]}: {work}{stack}"

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional, routing
+from . import routing
 
 __all__ = ["RNN", "RNNCell"]
 
 
 class RNN(nn.RNNBase):
-    r"""__init__(input_size, hidden_size, num_layers=1, nonlinearity='tanh', bias=True, batch_first=False, dropout=0.0, bidirectional=False, device=None, dtype=None)
+    r"""A multi-layer Elman RNN (Elman, 1990), the whole sequence in one call.
 
-    A multi-layer Elman RNN (Elman, 1990), the whole sequence in one call. Each layer computes, for each
-    time step t,
+    Each layer computes, for each time step t,
 
     .. math::
         h_t = \varphi(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh}),
         \qquad \varphi \in \{\tanh, \mathrm{ReLU}\}
 
     where :math:`x_t` is the input or the output of the layer below. Constructor, parameters, their
-    initialization (the same draws for the same seed), ``state_dict``, results, errors and warnings are
-    those of :class:`torch.nn.RNN`.
+    initialization (the same draws for the same seed), ``state_dict``, results, errors and warnings
+    are those of :class:`torch.nn.RNN`.
 
     Args:
         input_size: number of features I of the input.
@@ -33,28 +32,28 @@ class RNN(nn.RNNBase):
         num_layers: number of stacked layers L. Default: 1
         nonlinearity: ``'tanh'`` or ``'relu'``. Default: ``'tanh'``
         bias: whether the layers have ``bias_ih`` and ``bias_hh``. Default: ``True``
-        batch_first: whether input and output are ``(B, T, ·)`` rather than ``(T, B, ·)``; says nothing of
-            hx and h_n, and is ignored for input without a batch. Default: ``False``
+        batch_first: whether input and output are ``(B, T, ·)`` rather than ``(T, B, ·)``; says
+            nothing of hx and h_n, and is ignored for input without a batch. Default: ``False``
         dropout: probability of zeroing an element of the output of each layer but the last, in
             training mode. Default: 0
-        bidirectional: whether every layer also runs from the last step to the first (D = 2). Default:
-            ``False``
+        bidirectional: whether every layer also runs from the last step to the first (D = 2).
+            Default: ``False``
         device, dtype: of the parameters.
 
     Inputs: input, hx
-        * **input**: ``(T, B, I)``, ``(B, T, I)`` with ``batch_first``, ``(T, I)`` without a batch, or a
-          :class:`~torch.nn.utils.rnn.PackedSequence`, which goes to the kernels as it is.
+        * **input**: ``(T, B, I)``, ``(B, T, I)`` with ``batch_first``, ``(T, I)`` without a batch,
+          or a :class:`~torch.nn.utils.rnn.PackedSequence`, which goes to the kernels as it is.
         * **hx**: initial states ``(L·D, B, H)``, or ``(L·D, H)`` without a batch. Default: zeros
 
     Outputs: output, h_n
-        * **output**: the last layer's states, shaped like input with ``D·H`` features; a PackedSequence
-          where the input was one.
+        * **output**: the last layer's states, shaped like input with ``D·H`` features; a
+          PackedSequence where the input was one.
         * **h_n**: final states of every layer and direction, shaped like ``hx``.
 
     Attributes:
-        weight_ih_l[k], weight_hh_l[k], bias_ih_l[k], bias_hh_l[k]: the parameters of layer k, of shapes
-            ``(H, I)`` (above the first layer ``(H, D·H)``), ``(H, H)``, ``(H,)``, ``(H,)``; those of the
-            reverse direction end in ``_reverse``. All start from
+        weight_ih_l[k], weight_hh_l[k], bias_ih_l[k], bias_hh_l[k]: the parameters of layer k, of
+            shapes ``(H, I)`` (above the first layer ``(H, D·H)``), ``(H, H)``, ``(H,)``, ``(H,)``;
+            those of the reverse direction end in ``_reverse``. All start from
             :math:`\mathcal{U}(-\sqrt{1/H}, \sqrt{1/H})`.
 
     Raises:
@@ -62,16 +61,16 @@ class RNN(nn.RNNBase):
         torch.OutOfMemoryError: no memory for the result.
 
     .. note::
-        float32 and float64 on the CPU run on this package's kernels; every other dtype and device runs
-        on torch's own op. :func:`rnn_ext.explain` says which way a call goes.
+        float32 and float64 on the CPU run on this package's kernels; every other dtype and device
+        runs on torch's own op. :func:`rnn_ext.explain` says which way a call goes.
 
     .. note::
-        Forward results and gradients are the same bits for every number of threads, and a batch row's
-        forward result does not depend on the other rows, on padding or on packing.
+        Forward results and gradients are the same bits for every number of threads, and a batch
+        row's forward result does not depend on the other rows, on padding or on packing.
 
     .. note::
-        ``isinstance(module, torch.nn.RNN)`` is False, ``isinstance(module, torch.nn.RNNBase)`` is True:
-        torch.compile refuses to trace whatever is an instance of the former.
+        ``isinstance(module, torch.nn.RNN)`` is False, ``isinstance(module, torch.nn.RNNBase)`` is
+        True: torch.compile refuses to trace whatever is an instance of the former.
         :meth:`flatten_parameters` does nothing.
 
     Example::
@@ -81,6 +80,24 @@ class RNN(nn.RNNBase):
         >>> output.shape, h_n.shape
         (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
     """
+
+    @overload
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if "proj_size" in kwargs:
@@ -94,19 +111,17 @@ class RNN(nn.RNNBase):
             raise ValueError(
                 f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
             )
-        # A plain attribute, so settable before Module.__init__ as nn.RNN does.
         self.nonlinearity = nonlinearity
         super().__init__("RNN_TANH" if nonlinearity == "tanh" else "RNN_RELU", *args, **kwargs)
 
     def flatten_parameters(self) -> None:
         """Does nothing: the weights stay where they are."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the layers; see the class for the shapes."""
-        # Read once: a parametrized weight is computed on every access.
-        weights = [getattr(self, name) for name in self._flat_weights_names]
+        weights = self._read_weights()
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, weights)
         if input.dim() not in (2, 3):
@@ -118,7 +133,8 @@ class RNN(nn.RNNBase):
             if hx is not None:
                 if hx.dim() != 2:
                     raise RuntimeError(
-                        f"For unbatched 2-D input, hx should also be 2-D but got {hx.dim()}-D tensor"
+                        "For unbatched 2-D input, hx should also be 2-D "
+                        f"but got {hx.dim()}-D tensor"
                     )
                 hx = hx.unsqueeze(1)
             input = input.unsqueeze(1)
@@ -133,6 +149,14 @@ class RNN(nn.RNNBase):
         if not is_batched:
             return output.squeeze(1), h_n.squeeze(1)
         return (output.transpose(0, 1) if self.batch_first else output), h_n
+
+    def _read_weights(self) -> list[Tensor]:
+        """The weights as they are now, each read once: parametrized ones are computed on access."""
+        plain = self._parameters
+        return [
+            plain[name] if name in plain else getattr(self, name)  # type: ignore[misc]
+            for name in self._flat_weights_names
+        ]
 
     def _forward_packed(
         self, packed: PackedSequence, hx: Tensor | None, weights: list[Tensor]
@@ -166,11 +190,11 @@ class RNN(nn.RNNBase):
                 "input.size(-1) must be equal to input_size. "
                 f"Expected {self.input_size}, got {input.size(-1)}"
             )
-        if hx is not None:
-            directions = 2 if self.bidirectional else 1
-            expected = (self.num_layers * directions, batch, self.hidden_size)
-            if hx.shape != expected:
-                raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.shape)}")
+        states = self.num_layers * (2 if self.bidirectional else 1)
+        actual = (states, batch, self.hidden_size) if hx is None else hx.shape
+        expected = (states, batch, self.proj_size or self.hidden_size)
+        if actual != expected:
+            raise RuntimeError(f"Expected hidden size {expected}, got {list(actual)}")
 
     def _run(
         self,
@@ -214,14 +238,14 @@ class RNNCell(nn.RNNCellBase):
         The next state, shaped like ``hx``.
 
     Attributes:
-        weight_ih, weight_hh, bias_ih, bias_hh: of shapes ``(H, I)``, ``(H, H)``, ``(H,)``, ``(H,)``; all
-            start from :math:`\mathcal{U}(-\sqrt{1/H}, \sqrt{1/H})`.
+        weight_ih, weight_hh, bias_ih, bias_hh: of shapes ``(H, I)``, ``(H, H)``, ``(H,)``,
+            ``(H,)``; all start from :math:`\mathcal{U}(-\sqrt{1/H}, \sqrt{1/H})`.
 
     Raises:
         RuntimeError, ValueError: as :class:`torch.nn.RNNCell` does, in its words.
     """
 
-    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
+    __constants__: ClassVar[list[str]] = ["input_size", "hidden_size", "bias", "nonlinearity"]
     nonlinearity: str
 
     def __init__(
@@ -239,9 +263,7 @@ class RNNCell(nn.RNNCellBase):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next state; see the class for the shapes."""
         if input.dim() not in (1, 2):
-            raise ValueError(
-                f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead"
-            )
+            raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
         if hx is not None and hx.dim() not in (1, 2):
             raise ValueError(f"RNNCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
         if self.nonlinearity not in ("tanh", "relu"):
@@ -250,7 +272,7 @@ class RNNCell(nn.RNNCellBase):
         if not is_batched:
             input = input.unsqueeze(0)
             hx = None if hx is None else hx.unsqueeze(0)
-        h = functional.rnn_cell(
+        h = routing.run_cell(
             input,
             hx,
             self.weight_ih,

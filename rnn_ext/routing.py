@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, _VF
+from torch import _VF, Tensor
 
 from . import autograd
 
-__all__ = ["reason_for_torch", "run", "weight_shapes"]
+__all__ = ["reason_for_torch", "run", "run_cell", "weight_shapes"]
 
 _KERNEL_DTYPES = (torch.float32, torch.float64)
 
@@ -30,28 +30,56 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """Runs all layers over a time-major ``(T, B, I)`` or packed ``(N, I)`` input.
 
-    What the kernels do not serve, mistakes among it, goes to torch's own op, which either computes it
-    or raises the error that users know.
+    What the kernels do not serve, mistakes among it, goes to torch's own op, which either computes
+    it or raises the error that users know.
     """
     directions = 2 if bidirectional else 1
-    if reason_for_torch(input, hx, weights, bias, directions):
-        return _run_torch(
-            input,
-            hx,
-            weights,
-            batch_sizes,
-            nonlinearity,
-            num_layers,
-            bias,
-            dropout,
-            training,
-            bidirectional,
-        )
-    if num_layers == 1:
-        return autograd.rnn_layer(input, hx, weights, batch_sizes, nonlinearity, bidirectional)
+    if not _quick_reason(input, hx, weights):
+        try:
+            if num_layers == 1:
+                return autograd.rnn_layer(
+                    input, hx, weights, batch_sizes, nonlinearity, bidirectional
+                )
+            return _run_layers(
+                input,
+                hx,
+                weights,
+                batch_sizes,
+                nonlinearity,
+                num_layers,
+                dropout if training else 0.0,
+                bidirectional,
+            )
+        except RuntimeError:
+            # The op checks its operands; to check them here too would cost small calls dear.
+            if not reason_for_torch(input, hx, weights, bias, directions):
+                raise
+    if hx is None:
+        batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
+        hx = input.new_zeros(num_layers * directions, batch, weights[1].size(-1))
+    op = _VF.rnn_tanh if nonlinearity == "tanh" else _VF.rnn_relu
+    settings = (list(weights), bias, num_layers, dropout, training, bidirectional)
+    if batch_sizes is None:
+        return op(input, hx, *settings, False)
+    return op(input, batch_sizes, hx, *settings)
+
+
+def _run_layers(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    nonlinearity: str,
+    num_layers: int,
+    dropout: float,
+    bidirectional: bool,
+) -> tuple[Tensor, Tensor]:
+    directions = 2 if bidirectional else 1
     per_layer = len(weights) // num_layers
     finals = []
     for layer in range(num_layers):
+        if layer > 0 and dropout > 0:
+            input = F.dropout(input, dropout)
         input, h_n = autograd.rnn_layer(
             input,
             None if hx is None else hx[layer * directions : (layer + 1) * directions],
@@ -61,32 +89,78 @@ def run(
             bidirectional,
         )
         finals.append(h_n)
-        if training and dropout > 0 and layer < num_layers - 1:
-            input = F.dropout(input, dropout)
     return input, torch.cat(finals)
+
+
+def run_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    nonlinearity: str,
+) -> Tensor:
+    """Runs one step for input ``(B, I)`` and hx ``(B, H)``, as ``run`` does a sequence."""
+    weights = [w for w in (w_ih, w_hh, b_ih, b_hh) if w is not None]
+    if not _quick_reason(input, hx, weights):
+        try:
+            output, _ = autograd.rnn_layer(
+                input.unsqueeze(0),
+                None if hx is None else hx.unsqueeze(0),
+                weights,
+                None,
+                nonlinearity,
+                False,
+            )
+            return output.squeeze(0)
+        except RuntimeError:
+            if not reason_for_torch(input.unsqueeze(0), hx, weights, b_ih is not None, 1):
+                raise
+    if hx is None:
+        hx = input.new_zeros(input.size(0), w_hh.size(-1))
+    op = _VF.rnn_tanh_cell if nonlinearity == "tanh" else _VF.rnn_relu_cell
+    return op(input, hx, w_ih, w_hh, b_ih, b_hh)
 
 
 def reason_for_torch(
     input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], bias: bool, directions: int
 ) -> str | None:
     """Why torch's own op has to take the call; None where the kernels serve it."""
-    dtype, device = input.dtype, input.device
-    if device.type != "cpu":
-        return f"no kernel for device type {device.type}"
-    if dtype not in _KERNEL_DTYPES:
-        return f"no CPU kernel for {dtype}"
+    reason = _quick_reason(input, hx, weights)
+    if reason:
+        return reason
+    if any(t.dtype != input.dtype for t in _operands(hx, weights)):
+        return "input, hx and weights differ in dtype"
+    if input.dim() == 3 and input.size(0) == 0:
+        return "the sequence has no time steps"
+    hidden_size = weights[1].size(0)
+    num_layers = max(1, len(weights) // (directions * (4 if bias else 2)))
+    shapes = weight_shapes(input.size(-1), hidden_size, num_layers, directions, bias)
+    if [tuple(w.shape) for w in weights] != shapes:
+        return "the shapes of the weights do not fit each other"
+    if hx is not None and hx.shape[-2:] != (hx.size(-2), hidden_size):
+        return "the shape of hx does not fit"
+    return None
+
+
+def _quick_reason(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> str | None:
+    """The part of the above that the op could not find out itself."""
+    if not input.is_cpu:
+        return f"no kernel for device type {input.device.type}"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
-    for tensor in weights if hx is None else (hx, *weights):
-        if tensor.dtype != dtype or tensor.device != device:
-            return "input, hx and weights differ in dtype or device"
-    if input.size(0) == 0 and input.dim() == 3:
-        return "the sequence has no time steps"
-    num_layers = len(weights) // (directions * (4 if bias else 2))
-    shapes = weight_shapes(input.size(-1), weights[1].size(0), num_layers, directions, bias)
-    if any(w.shape != s for w, s in zip(weights, shapes, strict=True)):
-        return "the shapes of the weights do not fit each other"
+    if input.dtype not in _KERNEL_DTYPES:
+        return f"no CPU kernel for {input.dtype}"
+    # A tensor elsewhere would take the call to another device's kernel, or to the meta one.
+    for tensor in _operands(hx, weights):
+        if tensor is None or not tensor.is_cpu:
+            return "a weight or hx is missing or on another device than input"
     return None
+
+
+def _operands(hx: Tensor | None, weights: Sequence[Tensor]) -> Sequence[Tensor]:
+    return weights if hx is None else [hx, *weights]
 
 
 def weight_shapes(
@@ -99,26 +173,3 @@ def weight_shapes(
         direction = [(hidden_size, features), (hidden_size, hidden_size)]
         shapes += (direction + [(hidden_size,)] * (2 if bias else 0)) * directions
     return shapes
-
-
-def _run_torch(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    nonlinearity: str,
-    num_layers: int,
-    bias: bool,
-    dropout: float,
-    training: bool,
-    bidirectional: bool,
-) -> tuple[Tensor, Tensor]:
-    op = _VF.rnn_tanh if nonlinearity == "tanh" else _VF.rnn_relu
-    if hx is None:
-        directions = 2 if bidirectional else 1
-        batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
-        hx = input.new_zeros(num_layers * directions, batch, weights[1].size(-1))
-    settings = (list(weights), bias, num_layers, dropout, training, bidirectional)
-    if batch_sizes is None:
-        return op(input, hx, *settings, False)
-    return op(input, batch_sizes, hx, *settings)

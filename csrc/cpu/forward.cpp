@@ -31,12 +31,13 @@ class Forward {
   void run(Team::Member& member) const {
     pack(member);
     member.barrier();
+    const Matrix<const T> h0 = initial_state();
     const auto share = StepShare::of(plan_, p_, kernels_, member);
     for (std::int64_t s = 0; s < p_.steps.count;) {
       const Chunk chunk = take_chunk(p_, s, 1, chunk_rows_);
       project(chunk, share, member);
       for (const std::int64_t end = s + chunk.last - chunk.first + 1; s < end; ++s) {
-        step(p_.step(s), share);
+        step(p_.step(s), h0, share);
         if (share.meets) {
           member.barrier();
         }
@@ -60,12 +61,34 @@ class Forward {
     kernels_.pack_transposed(part(p_.weight_hh), columns.size(), p_.hidden_size,
                              weight_hh_.data() + columns.begin * p_.hidden_size,
                              panel * p_.hidden_size);
+    if (!p_.hx) {
+      Product<T> product;
+      product.rows = 1;
+      product.inner = p_.hidden_size;
+      product.columns = columns.size();
+      product.a = zeros_.data();
+      product.b = weight_hh_.data() + columns.begin * p_.hidden_size;
+      product.c = from_zeros_.data() + columns.begin;
+      kernels_.product(product);
+    }
     if (bias_.data()) {
       for (std::int64_t c = columns.begin; c < columns.end; ++c) {
         bias_.data()[c] = (p_.bias_ih ? p_.bias_ih.data[c * p_.bias_ih.column_stride] : T{0}) +
                           (p_.bias_hh ? p_.bias_hh.data[c * p_.bias_hh.column_stride] : T{0});
       }
     }
+  }
+
+  // hx, or null where its product can be left out: a missing hx means zeros, but W_hh times zeros
+  // is NaN where W_hh is not finite, and that has to show.
+  Matrix<const T> initial_state() const {
+    if (p_.hx) {
+      return p_.hx;
+    }
+    const T* products = from_zeros_.data();
+    const bool finite =
+        std::all_of(products, products + p_.hidden_size, [](T x) { return x == T{0}; });
+    return finite ? Matrix<const T>{} : Matrix<const T>{zeros_.data(), 0, 1};
   }
 
   // Writes W_ih x + b for the chunk where its output will be. A member that keeps its columns
@@ -114,14 +137,14 @@ class Forward {
     return {input_.data(), p_.input_size, 1};
   }
 
-  void step(std::int64_t t, const StepShare& share) const {
+  void step(std::int64_t t, Matrix<const T> h0, const StepShare& share) const {
     const std::int64_t previous = p_.previous(t);
     const std::int64_t carried = p_.steps.rows_or_none(previous);
     const Range rows = share.rows.below(p_.steps.rows(t));
     if (carried > 0) {
       advance(t, rows.below(carried), share.columns, p_.output.at(p_.steps, previous));
     }
-    advance(t, rows.from(carried), share.columns, p_.hx);
+    advance(t, rows.from(carried), share.columns, h0);
 
     // Rows that the next step does not have end here.
     const Range ending = rows.from(p_.steps.rows_or_none(p_.next(t)));
@@ -163,6 +186,8 @@ class Forward {
   Buffer<T> weight_hh_;
   Buffer<T> bias_;
   Buffer<T> input_;
+  Buffer<T> zeros_;
+  Buffer<T> from_zeros_;  // W_hh times zeros
 };
 
 }  // namespace

@@ -84,7 +84,7 @@ def train(model: CharRNN, tokens: Tensor, epochs: int, lr: float) -> Iterator[fl
         hidden = hidden.detach()
         loss = nn.functional.cross_entropy(logits.squeeze(1), targets)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         yield loss.item()
 

@@ -1,0 +1,89 @@
+# `make demo` and `make test` on a fresh machine; `make` lists the rest.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+PIP_INSTALL := $(RUN)/python -m pip install --disable-pip-version-check
+PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+
+# With its folders, so that a removed file counts as a change.
+CSRC := $(shell find csrc)
+CUDA := $(filter %.cu,$(CSRC))
+NVCC ?= $(or $(shell command -v nvcc 2>/dev/null),$(wildcard $(or $(CUDA_HOME),/usr/local/cuda)/bin/nvcc))
+
+# No GPU in sight: leave CUDA out of the build, so that a newcomer never waits for nvcc.
+ifeq ($(FORCE_CUDA)$(wildcard /dev/nvidia[0-9]* /dev/dxg),)
+export FORCE_CPU := 1
+endif
+
+.PHONY: help demo test build lint wheel cuda-check clean force
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+demo: $(VENV)/ready ## train on one sentence and write it again (ARGS="--text ...")
+	$(RUN)/rnn-ext demo $(ARGS)
+
+test: $(VENV)/ready ## run the tests (ARGS="-m slow" or "-k name")
+	$(RUN)/python -m pytest $(ARGS)
+
+build: $(VENV)/ready ## set up .venv and compile what changed
+
+lint: $(VENV)/ready ## ruff, mypy, clang-format
+	$(RUN)/ruff check
+	$(RUN)/ruff format --check
+	$(RUN)/mypy
+	$(RUN)/clang-format --dry-run -Werror $(filter %.cpp %.h %.inl %.cu %.cuh,$(CSRC))
+
+wheel: $(VENV)/ready ## write an sdist, and the wheel built from it, to dist/
+	rm -rf dist
+	$(RUN)/python setup.py -q sdist
+	$(RUN)/python -m pip wheel --no-cache-dir --no-build-isolation --no-deps -w dist dist/*.tar.gz
+
+cuda-check: $(if $(NVCC),$(CUDA:csrc/%.cu=build/cuda-check/%.o)) ## compile every .cu where nvcc is
+	@echo "$(if $(NVCC),nvcc compiled all $(words $(CUDA)) .cu files,no nvcc: no .cu file was compiled)"
+
+build/cuda-check/%.o: csrc/%.cu $(CSRC)
+	@mkdir -p $(@D)
+	$(NVCC) -std=c++20 -O3 -I csrc -c $< -o $@
+
+clean: ## remove what was built, but for .venv
+	rm -rf build dist *.egg-info rnn_ext/_C.*.so
+
+# The environment with torch and the build tools. The stamp is away while they are installed, and
+# an environment without it, which is what an interrupted set-up leaves behind, is made anew.
+TOOLS := $(VENV)/tools-$(PYTHON_VERSION)
+
+$(TOOLS): constraints.txt
+	@$(SHELL) -c "$$PREREQUISITES"
+	@test -e $@ || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
+	@rm -f $@
+	$(PIP_INSTALL) -r constraints.txt
+	@touch $@
+
+# The package in that environment, editable. Where C++ sources alone changed, ninja decides.
+$(VENV)/ready: $(TOOLS) pyproject.toml setup.py $(CSRC) $(if $(wildcard rnn_ext/_C.*.so),,force)
+	$(if $(filter-out $(CSRC),$?),$(INSTALL),$(RUN)/python setup.py -q build_ext --inplace)
+	@touch $@
+
+INSTALL = $(PIP_INSTALL) -c constraints.txt --no-build-isolation -e '.[test,lint]'
+
+define PREREQUISITES
+stop() {
+    echo "make: $$1 (Debian, Ubuntu: sudo apt install $$2; Fedora: sudo dnf install $$3)" >&2
+    exit 1
+}
+py=$(notdir $(PYTHON))
+command -v $(PYTHON) >/dev/null ||
+    stop "$(PYTHON) is missing: install it" "python3 python3-venv python3-dev" python3-devel
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+    stop "$(PYTHON) is Python $(PYTHON_VERSION), and 3.10 or newer is needed: install one and name it, as in make PYTHON=python3.12" "python3.12 python3.12-venv python3.12-dev" python3.12-devel
+$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null ||
+    stop "$(PYTHON) has no venv module: install it" $$py-venv $$py
+test -e "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ||
+    stop "$(PYTHON) has no C headers: install them" $$py-dev $$py-devel
+names="$${CXX:-c++ g++ clang++}"
+for name in $$names; do command -v "$$name" >/dev/null && exit; done
+stop "there is no C++ compiler ($$names): install one" g++ gcc-c++
+endef
+export PREREQUISITES

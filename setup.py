@@ -1,0 +1,151 @@
+"""Builds `rnn_ext._C`; all else about the package is in pyproject.toml."""
+
+from __future__ import annotations
+
+import os
+import platform
+import runpy
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any, NoReturn
+
+from setuptools import Extension, setup
+
+
+def fail(reason: str) -> NoReturn:
+    raise SystemExit(f"rnn_ext cannot be built: {reason}.")
+
+
+if sys.platform not in ("linux", "darwin") or sys.maxsize < 2**32:
+    fail(
+        "it supports 64-bit Linux and macOS, and this Python is "
+        f"{platform.architecture()[0]} on {platform.system()}"
+    )
+
+try:
+    import pybind11
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
+except ModuleNotFoundError as error:
+    fail(
+        f"{error.name} is missing: run `pip install 'torch>=2.10' pybind11 ninja` "
+        "or leave out --no-build-isolation"
+    )
+
+if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 10):
+    fail(
+        f"it needs torch 2.10 or newer and found torch {torch.__version__}: "
+        "run `pip install --upgrade torch`"
+    )
+
+ROOT = Path(__file__).resolve().parent
+INSTALL_COMPILER = "`sudo apt install g++`, `sudo dnf install gcc-c++` or `xcode-select --install`"
+DEBUG = os.environ.get("DEBUG", "0") not in ("", "0")
+
+
+def find_compiler() -> str:
+    """Return the C++ compiler to use: $CXX, or the first of the usual names."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    compiler = next(filter(shutil.which, names), None)
+    if compiler is None:
+        fail(f"no C++ compiler ({', '.join(names)}) was found: install one with {INSTALL_COMPILER}")
+    # A macro that the compiler does not define stays as it is written.
+    probe = subprocess.run(
+        [compiler, "-x", "c++", "-E", "-P", "-"],
+        input="__clang_major__ __GNUC__",
+        capture_output=True,
+        text=True,
+    )
+    versions = probe.stdout.split()
+    if probe.returncode != 0 or len(versions) != 2:
+        complaint = (probe.stderr.strip() or "it printed nothing").splitlines()[-1]
+        fail(f"the C++ compiler {compiler} does not work ({complaint}): see {INSTALL_COMPILER}")
+    clang, gcc = versions
+    name, version, oldest = ("clang", clang, 14) if clang.isdigit() else ("gcc", gcc, 11)
+    if not version.isdigit() or int(version) < oldest:
+        fail(
+            f"it needs a C++20 compiler (gcc 11 or clang 14, or newer) and {compiler} is "
+            f"{name} {version}: install a newer one and name it, as in CXX=g++-12"
+        )
+    return compiler
+
+
+def check_python_headers() -> None:
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        python = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        fail(
+            f"Python's C headers are missing: install them with `sudo apt install {python}-dev` "
+            f"or `sudo dnf install {python}-devel`"
+        )
+
+
+class build_ext(BuildExtension):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Ninja is looked for on PATH, where an environment that is not activated has none.
+        scripts = sysconfig.get_path("scripts")
+        os.environ["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])
+        super().__init__(*args, **kwargs)
+
+    def build_extensions(self) -> None:
+        check_python_headers()
+        # Python's own settings may name another compiler for the link.
+        os.environ["CXX"] = compiler = find_compiler()
+        self.compiler.set_executable("compiler_cxx", compiler)
+        # An editable install gives a temporary folder here, in which ninja would start anew.
+        platform_tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        self.build_temp = str(ROOT / "build" / f"temp.{platform_tag}")
+        self.define_constants(self.extensions[0])
+        try:
+            super().build_extensions()
+        except RuntimeError as error:  # ninja's; the compiler's own messages stand above it
+            fail(str(error))
+
+    def define_constants(self, extension: Extension) -> None:
+        extension.define_macros += [
+            ("RNN_EXT_VERSION", f'"{self.distribution.get_version()}"'),
+            ("RNN_EXT_TORCH_BUILT", f'"{torch.__version__}"'),
+        ]
+        # In a header, not in a flag: a flag that changes with each source recompiles them all.
+        source_digest = runpy.run_path(str(ROOT / "rnn_ext" / "_digest.py"))["source_digest"]
+        content = f'#define RNN_EXT_SOURCE_DIGEST "{source_digest(ROOT / "csrc")}"\n'
+        header = Path(self.build_temp, "include", "rnn_ext_source_digest.h")
+        header.parent.mkdir(parents=True, exist_ok=True)
+        if not header.is_file() or header.read_text() != content:
+            header.write_text(content)
+        extension.include_dirs.insert(0, str(header.parent))
+
+
+def relative(*patterns: str) -> list[str]:
+    return sorted(
+        path.relative_to(ROOT).as_posix() for pattern in patterns for path in ROOT.glob(pattern)
+    )
+
+
+extension = CppExtension(
+    "rnn_ext._C",
+    relative("csrc/*.cpp", "csrc/common/*.cpp", "csrc/cpu/*.cpp"),
+    # PyPI's pybind11 goes before the copy that comes with torch.
+    include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
+    define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],
+    extra_compile_args=[
+        "-std=c++20",
+        "-fvisibility=hidden",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-ffp-contract=fast",
+        "-Wall",
+        "-Wextra",
+        # As system headers, torch's warn of nothing. (That leaves them out of ninja's dependencies:
+        # RNN_EXT_TORCH_BUILT recompiles all for a new torch.)
+        *(f"-isystem{path}" for path in include_paths()),
+        # Python's own flags ask for -g, which makes the binary several times as large.
+        *(["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0"]),
+    ],
+)
+# The C shims live there; the other libraries of CppExtension are for torch's C++ API.
+extension.libraries = ["torch_cpu"]
+
+setup(ext_modules=[extension], cmdclass={"build_ext": build_ext})

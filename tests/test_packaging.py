@@ -1,0 +1,284 @@
+"""The package as a whole: what it is built from, ships, and says when it cannot be loaded."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.metadata
+import os
+import platform
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import setuptools
+import torch
+
+import rnn_ext
+from rnn_ext import _C, _digest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(rnn_ext.__file__).parent
+Load = Callable[[], ModuleType]
+SetupPy = Callable[[], dict[str, Any]]
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """An empty package with our loader in it, as it lies in site-packages."""
+    folder = tmp_path / f"loader_of_{tmp_path.name}"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    for name in ("_extension.py", "_digest.py"):
+        shutil.copy(PACKAGE / name, folder)
+    return folder
+
+
+@pytest.fixture
+def load(package: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """That package's `load`, imported when first called."""
+    monkeypatch.syspath_prepend(package.parent)
+    return lambda: importlib.import_module(f"{package.name}._extension").load()
+
+
+def make_source_tree(root: Path) -> None:
+    (root / "csrc").mkdir()
+    (root / "csrc" / "ops.cpp").write_text("int x;\n")
+    (root / "pyproject.toml").touch()
+
+
+def write_module(package: Path, source_digest: str) -> None:
+    (package / "_C.py").write_text(f"source_digest = {source_digest!r}\n")
+
+
+def sentence(load: Load) -> str:
+    with pytest.raises(ImportError) as caught:
+        load()
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.endswith(".")
+    return text
+
+
+def test_old_torch_is_named_with_the_way_out(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    text = sentence(load)
+    assert "needs torch 2.10 or newer and found torch 2.9.1+cpu" in text
+    assert "pip install --upgrade torch" in text
+
+
+def test_oldest_supported_torch_is_taken(
+    package: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_module(package, "")
+    monkeypatch.setattr(torch, "__version__", "2.10.0")
+    assert load().__name__ == f"{package.name}._C"
+
+
+def test_tree_that_was_never_built_says_make_build(package: Path, load: Load) -> None:
+    make_source_tree(package.parent)
+    text = sentence(load)
+    assert "never built" in text
+    assert f"`make build` in {package.parent}" in text
+    assert "another folder" in text
+
+
+def test_installed_package_without_its_binary_says_install_again(package: Path, load: Load) -> None:
+    text = sentence(load)
+    assert f"missing from {package}" in text
+    assert f"install rnn_ext again with {sys.executable}" in text
+
+
+@pytest.mark.parametrize("in_tree", [False, True])
+def test_binary_for_another_python_is_named(package: Path, load: Load, in_tree: bool) -> None:
+    binary = package / "_C.cpython-39-x86_64-linux-gnu.so"
+    binary.touch()
+    if in_tree:
+        make_source_tree(package.parent)
+    text = sentence(load)
+    assert f"built for another Python or machine ({binary.name})" in text
+    assert platform.python_version() in text
+    assert ("make build" in text) == in_tree
+
+
+def test_binary_that_does_not_load_says_why(package: Path, load: Load) -> None:
+    binary = package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    binary.write_bytes(b"\x7fELF of some other machine")
+    text = sentence(load)
+    assert "does not load on this machine" in text
+    assert binary.name in text
+    assert "install rnn_ext again" in text
+
+
+def test_error_that_the_binary_itself_raises_passes_unchanged(package: Path, load: Load) -> None:
+    (package / "_C.py").write_text("raise ImportError('RNN_EXT_ISA is wrong.')\n")
+    assert sentence(load) == "RNN_EXT_ISA is wrong."
+
+
+def test_changed_source_says_make_build_until_it_is_built(package: Path, load: Load) -> None:
+    make_source_tree(package.parent)
+    csrc = package.parent / "csrc"
+    write_module(package, _digest.source_digest(csrc))
+    load()
+    (csrc / "ops.cpp").write_text("int y;\n")
+    text = sentence(load)
+    assert "changed after its binary was built" in text
+    assert "`make build`" in text
+
+
+def test_other_projects_csrc_beside_an_installed_package_is_no_change(
+    package: Path, load: Load
+) -> None:
+    write_module(package, "0")
+    (package.parent / "csrc").mkdir()
+    load()
+
+
+def test_digest_sees_content_names_and_headers_but_no_hidden_or_other_files(tmp_path: Path) -> None:
+    (tmp_path / "cpu").mkdir()
+    seen = {_digest.source_digest(tmp_path)}
+    for name, content in [
+        ("ops.cpp", "a"),
+        ("ops.cpp", "b"),
+        ("cpu/kernels.inl", ""),
+        ("cpu/kernels.h", ""),
+        ("cpu/step.cuh", ""),
+    ]:
+        (tmp_path / name).write_text(content)
+        seen.add(_digest.source_digest(tmp_path))
+    (tmp_path / "ops.cpp").rename(tmp_path / "cpu" / "ops.cpp")
+    seen.add(_digest.source_digest(tmp_path))
+    assert len(seen) == 7
+    (tmp_path / ".ops.cpp").touch()
+    (tmp_path / "ops.cpp~").touch()
+    assert _digest.source_digest(tmp_path) in seen
+
+
+def test_version_is_the_same_in_binary_metadata_and_build_info() -> None:
+    assert rnn_ext.__version__ == importlib.metadata.version("rnn_ext")
+    assert _C.build_info()["version"] == rnn_ext.__version__
+
+
+def test_stub_lists_exactly_the_public_names_of_the_binary() -> None:
+    stub = ast.parse((PACKAGE / "_C.pyi").read_text())
+    listed = {node.name for node in stub.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    listed |= {
+        node.target.id
+        for node in stub.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+    assert listed == {name for name in dir(_C) if not name.startswith("_")}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file")
+def test_binary_needs_nothing_of_torch_but_the_c_shims() -> None:
+    tools = [("nm", "-DC", "--undefined-only"), ("readelf", "-dW")]
+    symbols, dynamic = (
+        subprocess.run([*tool, str(_C.__file__)], check=True, capture_output=True, text=True).stdout
+        for tool in tools
+    )
+    assert re.search(r"\baoti_torch_", symbols)
+    assert not re.findall(r".*\b(?:at|c10|torch|caffe2)::.*", symbols)
+    needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic))
+    assert {name for name in needed if "torch" in name or "c10" in name} == {"libtorch_cpu.so"}
+
+
+@pytest.fixture
+def setup_py(monkeypatch: pytest.MonkeyPatch) -> SetupPy:
+    """Runs setup.py up to its call of `setup`, returns its names."""
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    return lambda: runpy.run_path(str(ROOT / "setup.py"))
+
+
+def test_build_on_windows_names_the_platforms(
+    setup_py: SetupPy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit, match="supports 64-bit Linux and macOS"):
+        setup_py()
+
+
+def test_build_with_an_old_torch_says_upgrade(
+    setup_py: SetupPy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.9.1")
+    with pytest.raises(SystemExit, match=r"found torch 2\.9\.1: run `pip install --upgrade torch`"):
+        setup_py()
+
+
+def test_build_without_a_compiler_says_how_to_get_one(
+    setup_py: SetupPy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(SystemExit, match=r"\(c\+\+, g\+\+, clang\+\+\) was found: install .*apt"):
+        setup_py()["find_compiler"]()
+
+
+@pytest.mark.parametrize(
+    ("prints", "complaint"),
+    [
+        ("__clang_major__ 10", "is gcc 10: install a newer one"),
+        ("13 4", "is clang 13: install a newer one"),
+        ("", "does not work"),
+    ],
+)
+def test_build_with_an_unfit_compiler_says_so(
+    setup_py: SetupPy,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    prints: str,
+    complaint: str,
+) -> None:
+    compiler = tmp_path / "cxx"
+    compiler.write_text(f"#!/bin/sh\necho {prints}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(SystemExit, match=complaint):
+        setup_py()["find_compiler"]()
+
+
+@pytest.mark.slow
+def test_wheel_from_the_sdist_works_in_an_environment_of_its_own(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*command: str | Path, cwd: Path = tmp_path) -> str:
+        done = subprocess.run(
+            command, cwd=cwd, env=environment, check=True, stdout=subprocess.PIPE, text=True
+        )
+        return done.stdout
+
+    pip = (sys.executable, "-m", "pip")
+    run(sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path, cwd=ROOT)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    run(*pip, "wheel", "--no-cache-dir", "--no-build-isolation", "--no-deps", "-w", tmp_path, sdist)
+    (wheel,) = tmp_path.glob("*.whl")
+
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (metadata,) = (archive.read(n).decode() for n in names if n.endswith("/METADATA"))
+    assert {"rnn_ext/_C.pyi", "rnn_ext/py.typed"} <= set(names)
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"rnn_ext"}
+    assert not [name for name in names if name.endswith(_digest.SUFFIXES)]
+    required = re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE)
+    assert [r for r in required if "extra ==" not in r] == ["torch>=2.10"]
+
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv" / "bin" / "python"
+    run(*pip, "--python", python, "install", "--no-deps", "--no-index", wheel)
+    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    # Torch comes from the environment that runs the tests; a second copy would take a minute.
+    Path(site, "torch.pth").write_text(sysconfig.get_path("purelib"))
+    where = run(python, "-I", "-c", "import rnn_ext; print(rnn_ext.__file__)").strip()
+    assert Path(where).is_relative_to(site)
+    assert rnn_ext.__version__ in run(tmp_path / "venv" / "bin" / "rnn-ext", "info")
