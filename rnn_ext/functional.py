@@ -88,7 +88,7 @@ def rnn(
     else:
         batch = input.size(1)
     _check_weights(weights, input.size(-1), num_layers, directions, bias)
-    states = (num_layers * directions, batch, weights[1].size(1))
+    states = (num_layers * directions, batch, weights[0].size(0))
     if hx is None:
         if batch_sizes is not None:
             hx = input.new_zeros(states)
@@ -129,7 +129,7 @@ def rnn_cell(
         input: ``(B, I)``, or ``(I,)`` without a batch.
         hx: ``(B, H)`` or ``(H,)``; zeros where None.
         w_ih, w_hh: ``(H, I)`` and ``(H, H)``.
-        b_ih, b_hh: ``(H,)`` each, or both None.
+        b_ih, b_hh: ``(H,)`` each; zeros where None.
         nonlinearity: ``'tanh'`` or ``'relu'``.
 
     Returns:
@@ -141,14 +141,16 @@ def rnn_cell(
     _check_settings(nonlinearity, 1, 0.0)
     if input.dim() not in (1, 2):
         raise ValueError(f"input: expected shape (B, I) or (I,), got {tuple(input.shape)}")
-    if (b_ih is None) != (b_hh is None):
-        raise ValueError("b_ih, b_hh: expected both or neither")
+    if b_ih is None and b_hh is not None:
+        b_ih = torch.zeros_like(b_hh)
+    elif b_hh is None and b_ih is not None:
+        b_hh = torch.zeros_like(b_ih)
     named = {"w_ih": w_ih, "w_hh": w_hh}
     if b_ih is not None and b_hh is not None:
         named |= {"b_ih": b_ih, "b_hh": b_hh}
-    if w_hh.dim() != 2:
-        raise ValueError(f"w_hh: expected shape (H, H), got {tuple(w_hh.shape)}")
-    hidden_size = w_hh.size(1)
+    if w_ih.dim() != 2:
+        raise ValueError(f"w_ih: expected shape (H, I), got {tuple(w_ih.shape)}")
+    hidden_size = w_ih.size(0)
     shapes = routing.weight_shapes(input.size(-1), hidden_size, 1, 1, b_ih is not None)
     _check_shapes(named, shapes)
     if hx is not None:
@@ -199,9 +201,9 @@ def _check_weights(
             f"weights: expected {expected_count} tensors for num_layers={num_layers}, "
             f"{directions} direction(s), bias={bias}, got {len(weights)}"
         )
-    if weights[1].dim() != 2:
-        raise ValueError(f"weights[1]: expected shape (H, H), got {tuple(weights[1].shape)}")
-    shapes = routing.weight_shapes(input_size, weights[1].size(1), num_layers, directions, bias)
+    if weights[0].dim() != 2:
+        raise ValueError(f"weights[0]: expected shape (H, I), got {tuple(weights[0].shape)}")
+    shapes = routing.weight_shapes(input_size, weights[0].size(0), num_layers, directions, bias)
     _check_shapes({f"weights[{i}]": w for i, w in enumerate(weights)}, shapes)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -245,7 +245,7 @@ class RNNCell(nn.RNNCellBase):
         RuntimeError, ValueError: as :class:`torch.nn.RNNCell` does, in its words.
     """
 
-    __constants__: ClassVar[list[str]] = ["input_size", "hidden_size", "bias", "nonlinearity"]
+    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]  # noqa: RUF012
     nonlinearity: str
 
     def __init__(

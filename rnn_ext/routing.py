@@ -56,7 +56,7 @@ def run(
                 raise
     if hx is None:
         batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
-        hx = input.new_zeros(num_layers * directions, batch, weights[1].size(-1))
+        hx = input.new_zeros(num_layers * directions, batch, weights[0].size(0))
     op = _VF.rnn_tanh if nonlinearity == "tanh" else _VF.rnn_relu
     settings = (list(weights), bias, num_layers, dropout, training, bidirectional)
     if batch_sizes is None:
@@ -115,10 +115,11 @@ def run_cell(
             )
             return output.squeeze(0)
         except RuntimeError:
-            if not reason_for_torch(input.unsqueeze(0), hx, weights, b_ih is not None, 1):
+            hx_layer = None if hx is None else hx.unsqueeze(0)
+            if not reason_for_torch(input.unsqueeze(0), hx_layer, weights, b_ih is not None, 1):
                 raise
     if hx is None:
-        hx = input.new_zeros(input.size(0), w_hh.size(-1))
+        hx = input.new_zeros(input.size(0), w_ih.size(0))
     op = _VF.rnn_tanh_cell if nonlinearity == "tanh" else _VF.rnn_relu_cell
     return op(input, hx, w_ih, w_hh, b_ih, b_hh)
 
@@ -134,13 +135,15 @@ def reason_for_torch(
         return "input, hx and weights differ in dtype"
     if input.dim() == 3 and input.size(0) == 0:
         return "the sequence has no time steps"
-    hidden_size = weights[1].size(0)
+    hidden_size = weights[0].size(0)
     num_layers = max(1, len(weights) // (directions * (4 if bias else 2)))
     shapes = weight_shapes(input.size(-1), hidden_size, num_layers, directions, bias)
     if [tuple(w.shape) for w in weights] != shapes:
         return "the shapes of the weights do not fit each other"
-    if hx is not None and hx.shape[-2:] != (hx.size(-2), hidden_size):
-        return "the shape of hx does not fit"
+    if hx is not None:
+        batch = input.size(1) if input.dim() == 3 else hx.size(1)
+        if hx.shape != (num_layers * directions, batch, hidden_size):
+            return "the shape of hx does not fit"
     return None
 
 

@@ -174,9 +174,9 @@ class Call {
     }
     require(hx_.has_value(), "packed input needs hx");
     require(batch_sizes->is_cpu() && batch_sizes->dim() == 1 &&
-                batch_sizes->scalar_type() == ScalarType::Long && batch_sizes->is_contiguous(),
-            "batch_sizes must be a contiguous 1-D int64 tensor on the CPU");
-    batch_sizes_ = *batch_sizes;
+                batch_sizes->scalar_type() == ScalarType::Long,
+            "batch_sizes must be a 1-D int64 tensor on the CPU");
+    batch_sizes_ = torch::stable::contiguous(*batch_sizes);
     steps.count = batch_sizes_->numel();
     steps.batch = hx_->size(1);
     steps.batch_sizes = data<const std::int64_t>(*batch_sizes_);

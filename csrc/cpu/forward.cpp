@@ -26,7 +26,11 @@ class Forward {
         bias_(p_.bias_ih || p_.bias_hh ? p_.hidden_size : 0),
         input_(p_.input.is_linear(p_.steps)
                    ? 0
-                   : std::max(chunk_rows_, p_.steps.batch) * p_.input_size) {}
+                   : std::max(chunk_rows_, p_.steps.batch) * p_.input_size),
+        zeros_(p_.hx ? 0 : p_.hidden_size),
+        from_zeros_(p_.hx ? 0 : p_.hidden_size) {
+    std::fill_n(zeros_.data(), p_.hx ? 0 : p_.hidden_size, T{0});
+  }
 
   void run(Team::Member& member) const {
     pack(member);
