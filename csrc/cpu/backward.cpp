@@ -9,8 +9,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/buffer.h"
 #include "cpu/recurrence.h"
+#include "cpu/scratch.h"
 
 namespace rnn_ext::cpu {
 namespace {
@@ -96,7 +96,7 @@ class Backward {
         const Matrix<const T> part{w.data + columns.begin * w.column_stride, w.row_stride,
                                    w.column_stride};
         kernels_.pack(part, columns.size(), p_.hidden_size, panels + columns.begin * p_.hidden_size,
-                      kernels_.panel_columns * p_.hidden_size);
+                      p_.hidden_size, 0);
       }
     };
     pack(p_.weight_hh, p_.hidden_size, weight_hh_.data());
@@ -239,9 +239,8 @@ class Backward {
       if (columns.empty() || count == 0) {
         return;
       }
-      const std::int64_t width = owner.kernels_.panel_columns;
       owner.kernels_.pack({source.data + columns.begin, source.row_stride, 1}, columns.size(),
-                          count, panels + columns.begin * inner + at * width, width * inner);
+                          count, panels + columns.begin * inner, inner, at);
     }
   };
 
@@ -322,6 +321,7 @@ class Backward {
 template <class T>
 void run_backward(const std::vector<BackwardTask<T>>& tasks, const Kernels<T>& kernels, int threads,
                   ParallelFor parallel_for) {
+  const Scratch::Scope scratch;
   const Plan plan = make_plan(shape_of(tasks.front().problem, kernels), threads);
   std::vector<Backward<T>> directions;
   directions.reserve(tasks.size());

@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/buffer.h"
 #include "cpu/recurrence.h"
+#include "cpu/scratch.h"
 
 namespace rnn_ext::cpu {
 namespace {
@@ -58,13 +58,10 @@ class Forward {
     const auto part = [&](Matrix<const T> w) {
       return Matrix<const T>{w.row(columns.begin), w.row_stride, w.column_stride};
     };
-    const std::int64_t panel = kernels_.panel_columns;
     kernels_.pack_transposed(part(p_.weight_ih), columns.size(), p_.input_size,
-                             weight_ih_.data() + columns.begin * p_.input_size,
-                             panel * p_.input_size);
+                             weight_ih_.data() + columns.begin * p_.input_size);
     kernels_.pack_transposed(part(p_.weight_hh), columns.size(), p_.hidden_size,
-                             weight_hh_.data() + columns.begin * p_.hidden_size,
-                             panel * p_.hidden_size);
+                             weight_hh_.data() + columns.begin * p_.hidden_size);
     if (!p_.hx) {
       Product<T> product;
       product.rows = 1;
@@ -199,6 +196,7 @@ class Forward {
 template <class T>
 void run_forward(const std::vector<ForwardTask<T>>& tasks, const Kernels<T>& kernels, int threads,
                  ParallelFor parallel_for) {
+  const Scratch::Scope scratch;
   const Plan plan = make_plan(shape_of(tasks.front().problem, kernels), threads);
   std::vector<Forward<T>> directions;
   directions.reserve(tasks.size());

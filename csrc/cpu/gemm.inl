@@ -110,7 +110,7 @@ template <class T, int MR, int NV>
 template <class T, int MR, int NV, bool PackedA>
 void tile(const T* a, std::int64_t a_stride, const T* b, std::int64_t inner, const Out<T>& out) {
   using V = Vector<T>;
-  constexpr std::int64_t b_stride = tile_vectors * V::width;
+  constexpr std::int64_t b_stride = NV * V::width;
   V acc[MR][NV];
 #pragma GCC unroll 8
   for (int i = 0; i < MR; ++i) {
@@ -167,6 +167,8 @@ struct PanelShape {
     vectors = (columns + width - 1) / width;
     last = columns - (vectors - 1) * width;
   }
+  // Values that a packed panel of B holds for each k.
+  std::int64_t line() const { return vectors * Vector<T>::width; }
 };
 
 template <class T>
@@ -195,7 +197,7 @@ void product(const Product<T>& p) {
                          last ? p.finish : Finish::none,
                          shape.last};
         find_tile<T, false>(height, shape.vectors)(p.a + row * p.a_stride + k, p.a_stride,
-                                                   panel + k * panel_columns, block, out);
+                                                   panel + k * shape.line(), block, out);
         row += height;
       }
       k += block;
@@ -218,7 +220,7 @@ void outer_product(const OuterProduct<T>& p) {
                          Finish::none,      shape.last};
         const std::int64_t height = std::min<std::int64_t>(tile_rows, p.rows - row);
         find_tile<T, true>(height, shape.vectors)(p.a + row * p.inner + k * tile_rows, 0,
-                                                  panel + k * panel_columns, block, out);
+                                                  panel + k * shape.line(), block, out);
       }
     }
   }

@@ -59,13 +59,15 @@ struct Kernels {
   std::int64_t panel_columns;  // columns of a packed panel of B
   std::int64_t tile_rows;      // rows of a packed tile of A
 
-  // B = Wᵀ for W (columns of B, inner), and B = W for W (inner, columns of B). A panel holds
-  // panel_columns values for each k, zero beyond the last column; successive panels lie
-  // panel_stride apart.
-  void (*pack_transposed)(Matrix<const T> w, std::int64_t columns, std::int64_t inner, T* panels,
-                          std::int64_t panel_stride);
-  void (*pack)(Matrix<const T> w, std::int64_t columns, std::int64_t inner, T* panels,
-               std::int64_t panel_stride);
+  // Packs B for the products. A panel of B holds, for each k, the values of panel_columns columns
+  // (of the last panel: of its own columns, filled up with zeros to whole vectors); panel p of B
+  // starts at p · panel_columns · (inner dimension of B).
+  //
+  // All of B = Wᵀ, for W (columns, inner).
+  void (*pack_transposed)(Matrix<const T> w, std::int64_t columns, std::int64_t inner, T* panels);
+  // Rows [at, at + rows) of B, which are those of W; B has `inner` rows in all.
+  void (*pack)(Matrix<const T> w, std::int64_t columns, std::int64_t rows, T* panels,
+               std::int64_t inner, std::int64_t at);
   // A for OuterProduct: tile_rows values for each k, successive tiles tile_rows·inner apart.
   void (*pack_tiles)(Matrix<const T> a, std::int64_t rows, std::int64_t inner, T* tiles);
 

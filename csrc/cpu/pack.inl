@@ -1,59 +1,57 @@
 // Packing into panels and tiles, and column sums.
 
-// panel[k][c] = w[c][k]: the source is read along its rows, `lanes` rows at a time, so that
-// both sides stay within a few cache lines.
+// panel[k][c] = w[c][k]: the source is read along its rows, a vector's worth of rows at a time, so
+// that both sides stay within a few cache lines.
 template <class T>
-void pack_transposed(Matrix<const T> w, std::int64_t columns, std::int64_t inner, T* panels,
-                     std::int64_t panel_stride) {
-  constexpr std::int64_t panel_columns = tile_vectors * Vector<T>::width;
-  constexpr std::int64_t lanes = Vector<T>::width;
-  for (std::int64_t column = 0; column < columns; column += panel_columns, panels += panel_stride) {
-    for (std::int64_t part = 0; part < panel_columns; part += lanes) {
-      const std::int64_t present = std::clamp<std::int64_t>(columns - column - part, 0, lanes);
-      const T* source = w.row(column + part);
-      T* target = panels + part;
-      if (present == lanes && w.column_stride == 1) {
-        std::int64_t k = 0;
-        for (; k + lanes <= inner; k += lanes) {
-          transpose_block(source + k, w.row_stride, target + k * panel_columns, panel_columns);
+void pack_transposed(Matrix<const T> w, std::int64_t columns, std::int64_t inner, T* panels) {
+  constexpr std::int64_t width = Vector<T>::width;
+  constexpr std::int64_t panel_columns = tile_vectors * width;
+  for (std::int64_t column = 0; column < columns; column += panel_columns) {
+    const PanelShape<T> shape(columns - column);
+    const std::int64_t line = shape.line();
+    for (std::int64_t j = 0; j < shape.vectors; ++j) {
+      const std::int64_t present = j < shape.vectors - 1 ? width : shape.last;
+      const T* source = w.row(column + j * width);
+      T* target = panels + column * inner + j * width;
+      std::int64_t k = 0;
+      if (present == width && w.column_stride == 1) {
+        for (; k + width <= inner; k += width) {
+          transpose_block(source + k, w.row_stride, target + k * line, line);
         }
-        for (; k < inner; ++k) {
-          for (std::int64_t c = 0; c < lanes; ++c) {
-            target[k * panel_columns + c] = source[c * w.row_stride + k];
-          }
-        }
-        continue;
       }
-      for (std::int64_t k = 0; k < inner; ++k) {
-        T* line = target + k * panel_columns;
-        for (std::int64_t c = 0; c < lanes; ++c) {
-          line[c] = c < present ? source[c * w.row_stride + k * w.column_stride] : T{0};
+      for (; k < inner; ++k) {
+        for (std::int64_t c = 0; c < width; ++c) {
+          target[k * line + c] =
+              c < present ? source[c * w.row_stride + k * w.column_stride] : T{0};
         }
       }
     }
   }
 }
 
-// panel[k][c] = w[k][c]
+// panel[at + k][c] = w[k][c]
 template <class T>
-void pack(Matrix<const T> w, std::int64_t columns, std::int64_t inner, T* panels,
-          std::int64_t panel_stride) {
+void pack(Matrix<const T> w, std::int64_t columns, std::int64_t rows, T* panels, std::int64_t inner,
+          std::int64_t at) {
   using V = Vector<T>;
   constexpr std::int64_t panel_columns = tile_vectors * V::width;
-  for (std::int64_t column = 0; column < columns; column += panel_columns, panels += panel_stride) {
-    const std::int64_t present = std::min(panel_columns, columns - column);
-    for (std::int64_t k = 0; k < inner; ++k) {
+  for (std::int64_t column = 0; column < columns; column += panel_columns) {
+    const PanelShape<T> shape(columns - column);
+    const int full = shape.vectors - 1;
+    const std::int64_t line = shape.line();
+    T* target = panels + column * inner + at * line;
+    for (std::int64_t k = 0; k < rows; ++k, target += line) {
       const T* source = w.row(k) + column * w.column_stride;
-      T* line = panels + k * panel_columns;
-      if (w.column_stride == 1 && present == panel_columns) {
-#pragma GCC unroll 8
-        for (int j = 0; j < tile_vectors; ++j) {
-          V::load(source + j * V::width).store(line + j * V::width);
+      if (w.column_stride == 1) {
+        for (int j = 0; j < full; ++j) {
+          V::load(source + j * V::width).store(target + j * V::width);
         }
-        continue;
-      }
-      for (std::int64_t c = 0; c < panel_columns; ++c) {
-        line[c] = c < present ? source[c * w.column_stride] : T{0};
+        V::load(source + full * V::width, shape.last).store(target + full * V::width);
+      } else {
+        const std::int64_t present = full * V::width + shape.last;
+        for (std::int64_t c = 0; c < line; ++c) {
+          target[c] = c < present ? source[c * w.column_stride] : T{0};
+        }
       }
     }
   }
@@ -68,9 +66,9 @@ void pack_tiles(Matrix<const T> a, std::int64_t rows, std::int64_t inner, T* til
       const T* source = a.row(k) + row;
       T* target = tiles + k * tile_rows;
       if (present == tile_rows) {
-        std::memcpy(target, source, tile_rows * sizeof(T));
+        std::memcpy(target, source, tile_rows * sizeof(T));  // of constant size: no call
       } else {
-        std::memcpy(target, source, present * sizeof(T));
+        std::copy_n(source, present, target);
       }
     }
   }

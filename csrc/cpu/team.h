@@ -10,7 +10,6 @@
 #include <atomic>
 #include <cstdint>
 #include <stdexcept>
-#include <thread>
 
 #include "cpu/ranges.h"
 
@@ -28,20 +27,18 @@ inline void relax() {
 #endif
 }
 
-// Spins for about the time that a barrier takes among running threads, then gives the core away, so
-// that a team with more threads than cores still gets on.
-template <class Condition>
-void wait_until(Condition condition) {
-  constexpr int spins = 4000;
+// Waits until `value` is no longer `old`. Spins for about the time that a barrier takes among
+// running threads, then sleeps: where another program has one of the cores, a thread that went on
+// spinning would keep its teammate from the other.
+inline void wait_while(const std::atomic<std::uint32_t>& value, std::uint32_t old) {
+  constexpr int spins = 2000;
   for (int i = 0; i < spins; ++i) {
-    if (condition()) {
+    if (value.load(std::memory_order_acquire) != old) {
       return;
     }
     relax();
   }
-  while (!condition()) {
-    std::this_thread::yield();
-  }
+  value.wait(old, std::memory_order_acquire);
 }
 
 class Team {
@@ -91,29 +88,28 @@ class Team {
   // Returns the caller's rank once the team is complete.
   int join(std::int64_t indices) {
     const int rank = joined_.fetch_add(1, std::memory_order_relaxed);
-    covered_.fetch_add(indices, std::memory_order_acq_rel);
-    wait_until([&] { return covered_.load(std::memory_order_acquire) == asked_; });
-    if (rank == 0) {
+    if (covered_.fetch_add(indices, std::memory_order_acq_rel) + indices == asked_) {
+      // All who take part have counted themselves by now.
       size_ = joined_.load(std::memory_order_relaxed);
+      complete_.store(1, std::memory_order_release);
+      complete_.notify_all();
+    } else {
+      wait_while(complete_, 0);
     }
-    // The others must not read size_ before the leader has written it.
-    barrier(joined_.load(std::memory_order_relaxed));
     return rank;
   }
 
   void barrier() {
-    if (size_ > 1) {
-      barrier(size_);
+    if (size_ == 1) {
+      return;
     }
-  }
-
-  void barrier(int members) {
     const std::uint32_t generation = generation_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == members - 1) {
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
       arrived_.store(0, std::memory_order_relaxed);
       generation_.store(generation + 1, std::memory_order_release);
+      generation_.notify_all();
     } else {
-      wait_until([&] { return generation_.load(std::memory_order_acquire) != generation; });
+      wait_while(generation_, generation);
     }
   }
 
@@ -121,6 +117,7 @@ class Team {
   int size_;
   std::atomic<int> joined_{0};
   std::atomic<std::int64_t> covered_{0};
+  std::atomic<std::uint32_t> complete_{0};
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<std::uint32_t> generation_{0};
 };
