@@ -47,7 +47,8 @@ def rnn_layer(
         with torch._C._AutoDispatchBelowAutograd():
             return torch.ops.rnn_ext.rnn_forward.default(*arguments)
     except RuntimeError as error:
-        raise _as_out_of_memory(error) from None
+        _raise_if_out_of_memory(error)
+        raise
 
 
 def _any_requires_grad(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool:
@@ -62,10 +63,11 @@ def _forward_ad_is_active() -> bool:
     return torch.autograd.forward_ad._current_level >= 0
 
 
-def _as_out_of_memory(error: RuntimeError) -> RuntimeError:
+def _raise_if_out_of_memory(error: RuntimeError) -> None:
     # The stable C interface carries an exception's text but not its type.
     text = str(error)
-    return torch.OutOfMemoryError(text) if text.startswith("rnn_ext: out of memory") else error
+    if text.startswith("rnn_ext: out of memory"):
+        raise torch.OutOfMemoryError(text) from None
 
 
 class _RNNLayer(torch.autograd.Function):
@@ -104,5 +106,6 @@ class _RNNLayer(torch.autograd.Function):
                 with torch._C._AutoDispatchBelowAutograd():
                     grads = ops.differentiate(ctx, grad_output, grad_h_n, mask)
         except RuntimeError as error:
-            raise _as_out_of_memory(error) from None
+            _raise_if_out_of_memory(error)
+            raise
         return (*grads[:2], None, None, None, *grads[2:])

@@ -10,7 +10,6 @@
 #include <cstring>
 
 #include "cpu/recurrence.h"
-#include "cpu/scratch.h"
 
 namespace rnn_ext::cpu {
 namespace {
@@ -321,19 +320,7 @@ class Backward {
 template <class T>
 void run_backward(const std::vector<BackwardTask<T>>& tasks, const Kernels<T>& kernels, int threads,
                   ParallelFor parallel_for) {
-  const Scratch::Scope scratch;
-  const Plan plan = make_plan(shape_of(tasks.front().problem, kernels), threads);
-  std::vector<Backward<T>> directions;
-  directions.reserve(tasks.size());
-  for (const auto& task : tasks) {
-    directions.emplace_back(task, kernels, plan);
-  }
-  const auto body = [&](Team::Member member) {
-    for (const auto& direction : directions) {
-      direction.run(member);
-    }
-  };
-  Team::run(parallel_for, plan.threads, body);
+  run_directions<Backward<T>>(tasks, kernels, threads, parallel_for);
 }
 
 template void run_backward(const std::vector<BackwardTask<float>>&, const Kernels<float>&, int,

@@ -7,7 +7,6 @@
 #include <cstring>
 
 #include "cpu/recurrence.h"
-#include "cpu/scratch.h"
 
 namespace rnn_ext::cpu {
 namespace {
@@ -196,19 +195,7 @@ class Forward {
 template <class T>
 void run_forward(const std::vector<ForwardTask<T>>& tasks, const Kernels<T>& kernels, int threads,
                  ParallelFor parallel_for) {
-  const Scratch::Scope scratch;
-  const Plan plan = make_plan(shape_of(tasks.front().problem, kernels), threads);
-  std::vector<Forward<T>> directions;
-  directions.reserve(tasks.size());
-  for (const auto& task : tasks) {
-    directions.emplace_back(task, kernels, plan);
-  }
-  const auto body = [&](Team::Member member) {
-    for (const auto& direction : directions) {
-      direction.run(member);
-    }
-  };
-  Team::run(parallel_for, plan.threads, body);
+  run_directions<Forward<T>>(tasks, kernels, threads, parallel_for);
 }
 
 template void run_forward(const std::vector<ForwardTask<float>>&, const Kernels<float>&, int,

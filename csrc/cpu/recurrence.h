@@ -7,6 +7,7 @@
 #include "common/problem.h"
 #include "cpu/kernels.h"
 #include "cpu/plan.h"
+#include "cpu/scratch.h"
 #include "cpu/team.h"
 
 namespace rnn_ext::cpu {
@@ -22,12 +23,6 @@ struct BackwardTask {
   Problem<T> problem;
   Gradients<T> gradients;
 };
-
-template <class T>
-Shape shape_of(const Problem<T>& p, const Kernels<T>& kernels) {
-  return {p.steps.count, p.steps.batch,         p.input_size,     p.hidden_size,
-          sizeof(T),     kernels.panel_columns, kernels.tile_rows};
-}
 
 // One task for each direction of a layer. All have the same steps, of at least one row each.
 template <class T>
@@ -64,5 +59,28 @@ struct StepShare {
     return {member.share(p.steps.batch), {0, p.hidden_size}, false};
   }
 };
+
+// Runs the directions of a layer one after the other on one team. A Direction is built from a task,
+// which takes its scratch memory, and then run by every member.
+template <class Direction, class Task, class T>
+void run_directions(const std::vector<Task>& tasks, const Kernels<T>& kernels, int threads,
+                    ParallelFor parallel_for) {
+  const Problem<T>& p = tasks.front().problem;
+  const Plan plan = make_plan({p.steps.count, p.steps.batch, p.input_size, p.hidden_size, sizeof(T),
+                               kernels.panel_columns, kernels.tile_rows},
+                              threads);
+  const Scratch::Scope scratch;
+  std::vector<Direction> directions;
+  directions.reserve(tasks.size());
+  for (const Task& task : tasks) {
+    directions.emplace_back(task, kernels, plan);
+  }
+  const auto body = [&](Team::Member member) {
+    for (const Direction& direction : directions) {
+      direction.run(member);
+    }
+  };
+  Team::run(parallel_for, plan.threads, body);
+}
 
 }  // namespace rnn_ext::cpu

@@ -1,0 +1,286 @@
+"""Cases of the parity grid: what varies, a covering design over it, and the tensors of a case."""
+
+import random
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from itertools import combinations
+from typing import Any
+
+import torch
+from support import MORE_THREADS_THAN_CORES, SIZES
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: its sizes, options, memory layouts and the gradients that arrive."""
+
+    seq_len: int
+    batch: int
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    bidirectional: bool = False
+    nonlinearity: str = "tanh"
+    bias: bool = True
+    dtype: torch.dtype = torch.float32
+    form: str = "batched"
+    batch_first: bool = False
+    input_layout: str = "contiguous"
+    hx_layout: str = "contiguous"
+    weight_layout: str = "contiguous"
+    upstream: str = "both"
+    threads: str = "1"
+
+    def __str__(self) -> str:
+        """The id that pytest prints, and that `-k` replays."""
+        return "-".join(
+            [
+                f"T{self.seq_len}",
+                f"B{self.batch}",
+                f"I{self.input_size}",
+                f"H{self.hidden_size}",
+                f"L{self.num_layers}",
+                "bi" if self.bidirectional else "uni",
+                self.nonlinearity,
+                "bias" if self.bias else "nobias",
+                "f32" if self.dtype == torch.float32 else "f64",
+                self.form + ("_first" if self.batch_first else ""),
+                f"x_{self.input_layout}",
+                f"hx_{self.hx_layout}",
+                f"w_{self.weight_layout}",
+                f"g_{self.upstream}",
+                f"{self.threads}threads",
+            ]
+        )
+
+    @property
+    def thread_count(self) -> int:
+        return MORE_THREADS_THAN_CORES if self.threads == "many" else int(self.threads)
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def module(self, cls: Callable[..., nn.Module]) -> nn.Module:
+        """An RNN of the class `cls` (ours or torch's), weights not yet set."""
+        return cls(
+            self.input_size,
+            self.hidden_size,
+            self.num_layers,
+            nonlinearity=self.nonlinearity,
+            bias=self.bias,
+            batch_first=self.batch_first,
+            bidirectional=self.bidirectional,
+            dtype=self.dtype,
+        )
+
+
+FACTORS: Mapping[str, tuple[Any, ...]] = {
+    "seq_len": (1, 2, 3, 7, 17, 33),
+    "batch": SIZES,
+    "input_size": SIZES,
+    "hidden_size": SIZES,
+    "num_layers": (1, 2, 3),
+    "bidirectional": (False, True),
+    "nonlinearity": ("tanh", "relu"),
+    "bias": (True, False),
+    "dtype": (torch.float32, torch.float64),
+    "form": ("batched", "unbatched", "packed", "packed_unsorted"),
+    "batch_first": (False, True),
+    "input_layout": ("contiguous", "transposed", "strided", "sliced", "expanded"),
+    "hx_layout": ("none", "contiguous", "transposed", "expanded"),
+    "weight_layout": ("contiguous", "transposed"),
+    "upstream": ("both", "output", "h_n", "sum", "transposed", "strided"),
+    "threads": ("1", "2", "many"),
+}
+
+# Keeps the slowest case near 0.1 s in nn.RNN, and a relu case small enough that some seed leaves
+# every pre-activation clear of the kink (see Problem.clear_of_kink).
+MAX_STATES = 100_000
+MAX_PRODUCTS = 40_000_000
+
+
+def _feasible(choice: Mapping[str, Any]) -> bool:
+    """Whether the factors chosen so far (those left out at their smallest) are a sensible case."""
+    if choice.get("form") == "unbatched" and choice.get("batch", 1) != 1:
+        return False
+    hidden_size, directions = choice.get("hidden_size", 1), 1 + choice.get("bidirectional", False)
+    states = choice.get("seq_len", 1) * choice.get("batch", 1) * hidden_size * directions
+    states *= choice.get("num_layers", 1)
+    return (
+        states <= MAX_STATES
+        and states * (choice.get("input_size", 1) + hidden_size) <= MAX_PRODUCTS
+    )
+
+
+def covering_design(seed: int) -> Iterator[Case]:
+    """Cases in which every feasible pair of values of any two factors occurs together.
+
+    Greedy: each case starts from a pair not yet covered, and takes for every further factor the
+    value that covers most new pairs.
+    """
+    rng = random.Random(seed)
+    items = [(name, value) for name, values in FACTORS.items() for value in values]
+    missing = {
+        frozenset(pair)
+        for pair in combinations(items, 2)
+        if pair[0][0] != pair[1][0] and _feasible(dict(pair))
+    }
+    queue = sorted(missing, key=lambda pair: sorted(map(repr, pair)))
+    rng.shuffle(queue)
+    for first in queue:
+        if first not in missing:
+            continue
+        choice = dict(first)
+        rest = [name for name in FACTORS if name not in choice]
+        rng.shuffle(rest)
+        for name in rest:
+            values = [v for v in FACTORS[name] if _feasible({**choice, name: v})]
+            rng.shuffle(values)
+            choice[name] = max(
+                values,
+                key=lambda v: sum(frozenset({(name, v), old}) in missing for old in choice.items()),
+            )
+        missing -= {frozenset(pair) for pair in combinations(choice.items(), 2)}
+        yield Case(**choice)
+
+
+def base_shape(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the tensor of which `viewed` makes one of `shape`."""
+    if layout == "transposed":
+        return shape[::-1]
+    if layout == "strided":
+        return (*shape[:-1], 2 * shape[-1])
+    if layout == "sliced":
+        return tuple(n + 1 for n in shape)
+    if layout == "expanded":
+        return (*shape[:-2], 1, shape[-1])
+    if layout == "sum":
+        return (1,) * len(shape)
+    return shape
+
+
+def viewed(layout: str, base: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A view of `base`, of shape `shape`, that lies in memory as `layout` says."""
+    if layout == "transposed":
+        return base.permute(*reversed(range(base.dim())))
+    if layout == "strided":
+        return base[..., ::2]
+    if layout == "sliced":
+        return base[tuple(slice(1, None) for _ in shape)]
+    return base.expand(shape)
+
+
+@dataclass
+class Problem:
+    """The tensors of a case. `leaves` are what gradients are taken of."""
+
+    case: Case
+    leaves: dict[str, Tensor]
+    upstream: dict[str, Tensor]
+    packing: PackedSequence | None
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, case: Case, attempt: int = 0) -> "Problem":
+        """The case's values: the same on every run and machine."""
+        rng = torch.Generator().manual_seed(zlib.crc32(f"{case}/{attempt}".encode()))
+        packing = _packing(case, rng)
+        shapes = _shapes(case, packing)
+
+        def draw(layout: str, shape: tuple[int, ...]) -> Tensor:
+            return torch.randn(base_shape(layout, shape), generator=rng, dtype=case.dtype)
+
+        leaves = {"input": draw(case.input_layout, shapes["input"])}
+        if case.hx_layout != "none":
+            leaves["hx"] = draw(case.hx_layout, shapes["hx"])
+        bound = case.hidden_size**-0.5
+        for name, parameter in case.module(nn.RNN).named_parameters():
+            value = torch.rand(parameter.shape, generator=rng, dtype=case.dtype)
+            leaves[name] = (2 * value - 1) * bound
+        wanted = {"output": ("output",), "h_n": ("h_n",)}.get(case.upstream, ("output", "h_n"))
+        upstream = {name: draw(case.upstream, shapes[name]) for name in wanted}
+        return cls(case, leaves, upstream, packing, shapes)
+
+    def run(self, module: nn.Module) -> dict[str, Tensor]:
+        """Output, h_n and the gradient of every leaf, through `module`'s forward."""
+        leaves = {name: leaf.clone().requires_grad_() for name, leaf in self.leaves.items()}
+        for name, parameter in module.named_parameters():
+            value = leaves[name]
+            if self.case.weight_layout == "transposed" and value.dim() == 2:
+                value = value.detach().t().contiguous().t()
+            parameter.data = value.detach()
+            leaves[name] = parameter
+        output, h_n = self.call(module, leaves)
+        return self.results(leaves, output, h_n)
+
+    def call(self, module: nn.Module, leaves: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Output (packed: its data) and h_n of `module`, whose weights are set already."""
+        x, hx = self.arguments(leaves)
+        if self.packing is None:
+            return module(x, hx)
+        _, *packing = self.packing
+        output, h_n = module(PackedSequence(x, *packing), hx)
+        return output.data, h_n
+
+    def arguments(self, leaves: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """`input` (packed: its data) and `hx` as views of their leaves."""
+        x = viewed(self.case.input_layout, leaves["input"], self.shapes["input"])
+        if "hx" not in leaves:
+            return x, None
+        return x, viewed(self.case.hx_layout, leaves["hx"], self.shapes["hx"])
+
+    def results(
+        self, leaves: Mapping[str, Tensor], output: Tensor, h_n: Tensor
+    ) -> dict[str, Tensor]:
+        """The forward's results and the gradients of `leaves` for the upstream gradients."""
+        produced = {"output": output, "h_n": h_n}
+        grads = torch.autograd.grad(
+            [produced[name] for name in self.upstream],
+            list(leaves.values()),
+            [
+                viewed(self.case.upstream, base.to(output.dtype), self.shapes[name])
+                for name, base in self.upstream.items()
+            ],
+        )
+        named = {f"grad_{name}": grad for name, grad in zip(leaves, grads, strict=True)}
+        return {name: t.detach() for name, t in produced.items()} | named
+
+
+def _packing(case: Case, rng: torch.Generator) -> PackedSequence | None:
+    """How sequences of random lengths are packed (the data itself is not used)."""
+    if not case.form.startswith("packed"):
+        return None
+    lengths = torch.randint(1, case.seq_len + 1, (case.batch,), generator=rng)
+    lengths[int(torch.randint(case.batch, (), generator=rng))] = case.seq_len
+    if case.form == "packed":
+        lengths = lengths.sort(descending=True).values
+    padded = torch.zeros(case.seq_len, case.batch, 1)
+    return pack_padded_sequence(padded, lengths, enforce_sorted=case.form == "packed")
+
+
+def _shapes(case: Case, packing: PackedSequence | None) -> dict[str, tuple[int, ...]]:
+    lead: tuple[int, ...]
+    if packing is not None:
+        lead = (len(packing.data),)
+    elif case.form == "unbatched":
+        lead = (case.seq_len,)
+    elif case.batch_first:
+        lead = (case.batch, case.seq_len)
+    else:
+        lead = (case.seq_len, case.batch)
+    stacked = case.num_layers * case.directions
+    batch = () if case.form == "unbatched" else (case.batch,)
+    state = (stacked, *batch, case.hidden_size)
+    return {
+        "input": (*lead, case.input_size),
+        "hx": state,
+        "output": (*lead, case.directions * case.hidden_size),
+        "h_n": state,
+    }
+
+
+assert set(FACTORS) == {f.name for f in fields(Case)}

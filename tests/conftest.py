@@ -1,0 +1,28 @@
+"""Fixtures shared by all tests."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from support import ISA_LEVELS, using_isa
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # torch scripts parts of itself where functorch or its own test helpers are first used.
+    config.addinivalue_line("filterwarnings", "ignore:`torch.jit:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def restored_state() -> Iterator[None]:
+    """Every test starts from the same seed and leaves the thread count as it was."""
+    threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=ISA_LEVELS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test at every ISA level that this machine has."""
+    with using_isa(request.param):
+        yield request.param

@@ -1,0 +1,130 @@
+"""What several test files use: settings, twins of nn.RNN, bitwise comparison, outcomes of calls."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import rnn_ext
+from rnn_ext import _C
+
+ISA_LEVELS: tuple[str, ...] = tuple(_C.isa_available())
+MORE_THREADS_THAN_CORES = 2 * (os.cpu_count() or 1) + 1
+
+# No multiple of a tile, next to powers of two, and beyond every register block.
+SIZES = (1, 2, 3, 7, 15, 16, 17, 31, 33, 63, 65, 100, 129, 257)
+
+
+@contextmanager
+def using_isa(name: str) -> Iterator[None]:
+    before = _C.isa()
+    _C.set_isa(name)
+    try:
+        yield
+    finally:
+        _C.set_isa(before)
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def twins(*args: Any, **kwargs: Any) -> tuple[nn.RNN, rnn_ext.RNN]:
+    """`nn.RNN` and ours with the same arguments and the same weights."""
+    theirs, ours = nn.RNN(*args, **kwargs), rnn_ext.RNN(*args, **kwargs)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def layer_weights(
+    input_size: int,
+    hidden_size: int,
+    *,
+    num_layers: int = 1,
+    bias: bool = True,
+    bidirectional: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    """Weights flat in `nn.RNN`'s order and drawn like its own, requiring no gradient."""
+    module = nn.RNN(
+        input_size, hidden_size, num_layers, bias=bias, bidirectional=bidirectional, dtype=dtype
+    )
+    return [p.detach() for p in module.parameters()]
+
+
+def leaves(*tensors: Tensor | None) -> list[Any]:
+    """Fresh leaves that require gradients, with the values (and strides) of `tensors`."""
+    return [None if t is None else t.detach().clone().requires_grad_() for t in tensors]
+
+
+_BITS = {
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal shape, dtype and every bit: signed zeros differ, equal NaNs do not."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    bits = _BITS[a.dtype]
+    return torch.equal(a.detach().contiguous().view(bits), b.detach().contiguous().view(bits))
+
+
+def assert_same_bits(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
+    for index, (a, b) in enumerate(zip(actual, expected, strict=True)):
+        assert same_bits(a, b), (
+            f"tensor {index}: {int((a != b).sum()) if a.shape == b.shape else 'all'} of "
+            f"{b.numel()} elements differ"
+        )
+
+
+def assert_close_fp64(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
+    """The contract's bound on fp64 against nn.RNN in fp64: 1e-9 of the largest value."""
+    for index, (a, b) in enumerate(zip(actual, expected, strict=True)):
+        assert a.dtype == b.dtype == torch.float64
+        assert a.shape == b.shape, f"tensor {index}"
+        if b.numel():
+            error, scale = (a - b).abs().max().item(), b.abs().max().item()
+            assert error <= 1e-9 * scale, f"tensor {index}: off by {error} at scale {scale}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a caller sees of a call: an error's type and text, or none, and the warnings."""
+
+    error: type[BaseException] | None
+    text: str
+    warnings: tuple[tuple[type[Warning], str], ...]
+
+
+def outcome(call: Callable[[], Any]) -> Outcome:
+    error: type[BaseException] | None = None
+    text = ""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            call()
+        except Exception as exception:
+            error, text = type(exception), str(exception)
+    seen = tuple((w.category, str(w.message)) for w in caught)
+    return Outcome(error, text, seen)
+
+
+def gradients(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], grad_outputs: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(outputs, inputs, grad_outputs)

@@ -1,0 +1,511 @@
+"""Gradients: which are computed, when they may be asked for, and what may change in between."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from reference import reference_rnn
+from support import (
+    assert_close_fp64,
+    assert_same_bits,
+    layer_weights,
+    leaves,
+    outcome,
+    same_bits,
+    twins,
+)
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+
+import rnn_ext
+from rnn_ext.functional import rnn, rnn_cell
+
+NAMES = ("input", "hx", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
+SUBSETS = [wanted for n in range(len(NAMES) + 1) for wanted in itertools.combinations(NAMES, n)]
+
+
+def one_layer(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """T = 4, B = 3, I = 5, H = 6."""
+    weights = layer_weights(5, 6, dtype=dtype)
+    x, hx = torch.randn(4, 3, 5, dtype=dtype), torch.randn(1, 3, 6, dtype=dtype)
+    return dict(zip(NAMES, (x, hx, *weights), strict=True))
+
+
+def run(tensors: dict[str, Tensor], forward: Callable[..., Any] = rnn) -> tuple[Tensor, Tensor]:
+    x, hx, *weights = tensors.values()
+    return forward(x, hx, weights)
+
+
+def loss_of(output: Tensor, h_n: Tensor) -> Tensor:
+    return output.square().sum() + (h_n * torch.arange(h_n.shape[-1])).sum()
+
+
+@pytest.mark.parametrize("wanted", SUBSETS, ids="+".join)
+def test_exactly_the_wanted_gradients_are_computed(wanted: tuple[str, ...]) -> None:
+    values = one_layer()
+    tensors = {n: t.clone().requires_grad_(n in wanted) for n, t in values.items()}
+    output, h_n = run(tensors)
+    assert output.requires_grad == h_n.requires_grad == bool(wanted)
+    if not wanted:
+        return
+    loss_of(output, h_n).backward()
+    exact = {n: t.clone().requires_grad_(n in wanted) for n, t in values.items()}
+    loss_of(*run(exact, reference_rnn)).backward()
+    for name in NAMES:
+        grad, expected = tensors[name].grad, exact[name].grad
+        assert (grad is not None) == (name in wanted)
+        if grad is not None and expected is not None:
+            assert_close_fp64([grad], [expected])
+
+
+@pytest.mark.parametrize("wanted", [w for w in SUBSETS if len(w) == 1], ids="+".join)
+@pytest.mark.parametrize("form", ["packed", "stacked two-way"])
+def test_single_gradients_of_other_forms(form: str, wanted: tuple[str, ...]) -> None:
+    sizes = torch.tensor([3, 2, 2, 1])
+    options: dict[str, Any] = {"batch_sizes": sizes}
+    weights = layer_weights(5, 6, dtype=torch.float64)
+    if form != "packed":
+        options = {"num_layers": 2, "bidirectional": True}
+        weights = layer_weights(5, 6, dtype=torch.float64, **options)
+    x = torch.randn(*((8,) if form == "packed" else (4, 3)), 5, dtype=torch.float64)
+    hx = torch.randn(len(weights) // 4, 3, 6, dtype=torch.float64)
+    kinds = [*NAMES[:2], *(n for _ in range(len(weights) // 4) for n in NAMES[2:])]
+    results = []
+    for forward in (rnn, reference_rnn):
+        tensors = [
+            t.clone().requires_grad_(n in wanted)
+            for n, t in zip(kinds, (x, hx, *weights), strict=True)
+        ]
+        loss_of(*forward(tensors[0], tensors[1], tensors[2:], **options)).backward()
+        assert all((t.grad is not None) == t.requires_grad for t in tensors)
+        results.append([t.grad for t in tensors if t.grad is not None])
+    assert_close_fp64(*results)
+
+
+def test_frozen_modules_train_what_lies_below() -> None:
+    theirs, ours = twins(5, 6, 2, bidirectional=True, dtype=torch.float64)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    grads = []
+    for module in (theirs, ours):
+        module.requires_grad_(False)
+        (leaf,) = leaves(x)
+        module(leaf)[0].square().sum().backward()
+        assert all(p.grad is None for p in module.parameters())
+        grads.append([leaf.grad])
+    assert_close_fp64(*grads)
+
+
+@pytest.mark.parametrize("part", [0, 1], ids=["output", "h_n"])
+def test_a_result_without_gradient_counts_as_zero(part: int) -> None:
+    results = []
+    for forward in (rnn, reference_rnn):
+        torch.manual_seed(0)
+        tensors = dict(zip(NAMES, leaves(*one_layer().values()), strict=True))
+        used = run(tensors, forward)[part]
+        results.append(torch.autograd.grad(used.sum(), list(tensors.values())))
+    assert_close_fp64(*results)
+
+
+def test_zero_strided_and_broadcast_upstream_gradients() -> None:
+    theirs, ours = twins(5, 6, 2, dtype=torch.float64)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    reductions: list[Callable[[Tensor], Tensor]] = [
+        lambda y: y.sum(),
+        lambda y: y.mean(0).square().sum(),
+        lambda y: y[-1].sum(),
+        lambda y: y[:, 1].square().sum(),
+        lambda y: y[..., 2:4].sum(),
+        lambda y: y.transpose(0, 2).reshape(-1)[::3].sum(),
+        lambda y: (y * torch.zeros(())).sum(),
+    ]
+    for reduce in reductions:
+        actual = torch.autograd.grad(reduce(ours(x)[0]), list(ours.parameters()))
+        expected = torch.autograd.grad(reduce(theirs(x)[0]), list(theirs.parameters()))
+        assert_close_fp64(actual, expected)
+
+
+def test_retained_graph_gives_the_same_bits_again(isa: str) -> None:
+    module = rnn_ext.RNN(5, 17, 2, bidirectional=True)
+    x, hx = leaves(torch.randn(9, 3, 5), torch.randn(4, 3, 17))
+    wanted = [x, hx, *module.parameters()]
+    loss = loss_of(*module(x, hx))
+    first = torch.autograd.grad(loss, wanted, retain_graph=True)
+    assert_same_bits(torch.autograd.grad(loss, wanted, retain_graph=True), first)
+    assert_same_bits(torch.autograd.grad(loss, wanted), first)
+
+
+def test_second_backward_without_retained_graph_is_refused() -> None:
+    module = rnn_ext.RNN(5, 6)
+    loss = module(torch.randn(4, 3, 5))[0].sum()
+    loss.backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
+
+
+def test_gradients_accumulate_over_calls() -> None:
+    module = rnn_ext.RNN(5, 6, dtype=torch.float64)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    module(x)[0].sum().backward()
+    once = [p.grad.clone() for p in module.parameters()]
+    module(x)[0].sum().backward()
+    assert_close_fp64([p.grad for p in module.parameters()], [2 * g for g in once])
+
+
+def test_one_graph_through_two_calls_with_carried_state() -> None:
+    theirs, ours = twins(5, 6, 2, dtype=torch.float64)
+    x = torch.randn(8, 3, 5, dtype=torch.float64)
+    results = []
+    for module in (theirs, ours):
+        (leaf,) = leaves(x)
+        first, state = module(leaf[:3])
+        second, state = module(leaf[3:], state)
+        loss = loss_of(torch.cat([first, second]), state)
+        results.append(torch.autograd.grad(loss, [leaf, *module.parameters()]))
+    assert_close_fp64(*results)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled:UserWarning")
+@pytest.mark.filterwarnings("ignore:Error detected in:UserWarning")
+def test_anomaly_mode_works_and_names_a_nan() -> None:
+    module = rnn_ext.RNN(5, 6)
+    x = torch.randn(4, 3, 5)
+    with torch.autograd.detect_anomaly(check_nan=True):
+        module(x)[0].sum().backward()
+        output, _ = module(x)
+        with pytest.raises(RuntimeError, match="nan values"):
+            (output * torch.nan).sum().backward()
+
+
+@pytest.mark.parametrize("name", ["input", "hx", "weight_ih", "weight_hh"])
+def test_a_saved_tensor_changed_in_place_is_an_error(name: str) -> None:
+    tensors = one_layer()
+    for n in ("input", "weight_ih"):
+        tensors[n].requires_grad_()
+    loss = loss_of(*run(tensors))
+    with torch.no_grad():
+        tensors[name].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("change", [Tensor.relu_, Tensor.zero_, lambda t: t.mul_(3)])
+def test_an_output_changed_in_place_never_gives_wrong_gradients(
+    change: Callable[[Tensor], Tensor],
+) -> None:
+    def gradient(forward: Callable[..., Any]) -> list[Tensor]:
+        torch.manual_seed(0)
+        tensors = dict(zip(NAMES, leaves(*one_layer().values()), strict=True))
+        output, h_n = run(tensors, forward)
+        change(output)
+        return list(torch.autograd.grad(loss_of(output, h_n), list(tensors.values())))
+
+    try:
+        actual = gradient(rnn)
+    except RuntimeError as error:
+        assert "modified by an inplace operation" in str(error)  # noqa: PT017
+    else:
+        assert_close_fp64(actual, gradient(reference_rnn))
+
+
+def test_changing_h_n_in_place_changes_nothing_else() -> None:
+    def results(touch: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        tensors = dict(zip(NAMES, leaves(*one_layer().values()), strict=True))
+        output, h_n = run(tensors)
+        if touch:
+            h_n.mul_(0)
+        return [output, *torch.autograd.grad(output.sum(), list(tensors.values()))]
+
+    assert_same_bits(results(touch=True), results(touch=False))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("seq_len", [1, 4])
+@pytest.mark.parametrize("form", ["batched", "unbatched", "packed"])
+def test_results_share_no_memory_with_anything(
+    form: str, seq_len: int, mode: Callable[[], Any]
+) -> None:
+    module = rnn_ext.RNN(6, 6)
+    x = torch.randn(seq_len, 6) if form == "unbatched" else torch.randn(seq_len, 1, 6)
+    hx = torch.randn(1, 6) if form == "unbatched" else torch.randn(1, 1, 6)
+    argument: Any = x
+    if form == "packed":
+        argument = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([seq_len]))
+        x = argument.data
+    with mode():
+        output, h_n = module(argument, hx)
+        output = output.data if form == "packed" else output
+    owners = [t.untyped_storage().data_ptr() for t in (output, h_n, x, hx, *module.parameters())]
+    assert len(set(owners)) == len(owners)
+
+
+def test_no_grad_and_inference_mode_record_nothing() -> None:
+    module = rnn_ext.RNN(5, 6, 2)
+    x = torch.randn(4, 3, 5, requires_grad=True)
+    with torch.no_grad():
+        results = module(x)
+    assert all(t.grad_fn is None and not t.requires_grad for t in results)
+    with torch.inference_mode():
+        assert all(t.is_inference() and not t.requires_grad for t in module(x))
+
+
+def test_inference_tensors_are_taken_or_refused_like_by_nn_rnn() -> None:
+    with torch.inference_mode():
+        theirs, ours = twins(5, 6)
+        x = torch.randn(4, 3, 5)
+    with torch.no_grad():
+        expected = theirs(x)
+        for a, b in zip(ours(x), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+    trained_theirs, trained_ours = twins(5, 6)
+    assert outcome(lambda: trained_ours(x)) == outcome(lambda: trained_theirs(x))
+
+
+def test_backward_works_in_eval_mode() -> None:
+    theirs, ours = twins(5, 6, 2, dropout=0.5, dtype=torch.float64)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    grads = [
+        torch.autograd.grad(module.eval()(x)[0].sum(), list(module.parameters()))
+        for module in (theirs, ours)
+    ]
+    assert_close_fp64(*grads[::-1])
+
+
+@pytest.mark.parametrize("seq_len", [1, 2])
+def test_one_tensor_as_input_and_hx(seq_len: int) -> None:
+    theirs, ours = twins(6, 6, seq_len, dtype=torch.float64)
+    (x,) = leaves(torch.randn(seq_len, 3, 6, dtype=torch.float64))
+    grads = [torch.autograd.grad(loss_of(*module(x, x)), [x]) for module in (theirs, ours)]
+    assert_close_fp64(*grads[::-1])
+
+
+def test_tied_weights_accumulate_both_gradients() -> None:
+    theirs, ours = twins(6, 6, 2, dtype=torch.float64)
+    x = torch.randn(4, 3, 6, dtype=torch.float64)
+    grads = []
+    for module in (theirs, ours):
+        module.weight_hh_l0 = module.weight_ih_l0
+        module.bias_hh_l0 = module.bias_ih_l0
+        module.weight_ih_l1 = module.weight_ih_l0
+        assert sum(1 for _ in module.parameters()) == 5
+        grads.append(torch.autograd.grad(loss_of(*module(x)), list(module.parameters())))
+    assert_close_fp64(*grads[::-1])
+
+
+def test_the_same_module_twice_in_one_graph() -> None:
+    theirs, ours = twins(6, 6, dtype=torch.float64)
+    x = torch.randn(4, 3, 6, dtype=torch.float64)
+    grads = []
+    for module in (theirs, ours):
+        output, _ = module(module(x)[0])
+        grads.append(torch.autograd.grad(output.sum(), list(module.parameters())))
+    assert_close_fp64(*grads[::-1])
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_empty_batch_has_shapes_and_zero_gradients(bidirectional: bool) -> None:
+    theirs, ours = twins(5, 6, 2, bidirectional=bidirectional)
+    (x,) = leaves(torch.randn(4, 0, 5))
+    (hx,) = leaves(torch.randn(2 * (1 + bidirectional), 0, 6))
+    for given in (None, hx):
+        output, h_n = ours(x, given)
+        assert [t.shape for t in (output, h_n)] == [t.shape for t in theirs(x, given)]
+        wanted = [x, *ours.parameters(), *([] if given is None else [hx])]
+        for grad, tensor in zip(
+            torch.autograd.grad(loss_of(output, h_n), wanted), wanted, strict=True
+        ):
+            assert grad.shape == tensor.shape
+            assert not grad.any()
+
+
+def test_saved_for_backward_are_input_output_and_hx_only() -> None:
+    """The contract's training memory: nothing of size T * B * H beyond x and h is kept."""
+    module = rnn_ext.RNN(5, 64)
+    x, hx = leaves(torch.randn(50, 8, 5), torch.randn(1, 8, 64))
+    saved: dict[int, int] = {}
+
+    def record(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(record, lambda tensor: tensor):
+        output, _ = module(x, hx)
+    weights = [p.untyped_storage().data_ptr() for p in module.parameters()]
+    kept = sum(size for pointer, size in saved.items() if pointer not in weights)
+    assert kept <= sum(t.untyped_storage().nbytes() for t in (x, hx, output))
+
+
+def test_saved_tensor_hooks_may_replace_what_was_saved() -> None:
+    module = rnn_ext.RNN(5, 6)
+    x = torch.randn(4, 3, 5)
+    expected = torch.autograd.grad(module(x)[0].sum(), list(module.parameters()))
+    with saved_tensors_hooks(torch.clone, lambda tensor: tensor):
+        loss = module(x)[0].sum()
+    assert_same_bits(torch.autograd.grad(loss, list(module.parameters())), expected)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_activation_checkpointing_gives_the_same_bits(use_reentrant: bool) -> None:
+    module = rnn_ext.RNN(5, 6, 2)
+    (x,) = leaves(torch.randn(4, 3, 5))
+    module(x)[0].sum().backward()
+    expected = [x.grad, *(p.grad for p in module.parameters())]
+    x.grad = None
+    module.zero_grad()
+    checkpoint(module, x, use_reentrant=use_reentrant)[0].sum().backward()
+    assert_same_bits([x.grad, *(p.grad for p in module.parameters())], expected)
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "no bias": {"bias": False},
+    "two-way": {"bidirectional": True},
+    "stacked": {"num_layers": 2},
+    "packed": {"batch_sizes": torch.tensor([2, 2, 1]), "bidirectional": True},
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """A call for gradcheck, with sequences of two rows."""
+
+    form: str
+    nonlinearity: str
+    given: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.form}-{self.nonlinearity}-{'hx' if self.given else 'nohx'}"
+
+    def function_and_inputs(self, seq_len: int, hidden_size: int) -> tuple[Any, list[Tensor]]:
+        options = FORMS[self.form]
+        stack = {k: v for k, v in options.items() if k != "batch_sizes"}
+        weights = layer_weights(2, hidden_size, dtype=torch.float64, **stack)
+        states = options.get("num_layers", 1) * (1 + options.get("bidirectional", False))
+        sizes = options.get("batch_sizes")
+        lead = (seq_len, 2) if sizes is None else (int(sizes.sum()),)
+        x, hx = torch.randn(*lead, 2).double(), torch.randn(states, 2, hidden_size).double()
+
+        def function(x: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+            hx, weights = (rest[0], rest[1:]) if self.given else (None, rest)
+            return rnn(x, hx, weights, nonlinearity=self.nonlinearity, **options)
+
+        return function, leaves(x, *([hx] if self.given else []), *weights)
+
+
+CHECKS = [
+    Check(form, nonlinearity, given)
+    for form in FORMS
+    for nonlinearity in ("tanh", "relu")
+    for given in (True, False)
+]
+
+
+@pytest.mark.parametrize("case", CHECKS, ids=str)
+def test_gradcheck(case: Check) -> None:
+    function, inputs = case.function_and_inputs(seq_len=3, hidden_size=3)
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("case", CHECKS, ids=str)
+def test_gradgradcheck(case: Check) -> None:
+    function, inputs = case.function_and_inputs(seq_len=2, hidden_size=2)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+def test_gradcheck_and_gradgradcheck_of_the_cell(nonlinearity: str) -> None:
+    inputs = leaves(
+        torch.randn(2, 3, dtype=torch.float64),
+        torch.randn(2, 4, dtype=torch.float64),
+        *layer_weights(3, 4, dtype=torch.float64),
+    )
+
+    def function(*tensors: Tensor) -> Tensor:
+        return rnn_cell(*tensors, nonlinearity=nonlinearity)
+
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_first": True, "bidirectional": True}], ids=str)
+def test_gradcheck_and_gradgradcheck_of_the_module(options: dict[str, Any]) -> None:
+    module = rnn_ext.RNN(2, 2, 2, dtype=torch.float64, **options)
+    names = [name for name, _ in module.named_parameters()]
+    inputs = leaves(torch.randn(2, 2, 2, dtype=torch.float64), *module.parameters())
+
+    def function(x: Tensor, *weights: Tensor) -> Any:
+        return torch.func.functional_call(module, dict(zip(names, weights, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+def test_create_graph_changes_no_first_gradient() -> None:
+    module = rnn_ext.RNN(5, 6, 2, bidirectional=True, dtype=torch.float64)
+    (x,) = leaves(torch.randn(4, 3, 5, dtype=torch.float64))
+    wanted = [x, *module.parameters()]
+    first = torch.autograd.grad(loss_of(*module(x)), wanted)
+    again = torch.autograd.grad(loss_of(*module(x)), wanted, create_graph=True)
+    assert all(g.requires_grad for g in again)
+    assert_close_fp64([g.detach() for g in again], first)
+
+
+def test_gradient_penalty_trains_like_nn_rnn() -> None:
+    theirs, ours = twins(5, 6, 2, dtype=torch.float64)
+    results = []
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    for module in (theirs, ours):
+        (leaf,) = leaves(x)
+        (grad,) = torch.autograd.grad(module(leaf)[0].square().sum(), leaf, create_graph=True)
+        penalty = (grad.norm(dim=-1) - 1).square().sum()
+        results.append(
+            torch.autograd.grad(penalty, [leaf, *module.parameters()], materialize_grads=True)
+        )
+    assert_close_fp64(*results[::-1])
+
+
+def test_hessian_vector_products_equal_nn_rnn() -> None:
+    theirs, ours = twins(5, 6, dtype=torch.float64)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    vectors = [torch.randn_like(p) for p in theirs.parameters()]
+    results = []
+    for module in (theirs, ours):
+        parameters = list(module.parameters())
+        grads = torch.autograd.grad(loss_of(*module(x)), parameters, create_graph=True)
+        results.append(torch.autograd.grad(grads, parameters, vectors))
+    assert_close_fp64(*results[::-1])
+
+
+def test_gradient_hooks_see_what_nn_rnns_see() -> None:
+    theirs, ours = twins(5, 6, dtype=torch.float64)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    seen: list[list[Tensor]] = []
+    for module in (theirs, ours):
+        output, h_n = module(x)
+        grads: dict[str, Tensor] = {}
+        hooked = {"weight": module.weight_hh_l0, "output": output, "h_n": h_n}
+        for name, tensor in hooked.items():
+            tensor.register_hook(lambda grad, n=name, g=grads: g.update({n: grad}))
+        loss_of(output, h_n).backward()
+        seen.append([grads[name] for name in hooked])
+    assert_close_fp64(*seen[::-1])
+
+
+def test_gradients_are_writable_and_not_shared() -> None:
+    """Gradients of the two biases are equal, but must be two tensors: clipping scales each."""
+    tensors = dict(zip(NAMES, leaves(*one_layer().values()), strict=True))
+    loss_of(*run(tensors)).backward()
+    grads = [t.grad for t in tensors.values()]
+    pointers = [g.untyped_storage().data_ptr() for g in grads]
+    spans = [(g.data_ptr(), g.data_ptr() + g.nbytes) for g in grads]
+    assert len(set(pointers)) == len(pointers) or all(
+        a[1] <= b[0] or b[1] <= a[0] for a, b in itertools.combinations(spans, 2)
+    )
+    before = tensors["bias_hh"].grad.clone()
+    tensors["bias_ih"].grad.zero_()
+    assert same_bits(tensors["bias_hh"].grad, before)

@@ -1,0 +1,456 @@
+"""Errors and warnings: the full text of nn.RNN's and nn.RNNCell's, taken from them in the test."""
+
+import itertools
+import random
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import Outcome, outcome, twins
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import rnn_ext
+
+
+def assert_same_outcome(ours: Callable[[], Any], theirs: Callable[[], Any]) -> Outcome:
+    expected = outcome(theirs)
+    assert outcome(ours) == expected
+    return expected
+
+
+def assert_same_failure(ours: Callable[[], Any], theirs: Callable[[], Any]) -> None:
+    assert assert_same_outcome(ours, theirs).error is not None, "nn.RNN accepts this"
+
+
+BAD_CONSTRUCTIONS = [
+    ((), {}),
+    ((3,), {}),
+    ((3, 4), {"hidden": 4}),
+    ((3, 4, 1, "tanh", True, False, 0.0, False, None, None, 0, 0), {}),
+    ((3, 4), {"proj_size": 2}),
+    ((3, 4), {"proj_size": 0}),
+    ((3, 4, 1, "sigmoid"), {}),
+    ((3, 4), {"nonlinearity": "Tanh"}),
+    ((3, 4), {"nonlinearity": None}),
+    ((3, 4, 1, True), {}),
+    ((3.0, 4), {}),
+    ((3, 4.0), {}),
+    ((3, 4, 1.0), {}),
+    ((0, 4), {}),
+    ((-1, 4), {}),
+    ((3, 0), {}),
+    ((3, -4), {}),
+    ((3, 4, 0), {}),
+    ((3, 4, -1), {}),
+    (("3", 4), {}),
+    ((3, 4), {"bias": 1}),
+    ((3, 4), {"bias": None}),
+    ((3, 4), {"batch_first": "yes"}),
+    ((3, 4), {"dropout": -0.1}),
+    ((3, 4), {"dropout": 1.5}),
+    ((3, 4), {"dropout": True}),
+    ((3, 4), {"dropout": "a"}),
+    ((3, 4, 2), {"dropout": float("nan")}),
+    ((3, 4), {"dropout": None}),
+    ((3, 4), {"device": "nowhere"}),
+    ((3, 4), {"dtype": torch.int64}),
+    ((3, 4), {"dtype": "float32"}),
+]
+
+
+@pytest.mark.parametrize(("args", "kwargs"), BAD_CONSTRUCTIONS, ids=str)
+def test_constructor_refuses_what_nn_rnn_refuses_in_its_words(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    assert_same_failure(
+        lambda: rnn_ext.RNN(*args, **kwargs),
+        lambda: nn.RNN(*args, **kwargs),
+    )
+
+
+def test_dropout_with_one_layer_warns_like_nn_rnn() -> None:
+    expected = assert_same_outcome(
+        lambda: rnn_ext.RNN(3, 4, dropout=0.5), lambda: nn.RNN(3, 4, dropout=0.5)
+    )
+    assert len(expected.warnings) == 1
+
+
+def test_constructor_checks_in_the_order_of_nn_rnn() -> None:
+    """With several things wrong at once the same one is named, after the same warnings."""
+    pools: dict[str, tuple[Any, ...]] = {
+        "input_size": (3, 0, 2.5),
+        "hidden_size": (4, -1, None),
+        "num_layers": (1, 2, 0),
+        "nonlinearity": ("tanh", "relu", "gelu"),
+        "bias": (True, False, 0),
+        "batch_first": (False, True, 1),
+        "dropout": (0.0, 0.5, 2, False),
+        "bidirectional": (False, True),
+    }
+    everything = list(itertools.product(*pools.values()))
+    for values in random.Random(0).sample(everything, 400):
+        kwargs = dict(zip(pools, values, strict=True))
+        assert_same_outcome(partial(rnn_ext.RNN, **kwargs), partial(nn.RNN, **kwargs))
+
+
+def _packed(input_size: int, lengths: tuple[int, ...] = (3, 2), **kwargs: Any) -> PackedSequence:
+    return pack_padded_sequence(
+        torch.zeros(max(lengths), len(lengths), input_size, **kwargs), torch.tensor(lengths)
+    )
+
+
+zeros = torch.zeros
+BAD_CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
+    "no input": lambda: (),
+    "0-D input": lambda: (zeros(()),),
+    "1-D input": lambda: (zeros(3),),
+    "4-D input": lambda: (zeros(1, 2, 3, 3),),
+    "input size": lambda: (zeros(5, 2, 4),),
+    "unbatched input size": lambda: (zeros(5, 4),),
+    "no features": lambda: (zeros(5, 2, 0),),
+    "T = 0, hx given": lambda: (zeros(0, 2, 3), zeros(2, 2, 4)),
+    "T = 0, unbatched": lambda: (zeros(0, 3),),
+    "T = 0, B = 0": lambda: (zeros(0, 0, 3),),
+    "2-D hx": lambda: (zeros(5, 2, 3), zeros(2, 4)),
+    "4-D hx": lambda: (zeros(5, 2, 3), zeros(2, 2, 4, 1)),
+    "3-D hx for 2-D input": lambda: (zeros(5, 3), zeros(2, 1, 4)),
+    "1-D hx for 2-D input": lambda: (zeros(5, 3), zeros(4)),
+    "hx of another batch": lambda: (zeros(5, 2, 3), zeros(2, 3, 4)),
+    "hx of batch one": lambda: (zeros(5, 2, 3), zeros(2, 1, 4)),
+    "hx of one layer": lambda: (zeros(5, 2, 3), zeros(1, 2, 4)),
+    "hx of another hidden size": lambda: (zeros(5, 2, 3), zeros(2, 2, 5)),
+    "unbatched hx of one layer": lambda: (zeros(5, 3), zeros(1, 4)),
+    "input dtype": lambda: (zeros(5, 2, 3, dtype=torch.float64),),
+    "integer input": lambda: (zeros(5, 2, 3, dtype=torch.int64),),
+    "half input": lambda: (zeros(5, 2, 3, dtype=torch.float16),),
+    "hx dtype": lambda: (zeros(5, 2, 3), zeros(2, 2, 4, dtype=torch.float64)),
+    "integer hx": lambda: (zeros(5, 2, 3), zeros(2, 2, 4, dtype=torch.int64)),
+    "input device": lambda: (zeros(5, 2, 3, device="meta"),),
+    "hx device": lambda: (zeros(5, 2, 3), zeros(2, 2, 4, device="meta")),
+    "list": lambda: ([[[1.0, 2.0, 3.0]]],),
+    "None": lambda: (None,),
+    "hx tuple": lambda: (zeros(5, 2, 3), (zeros(2, 2, 4), zeros(2, 2, 4))),
+    "dtype before size": lambda: (zeros(5, 2, 7, dtype=torch.float64), zeros(9, 9, 9)),
+    "size before hx": lambda: (zeros(5, 2, 7), zeros(9, 9, 9)),
+    "packed input size": lambda: (_packed(4),),
+    "packed dtype": lambda: (_packed(3, dtype=torch.float64),),
+    "packed, hx of another batch": lambda: (_packed(3), zeros(2, 3, 4)),
+    "packed, 2-D hx": lambda: (_packed(3), zeros(2, 4)),
+    "packed, hx dtype": lambda: (_packed(3), zeros(2, 2, 4, dtype=torch.float64)),
+}
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("arguments", BAD_CALLS.values(), ids=BAD_CALLS)
+def test_forward_refuses_what_nn_rnn_refuses_in_its_words(
+    arguments: Callable[[], tuple[Any, ...]], batch_first: bool
+) -> None:
+    theirs, ours = twins(3, 4, 2, batch_first=batch_first)
+    args = arguments()
+    assert_same_failure(partial(ours, *args), partial(theirs, *args))
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 3), (2, 0, 3)])
+def test_no_time_steps_fail_like_in_nn_rnn(shape: tuple[int, ...]) -> None:
+    theirs, ours = twins(3, 4, batch_first=shape[1] == 0)
+    assert_same_failure(lambda: ours(zeros(shape)), lambda: theirs(zeros(shape)))
+
+
+def test_a_projection_smuggled_in_by_position_fails_like_in_nn_rnn() -> None:
+    args = (3, 4, 1, "tanh", True, False, 0.0, False, 2)
+    ours, theirs = rnn_ext.RNN(*args), nn.RNN(*args)
+    assert repr(ours) == repr(theirs)
+    for arguments in ((zeros(5, 2, 3),), (zeros(5, 2, 3), zeros(1, 2, 2))):
+        assert_same_failure(partial(ours, *arguments), partial(theirs, *arguments))
+
+
+def _wrong_shape(module: nn.RNNBase) -> None:
+    module.weight_hh_l0 = nn.Parameter(zeros(4, 5))
+
+
+def _wrong_bias(module: nn.RNNBase) -> None:
+    module.bias_ih_l0 = nn.Parameter(zeros(5))
+
+
+def _wrong_dtype(module: nn.RNNBase) -> None:
+    module.weight_hh_l0 = nn.Parameter(zeros(4, 4, dtype=torch.float64))
+
+
+def _no_weight(module: nn.RNNBase) -> None:
+    module.weight_hh_l0 = None
+
+
+def _all_wrong_device(module: nn.RNNBase) -> None:
+    module.to("meta")
+
+
+@pytest.mark.parametrize(
+    "damage", [_wrong_shape, _wrong_bias, _wrong_dtype, _no_weight, _all_wrong_device]
+)
+def test_damaged_weights_fail_like_in_nn_rnn(damage: Callable[[nn.RNNBase], None]) -> None:
+    theirs, ours = twins(3, 4)
+    damage(theirs)
+    damage(ours)
+    x = torch.randn(5, 2, 3)
+    assert_same_failure(lambda: ours(x), lambda: theirs(x))
+
+
+@settings(derandomize=True, max_examples=300, deadline=None)
+@given(
+    st.lists(st.integers(0, 4), min_size=0, max_size=4),
+    st.none() | st.lists(st.integers(0, 4), min_size=0, max_size=4),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_any_shapes_are_accepted_or_refused_like_by_nn_rnn(
+    input_shape: list[int],
+    hx_shape: list[int] | None,
+    hx_dtype: torch.dtype,
+    batch_first: bool,
+    bidirectional: bool,
+) -> None:
+    theirs, ours = twins(3, 2, batch_first=batch_first, bidirectional=bidirectional)
+    x = zeros(input_shape)
+    hx = None if hx_shape is None else zeros(hx_shape, dtype=hx_dtype)
+    expected = assert_same_outcome(lambda: ours(x, hx), lambda: theirs(x, hx))
+    if expected.error is None:
+        assert [t.shape for t in ours(x, hx)] == [t.shape for t in theirs(x, hx)]
+
+
+CELL_CONSTRUCTIONS = [
+    ((), {}),
+    ((3,), {}),
+    ((3, 4), {"dropout": 0.1}),
+    ((3, 4, True, "tanh", None, None, 1), {}),
+    ((3.0, 4), {}),
+    ((-3, 4), {}),
+    ((3, -4), {}),
+    ((3, "4"), {}),
+    ((3, 4), {"dtype": torch.int64}),
+    ((3, 4), {"device": "nowhere"}),
+]
+
+
+@pytest.mark.parametrize(("args", "kwargs"), CELL_CONSTRUCTIONS, ids=str)
+def test_cell_constructor_refuses_what_nn_rnn_cell_refuses_in_its_words(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    assert_same_failure(
+        lambda: rnn_ext.RNNCell(*args, **kwargs),
+        lambda: nn.RNNCell(*args, **kwargs),
+    )
+
+
+BAD_CELL_CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
+    "no input": lambda: (),
+    "0-D input": lambda: (zeros(()),),
+    "3-D input": lambda: (zeros(1, 2, 3),),
+    "input size": lambda: (zeros(2, 5),),
+    "unbatched input size": lambda: (zeros(5),),
+    "3-D hx": lambda: (zeros(2, 3), zeros(1, 2, 4)),
+    "0-D hx": lambda: (zeros(2, 3), zeros(())),
+    "hx of another hidden size": lambda: (zeros(2, 3), zeros(2, 5)),
+    "hx of another batch": lambda: (zeros(2, 3), zeros(3, 4)),
+    "hx of batch one": lambda: (zeros(2, 3), zeros(1, 4)),
+    "2-D hx for 1-D input": lambda: (zeros(3), zeros(1, 4)),
+    "1-D hx for 2-D input": lambda: (zeros(2, 3), zeros(4)),
+    "input dtype": lambda: (zeros(2, 3, dtype=torch.float64),),
+    "integer input": lambda: (zeros(2, 3, dtype=torch.int64),),
+    "hx dtype": lambda: (zeros(2, 3), zeros(2, 4, dtype=torch.float64)),
+    "input device": lambda: (zeros(2, 3, device="meta"),),
+    "hx device": lambda: (zeros(2, 3), zeros(2, 4, device="meta")),
+    "list": lambda: ([1.0, 2.0, 3.0],),
+    "None": lambda: (None,),
+    "hx tuple": lambda: (zeros(2, 3), (zeros(2, 4),)),
+}
+
+
+@pytest.mark.parametrize("arguments", BAD_CELL_CALLS.values(), ids=BAD_CELL_CALLS)
+def test_cell_refuses_what_nn_rnn_cell_refuses_in_its_words(
+    arguments: Callable[[], tuple[Any, ...]],
+) -> None:
+    ours, theirs = rnn_ext.RNNCell(3, 4), nn.RNNCell(3, 4)
+    args = arguments()
+    assert_same_failure(partial(ours, *args), partial(theirs, *args))
+
+
+def test_cell_of_unknown_nonlinearity_fails_in_forward_like_nn_rnn_cell() -> None:
+    ours = rnn_ext.RNNCell(3, 4, nonlinearity="gelu")
+    theirs = nn.RNNCell(3, 4, nonlinearity="gelu")
+    assert repr(ours) == repr(theirs)
+    assert_same_failure(lambda: ours(zeros(2, 3)), lambda: theirs(zeros(2, 3)))
+
+
+def refusal(call: Callable[[], Any]) -> str:
+    """The text of the error that the functional form raises."""
+    result = outcome(call)
+    assert result.error in (ValueError, RuntimeError, TypeError), result
+    return result.text
+
+
+def weights_of(num_layers: int = 2) -> list[Tensor]:
+    return [p.detach() for p in nn.RNN(3, 4, num_layers).parameters()]
+
+
+FUNCTIONAL_MISTAKES: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
+    "input dimensions": (
+        lambda: rnn_ext.functional.rnn(zeros(1, 5, 2, 3), None, weights_of(), num_layers=2),
+        ("input",),
+    ),
+    "hx shape": (
+        lambda: rnn_ext.functional.rnn(zeros(5, 7, 3), zeros(2, 6, 4), weights_of(), num_layers=2),
+        ("hx", "2, 7, 4", "2, 6, 4"),
+    ),
+    "hx dtype": (
+        lambda: rnn_ext.functional.rnn(
+            zeros(5, 2, 3), zeros(2, 2, 4).double(), weights_of(), num_layers=2
+        ),
+        ("hx", "float64", "float32"),
+    ),
+    "weight count": (
+        lambda: rnn_ext.functional.rnn(zeros(5, 2, 3), None, weights_of()[:-1], num_layers=2),
+        ("weights", "8", "7"),
+    ),
+    "first weight against input": (
+        lambda: rnn_ext.functional.rnn(zeros(5, 2, 9), None, weights_of(), num_layers=2),
+        ("9", "3"),
+    ),
+    "recurrent weight shape": (
+        lambda: rnn_ext.functional.rnn(
+            zeros(5, 2, 3), None, [zeros(4, 3), zeros(4, 5), zeros(4), zeros(4)]
+        ),
+        ("weights[1]", "4, 5"),
+    ),
+    "second layer's input weight": (
+        lambda: rnn_ext.functional.rnn(
+            zeros(5, 2, 3),
+            None,
+            [zeros(4, 3), zeros(4, 4), zeros(4, 3), zeros(4, 4)],
+            num_layers=2,
+            bias=False,
+        ),
+        ("weight", "4, 4", "4, 3"),
+    ),
+    "bias shape": (
+        lambda: rnn_ext.functional.rnn(
+            zeros(5, 2, 3), None, [zeros(4, 3), zeros(4, 4), zeros(4), zeros(6)]
+        ),
+        ("4,", "6,"),
+    ),
+    "weight dtype": (
+        lambda: rnn_ext.functional.rnn(
+            zeros(5, 2, 3), None, [w.double() for w in weights_of()], num_layers=2
+        ),
+        ("weight", "float64", "float32"),
+    ),
+    "nonlinearity": (
+        lambda: rnn_ext.functional.rnn(
+            zeros(5, 2, 3), None, weights_of(), num_layers=2, nonlinearity="gelu"
+        ),
+        ("nonlinearity", "gelu", "tanh", "relu"),
+    ),
+    "dropout": (
+        lambda: rnn_ext.functional.rnn(
+            zeros(5, 2, 3), None, weights_of(), num_layers=2, dropout=1.5, training=True
+        ),
+        ("dropout", "1.5"),
+    ),
+    "batch_sizes dtype": (
+        lambda: rnn_ext.functional.rnn(
+            zeros(3, 3),
+            None,
+            weights_of(),
+            num_layers=2,
+            batch_sizes=torch.tensor([2, 1], dtype=torch.int32),
+        ),
+        ("batch_sizes", "int64", "int32"),
+    ),
+    "batch_sizes sum": (
+        lambda: rnn_ext.functional.rnn(
+            zeros(4, 3), None, weights_of(), num_layers=2, batch_sizes=torch.tensor([2, 1])
+        ),
+        ("batch_sizes", "3", "4"),
+    ),
+    "batch_sizes growing": (
+        lambda: rnn_ext.functional.rnn(
+            zeros(3, 3), None, weights_of(), num_layers=2, batch_sizes=torch.tensor([1, 2])
+        ),
+        ("batch_sizes",),
+    ),
+    "batch_sizes with a zero": (
+        lambda: rnn_ext.functional.rnn(
+            zeros(2, 3), None, weights_of(), num_layers=2, batch_sizes=torch.tensor([2, 0])
+        ),
+        ("batch_sizes",),
+    ),
+    "batch_sizes negative": (
+        lambda: rnn_ext.functional.rnn(
+            zeros(1, 3), None, weights_of(), num_layers=2, batch_sizes=torch.tensor([2, -1])
+        ),
+        ("batch_sizes",),
+    ),
+    "batch_sizes empty": (
+        lambda: rnn_ext.functional.rnn(
+            zeros(0, 3),
+            None,
+            weights_of(),
+            num_layers=2,
+            batch_sizes=torch.empty(0, dtype=torch.int64),
+        ),
+        ("batch_sizes",),
+    ),
+    "packed hx shape": (
+        lambda: rnn_ext.functional.rnn(
+            zeros(3, 3),
+            zeros(2, 5, 4),
+            weights_of(),
+            num_layers=2,
+            batch_sizes=torch.tensor([2, 1]),
+        ),
+        ("hx", "2, 2, 4", "2, 5, 4"),
+    ),
+    "cell hx shape": (
+        lambda: rnn_ext.functional.rnn_cell(zeros(2, 3), zeros(5, 4), *weights_of(1)),
+        ("hx", "2, 4", "5, 4"),
+    ),
+    "cell weight shape": (
+        lambda: rnn_ext.functional.rnn_cell(zeros(2, 3), None, zeros(4, 3), zeros(4, 5)),
+        ("w_hh", "4, 5"),
+    ),
+    "cell bias shape": (
+        lambda: rnn_ext.functional.rnn_cell(
+            zeros(2, 3), None, zeros(4, 3), zeros(4, 4), zeros(4), zeros(6)
+        ),
+        ("b_hh", "4,", "6,"),
+    ),
+    "cell nonlinearity": (
+        lambda: rnn_ext.functional.rnn_cell(
+            zeros(2, 3), None, zeros(4, 3), zeros(4, 4), nonlinearity="gelu"
+        ),
+        ("nonlinearity", "gelu", "tanh", "relu"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "words"), FUNCTIONAL_MISTAKES.values(), ids=FUNCTIONAL_MISTAKES)
+def test_functional_names_the_argument_what_it_expected_and_what_it_got(
+    call: Callable[[], Any], words: tuple[str, ...]
+) -> None:
+    text = refusal(call)
+    assert "\n" not in text
+    for word in words:
+        assert word in text, text
+
+
+def test_functional_without_time_steps_fails_like_nn_rnn() -> None:
+    module = nn.RNN(3, 4)
+    assert_same_failure(
+        lambda: rnn_ext.functional.rnn(zeros(0, 2, 3), None, list(module.parameters())),
+        lambda: module(zeros(0, 2, 3)),
+    )

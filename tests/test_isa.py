@@ -1,0 +1,82 @@
+"""The choice of ISA level: by machine, by RNN_EXT_ISA, by set_isa; and what build_info tells."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from support import ISA_LEVELS, using_isa
+
+import rnn_ext
+from rnn_ext import _C
+
+
+def test_generic_is_always_there_and_the_best_level_is_chosen() -> None:
+    assert ISA_LEVELS[0] == "generic"
+    assert len(set(ISA_LEVELS)) == len(ISA_LEVELS)
+    assert set(ISA_LEVELS) <= set(rnn_ext.build_info()["isa_compiled"])
+
+
+@pytest.mark.parametrize("name", ISA_LEVELS)
+def test_set_isa_takes_effect(name: str) -> None:
+    with using_isa(name):
+        assert _C.isa() == name
+        assert rnn_ext.build_info()["isa"] == name
+
+
+@pytest.mark.parametrize("name", ["", "avx1", "AVX2", "neon "])
+def test_unknown_level_is_refused_with_the_valid_ones_and_changes_nothing(name: str) -> None:
+    before = _C.isa()
+    with pytest.raises((ValueError, RuntimeError)) as error:
+        _C.set_isa(name)
+    for level in ISA_LEVELS:
+        assert level in str(error.value)
+    assert _C.isa() == before
+
+
+def in_fresh_python(value: str) -> subprocess.CompletedProcess[str]:
+    """Imports the package with RNN_EXT_ISA set, and prints the level chosen."""
+    return subprocess.run(
+        [sys.executable, "-c", "import rnn_ext; print(rnn_ext.build_info()['isa'])"],
+        env={**os.environ, "RNN_EXT_ISA": value},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_environment_variable_caps_the_level() -> None:
+    result = in_fresh_python("generic")
+    assert (result.returncode, result.stdout.strip()) == (0, "generic"), result.stderr
+    # A cap above what the machine has leaves its best: this one's last level is its best.
+    result = in_fresh_python(ISA_LEVELS[-1])
+    assert (result.returncode, result.stdout.strip()) == (0, ISA_LEVELS[-1]), result.stderr
+
+
+def test_wrong_environment_variable_is_an_error_that_lists_the_valid_values() -> None:
+    result = in_fresh_python("sse9")
+    assert result.returncode != 0
+    assert "RNN_EXT_ISA" in result.stderr
+    assert "sse9" in result.stderr
+    for level in rnn_ext.build_info()["isa_compiled"]:
+        assert level in result.stderr
+
+
+def test_build_info_has_the_promised_keys() -> None:
+    info = rnn_ext.build_info()
+    assert set(info) >= {
+        "version",
+        "compiler",
+        "isa_compiled",
+        "isa",
+        "openmp",
+        "cuda_archs",
+        "torch_built",
+        "torch_running",
+    }
+    assert info["version"] == rnn_ext.__version__
+    assert info["torch_running"] == torch.__version__
+    assert isinstance(info["openmp"], bool)
+    assert info["compiler"]
+    assert info["torch_built"]

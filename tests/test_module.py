@@ -1,0 +1,369 @@
+"""rnn_ext.RNN as a module: constructor, attributes, state_dict, copies, live weights."""
+
+import copy
+import inspect
+import io
+import itertools
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from support import assert_same_bits, outcome, twins
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+import rnn_ext
+
+OPTIONS = [
+    dict(zip(("num_layers", "nonlinearity", "bias", "bidirectional"), values, strict=True))
+    for values in itertools.product((1, 3), ("tanh", "relu"), (True, False), (False, True))
+]
+
+
+def seeded(cls: type[nn.Module], *args: Any, **kwargs: Any) -> Any:
+    torch.manual_seed(7)
+    return cls(*args, **kwargs)
+
+
+def assert_like(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    """Two forward results in fp32 that differ by rounding only."""
+    for a, b in zip(actual, expected, strict=True):
+        # |h| <= 1 and sums of at most some tens of products: rounding stays below 1e-6.
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_same_seed_draws_the_same_parameters_in_the_same_order(options: dict[str, Any]) -> None:
+    theirs = seeded(nn.RNN, 5, 7, **options)
+    state = torch.get_rng_state()
+    ours = seeded(rnn_ext.RNN, 5, 7, **options)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [n for n, _ in ours.named_parameters()] == [n for n, _ in theirs.named_parameters()]
+    assert_same_bits(ours.parameters(), theirs.parameters())
+
+
+def test_reset_parameters_draws_like_nn_rnn() -> None:
+    theirs, ours = twins(4, 5, 2)
+    for module in (theirs, ours):
+        torch.manual_seed(3)
+        module.reset_parameters()
+    assert_same_bits(ours.parameters(), theirs.parameters())
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_attributes_and_repr_equal_nn_rnn(options: dict[str, Any]) -> None:
+    theirs = nn.RNN(5, 7, batch_first=True, dropout=0.25 * (options["num_layers"] > 1), **options)
+    ours = rnn_ext.RNN(
+        5, 7, batch_first=True, dropout=0.25 * (options["num_layers"] > 1), **options
+    )
+    assert repr(ours) == repr(theirs)
+    assert ours.extra_repr() == theirs.extra_repr()
+    for name in (*nn.RNN.__constants__, "nonlinearity", "training", "_flat_weights_names"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert ours.__constants__ == theirs.__constants__
+    assert [[p.shape for p in group] for group in ours.all_weights] == [
+        [p.shape for p in group] for group in theirs.all_weights
+    ]
+    assert all(a is b for a, b in zip(ours._flat_weights, ours.parameters(), strict=True))
+
+
+def test_is_an_rnn_base_and_no_nn_rnn() -> None:
+    module = rnn_ext.RNN(2, 3)
+    assert isinstance(module, nn.RNNBase)
+    assert not isinstance(module, nn.RNN)
+    assert type(module).__name__ == "RNN"
+
+
+def test_forward_takes_nn_rnn_s_arguments_and_further_ones_by_keyword_only() -> None:
+    theirs = list(inspect.signature(nn.RNN.forward).parameters.values())
+    ours = list(inspect.signature(rnn_ext.RNN.forward).parameters.values())
+    assert [(p.name, p.default) for p in ours[: len(theirs)]] == [
+        (p.name, p.default) for p in theirs
+    ]
+    assert all(p.kind is p.KEYWORD_ONLY for p in ours[len(theirs) :])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (4, 5),
+        (4, 5, 2),
+        (4, 5, 2, "relu"),
+        (4, 5, 2, "relu", False),
+        (4, 5, 2, "tanh", True, True),
+        (4, 5, 2, "tanh", True, True, 0.5),
+        (4, 5, 2, "relu", True, True, 0.5, True),
+    ],
+    ids=str,
+)
+def test_positional_arguments_mean_what_they_mean_to_nn_rnn(arguments: tuple[Any, ...]) -> None:
+    theirs, ours = seeded(nn.RNN, *arguments), seeded(rnn_ext.RNN, *arguments)
+    assert repr(ours) == repr(theirs)
+    assert_same_bits(ours.parameters(), theirs.parameters())
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_state_dict_goes_both_ways(options: dict[str, Any]) -> None:
+    theirs, ours = nn.RNN(5, 7, **options), rnn_ext.RNN(5, 7, **options)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert ours.load_state_dict(theirs.state_dict(), strict=True) == ([], [])
+    assert_same_bits(ours.parameters(), theirs.parameters())
+    ours.reset_parameters()
+    assert theirs.load_state_dict(ours.state_dict(), strict=True) == ([], [])
+    assert_same_bits(ours.parameters(), theirs.parameters())
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_loaded_weights_are_used_at_once(assign: bool) -> None:
+    theirs, ours = nn.RNN(3, 4), rnn_ext.RNN(3, 4)
+    x = torch.randn(5, 2, 3)
+    ours(x)
+    ours.load_state_dict(theirs.state_dict(), assign=assign)
+    assert_like(ours(x), theirs(x))
+
+
+def _scale_data(module: nn.RNNBase) -> None:
+    module.get_parameter("weight_hh_l0").data.mul_(2)
+
+
+def _replace_parameter(module: nn.RNNBase) -> None:
+    torch.manual_seed(1)
+    module.weight_hh_l0 = nn.Parameter(torch.randn(4, 4))
+
+
+def _replace_data(module: nn.RNNBase) -> None:
+    module.bias_ih_l0.data = torch.ones(4)
+
+
+def _write_through_detached(module: nn.RNNBase) -> None:
+    module.get_parameter("weight_ih_l0").detach()[1] = 0.5
+
+
+def _optimizer_step(module: nn.RNNBase) -> None:
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.SGD(module.parameters(), lr=0.1).step()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_scale_data, _replace_parameter, _replace_data, _write_through_detached, _optimizer_step],
+)
+@pytest.mark.parametrize("inference", [False, True])
+def test_changed_weights_are_seen_by_the_next_call(
+    change: Callable[[nn.RNNBase], None], inference: bool
+) -> None:
+    theirs, ours = twins(3, 4)
+    x = torch.randn(5, 2, 3)
+    with torch.inference_mode(inference):
+        before = ours(x)
+        for module in (theirs, ours):
+            with torch.no_grad():
+                change(module)
+        after = ours(x)
+        assert_like(after, theirs(x))
+    assert not torch.equal(after[0], before[0])
+
+
+def test_moves_between_dtypes_like_nn_rnn() -> None:
+    theirs, ours = twins(3, 4, 2)
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    for a, b in zip(ours.double()(x), theirs.double()(x), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    assert ours(x)[0].dtype == torch.float64
+    assert_like(ours.float()(x.float()), theirs.float()(x.float()))
+
+
+def test_flatten_parameters_leaves_parameters_where_they_are() -> None:
+    module = rnn_ext.RNN(3, 4, 2)
+    before = [(id(p), p.data_ptr()) for p in module.parameters()]
+    assert module.flatten_parameters() is None
+    assert [(id(p), p.data_ptr()) for p in module.parameters()] == before
+
+
+def test_built_on_meta_and_materialized() -> None:
+    theirs, ours = nn.RNN(3, 4, device="meta"), rnn_ext.RNN(3, 4, device="meta")
+    assert all(p.is_meta for p in ours.parameters())
+    torch.manual_seed(5)
+    state = nn.RNN(3, 4).state_dict()
+    for module in (theirs, ours):
+        module.to_empty(device="cpu").load_state_dict(state)
+    x = torch.randn(5, 2, 3)
+    assert_like(ours(x), theirs(x))
+
+
+def _pickled(module: nn.Module) -> Any:
+    return pickle.loads(pickle.dumps(module))
+
+
+def _saved(module: nn.Module) -> Any:
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, _pickled, _saved])
+def test_copies_compute_the_same_and_share_nothing(
+    duplicate: Callable[[nn.Module], Any],
+) -> None:
+    module = rnn_ext.RNN(3, 4, 2, nonlinearity="relu", bidirectional=True).eval()
+    x = torch.randn(5, 2, 3)
+    expected = module(x)
+    twin = duplicate(module)
+    assert type(twin) is rnn_ext.RNN
+    assert not twin.training
+    assert repr(twin) == repr(module)
+    assert_same_bits(twin(x), expected)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    assert_same_bits(twin(x), expected)
+
+
+def test_functional_call_uses_the_given_weights_and_differentiates_them() -> None:
+    theirs, ours = twins(3, 4, 2)
+    x = torch.randn(5, 2, 3)
+    grads = []
+    for module in (theirs, ours):
+        given = {n: (2 * p).detach().requires_grad_() for n, p in module.named_parameters()}
+        output, h_n = torch.func.functional_call(module, given, (x,))
+        grads.append((output, h_n, *torch.autograd.grad(output.sum(), list(given.values()))))
+    for a, b in zip(grads[1], grads[0], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    assert all(p.grad is None for p in ours.parameters())
+
+
+class _Counting(nn.Module):
+    """A parametrization that counts how often the weight is read."""
+
+    reads = 0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        self.reads += 1
+        return 2 * weight
+
+
+def test_each_weight_is_read_exactly_once_a_forward() -> None:
+    module = rnn_ext.RNN(3, 4, 2, bidirectional=True)
+    counters = {name: _Counting() for name, _ in list(module.named_parameters())}
+    for name, counter in counters.items():
+        parametrize.register_parametrization(module, name, counter, unsafe=True)
+        counter.reads = 0
+    module(torch.randn(5, 2, 3))
+    assert {name: c.reads for name, c in counters.items()} == dict.fromkeys(counters, 1)
+
+
+def _weight_norm(module: nn.RNNBase) -> None:
+    parametrizations.weight_norm(module, "weight_hh_l0")
+
+
+def _orthogonal(module: nn.RNNBase) -> None:
+    parametrizations.orthogonal(module, "weight_hh_l0")
+
+
+def _old_weight_norm(module: nn.RNNBase) -> None:
+    nn.utils.weight_norm(module, "weight_hh_l0")
+
+
+def _pruned(module: nn.RNNBase) -> None:
+    torch.manual_seed(2)
+    prune.random_unstructured(module, "weight_ih_l0", 0.5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@pytest.mark.parametrize("wrap", [_weight_norm, _orthogonal, _old_weight_norm, _pruned])
+def test_reparametrized_weights_work_and_train(wrap: Callable[[nn.RNNBase], None]) -> None:
+    theirs, ours = twins(3, 4)
+    x = torch.randn(5, 2, 3)
+    for module in (theirs, ours):
+        wrap(module)
+        module(x)[0].square().sum().backward()
+    ours.load_state_dict(theirs.state_dict())
+    assert_like(ours(x), theirs(x))
+    assert [n for n, _ in ours.named_parameters()] == [n for n, _ in theirs.named_parameters()]
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_output_views_that_nn_rnn_documents_work() -> None:
+    """`output.view(seq_len, batch, num_directions, hidden_size)`, and h_n's by layer."""
+    module = rnn_ext.RNN(3, 4, 2, bidirectional=True)
+    output, h_n = module(torch.randn(5, 7, 3))
+    directions = output.view(5, 7, 2, 4)
+    layers = h_n.view(2, 2, 7, 4)
+    assert_same_bits((directions[-1, :, 0], directions[0, :, 1]), layers[1])
+
+
+def test_batch_first_transposes_input_and_output_but_not_hx() -> None:
+    theirs, first = twins(3, 4, 2, batch_first=True)
+    last = rnn_ext.RNN(3, 4, 2)
+    last.load_state_dict(theirs.state_dict())
+    x, hx = torch.randn(7, 5, 3), torch.randn(2, 7, 4)
+    output, h_n = first(x, hx)
+    assert output.shape == (7, 5, 4)
+    assert h_n.shape == (2, 7, 4)
+    expected_output, expected_h_n = last(x.transpose(0, 1), hx)
+    assert_same_bits((output, h_n), (expected_output.transpose(0, 1), expected_h_n))
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_unbatched_input_is_a_batch_of_one(batch_first: bool) -> None:
+    module = rnn_ext.RNN(3, 4, 2, bidirectional=True, batch_first=batch_first)
+    x, hx = torch.randn(5, 3), torch.randn(4, 4)
+    output, h_n = module(x, hx)
+    batch_dim = 0 if batch_first else 1
+    batched = module(x.unsqueeze(batch_dim), hx.unsqueeze(1))
+    assert_same_bits((output, h_n), (batched[0].squeeze(batch_dim), batched[1].squeeze(1)))
+
+
+def test_hooks_run() -> None:
+    module = rnn_ext.RNN(3, 4)
+    seen: list[str] = []
+    module.register_forward_pre_hook(lambda *_: seen.append("pre"))
+    module.register_forward_hook(lambda *_: seen.append("forward"))
+    module.register_full_backward_hook(lambda *_: seen.append("backward"))
+    module(torch.randn(5, 2, 3, requires_grad=True))[0].sum().backward()
+    assert seen == ["pre", "forward", "backward"]
+
+
+def test_a_subclass_may_add_state_before_and_after_init() -> None:
+    class Named(rnn_ext.RNN):
+        def __init__(self, name: str, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.label = name
+
+    module = Named("encoder", 3, 4, nonlinearity="relu")
+    assert module.label == "encoder"
+    assert module(torch.randn(5, 2, 3))[0].shape == (5, 2, 4)
+
+
+def test_a_deleted_weight_fails_like_nn_rnn_or_clearly() -> None:
+    """nn.RNN goes on with the weight it remembers; whoever deletes one must not get garbage."""
+    theirs, ours = twins(3, 4)
+    x = torch.randn(5, 2, 3)
+    del theirs.weight_hh_l0, ours.weight_hh_l0
+    result = outcome(lambda: ours(x))
+    if result.error is None:
+        assert_like(ours(x), theirs(x))
+    else:
+        assert "weight_hh_l0" in result.text
+
+
+def test_works_inside_sequential_containers_and_module_lists() -> None:
+    class Net(nn.Module):
+        def __init__(self, cls: type[nn.Module]) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([cls(3, 4), cls(4, 4)])
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self.blocks:
+                x, _ = block(x)
+            return self.head(x)
+
+    theirs, ours = seeded(Net, nn.RNN), seeded(Net, rnn_ext.RNN)
+    x = torch.randn(5, 2, 3)
+    assert_like((ours(x),), (theirs(x),))

@@ -1,0 +1,107 @@
+"""PyTorch's own sample inputs for its RNN modules, on ours.
+
+Needs expecttest, which torch's internal test modules import.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from support import assert_close_fp64, outcome
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
+
+import rnn_ext
+
+REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.RNN: rnn_ext.RNN,
+    nn.RNNCell: rnn_ext.RNNCell,
+}
+INFOS = {info.module_cls: info for info in module_db if info.module_cls in REPLACEMENTS}
+
+
+def samples(training: bool = True, **options: Any) -> Iterator[Any]:
+    """Every sample: a pair of modules with equal weights, and the arguments of their forward."""
+    for theirs, ours in REPLACEMENTS.items():
+        info = INFOS[theirs]
+        for sample in info.module_inputs_func(
+            info,
+            device="cpu",
+            dtype=torch.float64,
+            requires_grad=True,
+            training=training,
+            **options,
+        ):
+            args, kwargs = sample.constructor_input.args, sample.constructor_input.kwargs
+            pair = [cls(*args, **kwargs, dtype=torch.float64) for cls in (theirs, ours)]
+            pair[1].load_state_dict(pair[0].state_dict())
+            yield *(m.train(training) for m in pair), sample
+
+
+def flat(result: Any) -> list[torch.Tensor]:
+    parts = result if type(result) is tuple else (result,)
+    return [p.data if isinstance(p, PackedSequence) else p for p in parts]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_samples_give_nn_rnns_results_and_gradients(training: bool) -> None:
+    count = 0
+    for theirs, ours, sample in samples(training):
+        args, kwargs = sample.forward_input.args, sample.forward_input.kwargs
+        results = []
+        for module in (theirs, ours):
+            parts = flat(module(*args, **kwargs))
+            inputs = [a.data if isinstance(a, PackedSequence) else a for a in args]
+            wanted = [t for t in (*inputs, *module.parameters()) if t.requires_grad]
+            results.append([*parts, *torch.autograd.grad(parts, wanted, parts)])
+        assert_close_fp64(results[1], results[0])
+        count += 1
+    assert count >= 30
+
+
+def test_samples_pass_their_own_reference() -> None:
+    for _, ours, sample in samples():
+        if sample.reference_fn is not None:
+            args, kwargs = sample.forward_input.args, sample.forward_input.kwargs
+            expected = sample.reference_fn(ours, *args, **kwargs)
+            assert_close_fp64(flat(ours(*args, **kwargs)), flat(expected))
+
+
+def test_packed_samples_give_nn_rnns_results() -> None:
+    info = INFOS[nn.RNN]
+    for sample in info.module_inputs_func(
+        info,
+        device="cpu",
+        dtype=torch.float64,
+        requires_grad=True,
+        training=True,
+        with_packed_sequence=True,
+    ):
+        (argument, *rest) = sample.forward_input.args
+        if not isinstance(argument, PackedSequence):
+            continue
+        kwargs = sample.constructor_input.kwargs
+        theirs, ours = nn.RNN(**kwargs).double(), rnn_ext.RNN(**kwargs).double()
+        ours.load_state_dict(theirs.state_dict())
+        assert_close_fp64(flat(ours(argument, *rest)), flat(theirs(argument, *rest)))
+
+
+def test_error_samples_fail_in_nn_rnns_words() -> None:
+    for theirs, ours in REPLACEMENTS.items():
+        info = INFOS[theirs]
+        for sample in info.module_error_inputs_func(
+            info, device="cpu", dtype=torch.float64, requires_grad=False, training=True
+        ):
+            given = sample.module_error_input
+            constructor, forward = given.constructor_input, given.forward_input
+
+            def call(cls: type[nn.Module], constructor=constructor, forward=forward) -> Any:
+                module = cls(*constructor.args, **constructor.kwargs)
+                return module(*forward.args, **forward.kwargs)
+
+            assert sample.error_on in ModuleErrorEnum
+            expected = outcome(lambda: call(theirs))  # noqa: B023
+            assert expected.error is not None
+            assert outcome(lambda: call(ours)) == expected  # noqa: B023

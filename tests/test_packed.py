@@ -1,0 +1,187 @@
+"""Packed sequences: each sequence as if alone, and the PackedSequence that comes back."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from support import assert_close_fp64, assert_same_bits, leaves, same_bits, twins
+from torch import Tensor
+from torch.nn.utils.rnn import (
+    PackedSequence,
+    pack_padded_sequence,
+    pack_sequence,
+    pad_packed_sequence,
+    unpack_sequence,
+)
+
+import rnn_ext
+
+# Sorted or not, equal, a long tail of short ones, lengths that drop by several rows at a step,
+# more rows than a tile holds.
+LENGTHS = [
+    [1],
+    [9],
+    [1, 1, 1],
+    [6, 6, 6, 6],
+    [7, 5, 2],
+    [2, 7, 5],
+    [40, 1, 1, 1, 1],
+    [3, 3, 9, 1, 9, 2, 2],
+    [5] * 16 + [4] * 17 + [1] * 5,
+    [1 + (7 * i) % 11 for i in range(37)],
+]
+
+
+def sequences(lengths: list[int], features: int) -> list[Tensor]:
+    return [torch.randn(n, features) for n in lengths]
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_each_sequence_has_the_bits_it_has_alone(
+    lengths: list[int], nonlinearity: str, bidirectional: bool, isa: str
+) -> None:
+    module = rnn_ext.RNN(
+        5, 19, 2, nonlinearity=nonlinearity, bidirectional=bidirectional
+    ).requires_grad_(False)
+    xs = sequences(lengths, 5)
+    hx = torch.randn(2 * (1 + bidirectional), len(lengths), 19)
+    output, h_n = module(pack_sequence(xs, enforce_sorted=False), hx)
+    for row, (x, y) in enumerate(zip(xs, unpack_sequence(output), strict=True)):
+        assert_same_bits((y, h_n[:, row]), module(x, hx[:, row]))
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["hx None", "hx given"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_padded_inputs_gradient_equals_nn_rnn(
+    lengths: list[int], bidirectional: bool, given: bool
+) -> None:
+    theirs, ours = twins(5, 6, 2, bidirectional=bidirectional, dtype=torch.float64)
+    padded = torch.randn(max(lengths), len(lengths), 5, dtype=torch.float64)
+    hx = torch.randn(2 * (1 + bidirectional), len(lengths), 6, dtype=torch.float64)
+    results = []
+    for module in (theirs, ours):
+        x, h = leaves(padded, hx)
+        packed = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
+        output, h_n = module(packed, h if given else None)
+        unpacked, _ = pad_packed_sequence(output)
+        loss = (unpacked * torch.arange(unpacked.shape[-1])).sum() + h_n.square().sum()
+        wanted = [x, *module.parameters(), *([h] if given else [])]
+        results.append((unpacked, h_n, *torch.autograd.grad(loss, wanted)))
+    assert_close_fp64(results[1], results[0])
+
+
+@pytest.mark.parametrize("enforce_sorted", [True, False])
+def test_result_is_packed_like_the_input(enforce_sorted: bool) -> None:
+    theirs, ours = twins(5, 6)
+    packed = pack_sequence(sequences([7, 5, 2], 5), enforce_sorted=enforce_sorted)
+    output, _ = ours(packed)
+    expected, _ = theirs(packed)
+    assert type(output) is PackedSequence
+    assert output.data.shape == expected.data.shape
+    assert output.data.is_contiguous()
+    assert torch.equal(output.batch_sizes, packed.batch_sizes)
+    for name in ("sorted_indices", "unsorted_indices"):
+        a, b = getattr(output, name), getattr(packed, name)
+        assert (a is None) == (b is None) == enforce_sorted
+        assert a is None or torch.equal(a, b)
+
+
+def test_packing_of_equal_lengths_has_the_bits_of_the_padded_batch(isa: str) -> None:
+    module = rnn_ext.RNN(5, 17, 2, bidirectional=True)
+    x, hx = torch.randn(6, 7, 5), torch.randn(4, 7, 17)
+    output, h_n = module(pack_padded_sequence(x, torch.full((7,), 6)), hx)
+    assert_same_bits((output.data.view(6, 7, -1), h_n), module(x, hx))
+
+
+def test_values_in_the_padding_do_not_matter() -> None:
+    module = rnn_ext.RNN(5, 6, bidirectional=True)
+    x = torch.randn(7, 3, 5)
+    lengths = torch.tensor([7, 5, 2])
+    clean = module(pack_padded_sequence(x, lengths))
+    for row, length in enumerate(lengths.tolist()):
+        x[length:, row] = torch.nan
+    dirty = module(pack_padded_sequence(x, lengths))
+    assert_same_bits((dirty[0].data, dirty[1]), (clean[0].data, clean[1]))
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_batch_first_means_nothing_to_packed_data(batch_first: bool) -> None:
+    theirs, ours = twins(5, 6, 2, batch_first=batch_first, dtype=torch.float64)
+    packed = pack_sequence([x.double() for x in sequences([4, 3], 5)])
+    hx = torch.randn(2, 2, 6, dtype=torch.float64)
+    (a, b), (c, d) = ours(packed, hx), theirs(packed, hx)
+    assert_close_fp64((a.data, b), (c.data, d))
+
+
+def test_hx_follows_its_sequence_through_the_sorting() -> None:
+    """hx and h_n are in the caller's order, whatever order the data is packed in."""
+    module = rnn_ext.RNN(5, 6, 2, bidirectional=True)
+    xs, hx = sequences([2, 7, 5], 5), torch.randn(4, 3, 6)
+    _, unsorted = module(pack_sequence(xs, enforce_sorted=False), hx)
+    order = [1, 2, 0]
+    _, by_length = module(pack_sequence([xs[i] for i in order]), hx[:, order])
+    assert same_bits(unsorted[:, order], by_length)
+
+
+def test_h_n_is_each_sequences_own_last_step() -> None:
+    module = rnn_ext.RNN(5, 6, bidirectional=True)
+    output, h_n = module(pack_sequence(sequences([3, 8, 5], 5), enforce_sorted=False))
+    for row, y in enumerate(unpack_sequence(output)):
+        assert same_bits(h_n[0, row], y[-1, :6])
+        assert same_bits(h_n[1, row], y[0, 6:])
+
+
+def test_gradient_of_one_sequence_leaves_the_others_untouched(isa: str) -> None:
+    module = rnn_ext.RNN(5, 6, 2, bidirectional=True)
+    xs = [x.requires_grad_() for x in sequences([3, 8, 5], 5)]
+    hx = torch.randn(4, 3, 6, requires_grad=True)
+    output, _ = module(pack_sequence(xs, enforce_sorted=False), hx)
+    grads = torch.autograd.grad(unpack_sequence(output)[1].sum(), [*xs, hx])
+    assert grads[1].abs().min() > 0
+    assert not grads[0].any()
+    assert not grads[2].any()
+    assert grads[3][:, 1].abs().min() > 0
+    assert not grads[3][:, [0, 2]].any()
+
+
+def test_strided_batch_sizes_are_read_right_or_refused() -> None:
+    """PackedSequence is a plain tuple: users build it by hand, from slices."""
+    module = rnn_ext.RNN(5, 6)
+    packed = pack_sequence(sequences([7, 5, 2], 5))
+    strided = torch.stack([packed.batch_sizes, packed.batch_sizes + 9], dim=1)[:, 0]
+    assert not strided.is_contiguous()
+    expected = module(packed)
+    try:
+        actual = module(PackedSequence(packed.data, strided))
+    except RuntimeError as error:
+        assert "batch_sizes" in str(error)  # noqa: PT017
+    else:
+        assert_same_bits((actual[0].data, actual[1]), (expected[0].data, expected[1]))
+
+
+def test_lengths_are_not_needed_in_memory_after_the_call() -> None:
+    """Backward uses the batch sizes of the forward, even if the caller has overwritten them."""
+    module = rnn_ext.RNN(5, 6, dtype=torch.float64)
+    packed = pack_sequence([x.double() for x in sequences([7, 5, 2], 5)])
+    expected = torch.autograd.grad(module(packed)[0].data.sum(), list(module.parameters()))
+    sizes = packed.batch_sizes.clone()
+    output, _ = module(PackedSequence(packed.data, sizes))
+    sizes.fill_(1)
+    try:
+        actual = torch.autograd.grad(output.data.sum(), list(module.parameters()))
+    except RuntimeError as error:
+        assert "modified by an inplace operation" in str(error)  # noqa: PT017
+    else:
+        assert_close_fp64(actual, expected)
+
+
+def test_lengths_table_covers_what_it_should() -> None:
+    drops = [a - b for lengths in LENGTHS for a, b in pairwise(_batch_sizes(lengths))]
+    assert {0, 1, 4} <= set(drops)
+
+
+def _batch_sizes(lengths: list[int]) -> list[int]:
+    return [sum(n > t for n in lengths) for t in range(max(lengths))]

@@ -1,0 +1,236 @@
+"""Bitwise promises: over thread counts, runs, batch rows, padding, packing, and cuts in time."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from support import MORE_THREADS_THAN_CORES, assert_same_bits, leaves, same_bits, using_threads
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
+
+import rnn_ext
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Shapes on every side of a plan's choices: few rows or many, a narrow or wide state."""
+
+    seq_len: int
+    batch: int
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    bidirectional: bool = False
+    nonlinearity: str = "tanh"
+    packed: bool = False
+    dtype: torch.dtype = torch.float32
+
+    def __str__(self) -> str:
+        return "-".join(
+            [
+                f"T{self.seq_len}",
+                f"B{self.batch}",
+                f"I{self.input_size}",
+                f"H{self.hidden_size}",
+                f"L{self.num_layers}",
+                "bi" if self.bidirectional else "uni",
+                self.nonlinearity,
+                "packed" if self.packed else "padded",
+                str(self.dtype).removeprefix("torch."),
+            ]
+        )
+
+    def module(self) -> rnn_ext.RNN:
+        return rnn_ext.RNN(
+            self.input_size,
+            self.hidden_size,
+            self.num_layers,
+            nonlinearity=self.nonlinearity,
+            bidirectional=self.bidirectional,
+            dtype=self.dtype,
+        )
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        states = self.num_layers * (1 + self.bidirectional)
+        return (
+            torch.randn(self.seq_len, self.batch, self.input_size, dtype=self.dtype),
+            torch.randn(states, self.batch, self.hidden_size, dtype=self.dtype),
+        )
+
+    def everything(self, module: rnn_ext.RNN, x: Tensor, hx: Tensor) -> list[Tensor]:
+        """Results and all gradients of one training step."""
+        x, hx = leaves(x, hx)
+        argument: Tensor | PackedSequence = x
+        if self.packed:
+            lengths = torch.linspace(self.seq_len, 1, self.batch).round().long()
+            argument = pack_padded_sequence(x, lengths)
+        output, h_n = module(argument, hx)
+        output = output.data if self.packed else output
+        weight = torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view_as(output)
+        loss = (output * weight).sum() + h_n.square().sum()
+        return [output, h_n, *torch.autograd.grad(loss, [x, hx, *module.parameters()])]
+
+
+SHAPES = [
+    Shape(1, 1, 1, 1),
+    Shape(50, 1, 17, 129),
+    Shape(9, 3, 33, 257),
+    Shape(5, 2, 64, 600),
+    Shape(40, 33, 7, 65, nonlinearity="relu"),
+    Shape(7, 129, 100, 31),
+    Shape(3, 257, 5, 16, bidirectional=True),
+    Shape(20, 9, 13, 48, num_layers=2, bidirectional=True),
+    Shape(30, 17, 5, 33, packed=True),
+    Shape(12, 70, 9, 20, bidirectional=True, packed=True, nonlinearity="relu"),
+    Shape(300, 8, 3, 12),
+    Shape(300, 33, 5, 20),
+    Shape(20, 9, 13, 48, num_layers=2, bidirectional=True, dtype=torch.float64),
+    Shape(40, 33, 7, 65, dtype=torch.float64),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_results_and_gradients_have_the_same_bits_at_every_thread_count(
+    shape: Shape, isa: str
+) -> None:
+    module, (x, hx) = shape.module(), shape.tensors()
+    with using_threads(1):
+        expected = shape.everything(module, x, hx)
+    for threads in (2, 3, 8, MORE_THREADS_THAN_CORES):
+        with using_threads(threads):
+            assert_same_bits(shape.everything(module, x, hx), expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_run_has_the_same_bits(shape: Shape, isa: str) -> None:
+    module, (x, hx) = shape.module(), shape.tensors()
+    expected = shape.everything(module, x, hx)
+    for _ in range(3):
+        # Fresh allocations in between: nothing may depend on addresses or old contents.
+        torch.full((1 << 16,), torch.nan)
+        assert_same_bits(shape.everything(module, x, hx), expected)
+
+
+def test_nothing_is_left_over_from_earlier_calls(isa: str) -> None:
+    """Scratch memory of a call full of NaN and infinity, of any size, does not reach the next."""
+    modules = [(shape, shape.module(), *shape.tensors()) for shape in SHAPES]
+    expected = [shape.everything(module, x, hx) for shape, module, x, hx in modules]
+    for (shape, module, x, hx), want in zip(modules, expected, strict=True):
+        for value in (torch.nan, torch.inf):
+            other = rnn_ext.RNN(x.shape[2] + 3, shape.hidden_size + 5, bidirectional=True)
+            for parameter in other.parameters():
+                parameter.data.fill_(value)
+            output, _ = other(torch.full((shape.seq_len, shape.batch + 3, x.shape[2] + 3), value))
+            output.sum().backward()
+        assert_same_bits(shape.everything(module, x, hx), want)
+
+
+PADDED = [s for s in SHAPES if not s.packed]
+
+
+@pytest.mark.parametrize("shape", PADDED, ids=str)
+def test_a_row_has_the_same_bits_alone_and_in_any_batch(shape: Shape, isa: str) -> None:
+    module, (x, hx) = shape.module().requires_grad_(False), shape.tensors()
+    output, h_n = module(x, hx)
+    for row in {0, shape.batch // 2, shape.batch - 1}:
+        assert_same_bits((output[:, row], h_n[:, row]), module(x[:, row], hx[:, row]))
+    for size in (2, 3, 5, 8, 15, 31):
+        some = slice(max(0, shape.batch - size), shape.batch)
+        actual = module(x[:, some], hx[:, some])
+        assert_same_bits(actual, (output[:, some], h_n[:, some]))
+    order = torch.randperm(shape.batch)
+    assert_same_bits(module(x[:, order], hx[:, order]), (output[:, order], h_n[:, order]))
+
+
+@pytest.mark.parametrize("batch", range(1, 20))
+def test_rows_are_the_same_whatever_tile_they_fall_into(batch: int, isa: str) -> None:
+    module = rnn_ext.RNN(11, 37).requires_grad_(False)
+    rows = torch.randn(6, 20, 11)
+    expected, _ = module(rows)
+    assert same_bits(module(rows[:, :batch])[0], expected[:, :batch])
+
+
+@pytest.mark.parametrize("shape", PADDED, ids=str)
+def test_packing_and_longer_neighbors_change_no_bits(shape: Shape, isa: str) -> None:
+    module, (x, hx) = shape.module().requires_grad_(False), shape.tensors()
+    output, h_n = module(x, hx)
+    longer = torch.randn(shape.seq_len + 9, 2, shape.input_size, dtype=shape.dtype)
+    packed = pack_sequence([*longer.unbind(1), *x.unbind(1)])
+    state = torch.cat([torch.randn_like(hx[:, :1]).expand(-1, 2, -1), hx], dim=1)
+    packed_output, packed_h_n = module(packed, state)
+    padded, _ = torch.nn.utils.rnn.pad_packed_sequence(packed_output)
+    assert_same_bits((padded[: shape.seq_len, 2:], packed_h_n[:, 2:]), (output, h_n))
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize("hidden_size", [1, 16, 33, 129])
+@pytest.mark.parametrize("batch", [1, 5, 33])
+def test_stepping_and_cutting_in_time_change_no_bits(
+    batch: int, hidden_size: int, nonlinearity: str, isa: str
+) -> None:
+    module = rnn_ext.RNN(9, hidden_size, 2, nonlinearity=nonlinearity).requires_grad_(False)
+    x, hx = torch.randn(70, batch, 9), torch.randn(2, batch, hidden_size)
+    output, h_n = module(x, hx)
+    for cuts in ([1] * 70, [69, 1], [1, 69], [33, 37], [7] * 10):
+        state, parts = hx, []
+        for part in x.split(cuts):
+            y, state = module(part, state)
+            parts.append(y)
+        assert_same_bits((torch.cat(parts), state), (output, h_n))
+
+
+def test_layouts_of_the_arguments_change_no_bits(isa: str) -> None:
+    module = rnn_ext.RNN(17, 33, 2, bidirectional=True).requires_grad_(False)
+    x, hx = torch.randn(9, 5, 17), torch.randn(4, 5, 33)
+    expected = module(x, hx)
+    odd = torch.empty(9 * 5 * 17 + 1)[1:].view(9, 5, 17).copy_(x)
+    backwards = x.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    for variant in (odd, backwards, torch.stack([x, x], dim=-1)[..., 0]):
+        assert_same_bits(module(variant, hx), expected)
+    first = rnn_ext.RNN(17, 33, 2, bidirectional=True, batch_first=True)
+    first.load_state_dict(module.state_dict())
+    output, h_n = first(x.transpose(0, 1), hx)
+    assert_same_bits((output.transpose(0, 1), h_n), expected)
+
+
+def test_zero_state_has_the_bits_of_no_state(isa: str) -> None:
+    module = rnn_ext.RNN(9, 33, 2, bidirectional=True)
+    x = torch.randn(7, 5, 9)
+    assert_same_bits(module(x), module(x, torch.zeros(4, 5, 33)))
+
+
+def test_layers_stacked_by_hand_have_the_bits_of_one_module(isa: str) -> None:
+    whole = rnn_ext.RNN(9, 33, 2)
+    below, above = rnn_ext.RNN(9, 33), rnn_ext.RNN(33, 33)
+    for layer, part in enumerate((below, above)):
+        state = {
+            name: whole.state_dict()[name.replace("l0", f"l{layer}")] for name in part.state_dict()
+        }
+        part.load_state_dict(state)
+    x = torch.randn(7, 5, 9)
+    middle, first = below(x)
+    output, second = above(middle)
+    assert_same_bits((output, torch.cat([first, second])), whole(x))
+
+
+def test_the_reverse_direction_is_the_forward_one_on_reversed_time(isa: str) -> None:
+    both, forward = rnn_ext.RNN(9, 33, bidirectional=True), rnn_ext.RNN(9, 33)
+    forward.load_state_dict(
+        {name: both.state_dict()[f"{name}_reverse"] for name in forward.state_dict()}
+    )
+    x = torch.randn(7, 5, 9)
+    output, h_n = both(x)
+    expected_output, expected_h_n = forward(x.flip(0))
+    assert_same_bits((output[..., 33:], h_n[1:]), (expected_output.flip(0), expected_h_n))
+
+
+def test_deterministic_algorithms_may_be_asked_for() -> None:
+    shape = SHAPES[7]
+    module, (x, hx) = shape.module(), shape.tensors()
+    expected = shape.everything(module, x, hx)
+    torch.use_deterministic_algorithms(True)
+    try:
+        actual = shape.everything(module, x, hx)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_same_bits(actual, expected)
