@@ -2,15 +2,20 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <optional>
 
 #include "cpu/isa.h"
-#include "cpu/plan.h"
-#include "cpu/team.h"
+#include "cpu/settings.h"
 
 namespace py = pybind11;
 
 extern const char* const source_digest;
+
+using rnn_ext::cpu::KernelSet;
+using rnn_ext::cpu::Plan;
+using rnn_ext::cpu::Split;
 
 namespace {
 
@@ -34,13 +39,26 @@ py::dict build_info() {
 // (split, threads) of a call on this many torch threads.
 py::tuple plan(std::int64_t steps, std::int64_t batch, std::int64_t input_size,
                std::int64_t hidden_size, bool is_double, int torch_threads) {
-  using namespace rnn_ext::cpu;
-  const KernelSet& set = kernels();
-  const Plan chosen = make_plan({steps, batch, input_size, hidden_size, is_double ? 8 : 4,
-                                 is_double ? set.f64.panel_columns : set.f32.panel_columns,
-                                 is_double ? set.f64.tile_rows : set.f32.tile_rows},
-                                available_threads(torch_threads));
-  return py::make_tuple(name(chosen.split), chosen.threads);
+  const KernelSet& set = rnn_ext::cpu::kernels();
+  const Plan plan =
+      rnn_ext::cpu::plan_for({steps, batch, input_size, hidden_size, is_double ? 8 : 4,
+                              is_double ? set.f64.panel_columns : set.f32.panel_columns,
+                              is_double ? set.f64.tile_rows : set.f32.tile_rows},
+                             rnn_ext::cpu::available_threads(torch_threads));
+  return py::make_tuple(rnn_ext::cpu::split_names[static_cast<int>(plan.split)], plan.threads);
+}
+
+void force_plan(const std::optional<std::string>& split, int threads) {
+  if (!split) {
+    rnn_ext::cpu::force_plan(std::nullopt);
+    return;
+  }
+  const auto& names = rnn_ext::cpu::split_names;
+  const auto found = std::find(std::begin(names), std::end(names), *split);
+  if (found == std::end(names) || threads < 1) {
+    throw std::invalid_argument("there is no such plan");
+  }
+  rnn_ext::cpu::force_plan(Plan{static_cast<Split>(found - std::begin(names)), threads});
 }
 
 }  // namespace
@@ -58,6 +76,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa_available", &rnn_ext::cpu::available_isas);
   m.def("set_isa", &rnn_ext::cpu::cap_isa, py::arg("name"));
   m.def("set_pool_is_concurrent", &rnn_ext::cpu::set_pool_is_concurrent, py::arg("concurrent"));
+  m.def("force_plan", &force_plan, py::arg("split"), py::arg("threads") = 1);
   m.def("plan", &plan, py::arg("steps"), py::arg("batch"), py::arg("input_size"),
         py::arg("hidden_size"), py::arg("is_double"), py::arg("torch_threads"));
 }

@@ -30,13 +30,21 @@ def using_isa(name: str) -> Iterator[None]:
         _C.set_isa(before)
 
 
+# How a team can share a call. Left to itself, a small call stays on one thread.
+SPLITS = ("batch rows", "hidden columns")
+
+
 @contextmanager
-def using_threads(count: int) -> Iterator[None]:
+def using_threads(count: int, split: str | None = None) -> Iterator[None]:
+    """Sets torch's threads; with `split`, also makes every call a team of that many."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
+    if split is not None:
+        _C.force_plan(split, count)
     try:
         yield
     finally:
+        _C.force_plan(None)
         torch.set_num_threads(before)
 
 

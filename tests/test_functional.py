@@ -160,3 +160,9 @@ def test_results_own_their_memory() -> None:
     for tensor in (x, hx, h_n, *weights):
         tensor.zero_()
     assert same_bits(output, expected)
+
+
+def test_no_memory_for_the_result_is_torchs_out_of_memory_error() -> None:
+    x = torch.zeros(1, 1, 1).expand(2**22, 2**22, 1)  # a result of 64 TiB
+    with pytest.raises(torch.OutOfMemoryError, match="could not allocate a tensor of"):
+        rnn(x, None, layer_weights(1, 1))

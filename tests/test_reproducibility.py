@@ -1,10 +1,18 @@
 """Bitwise promises: over thread counts, runs, batch rows, padding, packing, and cuts in time."""
 
 from dataclasses import dataclass
+from itertools import product
 
 import pytest
 import torch
-from support import MORE_THREADS_THAN_CORES, assert_same_bits, leaves, same_bits, using_threads
+from support import (
+    MORE_THREADS_THAN_CORES,
+    SPLITS,
+    assert_same_bits,
+    leaves,
+    same_bits,
+    using_threads,
+)
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
@@ -96,8 +104,8 @@ def test_results_and_gradients_have_the_same_bits_at_every_thread_count(
     module, (x, hx) = shape.module(), shape.tensors()
     with using_threads(1):
         expected = shape.everything(module, x, hx)
-    for threads in (2, 3, 8, MORE_THREADS_THAN_CORES):
-        with using_threads(threads):
+    for threads, split in product((2, 3, 8, MORE_THREADS_THAN_CORES), (None, *SPLITS)):
+        with using_threads(threads, split):
             assert_same_bits(shape.everything(module, x, hx), expected)
 
 

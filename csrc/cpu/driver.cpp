@@ -10,6 +10,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/recurrence.h"
+#include "cpu/settings.h"
 
 namespace rnn_ext::cpu {
 namespace {

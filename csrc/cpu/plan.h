@@ -15,17 +15,8 @@ namespace rnn_ext::cpu {
 
 enum class Split { serial, rows, columns };
 
-inline const char* name(Split split) {
-  switch (split) {
-    case Split::serial:
-      return "serial";
-    case Split::rows:
-      return "batch rows";
-    case Split::columns:
-      return "hidden columns";
-  }
-  return "";
-}
+// Indexed by Split.
+inline constexpr const char* split_names[] = {"serial", "batch rows", "hidden columns"};
 
 struct Plan {
   Split split = Split::serial;

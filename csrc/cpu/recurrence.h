@@ -8,6 +8,7 @@
 #include "cpu/kernels.h"
 #include "cpu/plan.h"
 #include "cpu/scratch.h"
+#include "cpu/settings.h"
 #include "cpu/team.h"
 
 namespace rnn_ext::cpu {
@@ -66,9 +67,9 @@ template <class Direction, class Task, class T>
 void run_directions(const std::vector<Task>& tasks, const Kernels<T>& kernels, int threads,
                     ParallelFor parallel_for) {
   const Problem<T>& p = tasks.front().problem;
-  const Plan plan = make_plan({p.steps.count, p.steps.batch, p.input_size, p.hidden_size, sizeof(T),
-                               kernels.panel_columns, kernels.tile_rows},
-                              threads);
+  const Plan plan = plan_for({p.steps.count, p.steps.batch, p.input_size, p.hidden_size, sizeof(T),
+                              kernels.panel_columns, kernels.tile_rows},
+                             threads);
   const Scratch::Scope scratch;
   std::vector<Direction> directions;
   directions.reserve(tasks.size());

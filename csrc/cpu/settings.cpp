@@ -1,9 +1,10 @@
-#include "cpu/team.h"
+#include "cpu/settings.h"
 
 #include <pthread.h>
 #include <sched.h>
 
 #include <algorithm>
+#include <atomic>
 #include <thread>
 
 namespace rnn_ext::cpu {
@@ -11,6 +12,7 @@ namespace {
 
 std::atomic<bool> pool_is_concurrent{false};
 std::atomic<bool> in_forked_child{false};
+std::atomic<Plan> forced{Plan{Split::serial, 0}};  // no threads: not forced
 
 const int fork_handler = pthread_atfork(
     nullptr, nullptr, [] { in_forked_child.store(true, std::memory_order_relaxed); });
@@ -25,19 +27,29 @@ int usable_cores() {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
+bool can_form_team() {
+  return pool_is_concurrent.load(std::memory_order_relaxed) &&
+         !in_forked_child.load(std::memory_order_relaxed);
+}
+
 }  // namespace
 
 int available_threads(int torch_threads) {
   static const int cores = usable_cores();
-  if (!pool_is_concurrent.load(std::memory_order_relaxed) ||
-      in_forked_child.load(std::memory_order_relaxed)) {
-    return 1;
-  }
-  return std::clamp(torch_threads, 1, cores);
+  return can_form_team() ? std::clamp(torch_threads, 1, cores) : 1;
 }
 
 void set_pool_is_concurrent(bool concurrent) {
   pool_is_concurrent.store(concurrent, std::memory_order_relaxed);
+}
+
+void force_plan(std::optional<Plan> plan) {
+  forced.store(plan.value_or(Plan{Split::serial, 0}), std::memory_order_relaxed);
+}
+
+Plan plan_for(const Shape& shape, int threads) {
+  const Plan plan = forced.load(std::memory_order_relaxed);
+  return plan.threads > 0 && can_form_team() ? plan : make_plan(shape, threads);
 }
 
 }  // namespace rnn_ext::cpu
