@@ -36,8 +36,8 @@ def rnn_layer(
         torch.OutOfMemoryError: no memory for the outputs or for scratch.
     """
     arguments = (input, hx, weights, batch_sizes, nonlinearity, bidirectional)
-    if torch.compiler.is_compiling():
-        # Dynamo takes the op with its registered autograd, tied weights included.
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
+        # A graph takes the op with its registered autograd, tied weights included.
         return torch.ops.rnn_ext.rnn_forward.default(*arguments)
     if torch._C._are_functorch_transforms_active() or _forward_ad_is_active():
         return composite.rnn_layer(*arguments)

@@ -32,6 +32,7 @@ def using_isa(name: str) -> Iterator[None]:
 
 # How a team can share a call. Left to itself, a small call stays on one thread.
 SPLITS = ("batch rows", "hidden columns")
+PLANS = (None, *SPLITS)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import mpmath
 import pytest
 import torch
 from reference import reference_rnn
-from support import SIZES, leaves, same_bits, twins, using_threads
+from support import PLANS, SIZES, leaves, same_bits, twins, using_threads
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -241,13 +241,14 @@ def poisoned_twins(poison: Poison) -> tuple[nn.RNN, rnn_ext.RNN]:
 @pytest.mark.parametrize("poison", list(_poisons()), ids=str)
 def test_nan_and_infinity_reach_the_places_they_reach_in_nn_rnn(poison: Poison, isa: str) -> None:
     expected = poisoned_nn_rnn(poison)
-    actual = poisoned(poisoned_twins(poison)[1], poison)
     if math.isnan(poison.value):  # an infinite bias only saturates its unit
         assert any(t.isnan().any() for t in expected.values())
-    for name, want in expected.items():
-        got = actual[name]
-        for kind in (torch.isnan, torch.isposinf, torch.isneginf):
-            assert torch.equal(kind(got), kind(want)), f"{kind.__name__} in {name}"
+    for split in PLANS:
+        with using_threads(3, split):
+            actual = poisoned(poisoned_twins(poison)[1], poison)
+        for name, want in expected.items():
+            for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+                assert torch.equal(kind(actual[name]), kind(want)), f"{kind.__name__} in {name}"
 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
@@ -318,8 +319,10 @@ def test_sums_of_integers_are_exact(index: int, batch_sizes: list[int] | None, i
 
     expected = results(reference_rnn, torch.float64)
     assert max(t.abs().max() for t in expected) < 1 << 24  # where fp32 holds all integers
-    for dtype in (torch.float32, torch.float64):
-        for got, want in zip(results(rnn, dtype), expected, strict=True):
+    for dtype, split in itertools.product((torch.float32, torch.float64), PLANS):
+        with using_threads(3, split):
+            actual = results(rnn, dtype)
+        for got, want in zip(actual, expected, strict=True):
             assert torch.equal(got.double(), want)
 
 

@@ -4,7 +4,15 @@ from itertools import pairwise
 
 import pytest
 import torch
-from support import assert_close_fp64, assert_same_bits, leaves, same_bits, twins
+from support import (
+    PLANS,
+    assert_close_fp64,
+    assert_same_bits,
+    leaves,
+    same_bits,
+    twins,
+    using_threads,
+)
 from torch import Tensor
 from torch.nn.utils.rnn import (
     PackedSequence,
@@ -47,9 +55,12 @@ def test_each_sequence_has_the_bits_it_has_alone(
     ).requires_grad_(False)
     xs = sequences(lengths, 5)
     hx = torch.randn(2 * (1 + bidirectional), len(lengths), 19)
-    output, h_n = module(pack_sequence(xs, enforce_sorted=False), hx)
-    for row, (x, y) in enumerate(zip(xs, unpack_sequence(output), strict=True)):
-        assert_same_bits((y, h_n[:, row]), module(x, hx[:, row]))
+    alone = [module(x, hx[:, row]) for row, x in enumerate(xs)]
+    for split in PLANS:
+        with using_threads(3, split):
+            output, h_n = module(pack_sequence(xs, enforce_sorted=False), hx)
+        for row, y in enumerate(unpack_sequence(output)):
+            assert_same_bits((y, h_n[:, row]), alone[row])
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["hx None", "hx given"])

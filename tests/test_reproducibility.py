@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import (
     MORE_THREADS_THAN_CORES,
-    SPLITS,
+    PLANS,
     assert_same_bits,
     leaves,
     same_bits,
@@ -104,7 +104,7 @@ def test_results_and_gradients_have_the_same_bits_at_every_thread_count(
     module, (x, hx) = shape.module(), shape.tensors()
     with using_threads(1):
         expected = shape.everything(module, x, hx)
-    for threads, split in product((2, 3, 8, MORE_THREADS_THAN_CORES), (None, *SPLITS)):
+    for threads, split in product((2, 3, 8, MORE_THREADS_THAN_CORES), PLANS):
         with using_threads(threads, split):
             assert_same_bits(shape.everything(module, x, hx), expected)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import MORE_THREADS_THAN_CORES, assert_same_bits, using_threads
+from support import MORE_THREADS_THAN_CORES, PLANS, assert_same_bits, using_threads
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -34,8 +34,11 @@ def jobs() -> list[tuple[rnn_ext.RNN, Tensor]]:
     ]
 
 
+@pytest.mark.parametrize("split", PLANS)
 @pytest.mark.parametrize("threads", [1, 2, MORE_THREADS_THAN_CORES])
-def test_python_threads_at_once_get_the_bits_of_one_alone(threads: int, isa: str) -> None:
+def test_python_threads_at_once_get_the_bits_of_one_alone(
+    threads: int, split: str | None, isa: str
+) -> None:
     work = jobs()
     expected = [train_step(*job) for job in work]
     barrier = threading.Barrier(len(work))
@@ -45,7 +48,7 @@ def test_python_threads_at_once_get_the_bits_of_one_alone(threads: int, isa: str
         barrier.wait(timeout=PATIENCE)
         return [train_step(*work[index]) for _ in range(10)]
 
-    with using_threads(threads), ThreadPoolExecutor(len(work)) as pool:
+    with using_threads(threads, split), ThreadPoolExecutor(len(work)) as pool:
         for results, want in zip(pool.map(repeat, range(len(work))), expected, strict=True):
             for result in results:
                 assert_same_bits(result, want)
@@ -71,7 +74,6 @@ def test_thread_count_may_change_between_calls() -> None:
 def test_backward_from_another_python_thread() -> None:
     module, x = jobs()[0]
     expected = train_step(module, x)
-    loss = module(x)[0].square().sum() + module(x)[1].sum()
     output, h_n = module(x)
     loss = output.square().sum() + h_n.sum()
     with ThreadPoolExecutor(1) as pool:
@@ -122,10 +124,13 @@ def in_forked_child(function: Callable[[], list[Tensor]], path: Path) -> list[Te
 
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("split", PLANS)
 @pytest.mark.parametrize("threads", [1, 2, MORE_THREADS_THAN_CORES])
-def test_a_forked_child_computes_the_parents_bits(threads: int, tmp_path: Path, isa: str) -> None:
+def test_a_forked_child_computes_the_parents_bits(
+    threads: int, split: str | None, tmp_path: Path
+) -> None:
     work = jobs()
-    with using_threads(threads):
+    with using_threads(threads, split):
         expected = [t for job in work for t in train_step(*job)]  # the parent's pool is up
         actual = in_forked_child(
             lambda: [t for module, x in work for t in forward_only(module, x)], tmp_path / "child"
@@ -154,7 +159,7 @@ def test_a_forked_child_trains(tmp_path: Path) -> None:
             output, h_n, x, hx, weights, output, None, "tanh", False, mask
         )
 
-    with using_threads(2):
+    with using_threads(2, "hidden columns"):
         expected = step()
         assert_same_bits(in_forked_child(step, tmp_path / "child"), expected)
 
