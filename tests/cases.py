@@ -241,13 +241,36 @@ class Problem:
         grads = torch.autograd.grad(
             [produced[name] for name in self.upstream],
             list(leaves.values()),
-            [
-                viewed(self.case.upstream, base.to(output.dtype), self.shapes[name])
-                for name, base in self.upstream.items()
-            ],
+            self.upstream_gradients(output.dtype),
         )
         named = {f"grad_{name}": grad for name, grad in zip(leaves, grads, strict=True)}
         return {name: t.detach() for name, t in produced.items()} | named
+
+    def upstream_gradients(self, dtype: torch.dtype) -> list[Tensor]:
+        return [
+            viewed(self.case.upstream, base.to(dtype), self.shapes[name])
+            for name, base in self.upstream.items()
+        ]
+
+    def typical_gradients(
+        self, leaves: Mapping[str, Tensor], output: Tensor, h_n: Tensor
+    ) -> dict[str, float]:
+        """The largest gradients of `leaves` over upstream gradients of random signs."""
+        produced = {"output": output, "h_n": h_n}
+        largest = dict.fromkeys((f"grad_{name}" for name in leaves), 0.0)
+        for _ in range(2):
+            signed = [
+                g * (2 * torch.randint_like(g, 2) - 1) for g in self.upstream_gradients(h_n.dtype)
+            ]
+            grads = torch.autograd.grad(
+                [produced[name] for name in self.upstream],
+                list(leaves.values()),
+                signed,
+                retain_graph=True,
+            )
+            for name, grad in zip(largest, grads, strict=True):
+                largest[name] = max(largest[name], grad.abs().max().item())
+        return largest
 
 
 def _packing(case: Case, rng: torch.Generator) -> PackedSequence | None:

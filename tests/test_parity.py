@@ -1,6 +1,7 @@
 """Parity with nn.RNN over the grid of options, sizes, layouts, ISA levels and thread counts."""
 
 import functools
+import itertools
 import statistics
 import sys
 from collections import defaultdict
@@ -40,18 +41,43 @@ class Error:
     theirs_max: float
     ours_rms: float
     theirs_rms: float
-    largest: float
+    scale: float
+
+    @classmethod
+    def of(cls, name: str, ours: Tensor, theirs: Tensor, exact: Tensor, scale: float) -> "Error":
+        assert ours.dtype == theirs.dtype
+        assert ours.shape == theirs.shape == exact.shape, name
+        errors = [(t.double() - exact).flatten() for t in (ours, theirs)]
+        ours_max, theirs_max = (e.abs().max().item() for e in errors)
+        ours_rms, theirs_rms = (e.square().mean().sqrt().item() for e in errors)
+        return cls(name, ours_max, theirs_max, ours_rms, theirs_rms, scale)
 
     @property
     def ratio(self) -> float:
-        """Our error over theirs. The floor, 1/64 ulp of the largest value, is far below a rounding
-        error; it only keeps a tensor that came out exact from dividing by zero."""
-        floor = torch.finfo(torch.float32).eps / 64 * self.largest + sys.float_info.min
+        """Our error over theirs. The floor, 1/64 ulp of the scale, is far below a rounding error;
+        it only keeps a tensor that came out exact from dividing by zero."""
+        floor = torch.finfo(torch.float32).eps / 64 * self.scale + sys.float_info.min
         return (self.ours_rms + floor) / (self.theirs_rms + floor)
 
 
+@dataclass(frozen=True)
+class Exact:
+    """What the fp64 reference says of a problem.
+
+    `scales` are the sizes that errors are measured by: the largest value of each tensor, of a
+    gradient also under upstream gradients of other signs, for a gradient of few elements may
+    come out small only because large terms cancel. `nearest_to_kink` is the pre-activation
+    nearest to zero over their root mean square; exact zeros, of rows that are zero altogether,
+    are the same in any precision.
+    """
+
+    results: dict[str, Tensor]
+    scales: dict[str, float]
+    nearest_to_kink: float
+
+
 @functools.lru_cache(maxsize=4)
-def expected(case: Case) -> tuple[Problem, dict[str, Tensor], dict[str, Tensor]]:
+def expected(case: Case) -> tuple[Problem, Exact, dict[str, Tensor]]:
     """The case's tensors, the fp64 reference's results and nn.RNN's.
 
     At a relu pre-activation within rounding of zero either gradient is right, so such draws are
@@ -59,16 +85,16 @@ def expected(case: Case) -> tuple[Problem, dict[str, Tensor], dict[str, Tensor]]
     """
     for attempt in range(50):
         problem = Problem.of(case, attempt)
-        with using_threads(1):  # on steps this small torch's own threads cost more than they give
-            results, nearest_to_kink = run_reference(problem)
+        with using_threads(1):  # tensors this small gain nothing from torch's own threads
+            exact = run_reference(problem)
             theirs = problem.run(case.module(nn.RNN))
-        if case.nonlinearity == "tanh" or case.dtype == torch.float64 or nearest_to_kink > 4e-6:
-            return problem, results, theirs
+        smooth = case.nonlinearity == "tanh" or case.dtype == torch.float64
+        if smooth or exact.nearest_to_kink > 4e-6:
+            return problem, exact, theirs
     raise AssertionError(f"no draw of {case} is clear of the kink: make it smaller")
 
 
-def run_reference(problem: Problem) -> tuple[dict[str, Tensor], float]:
-    """The reference's results, and the pre-activation nearest to zero."""
+def run_reference(problem: Problem) -> Exact:
     case, packing = problem.case, problem.packing
     exact = {name: leaf.double().requires_grad_() for name, leaf in problem.leaves.items()}
     x, hx = problem.arguments(exact)
@@ -96,8 +122,15 @@ def run_reference(problem: Problem) -> tuple[dict[str, Tensor], float]:
         output = output.transpose(0, 1)
     if packing is not None and packing.unsorted_indices is not None:
         h_n = h_n[:, packing.unsorted_indices]
-    nearest = min(z.abs().min().item() for z in preactivations)
-    return problem.results(exact, output, h_n), nearest
+    z = torch.cat([z.abs().flatten() for z in preactivations])
+    nearest = (z.where(z > 0, torch.inf).min() / z.square().mean().sqrt()).item()
+    scales = {}
+    if case.dtype == torch.float32:
+        scales = problem.typical_gradients(exact, output, h_n)
+    results = problem.results(exact, output, h_n)
+    for name, result in results.items():
+        scales[name] = max(scales.get(name, 0.0), result.abs().max().item())
+    return Exact(results, scales, nearest)
 
 
 @functools.cache
@@ -108,34 +141,22 @@ def errors(case: Case, isa: str) -> tuple[Error, ...]:
     split = SPLITS[case.hidden_size % 2] if case.thread_count > 1 else None
     with using_isa(isa), using_threads(case.thread_count, split):
         ours = problem.run(case.module(rnn_ext.RNN))
-    assert ours.keys() == theirs.keys() == exact.keys()
-    measured = []
-    for name, reference in exact.items():
-        assert ours[name].dtype == case.dtype
-        assert ours[name].shape == theirs[name].shape == reference.shape, name
-        ours_error = ours[name].double() - reference
-        theirs_error = theirs[name].double() - reference
-        measured.append(
-            Error(
-                name,
-                ours_error.abs().max().item(),
-                theirs_error.abs().max().item(),
-                ours_error.square().mean().sqrt().item(),
-                theirs_error.square().mean().sqrt().item(),
-                reference.abs().max().item(),
-            )
+    assert ours.keys() == theirs.keys() == exact.results.keys()
+    with using_threads(1):
+        return tuple(
+            Error.of(name, ours[name], theirs[name], result, exact.scales[name])
+            for name, result in exact.results.items()
         )
-    return tuple(measured)
 
 
 def check(case: Case, isa: str) -> None:
     """The contract's bounds on single tensors."""
     for error in errors(case, isa):
         if case.dtype == torch.float64:
-            bound = 1e-9 * error.largest
+            bound = 1e-9 * error.scale
         else:
-            bound = 8 * error.theirs_max + 64 * torch.finfo(case.dtype).eps * error.largest
-        assert error.ours_max <= bound, error
+            bound = 8 * error.theirs_max + 64 * torch.finfo(case.dtype).eps * error.scale
+        assert error.ours_max <= bound, (str(case), isa, error)
 
 
 def mean_ratios(cases: tuple[Case, ...], isa: str) -> dict[str, float]:
@@ -175,14 +196,14 @@ def test_mean_error_of_long_reductions_is_that_of_nn_rnn(isa: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", ISA_LEVELS)
 @pytest.mark.parametrize("seed", range(1, 9))
-def test_further_covering_designs(seed: int, isa: str) -> None:
+def test_further_covering_designs(seed: int) -> None:
     cases = tuple(covering_design(seed))
-    for case in cases:
+    for case, isa in itertools.product(cases, ISA_LEVELS):
         check(case, isa)
-    means = mean_ratios(cases, isa)
-    assert means["all"] <= 1.25, means
+    for isa in ISA_LEVELS:
+        means = mean_ratios(cases, isa)
+        assert means["all"] <= 1.25, (isa, means)
 
 
 @pytest.mark.parametrize("case", GRID[::4], ids=str)
@@ -201,7 +222,7 @@ def test_reference_agrees_with_nn_rnn_in_fp64() -> None:
     """The reference is itself checked, against torch's own op on packed, stacked, two-way data."""
     case = Case(7, 5, 3, 4, 2, True, dtype=torch.float64, form="packed_unsorted", upstream="both")
     _, exact, theirs = expected(case)
-    for name, reference in exact.items():
+    for name, reference in exact.results.items():
         # Rounding of fp64 over some 30 products a value.
         assert (theirs[name] - reference).abs().max() <= 1e-13 * reference.abs().max(), name
 

@@ -204,10 +204,11 @@ class Backward {
   }
 
   // The chunk's x and h_{t-1} in panels, and dz in tiles: the operands of the weight gradients.
+  // Panels are shared out by rows, since a narrow operand has but one of them.
   void pack_operands(const Chunk& chunk, const Dz& dz, const Team::Member& member) const {
+    const Range rows = member.share(chunk.rows);
     if (g_.weight_ih) {
-      const Range columns = column_share(kernels_, p_.input_size, member);
-      const PanelWriter writer{*this, inputs_.data(), columns, chunk.rows};
+      const PanelWriter writer{kernels_, inputs_.data(), p_.input_size, chunk.rows, rows};
       if (p_.input.is_linear(p_.steps)) {
         writer.write(p_.input.at(p_.steps, chunk.first), 0, chunk.rows);
       } else {
@@ -217,29 +218,31 @@ class Backward {
       }
     }
     if (g_.weight_hh) {
-      const Range columns = column_share(kernels_, p_.hidden_size, member);
-      pack_states(chunk, dz, PanelWriter{*this, states_.data(), columns, chunk.rows});
+      pack_states(chunk, dz,
+                  PanelWriter{kernels_, states_.data(), p_.hidden_size, chunk.rows, rows});
     }
     if (dz_tiles_.data()) {
-      const Range rows = member.share(p_.hidden_size, kernels_.tile_rows);
-      kernels_.pack_tiles({dz.data + rows.begin, p_.hidden_size, 1}, rows.size(), chunk.rows,
-                          dz_tiles_.data() + rows.begin * chunk.rows);
+      const Range columns = member.share(p_.hidden_size, kernels_.tile_rows);
+      kernels_.pack_tiles({dz.data + columns.begin, p_.hidden_size, 1}, columns.size(), chunk.rows,
+                          dz_tiles_.data() + columns.begin * chunk.rows);
     }
   }
 
+  // Packs an operand of `inner` rows that comes in pieces; of these, the rows in `share`.
   struct PanelWriter {
-    const Backward& owner;
+    const Kernels<T>& kernels;
     T* panels;
-    Range columns;
+    std::int64_t columns;
     std::int64_t inner;
+    Range share;
 
-    // Rows [at, at + count) of the packed operand.
+    // Rows [at, at + count) of the operand are those of `source`.
     void write(Matrix<const T> source, std::int64_t at, std::int64_t count) const {
-      if (columns.empty() || count == 0) {
-        return;
+      const Range rows = Range{at, at + count}.from(share.begin).below(share.end);
+      if (!rows.empty()) {
+        kernels.pack({source.row(rows.begin - at), source.row_stride, 1}, columns, rows.size(),
+                     panels, inner, rows.begin);
       }
-      owner.kernels_.pack({source.data + columns.begin, source.row_stride, 1}, columns.size(),
-                          count, panels + columns.begin * inner, inner, at);
     }
   };
 
@@ -261,8 +264,7 @@ class Backward {
         }
       }
       const Range starting = starting_rows(t);
-      writer.write({hx.row(starting.begin), hx.row_stride, 1}, at + carried,
-                   std::max<std::int64_t>(0, starting.size()));
+      writer.write({hx.row(starting.begin), hx.row_stride, 1}, at + carried, starting.size());
       ++t;
     }
   }

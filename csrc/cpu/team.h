@@ -76,6 +76,8 @@ class Team {
     const auto enter = [](std::int64_t begin, std::int64_t end, void* opaque) {
       auto& c = *static_cast<Context*>(opaque);
       c.body(Member(c.team, c.team.join(end - begin)));
+      // Leave together: the pool's own end of a region spins for milliseconds before it sleeps.
+      c.team.barrier();
     };
     if (parallel_for(0, threads, 1, enter, &context) != 0) {
       throw std::runtime_error("rnn_ext: torch's thread pool refused the work");
