@@ -111,6 +111,13 @@ def assert_close_fp64(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> N
             assert error <= 1e-9 * scale, f"tensor {index}: off by {error} at scale {scale}"
 
 
+def assert_like(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
+    """Two forward results in fp32 that differ by rounding only."""
+    for a, b in zip(actual, expected, strict=True):
+        # |h| <= 1 and sums of at most some tens of products: rounding stays below 1e-6.
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a caller sees of a call: an error's type and text, or none, and the warnings."""

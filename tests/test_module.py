@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_same_bits, outcome, twins
+from support import assert_like, assert_same_bits, outcome, twins
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -25,13 +25,6 @@ OPTIONS = [
 def seeded(cls: type[nn.Module], *args: Any, **kwargs: Any) -> Any:
     torch.manual_seed(7)
     return cls(*args, **kwargs)
-
-
-def assert_like(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
-    """Two forward results in fp32 that differ by rounding only."""
-    for a, b in zip(actual, expected, strict=True):
-        # |h| <= 1 and sums of at most some tens of products: rounding stays below 1e-6.
-        torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -171,6 +164,7 @@ def test_moves_between_dtypes_like_nn_rnn() -> None:
     theirs, ours = twins(3, 4, 2)
     x = torch.randn(5, 2, 3, dtype=torch.float64)
     for a, b in zip(ours.double()(x), theirs.double()(x), strict=True):
+        # |h| <= 1: thousands of fp64 roundings.
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
     assert ours(x)[0].dtype == torch.float64
     assert_like(ours.float()(x.float()), theirs.float()(x.float()))
@@ -232,6 +226,7 @@ def test_functional_call_uses_the_given_weights_and_differentiates_them() -> Non
         output, h_n = torch.func.functional_call(module, given, (x,))
         grads.append((output, h_n, *torch.autograd.grad(output.sum(), list(given.values()))))
     for a, b in zip(grads[1], grads[0], strict=True):
+        # Gradients sum some tens of fp32 products of values up to ten: rounding, with a margin.
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     assert all(p.grad is None for p in ours.parameters())
 
@@ -285,6 +280,7 @@ def test_reparametrized_weights_work_and_train(wrap: Callable[[nn.RNNBase], None
     assert_like(ours(x), theirs(x))
     assert [n for n, _ in ours.named_parameters()] == [n for n, _ in theirs.named_parameters()]
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        # fp32 rounding through two passes and the sums of the gradients, some hundred roundings.
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 

@@ -5,7 +5,6 @@
 // elements. Nothing here owns memory.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 

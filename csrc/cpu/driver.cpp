@@ -111,7 +111,6 @@ class Call {
   const Tensor& weight(std::int64_t direction, std::int64_t i) const {
     return weights_[direction * per_direction + i];
   }
-  const std::vector<Tensor>& weights() const { return weights_; }
   bool has_hx() const { return hx_.has_value(); }
   void require_output(const Tensor& t, const char* name) const {
     require(t.scalar_type() == dtype, name, " has another dtype than input");

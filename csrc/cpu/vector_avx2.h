@@ -9,7 +9,6 @@ inline constexpr std::int32_t avx2_lane_masks[16] = {-1, -1, -1, -1, -1, -1, -1,
 
 template <>
 struct Vector<float> {
-  using Scalar = float;
   static constexpr int width = 8;
 
   __m256 v;
@@ -65,7 +64,6 @@ inline Vector<float> power_of_two(Vector<float> x) {
 
 template <>
 struct Vector<double> {
-  using Scalar = double;
   static constexpr int width = 4;
 
   __m256d v;

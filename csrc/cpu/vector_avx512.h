@@ -6,7 +6,6 @@ struct Vector;
 
 template <>
 struct Vector<float> {
-  using Scalar = float;
   static constexpr int width = 16;
 
   __m512 v;
@@ -60,7 +59,6 @@ inline Vector<float> power_of_two(Vector<float> x) {
 
 template <>
 struct Vector<double> {
-  using Scalar = double;
   static constexpr int width = 8;
 
   __m512d v;

@@ -3,7 +3,6 @@
 
 template <class T>
 struct Vector {
-  using Scalar = T;
   using Int = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
   typedef T Lanes __attribute__((vector_size(16)));
   typedef Int IntLanes __attribute__((vector_size(16)));
