@@ -61,8 +61,11 @@ class RNN(nn.RNNBase):
         torch.OutOfMemoryError: no memory for the result.
 
     .. note::
-        float32 and float64 on the CPU run on this package's kernels; every other dtype and device
-        runs on torch's own op. :func:`rnn_ext.explain` says which way a call goes.
+        float32, float64, bfloat16 and float16 on the CPU run on this package's kernels; every
+        other dtype and device runs on torch's own op. :func:`rnn_ext.explain` says which way a
+        call goes. The 16-bit types are what values are stored in: arithmetic, the state between
+        steps and the sums of gradients are float32. Between the directions of a bidirectional
+        layer the gradient of its input is rounded, and between layers all is.
 
     .. note::
         Forward results and gradients are the same bits for every number of threads, and a batch

@@ -12,7 +12,7 @@ from . import autograd
 
 __all__ = ["reason_for_torch", "run", "run_cell", "weight_shapes"]
 
-_KERNEL_DTYPES = (torch.float32, torch.float64)
+_KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def run(

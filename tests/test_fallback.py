@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import rnn_ext
 
-OTHER_DTYPES = [torch.bfloat16, torch.float16, torch.complex64, torch.complex128]
+OTHER_DTYPES = [torch.complex64, torch.complex128]
 
 
 def assert_equal(actual: Any, expected: Any) -> None:

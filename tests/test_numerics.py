@@ -251,11 +251,14 @@ def test_nan_and_infinity_reach_the_places_they_reach_in_nn_rnn(poison: Poison, 
                 assert torch.equal(kind(actual[name]), kind(want)), f"{kind.__name__} in {name}"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize("batch", [2, 5, 16, 33])
-def test_a_nan_stays_in_its_batch_row(batch: int, nonlinearity: str, isa: str) -> None:
-    module = rnn_ext.RNN(9, 33, 2, nonlinearity=nonlinearity, bidirectional=True)
-    x, hx = torch.randn(7, batch, 9), torch.randn(4, batch, 33)
+def test_a_nan_stays_in_its_batch_row(
+    batch: int, nonlinearity: str, dtype: torch.dtype, isa: str
+) -> None:
+    module = rnn_ext.RNN(9, 33, 2, nonlinearity=nonlinearity, bidirectional=True, dtype=dtype)
+    x, hx = torch.randn(7, batch, 9, dtype=dtype), torch.randn(4, batch, 33, dtype=dtype)
     bad = batch // 2
     others = [row for row in range(batch) if row != bad]
 

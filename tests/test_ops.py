@@ -66,6 +66,8 @@ SAMPLES: list[dict[str, Any]] = [
     {"bidirectional": True, "given": False},
     {"packed": True},
     {"packed": True, "bidirectional": True, "bias": False, "dtype": torch.float32},
+    {"dtype": torch.bfloat16},
+    {"packed": True, "bidirectional": True, "dtype": torch.float16},
 ]
 
 

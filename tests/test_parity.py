@@ -5,7 +5,7 @@ import itertools
 import statistics
 import sys
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -30,6 +30,8 @@ LONG = (
     Case(700, 33, 3, 17, bidirectional=True, threads="2"),
     Case(40, 257, 17, 31, num_layers=2, threads="many", upstream="sum"),
 )
+HALVES = (torch.bfloat16, torch.float16)
+LONG_HALVES = tuple(replace(case, dtype=dtype) for case in LONG for dtype in HALVES)
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Error:
     ours_rms: float
     theirs_rms: float
     scale: float
+    eps: float
 
     @classmethod
     def of(cls, name: str, ours: Tensor, theirs: Tensor, exact: Tensor, scale: float) -> "Error":
@@ -50,13 +53,14 @@ class Error:
         errors = [(t.double() - exact).flatten() for t in (ours, theirs)]
         ours_max, theirs_max = (e.abs().max().item() for e in errors)
         ours_rms, theirs_rms = (e.square().mean().sqrt().item() for e in errors)
-        return cls(name, ours_max, theirs_max, ours_rms, theirs_rms, scale)
+        eps = torch.finfo(ours.dtype).eps
+        return cls(name, ours_max, theirs_max, ours_rms, theirs_rms, scale, eps)
 
     @property
     def ratio(self) -> float:
         """Our error over theirs. The floor, 1/64 ulp of the scale, is far below a rounding error;
         it only keeps a tensor that came out exact from dividing by zero."""
-        floor = torch.finfo(torch.float32).eps / 64 * self.scale + sys.float_info.min
+        floor = self.eps / 64 * self.scale + sys.float_info.min
         return (self.ours_rms + floor) / (self.theirs_rms + floor)
 
 
@@ -81,14 +85,15 @@ def expected(case: Case) -> tuple[Problem, Exact, dict[str, Tensor]]:
     """The case's tensors, the fp64 reference's results and nn.RNN's.
 
     At a relu pre-activation within rounding of zero either gradient is right, so such draws are
-    passed over.
+    passed over; in the 16-bit types, where hardly a draw would be left, `check` passes over the
+    gradients instead.
     """
     for attempt in range(50):
         problem = Problem.of(case, attempt)
         with using_threads(1):  # tensors this small gain nothing from torch's own threads
             exact = run_reference(problem)
             theirs = problem.run(case.module(nn.RNN))
-        smooth = case.nonlinearity == "tanh" or case.dtype == torch.float64
+        smooth = case.nonlinearity == "tanh" or case.dtype != torch.float32
         if smooth or exact.nearest_to_kink > 4e-6:
             return problem, exact, theirs
     raise AssertionError(f"no draw of {case} is clear of the kink: make it smaller")
@@ -125,7 +130,7 @@ def run_reference(problem: Problem) -> Exact:
     z = torch.cat([z.abs().flatten() for z in preactivations])
     nearest = (z.where(z > 0, torch.inf).min() / z.square().mean().sqrt()).item()
     scales = {}
-    if case.dtype == torch.float32:
+    if case.dtype != torch.float64:
         scales = problem.typical_gradients(exact, output, h_n)
     results = problem.results(exact, output, h_n)
     for name, result in results.items():
@@ -154,16 +159,24 @@ def check(case: Case, isa: str) -> None:
     for error in errors(case, isa):
         if case.dtype == torch.float64:
             bound = 1e-9 * error.scale
+        elif case.dtype == torch.float32:
+            bound = 8 * error.theirs_max + 64 * error.eps * error.scale
+        elif case.nonlinearity == "relu" and error.name.startswith("grad"):
+            continue
         else:
-            bound = 8 * error.theirs_max + 64 * torch.finfo(case.dtype).eps * error.scale
+            # Twice nn.RNN's, and one unit in the last place of what is stored: a tensor of few
+            # elements comes out exact in nn.RNN by luck.
+            bound = 2 * error.theirs_max + error.eps * error.scale
         assert error.ours_max <= bound, (str(case), isa, error)
 
 
-def mean_ratios(cases: tuple[Case, ...], isa: str) -> dict[str, float]:
-    """Geometric means of the error ratios over all fp32 cases: of each kind of tensor, and all."""
+def mean_ratios(
+    cases: tuple[Case, ...], isa: str, dtype: torch.dtype = torch.float32
+) -> dict[str, float]:
+    """Geometric means of the error ratios over the cases: of each kind of tensor, and all."""
     ratios = defaultdict(list)
     for case in cases:
-        if case.dtype == torch.float32:
+        if case.dtype == dtype:
             for error in errors(case, isa):
                 ratios[error.name.split("_l")[0]].append(error.ratio)
                 ratios["all"].append(error.ratio)
@@ -175,7 +188,7 @@ def replayable(cases: tuple[Case, ...]) -> list[object]:
     return [pytest.param(case, isa, id=f"{case}-{isa}") for case in cases for isa in ISA_LEVELS]
 
 
-@pytest.mark.parametrize(("case", "isa"), replayable(GRID + LONG))
+@pytest.mark.parametrize(("case", "isa"), replayable(GRID + LONG + LONG_HALVES))
 def test_forward_and_every_gradient_are_as_exact_as_nn_rnn(case: Case, isa: str) -> None:
     check(case, isa)
 
@@ -195,6 +208,14 @@ def test_mean_error_of_long_reductions_is_that_of_nn_rnn(isa: str) -> None:
     assert max(means.values()) <= 3, means
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("isa", ISA_LEVELS)
+def test_mean_error_in_16_bits_is_below_that_of_nn_rnn(isa: str, dtype: torch.dtype) -> None:
+    """State and sums in fp32 leave little but the rounding of what is stored, in relu too."""
+    assert mean_ratios(GRID, isa, dtype)["all"] <= 0.75
+    assert mean_ratios(LONG_HALVES, isa, dtype)["all"] <= 0.75
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 9))
 def test_further_covering_designs(seed: int) -> None:
@@ -204,6 +225,8 @@ def test_further_covering_designs(seed: int) -> None:
     for isa in ISA_LEVELS:
         means = mean_ratios(cases, isa)
         assert means["all"] <= 1.25, (isa, means)
+        for dtype in HALVES:
+            assert mean_ratios(cases, isa, dtype)["all"] <= 0.75, (isa, dtype)
 
 
 @pytest.mark.parametrize("case", GRID[::4], ids=str)

@@ -94,6 +94,9 @@ SHAPES = [
     Shape(300, 33, 5, 20),
     Shape(20, 9, 13, 48, num_layers=2, bidirectional=True, dtype=torch.float64),
     Shape(40, 33, 7, 65, dtype=torch.float64),
+    Shape(90, 33, 7, 65, dtype=torch.bfloat16),
+    Shape(300, 5, 13, 48, num_layers=2, bidirectional=True, dtype=torch.float16),
+    Shape(30, 17, 5, 33, packed=True, bidirectional=True, dtype=torch.bfloat16),
 ]
 
 

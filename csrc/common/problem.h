@@ -35,6 +35,10 @@ struct Matrix {
   std::int64_t column_stride = 1;
 
   T* row(std::int64_t r) const { return data + r * row_stride; }
+  // The matrix whose first element is this one's (r, c).
+  Matrix part(std::int64_t r, std::int64_t c) const {
+    return {data + r * row_stride + c * column_stride, row_stride, column_stride};
+  }
   explicit operator bool() const { return data != nullptr; }
   operator Matrix<const T>() const
     requires(!std::is_const_v<T>)
@@ -97,10 +101,8 @@ struct Gradients {
   Matrix<T> hx;
   Matrix<T> weight_ih;
   Matrix<T> weight_hh;
-  T* bias_ih = nullptr;
-  T* bias_hh = nullptr;
-
-  bool any_weight() const { return weight_ih || weight_hh || bias_ih || bias_hh; }
+  Matrix<T> bias_ih;  // one row each
+  Matrix<T> bias_hh;
 };
 
 }  // namespace rnn_ext

@@ -6,6 +6,7 @@
 // The sequence is walked in chunks of steps, from the end. dz exists for two chunks at a time (the
 // one at hand and the one before it, whose first step the recurrence goes on from); once a
 // chunk's dz is complete, everything that is a product over many rows is done for all of it.
+// Where values are stored in 16 bits, dz and all sums are kept in T and rounded once.
 #include <algorithm>
 #include <cstring>
 
@@ -14,10 +15,12 @@
 namespace rnn_ext::cpu {
 namespace {
 
-template <class T>
+template <class S>
 class Backward {
+  using T = Arithmetic<S>;
+
  public:
-  Backward(const BackwardTask<T>& task, const Kernels<T>& kernels, const Plan& plan)
+  Backward(const BackwardTask<S>& task, const Kernels<S>& kernels, const Plan& plan)
       : p_(task.problem),
         g_(task.gradients),
         kernels_(kernels),
@@ -34,6 +37,14 @@ class Backward {
     if (g_.input) {
       weight_ih_ = Buffer<T>(packed_size(kernels, p_.input_size, h));
     }
+    if (is_widened<S>) {
+      states_of_step_ = Buffer<T>(p_.steps.batch * h);
+      grad_hx_ = Buffer<T>(g_.hx ? p_.steps.batch * h : 0);
+      grad_input_ = Buffer<T>(g_.input ? rows * p_.input_size : 0);
+      grad_weight_ih_ = Buffer<T>(g_.weight_ih ? h * p_.input_size : 0);
+      grad_weight_hh_ = Buffer<T>(g_.weight_hh ? h * h : 0);
+      grad_bias_ = Buffer<T>(h);
+    }
     if (g_.weight_ih || g_.weight_hh) {
       const std::int64_t tiles = (h + kernels.tile_rows - 1) / kernels.tile_rows;
       dz_tiles_ = Buffer<T>(tiles * kernels.tile_rows * rows);
@@ -43,8 +54,8 @@ class Backward {
     }
     if (g_.weight_hh) {
       states_ = Buffer<T>(packed_size(kernels, h, rows));
-      zeros_ = Buffer<T>(h);
-      std::fill_n(zeros_.data(), h, T{0});
+      zeros_ = Buffer<S>(h);
+      std::fill_n(zeros_.data(), h, S{});
     }
   }
 
@@ -72,10 +83,7 @@ class Backward {
       member.barrier();
       weight_gradients(chunk, dz, accumulate, member);
     }
-    member.barrier();
-    if (member.is_leader() && g_.bias_ih && g_.bias_hh) {
-      std::memcpy(g_.bias_hh, g_.bias_ih, p_.hidden_size * sizeof(T));
-    }
+    write_back_weights(member);
   }
 
  private:
@@ -89,13 +97,11 @@ class Backward {
   };
 
   void pack_weights(const Team::Member& member) const {
-    const auto pack = [&](Matrix<const T> w, std::int64_t count, T* panels) {
+    const auto pack = [&](Matrix<const S> w, std::int64_t count, T* panels) {
       const Range columns = column_share(kernels_, count, member);
       if (!columns.empty()) {
-        const Matrix<const T> part{w.data + columns.begin * w.column_stride, w.row_stride,
-                                   w.column_stride};
-        kernels_.pack(part, columns.size(), p_.hidden_size, panels + columns.begin * p_.hidden_size,
-                      p_.hidden_size, 0);
+        kernels_.pack(w.part(0, columns.begin), columns.size(), p_.hidden_size,
+                      panels + columns.begin * p_.hidden_size, p_.hidden_size, 0);
       }
     };
     pack(p_.weight_hh, p_.hidden_size, weight_hh_.data());
@@ -117,7 +123,8 @@ class Backward {
       return;
     }
     const Matrix<const T> seed = gradient_seed(t, rows, columns, later_dz == nullptr);
-    const Matrix<T> y = p_.output.at(p_.steps, t);
+    const Matrix<const T> h =
+        readable<S>(kernels_, p_.output.at(p_.steps, t), rows, columns, square(states_of_step_));
     Product<T> product;
     product.rows = rows.size();
     product.inner = later_dz ? p_.hidden_size : 0;
@@ -131,28 +138,25 @@ class Backward {
     product.c_stride = p_.hidden_size;
     product.finish =
         p_.nonlinearity == Nonlinearity::tanh ? Finish::chain_tanh : Finish::chain_relu;
-    product.h = y.row(rows.begin) + columns.begin;
-    product.h_stride = y.row_stride;
+    product.h = h.row(rows.begin) + columns.begin;
+    product.h_stride = h.row_stride;
     kernels_.product(product);
   }
 
   // dy_t, plus the gradient of h_n where rows end; read in place where it can be, else brought
   // together in this member's part of seed_.
   Matrix<const T> gradient_seed(std::int64_t t, Range rows, Range columns, bool ending) const {
-    const Matrix<const T> dy = g_.output ? g_.output.at(p_.steps, t) : Matrix<const T>{};
-    const Matrix<const T> last = ending ? g_.h_n : Matrix<const T>{};
-    if (!dy) {
-      return last;
+    const Matrix<const S> dy = g_.output ? g_.output.at(p_.steps, t) : Matrix<const S>{};
+    const Matrix<const S> last = ending ? g_.h_n : Matrix<const S>{};
+    const Matrix<T> seed = square(seed_);
+    if (!dy || !last) {
+      const Matrix<const S> only = dy ? dy : last;
+      return only ? readable(kernels_, only, rows, columns, seed) : Matrix<const T>{};
     }
-    if (!last && dy.column_stride == 1) {
-      return dy;
-    }
-    const Matrix<T> seed{seed_.data(), p_.hidden_size, 1};
     for (std::int64_t b = rows.begin; b < rows.end; ++b) {
-      const T* source = dy.row(b);
-      T* target = seed.row(b);
       for (std::int64_t c = columns.begin; c < columns.end; ++c) {
-        target[c] = source[c * dy.column_stride] + (last ? last.row(b)[c] : T{0});
+        seed.row(b)[c] =
+            static_cast<T>(dy.row(b)[c * dy.column_stride]) + static_cast<T>(last.row(b)[c]);
       }
     }
     return seed;
@@ -162,7 +166,13 @@ class Backward {
   void input_gradients(const Chunk& chunk, const Dz& dz, const Team::Member& member) const {
     if (g_.input) {
       const Range rows = member.share(chunk.rows);
-      const Matrix<T> dx = g_.input.at(p_.steps, chunk.first);
+      const Range columns{0, p_.input_size};
+      const Matrix<S> target = g_.input.at(p_.steps, chunk.first);
+      const Matrix<T> copy{grad_input_.data(), p_.input_size, 1};
+      const Matrix<T> dx = writable(target, copy);
+      if (g_.add_to_input) {
+        readable<S>(kernels_, target, rows, columns, copy);
+      }
       Product<T> product;
       product.rows = rows.size();
       product.inner = p_.hidden_size;
@@ -175,11 +185,13 @@ class Backward {
       product.init = g_.add_to_input ? product.c : nullptr;
       product.init_stride = product.c_stride;
       kernels_.product(product);
+      write_back(kernels_, dx, target, rows, columns);
     }
     if (!g_.hx) {
       return;
     }
     const Range columns = column_share(kernels_, p_.hidden_size, member);
+    const Matrix<T> dhx = writable(g_.hx, square(grad_hx_));
     for (std::int64_t t = chunk.first; t <= chunk.last && !columns.empty(); ++t) {
       const Range rows = starting_rows(t);
       if (rows.empty()) {
@@ -192,9 +204,10 @@ class Backward {
       product.a = dz.row(p_.steps.offset(t) + rows.begin);
       product.a_stride = p_.hidden_size;
       product.b = weight_hh_.data() + columns.begin * p_.hidden_size;
-      product.c = g_.hx.row(rows.begin) + columns.begin;
-      product.c_stride = g_.hx.row_stride;
+      product.c = dhx.row(rows.begin) + columns.begin;
+      product.c_stride = dhx.row_stride;
       kernels_.product(product);
+      write_back(kernels_, dhx, g_.hx, rows, columns);
     }
   }
 
@@ -208,18 +221,12 @@ class Backward {
   void pack_operands(const Chunk& chunk, const Dz& dz, const Team::Member& member) const {
     const Range rows = member.share(chunk.rows);
     if (g_.weight_ih) {
-      const PanelWriter writer{kernels_, inputs_.data(), p_.input_size, chunk.rows, rows};
-      if (p_.input.is_linear(p_.steps)) {
-        writer.write(p_.input.at(p_.steps, chunk.first), 0, chunk.rows);
-      } else {
-        for (std::int64_t t = chunk.first; t <= chunk.last; ++t) {
-          writer.write(p_.input.at(p_.steps, t), p_.steps.offset(t) - dz.first, p_.steps.rows(t));
-        }
-      }
+      for_linear_runs(p_.input, p_.steps, chunk, rows, [&](Range run, Matrix<const S> x) {
+        kernels_.pack(x, p_.input_size, run.size(), inputs_.data(), chunk.rows, run.begin);
+      });
     }
     if (g_.weight_hh) {
-      pack_states(chunk, dz,
-                  PanelWriter{kernels_, states_.data(), p_.hidden_size, chunk.rows, rows});
+      pack_states(chunk, dz, rows);
     }
     if (dz_tiles_.data()) {
       const Range columns = member.share(p_.hidden_size, kernels_.tile_rows);
@@ -228,26 +235,17 @@ class Backward {
     }
   }
 
-  // Packs an operand of `inner` rows that comes in pieces; of these, the rows in `share`.
-  struct PanelWriter {
-    const Kernels<T>& kernels;
-    T* panels;
-    std::int64_t columns;
-    std::int64_t inner;
-    Range share;
-
+  // Of the states before the chunk's steps, the rows in `share`.
+  void pack_states(const Chunk& chunk, const Dz& dz, Range share) const {
     // Rows [at, at + count) of the operand are those of `source`.
-    void write(Matrix<const T> source, std::int64_t at, std::int64_t count) const {
+    const auto write = [&](Matrix<const S> source, std::int64_t at, std::int64_t count) {
       const Range rows = Range{at, at + count}.from(share.begin).below(share.end);
       if (!rows.empty()) {
-        kernels.pack({source.row(rows.begin - at), source.row_stride, 1}, columns, rows.size(),
-                     panels, inner, rows.begin);
+        kernels_.pack(source.part(rows.begin - at, 0), p_.hidden_size, rows.size(), states_.data(),
+                      chunk.rows, rows.begin);
       }
-    }
-  };
-
-  void pack_states(const Chunk& chunk, const Dz& dz, const PanelWriter& writer) const {
-    const Matrix<const T> hx = p_.hx ? p_.hx : Matrix<const T>{zeros_.data(), 0, 1};
+    };
+    const Matrix<const S> hx = p_.hx ? p_.hx : Matrix<const S>{zeros_.data(), 0, 1};
     const std::int64_t lead = p_.reverse ? 1 : -1;
     std::int64_t t = chunk.first;
     while (t <= chunk.last) {
@@ -256,15 +254,15 @@ class Backward {
       if (carried > 0) {
         // Steps of full batches lie one after the other, and so do the states before them.
         const std::int64_t end = p_.steps.batch_sizes ? t : last_with_previous(chunk);
-        const Matrix<const T> h = p_.output.at(p_.steps, t + lead);
-        writer.write(h, at, end > t ? (end - t + 1) * p_.steps.batch : carried);
+        const Matrix<const S> h = p_.output.at(p_.steps, t + lead);
+        write(h, at, end > t ? (end - t + 1) * p_.steps.batch : carried);
         if (end > t) {
           t = end + 1;
           continue;
         }
       }
       const Range starting = starting_rows(t);
-      writer.write({hx.row(starting.begin), hx.row_stride, 1}, at + carried, starting.size());
+      write(hx.part(starting.begin, 0), at + carried, starting.size());
       ++t;
     }
   }
@@ -294,17 +292,48 @@ class Backward {
         kernels_.outer_product(product);
       }
     };
-    add(g_.weight_ih, p_.input_size, inputs_);
-    add(g_.weight_hh, p_.hidden_size, states_);
-    if (T* bias = g_.bias_ih ? g_.bias_ih : g_.bias_hh) {
+    add(sums_ih(), p_.input_size, inputs_);
+    add(sums_hh(), p_.hidden_size, states_);
+    if (const Matrix<T> bias = bias_sums()) {
       kernels_.column_sums({dz.data + rows.begin, p_.hidden_size, 1}, chunk.rows, rows.size(),
-                           bias + rows.begin, accumulate);
+                           bias.data + rows.begin, accumulate);
     }
   }
 
-  const Problem<T>& p_;
-  const Gradients<T>& g_;
-  const Kernels<T>& kernels_;
+  // Where the weight gradients are added up.
+  Matrix<T> sums_ih() const {
+    return writable(g_.weight_ih, {grad_weight_ih_.data(), p_.input_size, 1});
+  }
+  Matrix<T> sums_hh() const { return writable(g_.weight_hh, square(grad_weight_hh_)); }
+  Matrix<T> bias_sums() const {
+    const Matrix<S> target = g_.bias_ih ? g_.bias_ih : g_.bias_hh;
+    return target ? writable(target, square(grad_bias_)) : Matrix<T>{};
+  }
+
+  // Brings a member's rows of the sums to where they belong.
+  void write_back_weights(const Team::Member& member) const {
+    const Range rows = member.share(p_.hidden_size, kernels_.tile_rows);
+    if (g_.weight_ih) {
+      write_back(kernels_, sums_ih(), g_.weight_ih, rows, {0, p_.input_size});
+    }
+    if (g_.weight_hh) {
+      write_back(kernels_, sums_hh(), g_.weight_hh, rows, {0, p_.hidden_size});
+    }
+    const Matrix<S> first = g_.bias_ih ? g_.bias_ih : g_.bias_hh;
+    if (first) {
+      write_back(kernels_, bias_sums(), first, {0, 1}, rows);
+    }
+    if (g_.bias_ih && g_.bias_hh && !rows.empty()) {
+      std::memcpy(g_.bias_hh.data + rows.begin, g_.bias_ih.data + rows.begin,
+                  rows.size() * sizeof(S));
+    }
+  }
+
+  Matrix<T> square(const Buffer<T>& rows) const { return {rows.data(), p_.hidden_size, 1}; }
+
+  const Problem<S>& p_;
+  const Gradients<S>& g_;
+  const Kernels<S>& kernels_;
   const Plan& plan_;
   std::int64_t chunk_rows_;
   Buffer<T> weight_hh_;
@@ -314,20 +343,30 @@ class Backward {
   Buffer<T> dz_tiles_;
   Buffer<T> inputs_;
   Buffer<T> states_;
-  Buffer<T> zeros_;
+  Buffer<S> zeros_;
+  Buffer<T> states_of_step_;
+  Buffer<T> grad_hx_;
+  Buffer<T> grad_input_;
+  Buffer<T> grad_weight_ih_;
+  Buffer<T> grad_weight_hh_;
+  Buffer<T> grad_bias_;
 };
 
 }  // namespace
 
-template <class T>
-void run_backward(const std::vector<BackwardTask<T>>& tasks, const Kernels<T>& kernels, int threads,
+template <class S>
+void run_backward(const std::vector<BackwardTask<S>>& tasks, const Kernels<S>& kernels, int threads,
                   ParallelFor parallel_for) {
-  run_directions<Backward<T>>(tasks, kernels, threads, parallel_for);
+  run_directions<Backward<S>>(tasks, kernels, threads, parallel_for);
 }
 
 template void run_backward(const std::vector<BackwardTask<float>>&, const Kernels<float>&, int,
                            ParallelFor);
 template void run_backward(const std::vector<BackwardTask<double>>&, const Kernels<double>&, int,
+                           ParallelFor);
+template void run_backward(const std::vector<BackwardTask<BFloat16>>&, const Kernels<BFloat16>&,
+                           int, ParallelFor);
+template void run_backward(const std::vector<BackwardTask<Half>>&, const Kernels<Half>&, int,
                            ParallelFor);
 
 }  // namespace rnn_ext::cpu

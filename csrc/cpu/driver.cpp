@@ -27,6 +27,22 @@ void require(bool condition, const Parts&... parts) {
   }
 }
 
+// The number of a dtype in torch's C interface; none for those without kernels.
+std::optional<std::int32_t> aoti_dtype(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return aoti_torch_dtype_float32();
+    case ScalarType::Double:
+      return aoti_torch_dtype_float64();
+    case ScalarType::BFloat16:
+      return aoti_torch_dtype_bfloat16();
+    case ScalarType::Half:
+      return aoti_torch_dtype_float16();
+    default:
+      return std::nullopt;
+  }
+}
+
 // Torch's C interface tells of a failed allocation only that it failed.
 Tensor empty(std::initializer_list<std::int64_t> sizes, ScalarType dtype) {
   std::int64_t strides[3] = {};
@@ -36,12 +52,11 @@ Tensor empty(std::initializer_list<std::int64_t> sizes, ScalarType dtype) {
     count *= std::max<std::int64_t>(1, sizes.begin()[i]);
   }
   AtenTensorHandle handle = nullptr;
-  const auto code = aoti_torch_empty_strided(
-      static_cast<std::int64_t>(sizes.size()), sizes.begin(), strides,
-      dtype == ScalarType::Float ? aoti_torch_dtype_float32() : aoti_torch_dtype_float64(),
-      aoti_torch_device_type_cpu(), 0, &handle);
-  require(code == TORCH_SUCCESS, "out of memory: could not allocate a tensor of ",
-          count * (dtype == ScalarType::Float ? 4 : 8), " bytes");
+  const auto code =
+      aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()), sizes.begin(), strides,
+                               *aoti_dtype(dtype), aoti_torch_device_type_cpu(), 0, &handle);
+  require(code == TORCH_SUCCESS, "out of memory: could not allocate a tensor of ", count,
+          " elements");
   return Tensor(handle);
 }
 
@@ -62,8 +77,8 @@ class Call {
         input_(with_unit_columns(input)),
         weights_(weights),
         directions(bidirectional ? 2 : 1) {
-    require(dtype == ScalarType::Float || dtype == ScalarType::Double,
-            "the CPU kernels take float32 and float64");
+    require(aoti_dtype(dtype).has_value(),
+            "the CPU kernels take float32, float64, bfloat16 and float16");
     require(nonlinearity == "tanh" || nonlinearity == "relu",
             "nonlinearity must be 'tanh' or 'relu'");
     nonlinearity_ = nonlinearity == "tanh" ? Nonlinearity::tanh : Nonlinearity::relu;
@@ -140,17 +155,23 @@ class Call {
   }
   template <class T>
   static Matrix<T> slice(const Tensor& t, std::int64_t i) {
-    return {data<T>(t) + i * t.stride(0), t.stride(1), t.stride(2)};
+    return {data<T>(t) + i * t.stride(0), t.stride(1), column_stride(t)};
   }
+  // A batch of one has no row stride of its own: its steps may lie as rows do.
   template <class T>
   static Sequence<T> sequence(const Tensor& t) {
-    return t.dim() == 2 ? Sequence<T>{data<T>(t), 0, t.stride(0), t.stride(1)}
-                        : Sequence<T>{data<T>(t), t.stride(0), t.stride(1), t.stride(2)};
+    return t.dim() == 2 ? Sequence<T>{data<T>(t), 0, t.stride(0), column_stride(t)}
+                        : Sequence<T>{data<T>(t), t.stride(0), t.stride(t.size(1) == 1 ? 0 : 1),
+                                      column_stride(t)};
+  }
+  // The stride of a dimension of size 1 can be any number.
+  static std::int64_t column_stride(const Tensor& t) {
+    const std::int64_t last = t.dim() - 1;
+    return t.size(last) == 1 ? 1 : t.stride(last);
   }
 
   static Tensor with_unit_columns(const Tensor& t) {
-    const std::int64_t last = t.dim() - 1;
-    return t.size(last) == 1 || t.stride(last) == 1 ? t : torch::stable::contiguous(t);
+    return column_stride(t) == 1 ? t : torch::stable::contiguous(t);
   }
 
   const ScalarType dtype;
@@ -243,10 +264,15 @@ void guarded(F&& f) {
 
 template <class F>
 void with_type(ScalarType dtype, F&& f) {
-  if (dtype == ScalarType::Float) {
-    f(float{});
-  } else {
-    f(double{});
+  switch (dtype) {
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::Double:
+      return f(double{});
+    case ScalarType::BFloat16:
+      return f(BFloat16{});
+    default:
+      return f(Half{});
   }
 }
 
@@ -346,8 +372,8 @@ std::vector<Tensor> rnn_backward(std::optional<Tensor> grad_output, std::optiona
             g.weight_hh = Call::matrix<T>(*slot(1));
           }
           if (call.per_direction == 4) {
-            g.bias_ih = slot(2) ? Call::data<T>(*slot(2)) : nullptr;
-            g.bias_hh = slot(3) ? Call::data<T>(*slot(3)) : nullptr;
+            g.bias_ih = slot(2) ? Call::row<T>(*slot(2)) : Matrix<T>{};
+            g.bias_hh = slot(3) ? Call::row<T>(*slot(3)) : Matrix<T>{};
           }
           tasks.push_back({call.problem<T>(output, d), g});
         }

@@ -1,11 +1,23 @@
 #include "cpu/isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <stdexcept>
 
 namespace rnn_ext::cpu {
 namespace {
+
+#if defined(__x86_64__)
+// Not every compiler knows its name.
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
 
 struct Level {
   const KernelSet& set;
@@ -16,7 +28,10 @@ const Level levels[] = {
     {generic_kernels, [] { return true; }},
 #if defined(__x86_64__)
     {avx2_kernels,
-     [] { return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0; }},
+     [] {
+       return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
+              has_f16c();
+     }},
     {avx512_kernels,
      [] {
        return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512dq") != 0 &&

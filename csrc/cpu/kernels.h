@@ -1,5 +1,6 @@
-// What a kernel set offers. One set exists per ISA level and number type; all are compiled from
-// kernels.inl, and isa.cpp picks one at run time.
+// What a kernel set offers. One set exists per ISA level; all are compiled from kernels.inl, and
+// isa.cpp picks one at run time. A set has kernels for each type S that values are stored in; they
+// compute in T = Arithmetic<S>, and packing, widening and narrowing convert between the two.
 //
 // Reproducibility is decided here: the sum over an inner dimension is cut into blocks of
 // `reduction_block` terms, each block is one chain of fused multiply-adds, and blocks are added in
@@ -9,6 +10,7 @@
 
 #include <cstdint>
 
+#include "common/half.h"
 #include "common/problem.h"
 
 namespace rnn_ext::cpu {
@@ -54,8 +56,10 @@ struct OuterProduct {
   bool accumulate = false;
 };
 
-template <class T>
+template <class S>
 struct Kernels {
+  using T = Arithmetic<S>;
+
   std::int64_t panel_columns;  // columns of a packed panel of B
   std::int64_t tile_rows;      // rows of a packed tile of A
 
@@ -64,12 +68,16 @@ struct Kernels {
   // starts at p · panel_columns · (inner dimension of B).
   //
   // All of B = Wᵀ, for W (columns, inner).
-  void (*pack_transposed)(Matrix<const T> w, std::int64_t columns, std::int64_t inner, T* panels);
+  void (*pack_transposed)(Matrix<const S> w, std::int64_t columns, std::int64_t inner, T* panels);
   // Rows [at, at + rows) of B, which are those of W; B has `inner` rows in all.
-  void (*pack)(Matrix<const T> w, std::int64_t columns, std::int64_t rows, T* panels,
+  void (*pack)(Matrix<const S> w, std::int64_t columns, std::int64_t rows, T* panels,
                std::int64_t inner, std::int64_t at);
   // A for OuterProduct: tile_rows values for each k, successive tiles tile_rows·inner apart.
   void (*pack_tiles)(Matrix<const T> a, std::int64_t rows, std::int64_t inner, T* tiles);
+
+  // target[r, c] = source[r, c]; all column strides are 1 but the source's of widen.
+  void (*widen)(Matrix<const S> source, std::int64_t rows, std::int64_t columns, Matrix<T> target);
+  void (*narrow)(Matrix<const T> source, std::int64_t rows, std::int64_t columns, Matrix<S> target);
 
   void (*product)(const Product<T>&);
   void (*outer_product)(const OuterProduct<T>&);
@@ -82,13 +90,19 @@ struct KernelSet {
   const char* name;
   Kernels<float> f32;
   Kernels<double> f64;
+  Kernels<BFloat16> bf16;
+  Kernels<Half> f16;
 
-  template <class T>
-  const Kernels<T>& of() const {
-    if constexpr (sizeof(T) == sizeof(float)) {
+  template <class S>
+  const Kernels<S>& of() const {
+    if constexpr (std::is_same_v<S, float>) {
       return f32;
-    } else {
+    } else if constexpr (std::is_same_v<S, double>) {
       return f64;
+    } else if constexpr (std::is_same_v<S, BFloat16>) {
+      return bf16;
+    } else {
+      return f16;
     }
   }
 };

@@ -7,14 +7,22 @@
 #include "cpu/pack.inl"
 #include "cpu/tanh.inl"
 
-template <class T>
-constexpr Kernels<T> make_kernels() {
+template <class S>
+constexpr Kernels<S> make_kernels() {
+  using T = Arithmetic<S>;
   return {tile_vectors * Vector<T>::width,
           tile_rows,
-          pack_transposed<T>,
-          pack<T>,
+          pack_transposed<S>,
+          pack<S>,
           pack_tiles<T>,
+          widen<S>,
+          narrow<S>,
           product<T>,
           outer_product<T>,
           column_sums<T>};
+}
+
+constexpr KernelSet make_kernel_set(const char* name) {
+  return {name, make_kernels<float>(), make_kernels<double>(), make_kernels<BFloat16>(),
+          make_kernels<Half>()};
 }

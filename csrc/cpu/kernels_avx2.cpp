@@ -1,4 +1,4 @@
-// The kernels for AVX2 with FMA.
+// The kernels for AVX2 with FMA and F16C.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -6,10 +6,10 @@
 #include "cpu/kernels_common.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 
 #include "common/cell.h"
@@ -23,11 +23,12 @@ constexpr int tile_vectors = 2;
 
 #include "cpu/vector_avx2.h"
 
-inline void transpose_block(const float* source, std::int64_t source_stride, float* target,
+template <class S>
+inline void transpose_block(const S* source, std::int64_t source_stride, float* target,
                             std::int64_t target_stride) {
   __m256 r[8], s[8];
   for (int i = 0; i < 8; ++i) {
-    r[i] = _mm256_loadu_ps(source + i * source_stride);
+    r[i] = Vector<float>::load(source + i * source_stride).v;
   }
   for (int i = 0; i < 4; ++i) {
     s[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
@@ -68,7 +69,7 @@ inline void transpose_block(const double* source, std::int64_t source_stride, do
 
 }  // namespace
 
-const KernelSet avx2_kernels{"avx2", make_kernels<float>(), make_kernels<double>()};
+const KernelSet avx2_kernels = make_kernel_set("avx2");
 
 }  // namespace rnn_ext::cpu
 

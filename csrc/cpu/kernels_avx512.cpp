@@ -12,6 +12,7 @@
 #pragma GCC push_options
 // GCC takes the undefined operands inside its own intrinsics for ours (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,fma")
 #endif
 
@@ -42,14 +43,15 @@ inline void interleave_rounds(Register (&r)[n], Low low, High high) {
   }
 }
 
-inline void transpose_block(const float* source, std::int64_t source_stride, float* target,
+template <class S>
+inline void transpose_block(const S* source, std::int64_t source_stride, float* target,
                             std::int64_t target_stride) {
   const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   const __m512i high =
       _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
   __m512 r[16];
   for (int i = 0; i < 16; ++i) {
-    r[i] = _mm512_loadu_ps(source + i * source_stride);
+    r[i] = Vector<float>::load(source + i * source_stride).v;
   }
   interleave_rounds(
       r, [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, low, b); },
@@ -79,7 +81,7 @@ inline void transpose_block(const double* source, std::int64_t source_stride, do
 
 }  // namespace
 
-const KernelSet avx512_kernels{"avx512", make_kernels<float>(), make_kernels<double>()};
+const KernelSet avx512_kernels = make_kernel_set("avx512");
 
 }  // namespace rnn_ext::cpu
 

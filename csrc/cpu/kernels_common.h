@@ -12,4 +12,5 @@
 #include <type_traits>
 #include <utility>
 
+#include "common/half.h"
 #include "cpu/kernels.h"

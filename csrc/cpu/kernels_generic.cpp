@@ -11,12 +11,12 @@ constexpr int tile_vectors = 2;
 
 #include "cpu/vector_generic.h"
 
-template <class T>
-void transpose_block(const T* source, std::int64_t source_stride, T* target,
+template <class S, class T>
+void transpose_block(const S* source, std::int64_t source_stride, T* target,
                      std::int64_t target_stride) {
   for (int r = 0; r < Vector<T>::width; ++r) {
     for (int c = 0; c < Vector<T>::width; ++c) {
-      target[c * target_stride + r] = source[r * source_stride + c];
+      target[c * target_stride + r] = static_cast<T>(source[r * source_stride + c]);
     }
   }
 }
@@ -25,6 +25,6 @@ void transpose_block(const T* source, std::int64_t source_stride, T* target,
 
 }  // namespace
 
-const KernelSet generic_kernels{"generic", make_kernels<float>(), make_kernels<double>()};
+const KernelSet generic_kernels = make_kernel_set("generic");
 
 }  // namespace rnn_ext::cpu

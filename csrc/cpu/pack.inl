@@ -1,9 +1,11 @@
-// Packing into panels and tiles, and column sums.
+// Packing into panels and tiles, conversion, and column sums.
 
 // panel[k][c] = w[c][k]: the source is read along its rows, a vector's worth of rows at a time, so
 // that both sides stay within a few cache lines.
-template <class T>
-void pack_transposed(Matrix<const T> w, std::int64_t columns, std::int64_t inner, T* panels) {
+template <class S>
+void pack_transposed(Matrix<const S> w, std::int64_t columns, std::int64_t inner,
+                     Arithmetic<S>* panels) {
+  using T = Arithmetic<S>;
   constexpr std::int64_t width = Vector<T>::width;
   constexpr std::int64_t panel_columns = tile_vectors * width;
   for (std::int64_t column = 0; column < columns; column += panel_columns) {
@@ -11,7 +13,7 @@ void pack_transposed(Matrix<const T> w, std::int64_t columns, std::int64_t inner
     const std::int64_t line = shape.line();
     for (std::int64_t j = 0; j < shape.vectors; ++j) {
       const std::int64_t present = j < shape.vectors - 1 ? width : shape.last;
-      const T* source = w.row(column + j * width);
+      const S* source = w.row(column + j * width);
       T* target = panels + column * inner + j * width;
       std::int64_t k = 0;
       if (present == width && w.column_stride == 1) {
@@ -22,7 +24,7 @@ void pack_transposed(Matrix<const T> w, std::int64_t columns, std::int64_t inner
       for (; k < inner; ++k) {
         for (std::int64_t c = 0; c < width; ++c) {
           target[k * line + c] =
-              c < present ? source[c * w.row_stride + k * w.column_stride] : T{0};
+              c < present ? static_cast<T>(source[c * w.row_stride + k * w.column_stride]) : T{0};
         }
       }
     }
@@ -30,9 +32,10 @@ void pack_transposed(Matrix<const T> w, std::int64_t columns, std::int64_t inner
 }
 
 // panel[at + k][c] = w[k][c]
-template <class T>
-void pack(Matrix<const T> w, std::int64_t columns, std::int64_t rows, T* panels, std::int64_t inner,
-          std::int64_t at) {
+template <class S>
+void pack(Matrix<const S> w, std::int64_t columns, std::int64_t rows, Arithmetic<S>* panels,
+          std::int64_t inner, std::int64_t at) {
+  using T = Arithmetic<S>;
   using V = Vector<T>;
   constexpr std::int64_t panel_columns = tile_vectors * V::width;
   for (std::int64_t column = 0; column < columns; column += panel_columns) {
@@ -41,7 +44,7 @@ void pack(Matrix<const T> w, std::int64_t columns, std::int64_t rows, T* panels,
     const std::int64_t line = shape.line();
     T* target = panels + column * inner + at * line;
     for (std::int64_t k = 0; k < rows; ++k, target += line) {
-      const T* source = w.row(k) + column * w.column_stride;
+      const S* source = w.row(k) + column * w.column_stride;
       if (w.column_stride == 1) {
         for (int j = 0; j < full; ++j) {
           V::load(source + j * V::width).store(target + j * V::width);
@@ -50,7 +53,7 @@ void pack(Matrix<const T> w, std::int64_t columns, std::int64_t rows, T* panels,
       } else {
         const std::int64_t present = full * V::width + shape.last;
         for (std::int64_t c = 0; c < line; ++c) {
-          target[c] = c < present ? source[c * w.column_stride] : T{0};
+          target[c] = c < present ? static_cast<T>(source[c * w.column_stride]) : T{0};
         }
       }
     }
@@ -71,6 +74,42 @@ void pack_tiles(Matrix<const T> a, std::int64_t rows, std::int64_t inner, T* til
         std::copy_n(source, present, target);
       }
     }
+  }
+}
+
+template <class From, class To>
+inline void convert_row(const From* from, To* to, std::int64_t count) {
+  using V = Vector<std::conditional_t<sizeof(From) < sizeof(To), To, From>>;
+  std::int64_t c = 0;
+  for (; c + V::width <= count; c += V::width) {
+    V::load(from + c).store(to + c);
+  }
+  if (c < count) {
+    V::load(from + c, static_cast<int>(count - c)).store(to + c, static_cast<int>(count - c));
+  }
+}
+
+template <class S>
+void widen(Matrix<const S> source, std::int64_t rows, std::int64_t columns,
+           Matrix<Arithmetic<S>> target) {
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const S* from = source.row(r);
+    Arithmetic<S>* to = target.row(r);
+    if (source.column_stride == 1) {
+      convert_row(from, to, columns);
+    } else {
+      for (std::int64_t c = 0; c < columns; ++c) {
+        to[c] = static_cast<Arithmetic<S>>(from[c * source.column_stride]);
+      }
+    }
+  }
+}
+
+template <class S>
+void narrow(Matrix<const Arithmetic<S>> source, std::int64_t rows, std::int64_t columns,
+            Matrix<S> target) {
+  for (std::int64_t r = 0; r < rows; ++r) {
+    convert_row(source.row(r), target.row(r), columns);
   }
 }
 

@@ -13,34 +13,90 @@
 
 namespace rnn_ext::cpu {
 
-template <class T>
+template <class S>
 struct ForwardTask {
-  Problem<T> problem;
-  Matrix<T> h_n;  // (batch, hidden), written
+  Problem<S> problem;
+  Matrix<S> h_n;  // (batch, hidden), written
 };
 
-template <class T>
+template <class S>
 struct BackwardTask {
-  Problem<T> problem;
-  Gradients<T> gradients;
+  Problem<S> problem;
+  Gradients<S> gradients;
 };
 
 // One task for each direction of a layer. All have the same steps, of at least one row each.
-template <class T>
-void run_forward(const std::vector<ForwardTask<T>>& tasks, const Kernels<T>& kernels, int threads,
+template <class S>
+void run_forward(const std::vector<ForwardTask<S>>& tasks, const Kernels<S>& kernels, int threads,
                  ParallelFor parallel_for);
-template <class T>
-void run_backward(const std::vector<BackwardTask<T>>& tasks, const Kernels<T>& kernels, int threads,
+template <class S>
+void run_backward(const std::vector<BackwardTask<S>>& tasks, const Kernels<S>& kernels, int threads,
                   ParallelFor parallel_for);
 
+// Values stored as S are computed in T = Arithmetic<S>. Where these differ, what the kernels read
+// or write stands in a copy in T: of a step or a chunk, so that it stays in cache.
+template <class S>
+inline constexpr bool is_widened = !std::is_same_v<S, Arithmetic<S>>;
+
+// What the kernels read for `m`: m itself if they can, or else `copy`, whose rows × columns this
+// fills in.
+template <class S>
+Matrix<const Arithmetic<S>> readable(const Kernels<S>& kernels, Matrix<const S> m, Range rows,
+                                     Range columns, Matrix<Arithmetic<S>> copy) {
+  if constexpr (!is_widened<S>) {
+    if (m.column_stride == 1) {
+      return m;
+    }
+  }
+  kernels.widen(m.part(rows.begin, columns.begin), rows.size(), columns.size(),
+                copy.part(rows.begin, columns.begin));
+  return copy;
+}
+
+// Where the kernels write for `m`: in place, or in `copy`, from which write_back takes it there.
+template <class S>
+Matrix<Arithmetic<S>> writable(Matrix<S> m, Matrix<Arithmetic<S>> copy) {
+  if constexpr (is_widened<S>) {
+    return copy;
+  } else {
+    return m;
+  }
+}
+
+template <class S>
+void write_back(const Kernels<S>& kernels, Matrix<Arithmetic<S>> written, Matrix<S> m, Range rows,
+                Range columns) {
+  if constexpr (is_widened<S>) {
+    kernels.narrow(written.part(rows.begin, columns.begin), rows.size(), columns.size(),
+                   m.part(rows.begin, columns.begin));
+  }
+}
+
+// Calls f(rows, first, at) for each run of rows in `share` of a chunk that lie at one stride in x:
+// row `at` of the chunk is first's row 0.
+template <class S, class F>
+void for_linear_runs(const Sequence<const S>& x, const Steps& steps, const Chunk& chunk,
+                     Range share, F&& f) {
+  if (x.is_linear(steps)) {
+    f(share, x.at(steps, chunk.first).part(share.begin, 0));
+    return;
+  }
+  for (std::int64_t t = chunk.first, at = 0; t <= chunk.last; at += steps.rows(t), ++t) {
+    const Range rows = Range{at, at + steps.rows(t)}.from(share.begin).below(share.end);
+    if (!rows.empty()) {
+      f(rows, x.at(steps, t).part(rows.begin - at, 0));
+    }
+  }
+}
+
 // The columns [0, count) of a packed operand that a member works on: whole panels.
-template <class T>
-Range column_share(const Kernels<T>& kernels, std::int64_t count, const Team::Member& member) {
+template <class S>
+Range column_share(const Kernels<S>& kernels, std::int64_t count, const Team::Member& member) {
   return member.share(count, kernels.panel_columns);
 }
 
-template <class T>
-std::int64_t packed_size(const Kernels<T>& kernels, std::int64_t columns, std::int64_t inner) {
+template <class S>
+std::int64_t packed_size(const Kernels<S>& kernels, std::int64_t columns, std::int64_t inner) {
   return (columns + kernels.panel_columns - 1) / kernels.panel_columns * kernels.panel_columns *
          inner;
 }
@@ -51,8 +107,8 @@ struct StepShare {
   Range columns;
   bool meets;  // whether the members must meet after each step
 
-  template <class T>
-  static StepShare of(const Plan& plan, const Problem<T>& p, const Kernels<T>& kernels,
+  template <class S>
+  static StepShare of(const Plan& plan, const Problem<S>& p, const Kernels<S>& kernels,
                       const Team::Member& member) {
     if (plan.split == Split::columns) {
       return {{0, p.steps.batch}, column_share(kernels, p.hidden_size, member), member.size() > 1};
@@ -63,12 +119,12 @@ struct StepShare {
 
 // Runs the directions of a layer one after the other on one team. A Direction is built from a task,
 // which takes its scratch memory, and then run by every member.
-template <class Direction, class Task, class T>
-void run_directions(const std::vector<Task>& tasks, const Kernels<T>& kernels, int threads,
+template <class Direction, class Task, class S>
+void run_directions(const std::vector<Task>& tasks, const Kernels<S>& kernels, int threads,
                     ParallelFor parallel_for) {
-  const Problem<T>& p = tasks.front().problem;
-  const Plan plan = plan_for({p.steps.count, p.steps.batch, p.input_size, p.hidden_size, sizeof(T),
-                              kernels.panel_columns, kernels.tile_rows},
+  const Problem<S>& p = tasks.front().problem;
+  const Plan plan = plan_for({p.steps.count, p.steps.batch, p.input_size, p.hidden_size,
+                              sizeof(Arithmetic<S>), kernels.panel_columns, kernels.tile_rows},
                              threads);
   const Scratch::Scope scratch;
   std::vector<Direction> directions;

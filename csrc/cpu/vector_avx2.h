@@ -7,6 +7,23 @@ struct Vector;
 inline constexpr std::int32_t avx2_lane_masks[16] = {-1, -1, -1, -1, -1, -1, -1, -1,
                                                      0,  0,  0,  0,  0,  0,  0,  0};
 
+inline __m256 widened(__m128i x, BFloat16) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
+}
+inline __m256 widened(__m128i x, Half) { return _mm256_cvtph_ps(x); }
+inline __m128i narrowed(__m256 x, BFloat16) {
+  const __m256i u = _mm256_castps_si256(x);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+  const __m256i rounded =
+      _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+  const __m256i unordered = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  const __m256i r = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), unordered);
+  return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
+}
+inline __m128i narrowed(__m256 x, Half) {
+  return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
 template <>
 struct Vector<float> {
   static constexpr int width = 8;
@@ -18,6 +35,27 @@ struct Vector<float> {
   static Vector load(const float* p, int n) { return {_mm256_maskload_ps(p, first(n))}; }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   void store(float* p, int n) const { _mm256_maskstore_ps(p, first(n), v); }
+
+  template <class S>
+  static Vector load(const S* p) {
+    return {widened(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), S{})};
+  }
+  template <class S>
+  static Vector load(const S* p, int n) {
+    S part[width] = {};
+    std::memcpy(part, p, n * sizeof(S));
+    return load(part);
+  }
+  template <class S>
+  void store(S* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrowed(v, S{}));
+  }
+  template <class S>
+  void store(S* p, int n) const {
+    S part[width];
+    store(part);
+    std::memcpy(p, part, n * sizeof(S));
+  }
 
  private:
   static __m256i first(int n) {

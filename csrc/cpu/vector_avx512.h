@@ -4,6 +4,22 @@
 template <class T>
 struct Vector;
 
+inline __m512 widened(__m256i x, BFloat16) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+inline __m512 widened(__m256i x, Half) { return _mm512_cvtph_ps(x); }
+inline __m256i narrowed(__m512 x, BFloat16) {
+  const __m512i u = _mm512_castps_si512(x);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 ordered = _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q);
+  return _mm512_cvtepi32_epi16(
+      _mm512_mask_srli_epi32(_mm512_set1_epi32(0x7fc0), ordered, rounded, 16));
+}
+inline __m256i narrowed(__m512 x, Half) {
+  return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
 template <>
 struct Vector<float> {
   static constexpr int width = 16;
@@ -15,6 +31,23 @@ struct Vector<float> {
   static Vector load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), v); }
+
+  template <class S>
+  static Vector load(const S* p) {
+    return {widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), S{})};
+  }
+  template <class S>
+  static Vector load(const S* p, int n) {
+    return {widened(_mm256_maskz_loadu_epi16(first(n), p), S{})};
+  }
+  template <class S>
+  void store(S* p) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrowed(v, S{}));
+  }
+  template <class S>
+  void store(S* p, int n) const {
+    _mm256_mask_storeu_epi16(p, first(n), narrowed(v, S{}));
+  }
 
  private:
   static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1); }

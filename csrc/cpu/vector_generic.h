@@ -24,6 +24,21 @@ struct Vector {
   void store(T* p) const { std::memcpy(p, &v, sizeof(v)); }
   void store(T* p, int n) const { std::memcpy(p, &v, n * sizeof(T)); }
 
+  template <class S>
+  static Vector load(const S* p, int n = width) {
+    Vector r = broadcast(0);
+    for (int i = 0; i < n; ++i) {
+      r.v[i] = static_cast<T>(p[i]);
+    }
+    return r;
+  }
+  template <class S>
+  void store(S* p, int n = width) const {
+    for (int i = 0; i < n; ++i) {
+      p[i] = S::from(v[i]);
+    }
+  }
+
   friend Vector operator+(Vector a, Vector b) { return {a.v + b.v}; }
   friend Vector operator-(Vector a, Vector b) { return {a.v - b.v}; }
   friend Vector operator*(Vector a, Vector b) { return {a.v * b.v}; }
