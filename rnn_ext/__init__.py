@@ -7,8 +7,18 @@ _C = _extension.load()
 from . import functional  # noqa: E402
 from .info import build_info, explain, uses_openmp  # noqa: E402
 from .modules import RNN, RNNCell  # noqa: E402
+from .swap import replace_rnn, restore_rnn  # noqa: E402
 
-__all__ = ["RNN", "RNNCell", "__version__", "build_info", "explain", "functional"]
+__all__ = [
+    "RNN",
+    "RNNCell",
+    "__version__",
+    "build_info",
+    "explain",
+    "functional",
+    "replace_rnn",
+    "restore_rnn",
+]
 
 __version__: str = _C.build_info()["version"]
 

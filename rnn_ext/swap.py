@@ -1,0 +1,151 @@
+"""``replace_rnn`` and ``restore_rnn``: the RNNs of an existing model become ours, and back."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from typing import TypeVar
+
+from torch import nn
+from torch.jit import ScriptModule
+from torch.nn.utils import parametrize
+
+from .modules import RNN, RNNCell
+
+__all__ = ["replace_rnn", "restore_rnn"]
+
+M = TypeVar("M", bound=nn.Module)
+Classes = Mapping[type, type]
+
+_OURS: Classes = {nn.RNN: RNN, nn.RNNCell: RNNCell}
+_THEIRS: Classes = {ours: theirs for theirs, ours in _OURS.items()}
+_NAMES = {
+    nn.RNN: "torch.nn.RNN",
+    nn.RNNCell: "torch.nn.RNNCell",
+    RNN: "rnn_ext.RNN",
+    RNNCell: "rnn_ext.RNNCell",
+}
+
+# Where torch derives a class for one module (or for one kind) from the class that it had.
+_MAKERS = ("torch.nn.utils.parametrize", "torch.distributed.")
+
+_logger = logging.getLogger("rnn_ext")
+
+
+def replace_rnn(model: M, *, report: bool = False) -> M:
+    """Turns every ``nn.RNN`` and ``nn.RNNCell`` in a model into ours, in place.
+
+    Only the class of these modules changes. The module objects stay, with their parameters (an
+    optimizer made before goes on training them), parametrizations, hooks, buffers and training
+    mode, and so does every reference to them. ``isinstance(m, nn.RNN)`` is False afterwards:
+    ask for ``nn.RNNBase``.
+
+    Left alone are subclasses of the two, modules whose ``forward`` was replaced on the instance,
+    TorchScript, and whatever a ``torch.compile`` wrapper holds.
+
+    Args:
+        model: any module; it may be an RNN itself.
+        report: print a line for each RNN: swapped, or left and why. Otherwise these lines go to
+            the logger ``"rnn_ext"``, at level INFO (swapped) or WARNING (left).
+
+    Returns:
+        ``model``, the same object.
+
+    Raises:
+        TypeError: ``model`` is not an ``nn.Module``.
+
+    Example::
+
+        >>> model = rnn_ext.replace_rnn(nn.ModuleDict({"encoder": nn.RNN(10, 20)}), report=True)
+        encoder: torch.nn.RNN is now rnn_ext.RNN
+    """
+    return _swap(model, _OURS, report)
+
+
+def restore_rnn(model: M, *, report: bool = False) -> M:
+    """Turns every :class:`rnn_ext.RNN` and :class:`rnn_ext.RNNCell` in a model into torch's.
+
+    The inverse of :func:`replace_rnn`, also for modules that were ours from the start; arguments,
+    result and errors are the same.
+    """
+    return _swap(model, _THEIRS, report)
+
+
+def _swap(model: M, classes: Classes, report: bool) -> M:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    compiled = _held_by_compiled_wrappers(model)
+    for name, module in model.named_modules():
+        if not _is_candidate(module, classes):
+            continue
+        reason = _reason_to_leave(module, classes, compiled)
+        if reason:
+            level, line = logging.WARNING, f"left, {reason}"
+        else:
+            kind = _kind(type(module))
+            module.__class__ = _rebased(type(module), classes)
+            _remember_weights(module)
+            level, line = logging.INFO, f"{_NAMES[kind]} is now {_NAMES[classes[kind]]}"
+        line = f"{name or type(module).__name__}: {line}"
+        if report:
+            print(line)
+        else:
+            _logger.log(level, line)
+    return model
+
+
+def _is_candidate(module: nn.Module, classes: Classes) -> bool:
+    if isinstance(module, ScriptModule):
+        return module.original_name in {cls.__name__ for cls in classes}
+    return isinstance(module, tuple(classes))
+
+
+def _reason_to_leave(module: nn.Module, classes: Classes, compiled: set[int]) -> str | None:
+    if isinstance(module, ScriptModule):
+        return "it is TorchScript"
+    if id(module) in compiled:
+        return "torch.compile wraps it: swap before compiling"
+    if "forward" in vars(module):
+        return "its forward was replaced on the instance"
+    kind = _kind(type(module))
+    if kind not in classes:
+        (base,) = (cls for cls in classes if issubclass(kind, cls))
+        target = _NAMES[classes[base]]
+        return f"{kind.__name__} is a subclass of {_NAMES[base]}: derive it from {target}"
+    return None
+
+
+def _held_by_compiled_wrappers(model: nn.Module) -> set[int]:
+    # Who has not imported Dynamo, which takes a second, has compiled nothing.
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    if dynamo is None:
+        return set()
+    wrappers = (m for m in model.modules() if isinstance(m, dynamo.OptimizedModule))
+    return {id(inner) for wrapper in wrappers for inner in wrapper.modules()}
+
+
+def _kind(cls: type) -> type:
+    """The class that a module had before torch derived others from it."""
+    while cls.__module__.startswith(_MAKERS):
+        cls = cls.__bases__[-1]
+    return cls
+
+
+def _rebased(cls: type, classes: Classes) -> type:
+    """``cls``, or a class like it on top of what stands in ``classes`` for the bottom one."""
+    if cls in classes:
+        return classes[cls]
+    *others, base = cls.__bases__
+    namespace = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+    return type(cls)(cls.__name__, (*others, _rebased(base, classes)), namespace)
+
+
+def _remember_weights(module: nn.Module) -> None:
+    """Brings up to date the list of weights that ``nn.RNN``'s forward hands to its op.
+
+    Parametrized weights are left out: forward computes them, and to do so here would take
+    spectral_norm a step further.
+    """
+    if isinstance(module, nn.RNNBase) and not parametrize.is_parametrized(module):
+        module._init_flat_weights()
