@@ -12,6 +12,8 @@ from . import routing
 
 __all__ = ["RNN", "RNNCell"]
 
+_NONLINEARITIES = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
+
 
 class RNN(nn.RNNBase):
     r"""A multi-layer Elman RNN (Elman, 1990), the whole sequence in one call.
@@ -206,12 +208,15 @@ class RNN(nn.RNNBase):
         weights: list[Tensor],
         batch_sizes: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
+        # Not `nonlinearity`: nn.RNN ignores a later change of that, and old pickles lack it.
+        if self.mode not in _NONLINEARITIES:
+            raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {self.mode}")
         return routing.run(
             input,
             hx,
             weights,
             batch_sizes,
-            nonlinearity=self.nonlinearity,
+            nonlinearity=_NONLINEARITIES[self.mode],
             num_layers=self.num_layers,
             bias=self.bias,
             dropout=self.dropout,
