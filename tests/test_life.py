@@ -1,0 +1,426 @@
+"""What happens to modules in programs: nn.RNN, ours, a swapped and a restored one live alike."""
+
+import copy
+import io
+import itertools
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from support import assert_close_fp64, outcome
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+import rnn_ext
+
+OURS = {nn.RNN: rnn_ext.RNN, nn.RNNCell: rnn_ext.RNNCell}
+ARGUMENTS: dict[type[nn.Module], tuple[int, ...]] = {nn.RNN: (3, 4, 2), nn.RNNCell: (3, 4)}
+SHAPES = {nn.RNN: (5, 2, 3), nn.RNNCell: (2, 3)}
+
+
+FORMS = ("ours", "swapped", "restored")
+
+
+def made(form: str, kind: type[nn.Module], state: dict[str, Tensor]) -> Any:
+    """A module in fp64 with the weights `state`, which is or was of torch's class `kind`."""
+    cls = OURS[kind] if form in ("ours", "restored") else kind
+    module = cls(*ARGUMENTS[kind], dtype=torch.float64)
+    module.load_state_dict(state)
+    if form == "swapped":
+        rnn_ext.replace_rnn(module)
+    elif form == "restored":
+        rnn_ext.restore_rnn(module)
+    return module
+
+
+def results(module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    """What the forward gives, and the gradients of the parameters that want one."""
+    outputs = module(x)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    wanted = [p for p in module.parameters() if p.requires_grad]
+    if not outputs[0].requires_grad:
+        return outputs
+    loss = sum((output.square().sum() for output in outputs), torch.zeros(()))
+    return (*outputs, *torch.autograd.grad(loss, wanted))
+
+
+def recurrent(module: nn.Module) -> str:
+    """The name of the (first) recurrent weight."""
+    return next(name for name, _ in module.named_parameters() if "weight_hh" in name)
+
+
+def pickled(module: Any, x: Tensor) -> Any:
+    return results(pickle.loads(pickle.dumps(module)), x)
+
+
+def saved_whole(module: Any, x: Tensor) -> Any:
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    return results(torch.load(buffer, weights_only=False), x)
+
+
+def state_saved_and_loaded_as_weights_only(module: Any, x: Tensor) -> Any:
+    buffer = io.BytesIO()
+    torch.save(module.state_dict(), buffer)
+    buffer.seek(0)
+    module.reset_parameters()
+    module.load_state_dict(torch.load(buffer, weights_only=True))
+    return results(module, x)
+
+
+def deep_copied_after_a_call(module: Any, x: Tensor) -> Any:
+    module(x)
+    return results(copy.deepcopy(module), x)
+
+
+def state_assigned(module: Any, x: Tensor) -> Any:
+    state = {name: 2 * value for name, value in module.state_dict().items()}
+    module.load_state_dict(state, assign=True)
+    return results(module, x)
+
+
+def partly_loaded(module: Any, x: Tensor) -> Any:
+    state = {recurrent(module): torch.full((4, 4), 0.1), "unknown": torch.ones(1)}
+    found = module.load_state_dict(state, strict=False)
+    assert found.unexpected_keys == ["unknown"]
+    assert len(found.missing_keys) == len(module.state_dict()) - 1
+    return results(module, x)
+
+
+def through_half_and_back(module: Any, x: Tensor) -> Any:
+    return results(module.half().double(), x)
+
+
+def converted_by_swapping_tensors(module: Any, x: Tensor) -> Any:
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        return results(module.float().double(), x)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+def in_shared_memory(module: Any, x: Tensor) -> Any:
+    assert all(p.is_shared() for p in module.share_memory().parameters())
+    return results(module, x)
+
+
+def through_meta_and_emptied(module: Any, x: Tensor) -> Any:
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    module.to("meta").to_empty(device="cpu").load_state_dict(state)
+    return results(module, x)
+
+
+def built_in_a_meta_context(module: Any, x: Tensor) -> Any:
+    kind = nn.RNN if isinstance(module, nn.RNNBase) else nn.RNNCell
+    with torch.device("meta"):
+        twin = type(module)(*ARGUMENTS[kind])
+    twin.load_state_dict(module.state_dict(), assign=True)
+    return results(twin, x)
+
+
+def replicated_for_data_parallel(module: Any, x: Tensor) -> Any:
+    """As torch.nn.parallel.replicate does: plain tensors stand where the parameters stood."""
+    replica = module._replicate_for_data_parallel()
+    copies = {name: 1 * p for name, p in module.named_parameters()}
+    for name, value in copies.items():
+        setattr(replica, name, value)
+    outputs = replica(x)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    gradients = torch.autograd.grad(outputs[0].square().sum(), list(module.parameters()))
+    return *outputs, *gradients, *results(module, x)
+
+
+def weight_replaced_by_attribute(module: Any, x: Tensor) -> Any:
+    module(x)
+    setattr(module, recurrent(module), nn.Parameter(torch.full((4, 4), 0.1).double()))
+    return results(module, x)
+
+
+def weight_deleted_and_registered(module: Any, x: Tensor) -> Any:
+    name = recurrent(module)
+    delattr(module, name)
+    module.register_parameter(name, nn.Parameter(torch.full((4, 4), 0.1).double()))
+    return results(module, x)
+
+
+def weight_made_a_buffer(module: Any, x: Tensor) -> Any:
+    name = recurrent(module)
+    delattr(module, name)
+    module.register_buffer(name, torch.full((4, 4), 0.1).double())
+    return results(module, x)
+
+
+def weight_made_a_plain_tensor(module: Any, x: Tensor) -> Any:
+    name = recurrent(module)
+    delattr(module, name)
+    setattr(module, name, torch.full((4, 4), 0.1).double())
+    return results(module, x)
+
+
+def weight_data_edited_between_calls(module: Any, x: Tensor) -> Any:
+    module(x)
+    module.get_parameter(recurrent(module)).data.mul_(2)
+    return results(module, x)
+
+
+def weights_written_from_a_vector(module: Any, x: Tensor) -> Any:
+    vector = nn.utils.parameters_to_vector(module.parameters())
+    nn.utils.vector_to_parameters(2 * vector, module.parameters())
+    return results(module, x)
+
+
+def called_functionally_before(module: Any, x: Tensor) -> Any:
+    given = {name: 2 * p for name, p in module.named_parameters()}
+    torch.func.functional_call(module, given, (x,))
+    return results(module, x)
+
+
+def weights_transposed_in_memory(module: Any, x: Tensor) -> Any:
+    for parameter in module.parameters():
+        if parameter.dim() == 2:
+            parameter.data = parameter.data.t().contiguous().t()
+    return results(module, x)
+
+
+def weight_expanded(module: Any, x: Tensor) -> Any:
+    setattr(module, recurrent(module), nn.Parameter(torch.full((4, 1), 0.1).double().expand(4, 4)))
+    return results(module, x)
+
+
+def weights_overlapping_in_one_storage(module: Any, x: Tensor) -> Any:
+    storage, start = torch.linspace(-0.4, 0.4, 200, dtype=torch.float64), 0
+    for parameter in module.parameters():
+        parameter.data = storage[start : start + parameter.numel()].view_as(parameter)
+        start += parameter.numel() - 1
+    return results(module, x)
+
+
+def one_bias_in_two_places(module: Any, x: Tensor) -> Any:
+    name = recurrent(module).replace("weight_hh", "bias_hh")
+    setattr(module, name, getattr(module, name.replace("_hh", "_ih")))
+    assert len(list(module.parameters())) == len(module.state_dict()) - 1
+    return results(module, x)
+
+
+def parametrized_and_assigned(module: Any, x: Tensor) -> Any:
+    name = recurrent(module)
+    parametrizations.orthogonal(module, name)
+    setattr(module, name, torch.eye(4, dtype=torch.float64))
+    return results(module, x)
+
+
+def parametrized_and_cached(module: Any, x: Tensor) -> Any:
+    parametrizations.orthogonal(module, recurrent(module))
+    with parametrize.cached():
+        module(x)
+        return results(module, x)
+
+
+def pruned_for_good(module: Any, x: Tensor) -> Any:
+    name = recurrent(module)
+    prune.l1_unstructured(module, name, 0.5)
+    module(x)
+    prune.remove(module, name)
+    return results(module, x)
+
+
+def used_in_inference_mode(module: Any, x: Tensor) -> Any:
+    with torch.inference_mode():
+        inside = results(module, x)
+    return *(t.clone() for t in inside), *results(module, x)
+
+
+def mapped_by_apply(module: Any, x: Tensor) -> Any:
+    module._apply(lambda t: 2 * t)
+    return results(module, x)
+
+
+def nonlinearity_changed(module: Any, x: Tensor) -> Any:
+    """A cell follows the attribute; nn.RNN follows `mode`."""
+    module.nonlinearity = "relu"
+    return results(module, x)
+
+
+def mode_changed(module: Any, x: Tensor) -> Any:
+    module.mode = "RNN_RELU"
+    return results(module, x)
+
+
+EVENTS = [
+    pickled,
+    saved_whole,
+    state_saved_and_loaded_as_weights_only,
+    deep_copied_after_a_call,
+    state_assigned,
+    partly_loaded,
+    through_half_and_back,
+    converted_by_swapping_tensors,
+    in_shared_memory,
+    through_meta_and_emptied,
+    built_in_a_meta_context,
+    replicated_for_data_parallel,
+    weight_replaced_by_attribute,
+    weight_deleted_and_registered,
+    weight_made_a_buffer,
+    weight_made_a_plain_tensor,
+    weight_data_edited_between_calls,
+    weights_written_from_a_vector,
+    called_functionally_before,
+    weights_transposed_in_memory,
+    weight_expanded,
+    weights_overlapping_in_one_storage,
+    one_bias_in_two_places,
+    parametrized_and_assigned,
+    parametrized_and_cached,
+    pruned_for_good,
+    used_in_inference_mode,
+    mapped_by_apply,
+    nonlinearity_changed,
+    mode_changed,
+]
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.__name__)
+@pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
+def test_a_module_lives_like_torchs(
+    event: Callable[[nn.Module, Tensor], Any], kind: type[nn.Module]
+) -> None:
+    state = kind(*ARGUMENTS[kind], dtype=torch.float64).state_dict()
+    x = torch.randn(SHAPES[kind], dtype=torch.float64)
+    expected = event(made("theirs", kind, state), x)
+    for form in FORMS:
+        assert_close_fp64(event(made(form, kind, state), x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
+def test_a_module_computes_in_the_dtype_it_was_moved_to(
+    kind: type[nn.Module], dtype: torch.dtype
+) -> None:
+    state = kind(*ARGUMENTS[kind], dtype=torch.float64).state_dict()
+    x = torch.randn(SHAPES[kind], dtype=dtype)
+    expected = made("theirs", kind, state).to(dtype)(x)
+    for form in FORMS:
+        actual = made(form, kind, state).to(dtype)(x)
+        # |h| <= 1: five steps of two layers, each of which rounds a few times.
+        torch.testing.assert_close(actual, expected, rtol=0, atol=4 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
+def test_gradients_reach_exactly_the_parameters_that_are_not_frozen(
+    kind: type[nn.Module],
+) -> None:
+    state = kind(*ARGUMENTS[kind], dtype=torch.float64).state_dict()
+    x = torch.randn(SHAPES[kind], dtype=torch.float64)
+    theirs = made("theirs", kind, state)
+    everything = dict(zip(state, results(theirs, x)[-len(state) :], strict=True))
+    modules = [made(form, kind, state) for form in FORMS]
+    for count in range(len(state) + 1):
+        for frozen in itertools.combinations(state, count):
+            wanted = [gradient for name, gradient in everything.items() if name not in frozen]
+            for module in modules:
+                module.requires_grad_(True)
+                for name in frozen:
+                    module.get_parameter(name).requires_grad_(False)
+                outputs = results(module, x)
+                assert outputs[0].requires_grad == bool(wanted)
+                assert_close_fp64(outputs[len(outputs) - len(wanted) :], wanted)
+
+
+def _torch_1_0(state: dict[str, Any]) -> None:
+    """Before 1.0 too: no names, but the parameters themselves under a name without underscore."""
+    weights = list(state["_parameters"].values())
+    del state["_flat_weights"], state["_flat_weights_names"], state["_all_weights"]
+    del state["nonlinearity"], state["proj_size"]
+    state["all_weights"] = [weights[:4], weights[4:]]
+
+
+def _torch_1_4(state: dict[str, Any]) -> None:
+    del state["proj_size"]
+
+
+def _torch_1_12(state: dict[str, Any]) -> None:
+    """The weights as they are, and no weak references to them."""
+    assert "_flat_weight_refs" not in state
+
+
+@pytest.mark.parametrize("age", [_torch_1_0, _torch_1_4, _torch_1_12])
+def test_state_pickled_by_an_older_torch_is_taken(age: Callable[[dict[str, Any]], None]) -> None:
+    theirs = nn.RNN(3, 4, 2, nonlinearity="relu", dtype=torch.float64)
+    state = theirs.__getstate__()
+    age(state)
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    expected = results(theirs, x)
+
+    def unpickled(cls: type[nn.Module]) -> Any:
+        module = cls.__new__(cls)
+        module.__setstate__(copy.deepcopy(state))
+        return module
+
+    swapped = rnn_ext.replace_rnn(unpickled(nn.RNN))
+    for module in (unpickled(rnn_ext.RNN), swapped, rnn_ext.restore_rnn(copy.deepcopy(swapped))):
+        assert_close_fp64(results(module, x), expected)
+        assert repr(module) == repr(theirs)
+        assert_close_fp64(results(pickle.loads(pickle.dumps(module)), x), expected)
+
+
+def test_skip_init_builds_a_cell_and_refuses_the_rnn_as_torchs() -> None:
+    skip_init: Any = nn.utils.skip_init
+    theirs = nn.RNNCell(3, 4, nonlinearity="relu")
+    ours = skip_init(rnn_ext.RNNCell, 3, 4, nonlinearity="relu")
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3)
+    torch.testing.assert_close(ours(x), theirs(x))
+    refused = outcome(lambda: skip_init(rnn_ext.RNN, 3, 4))
+    assert refused == outcome(lambda: skip_init(nn.RNN, 3, 4))
+    assert refused.error is RuntimeError
+
+
+def test_stacked_states_of_an_ensemble_run_in_one_call() -> None:
+    models = [rnn_ext.RNN(3, 4, 2, dtype=torch.float64) for _ in range(3)]
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    parameters, buffers = torch.func.stack_module_state(models)  # type: ignore[arg-type]
+    base = copy.deepcopy(models[0]).to("meta")
+
+    def call(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Any:
+        return torch.func.functional_call(base, (parameters, buffers), (x,))
+
+    together = torch.func.vmap(call)(parameters, buffers)
+    for index, model in enumerate(models):
+        assert_close_fp64([t[index] for t in together], model(x))
+
+
+class Gated(rnn_ext.RNN):
+    """Ours with a constructor, a forward and a parameter of its own."""
+
+    def __init__(self, size: int, *, gate: float) -> None:
+        super().__init__(size, size, dtype=torch.float64)
+        self.gate = nn.Parameter(torch.tensor(gate, dtype=torch.float64))
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        output, h_n = super().forward(input, hx)
+        return self.gate * output, h_n
+
+
+def test_a_subclass_with_its_own_parameter_and_forward_lives() -> None:
+    module = Gated(4, gate=0.5)
+    assert list(module.state_dict())[-1] == "gate"
+    plain = nn.RNN(4, 4, dtype=torch.float64)
+    plain.load_state_dict(module.state_dict(), strict=False)
+    x = torch.randn(5, 2, 4, dtype=torch.float64)
+    output, h_n = plain(x)
+    for twin in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert type(twin) is Gated
+        assert_close_fp64(twin(x), (0.5 * output, h_n))
+        (gradient,) = torch.autograd.grad(twin(x)[0].sum(), twin.gate)
+        assert_close_fp64([gradient], [output.sum()])
+
+
+def test_an_unknown_mode_fails_like_in_torchs() -> None:
+    x = torch.randn(5, 2, 3)
+    theirs, ours = nn.RNN(3, 4), rnn_ext.RNN(3, 4)
+    theirs.mode = ours.mode = "GRU"
+    assert outcome(lambda: ours(x)) == outcome(lambda: theirs(x))
