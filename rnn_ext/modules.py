@@ -6,6 +6,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.fx.proxy import Proxy, TraceError
 from torch.nn.utils.rnn import PackedSequence
 
 from . import routing
@@ -13,6 +14,16 @@ from . import routing
 __all__ = ["RNN", "RNNCell"]
 
 _NONLINEARITIES = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
+
+
+def _fx_node(module: nn.Module, input: Proxy, hx: Any) -> Any:
+    """The call as one node of a torch.fx graph; fx does so by itself for torch's modules only."""
+    if getattr(module.forward, "__func__", None) not in (RNN.forward, RNNCell.forward):
+        # The node would stand for the whole of that forward, of which this is only a part.
+        name = type(module).__name__
+        raise TraceError(f"torch.fx cannot look into the forward of {name}: trace it as a leaf")
+    tracer: Any = input.tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, hx), {})
 
 
 class RNN(nn.RNNBase):
@@ -126,6 +137,8 @@ class RNN(nn.RNNBase):
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the layers; see the class for the shapes."""
+        if isinstance(input, Proxy):
+            return _fx_node(self, input, hx)
         weights = self._read_weights()
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, weights)
@@ -270,6 +283,8 @@ class RNNCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next state; see the class for the shapes."""
+        if isinstance(input, Proxy):
+            return _fx_node(self, input, hx)
         if input.dim() not in (1, 2):
             raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
         if hx is not None and hx.dim() not in (1, 2):

@@ -1,4 +1,4 @@
-"""torch.compile, torch.export and tracing. Only graph capture is tested: no code is generated."""
+"""torch.compile, torch.export, torch.fx and tracing: graph capture only, no code is generated."""
 
 import io
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import pytest
 import torch
 from support import assert_same_bits, leaves
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import rnn_ext
 
@@ -79,3 +80,36 @@ def test_traces_for_other_lengths_and_saves_like_nn_rnn(grad: bool) -> None:
         x = torch.randn(7, 2, 5)
         assert_same_bits(traced(x), module(x))
     torch.jit.save(traced, io.BytesIO())
+
+
+class _Tagger(nn.Module):
+    def __init__(self, rnn: nn.Module, cell: nn.Module) -> None:
+        super().__init__()
+        self.rnn = rnn
+        self.cell = cell
+
+    def forward(self, x: Tensor, hx: Tensor | None = None) -> Tensor:
+        output, h_n = self.rnn(x, hx=hx)
+        return self.cell(output[0]) + h_n[-1]
+
+
+def test_fx_records_a_call_as_one_node_like_nn_rnn() -> None:
+    theirs = torch.fx.symbolic_trace(_Tagger(nn.RNN(3, 4), nn.RNNCell(4, 4)))
+    model = _Tagger(rnn_ext.RNN(3, 4), rnn_ext.RNNCell(4, 4))
+    parametrizations.orthogonal(model.rnn, "weight_hh_l0")
+    graph = torch.fx.symbolic_trace(model)
+    assert [(n.op, n.target) for n in graph.graph.nodes] == [
+        (n.op, n.target) for n in theirs.graph.nodes
+    ]
+    x, hx = torch.randn(5, 2, 3), torch.randn(1, 2, 4)
+    assert_same_bits([graph(x), graph(x, hx)], [model(x), model(x, hx)])
+
+
+def test_fx_refuses_to_look_into_a_forward_built_on_ours() -> None:
+    class Doubled(rnn_ext.RNN):
+        def forward(self, input: Any, hx: Any = None) -> Any:
+            output, h_n = super().forward(input, hx)
+            return 2 * output, h_n
+
+    with pytest.raises(torch.fx.proxy.TraceError, match="forward of Doubled: trace it as a leaf"):
+        torch.fx.symbolic_trace(nn.Sequential(Doubled(3, 4)))
