@@ -97,7 +97,7 @@ def _swap(model: M, classes: Classes, report: bool) -> M:
 
 def _is_candidate(module: nn.Module, classes: Classes) -> bool:
     if isinstance(module, ScriptModule):
-        return module.original_name in {cls.__name__ for cls in classes}
+        return getattr(module, "original_name", None) in {cls.__name__ for cls in classes}
     return isinstance(module, tuple(classes))
 
 
