@@ -66,6 +66,7 @@ class Forward {
           member.barrier();
         }
       }
+      store(chunk, h, share);
       if (s < p_.steps.count) {
         previous = carry(p_.step(s - 1), previous, share);
       }
@@ -174,13 +175,22 @@ class Forward {
     advance(h, rows.below(carried), share.columns, previous);
     advance(h, rows.from(carried), share.columns, h0);
 
-    const Matrix<S> y = p_.output.at(p_.steps, t);
-    write_back(kernels_, h, y, rows, share.columns);
     // Rows that the next step does not have end here.
     const Range ending = rows.from(p_.steps.rows_or_none(p_.next(t)));
-    for (std::int64_t b = ending.begin; b < ending.end; ++b) {
-      std::memcpy(h_n_.row(b) + share.columns.begin, y.row(b) + share.columns.begin,
-                  share.columns.size() * sizeof(S));
+    kernels_.narrow(h.part(ending.begin, share.columns.begin), ending.size(), share.columns.size(),
+                    h_n_.part(ending.begin, share.columns.begin));
+  }
+
+  // Brings a member's states of a chunk to the output.
+  void store(const Chunk& chunk, const States& h, const StepShare& share) const {
+    if (share.rows.size() == p_.steps.batch) {
+      write_back(kernels_, h.rows, p_.output.at(p_.steps, chunk.first), {0, chunk.rows},
+                 share.columns);
+      return;
+    }
+    for (std::int64_t t = chunk.first; t <= chunk.last; ++t) {
+      write_back(kernels_, h.of(p_.steps, t), p_.output.at(p_.steps, t),
+                 share.rows.below(p_.steps.rows(t)), share.columns);
     }
   }
 
