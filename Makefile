@@ -16,7 +16,7 @@ ifeq ($(FORCE_CUDA)$(wildcard /dev/nvidia[0-9]* /dev/dxg),)
 export FORCE_CPU := 1
 endif
 
-.PHONY: help demo test build lint wheel cuda-check clean force
+.PHONY: help demo test build lint bench wheel cuda-check clean force
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -34,6 +34,15 @@ lint: $(VENV)/ready ## ruff, mypy, clang-format
 	$(RUN)/ruff format --check
 	$(RUN)/mypy
 	$(RUN)/clang-format --dry-run -Werror $(filter %.cpp %.h %.inl %.cu %.cuh,$(CSRC))
+
+bench: $(VENV)/ready ## measure anew what bench/results holds: half an hour on an idle machine
+	@mkdir -p bench/results
+	$(BENCH) --memory $(call results,grid)
+	$(BENCH) --threads 1 $(call results,grid-1-thread)
+	$(BENCH) --real --memory $(call results,real)
+
+BENCH = $(RUN)/rnn-ext bench
+results = --json bench/results/$(1).json --plot bench/results/$(1).png
 
 wheel: $(VENV)/ready ## write an sdist, and the wheel built from it, to dist/
 	rm -rf dist

@@ -4,11 +4,13 @@ The user reads the message after the name of the flag: ``argument --epochs: must
 """
 
 import math
+import os
 from argparse import ArgumentTypeError
+from pathlib import Path
 
 import torch
 
-__all__ = ["device", "positive_float", "positive_int", "seed"]
+__all__ = ["device", "output_file", "positive_float", "positive_int", "seed"]
 
 # Beyond this, torch stops with errors about its own integer and float types.
 _LARGEST = 10**9
@@ -45,6 +47,18 @@ def device(word: str) -> torch.device:
             f"cannot use {word!r}; torch {torch.__version__} offers {_devices()} here"
         ) from None
     return value
+
+
+def output_file(word: str) -> Path:
+    """A file that can be written (over, if it exists), told before the work that fills it."""
+    path = Path(word)
+    if path.is_dir():
+        raise ArgumentTypeError(f"must be a file, and {word!r} is a folder")
+    if not path.parent.is_dir():
+        raise ArgumentTypeError(f"the folder {str(path.parent)!r} does not exist; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise ArgumentTypeError(f"the folder {str(path.parent)!r} can't be written to")
+    return path
 
 
 def _whole_number(word: str, low: int, high: int) -> int:

@@ -1,23 +1,39 @@
-"""``rnn-ext bench``: grid, timing, comparison and report. No test asserts a measured time."""
+"""``rnn-ext bench``: cases, timing, comparison, results. No test asserts a measured time."""
 
 import argparse
+import json
 import re
+import sys
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from matplotlib.colors import to_hex
+from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 import rnn_ext
-from rnn_ext.bench import command
-from rnn_ext.bench.cases import Case, Nonlinearity, shapes
+from rnn_ext import cli
+from rnn_ext.bench import command, memory, plot, results
+from rnn_ext.bench.cases import Case, Mode, Nonlinearity, shapes
 from rnn_ext.bench.check import first_difference
+from rnn_ext.bench.gemm import gemm_rates
+from rnn_ext.bench.machine import facts
 from rnn_ext.bench.measure import measure
-from rnn_ext.bench.report import Row, Table, format_seconds, format_table
-from rnn_ext.bench.timing import MIN_BLOCK_SECONDS, MIN_ROUNDS, Timing, time_pair
+from rnn_ext.bench.memory import Memory, measure_memory, peak_bytes, saved_bytes
+from rnn_ext.bench.panels import GAINS, LOSSES
+from rnn_ext.bench.real import real_cases
+from rnn_ext.bench.report import format_bytes, format_report, format_seconds
+from rnn_ext.bench.results import Measured, Row, Run
+from rnn_ext.bench.timing import MIN_BLOCK_SECONDS, MIN_ROUNDS, Spread, Timing, time_pair
+from rnn_ext.bench.workload import Workload, build_module
+from rnn_ext.errors import UserError
 
 CASE = Case(seq_len=3, batch_size=2, input_size=4, hidden_size=5)
+CASE_SIZES = "T=9 B=1 I=2 H=3"
 TINY = [
     "--seq-len=3",
     "--batch-size=2",
@@ -36,6 +52,18 @@ def parse(*flags: str) -> argparse.Namespace:
 
 def bench(*flags: str) -> int:
     return command.run(parse(*TINY, *flags))
+
+
+@pytest.fixture(autouse=True)
+def fake_gemm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The matrix product's rate takes seconds to measure, and no test is about its value."""
+    monkeypatch.setattr(command, "gemm_rates", lambda _: {"torch.mm": 8e9, "oneDNN": 10e9})
+
+
+def timed(theirs: float, ours: float, *, ratio: float | None = None) -> Timing:
+    """What undisturbed rounds give."""
+    values = (theirs, ours, theirs / ours if ratio is None else ratio)
+    return Timing(3, *(Spread(value, value, value) for value in values))
 
 
 class FakeClock:
@@ -105,11 +133,80 @@ def test_a_bad_flag_is_named_and_exits_2(
     assert message in error
 
 
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--real", "--seq-len=3"], "--real has its own shapes: leave out --seq-len"),
+        (
+            ["--real=fastrnns,nobody"],
+            "argument --real: 'nobody' is none of grid-pattern-formation, ",
+        ),
+        (
+            ["--from=x.json", "--threads=1", "--memory"],
+            "--from shows an earlier run: leave out --threads, --memory",
+        ),
+        (["--from=missing.json"], "[Errno 2] No such file or directory: 'missing.json'"),
+        (
+            ["--json=no/folder/x.json"],
+            "argument --json: the folder 'no/folder' does not exist; create it first",
+        ),
+        (["--json=tests"], "argument --json: must be a file, and 'tests' is a folder"),
+        (["--plot=x.pdf"], "argument --plot: must end in .png, not 'x.pdf'"),
+        (["--plot=no/x.png"], "argument --plot: the folder 'no' does not exist; create it first"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    flags: list[str],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    assert cli.main(["bench", *flags]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"rnn-ext: {sentence}")
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flag", "hide", "sentence"),
+    [
+        ("--plot=x.png", "matplotlib", "this needs matplotlib; install it with: pip install"),
+        (
+            "--memory",
+            "clear_refs",
+            "--memory needs Linux and its /nowhere/clear_refs; leave it out",
+        ),
+    ],
+)
+def test_what_is_missing_is_told_before_anything_is_measured(
+    flag: str,
+    hide: str,
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if hide == "matplotlib":
+        for name in [name for name in sys.modules if name.startswith("matplotlib")]:
+            monkeypatch.setitem(sys.modules, name, None)
+        for name in ("plot", "panels"):
+            monkeypatch.delitem(sys.modules, f"rnn_ext.bench.{name}")
+    else:
+        monkeypatch.setattr(memory, "_CLEAR", Path("/nowhere/clear_refs"))
+    monkeypatch.setattr(command, "measure", lambda *_: pytest.fail("measured"))
+    assert cli.main(["bench", *TINY, flag]) == 2
+    assert capsys.readouterr().err.startswith(f"rnn-ext: {sentence}")
+
+
 def test_flops_count_every_layer_and_direction() -> None:
     assert Case(10, 3, 4, 5).flops("forward") == 2 * 10 * 3 * 5 * (4 + 5)
     assert Case(10, 3, 4, 5).flops("training") == 3 * Case(10, 3, 4, 5).flops("forward")
     both = Case(10, 3, 4, 5, num_layers=2, bidirectional=True)
     assert both.flops("forward") == 2 * 10 * 3 * 2 * 5 * ((4 + 5) + (10 + 5))
+    packed = Case(10, 3, 4, 5, layout="packed")
+    assert packed.lengths == [10, 8, 5]
+    assert packed.flops("forward") == 2 * (10 + 8 + 5) * 5 * (4 + 5)
 
 
 # Timing
@@ -118,7 +215,8 @@ def test_flops_count_every_layer_and_direction() -> None:
 def test_times_are_per_call_and_the_ratio_is_theirs_over_ours() -> None:
     clock = FakeClock()
     timing = time_pair(clock.takes(lambda: 3.0), clock.takes(lambda: 0.5), 60.0, clock=clock)
-    assert timing == Timing(theirs=3.0, ours=0.5, ratio=6.0)
+    assert timing == replace(timed(3.0, 0.5), rounds=timing.rounds)
+    assert timing.rounds > MIN_ROUNDS
 
 
 def test_short_calls_are_timed_in_blocks() -> None:
@@ -132,7 +230,9 @@ def test_short_calls_are_timed_in_blocks() -> None:
     call = MIN_BLOCK_SECONDS / 100
     step = clock.takes(lambda: call)
     timing = time_pair(step, step, 1.0, clock=reading_clock)
-    assert timing.theirs == pytest.approx(call, rel=1e-6)  # rounding of the fake clock's sums
+    assert timing.theirs.median == pytest.approx(
+        call, rel=1e-6
+    )  # rounding of the fake clock's sums
     # The last three reads: a block's start, its end, and the look at the budget.
     assert reads[-2] - reads[-3] == pytest.approx(MIN_BLOCK_SECONDS, rel=0.02)  # a call either way
 
@@ -146,7 +246,7 @@ def test_a_slow_first_call_does_not_shorten_the_blocks() -> None:
         calls += 1
         return 1.0 if calls == 1 else MIN_BLOCK_SECONDS / 100
 
-    time_pair(clock.takes(seconds), clock.takes(lambda: 1.0), 0.001, clock=clock)
+    time_pair(clock.takes(seconds), clock.takes(lambda: 1.0), 5.0, clock=clock)
     # The slow call alone, the one after it alone, then whole blocks.
     assert calls >= 2 + MIN_ROUNDS * 100
 
@@ -160,8 +260,9 @@ def test_slow_calls_get_the_fewest_rounds() -> None:
         calls += 1
         return 10.0
 
-    time_pair(clock.takes(seconds), clock.takes(lambda: 10.0), 0.001, clock=clock)
-    assert calls == 2 + MIN_ROUNDS
+    timing = time_pair(clock.takes(seconds), clock.takes(lambda: 10.0), 0.001, clock=clock)
+    assert timing.rounds == MIN_ROUNDS
+    assert calls == 1 + MIN_ROUNDS, "one call as warm-up used up the time"
 
 
 def test_rounds_go_on_until_the_budget_is_spent() -> None:
@@ -198,7 +299,9 @@ def test_a_change_of_speed_and_a_burst_leave_the_ratio_alone() -> None:
         130.0,
         clock=clock,
     )
-    assert timing == Timing(theirs=9.0, ours=1.0, ratio=3.0)
+    assert timing.rounds == 5
+    assert (timing.theirs.median, timing.ours.median, timing.ratio.median) == (9.0, 1.0, 3.0)
+    assert (timing.theirs.q1, timing.theirs.q3) == (3.0, 9.0)
 
 
 # Comparison
@@ -272,18 +375,38 @@ def test_a_wrong_result_names_the_cell_and_exits_1(
     assert re.search(found, captured.err)
 
 
-def test_other_rounding_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    class InDouble(nn.RNN):
-        def forward(self, input: Any, hx: Any = None) -> Any:
-            weights = [weight.double() for weight in self.parameters()]
-            hx = input.new_zeros(1, input.shape[1], self.hidden_size).double()
-            results = torch.rnn_tanh(
-                input.double(), hx, weights, True, 1, 0.0, self.training, False, False
-            )
-            return tuple(result.float() for result in results)
+class Precise(nn.RNN):
+    """Computes in the next wider precision and rounds the results."""
 
-    monkeypatch.setattr(rnn_ext, "RNN", InDouble)
-    assert bench("--seq-len=200", "--hidden-size=33") == 0
+    error = 0.0
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        wide = torch.float64 if input.dtype == torch.float32 else torch.float32
+        weights = [weight.to(wide) for weight in self.parameters()]
+        hx = input.new_zeros(1, input.shape[1], self.hidden_size).to(wide)
+        op = torch.rnn_tanh if self.nonlinearity == "tanh" else torch.rnn_relu
+        found = op(input.to(wide), hx, weights, True, 1, 0.0, self.training, False, False)
+        return tuple((1 + self.error) * result.to(input.dtype) for result in found)
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_other_rounding_is_no_difference(
+    dtype: str, nonlinearity: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rnn_ext, "RNN", Precise)
+    flags = (f"--dtype={dtype}", f"--nonlinearity={nonlinearity}")
+    assert bench("--seq-len=200", "--hidden-size=33", *flags) == 0
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 0.05), ("float16", 0.006)])
+def test_more_than_rounding_is_a_difference_in_half_precision_too(
+    dtype: str, error: float, nonlinearity: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rnn_ext, "RNN", Precise)
+    monkeypatch.setattr(Precise, "error", error)  # 6 eps
+    assert bench("--seq-len=20", f"--dtype={dtype}", f"--nonlinearity={nonlinearity}") == 1
 
 
 def test_a_result_of_another_shape_is_a_difference() -> None:
@@ -324,7 +447,7 @@ def test_training_leaves_every_gradient_of_one_call(
         for _repeat in range(2):
             ours()
             norms.append([float(p.grad.norm()) for p in made[0].parameters() if p.grad is not None])
-        return Timing(1.0, 1.0, 1.0)
+        return timed(1.0, 1.0)
 
     monkeypatch.setattr(rnn_ext, "RNN", Watched)
     monkeypatch.setattr("rnn_ext.bench.measure.time_pair", call_twice)
@@ -352,41 +475,476 @@ def test_times_have_readable_units(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0.00 KiB"), (4096, "4.00 KiB"), (12_900_000, "12.3 MiB"), (3 << 29, "1.50 GiB")],
+)
+def test_sizes_have_readable_units(size: int, text: str) -> None:
+    assert format_bytes(size) == text
+
+
+def a_run(*rows: Row, complete: bool = True) -> Run:
+    gemm = {row.threads: {"torch.mm": 9e9, "oneDNN": 10e9} for row in rows}
+    return Run(
+        "rnn-ext bench", "2026-01-02T03:04:05+00:00", facts(), 2.0, complete, gemm, list(rows)
+    )
+
+
+def both_modes(case: Case, forward: float, training: float, threads: int = 2) -> Row:
+    """A row in which ours takes 1 ms, and `nn.RNN` as many times that."""
+    times = {"forward": forward, "training": training}
+    return Row(case, threads, {mode: Measured(timed(n * 1e-3, 1e-3)) for mode, n in times.items()})
+
+
 def test_table_shows_measured_skipped_and_missing_cells() -> None:
-    table = Table(threads=2)
-    table.rows += [
+    run = a_run(
         Row(
             Case(16, 1, 32, 32),
-            {"forward": Timing(90e-6, 9e-6, 10.0), "training": Timing(600e-6, 120e-6, 5.0)},
+            2,
+            {
+                "forward": Measured(timed(90e-6, 9e-6)),
+                "training": Measured(timed(600e-6, 120e-6, ratio=5.0)),
+            },
         ),
         Row(
             Case(128, 8, 32, 32),
-            {"forward": Timing(2.0, 0.8, 2.5), "training": None},
-            ["skipped it"],
+            2,
+            {"forward": Measured(timed(2.0, 0.8)), "training": Measured(note="skipped it")},
         ),
-        Row(Case(1024, 8, 32, 32)),
-    ]
-    assert format_table(table, ("forward", "training")).splitlines() == [
-        "float32, tanh, 1 layer, 2 threads",
+        Row(Case(1024, 8, 32, 32), 2),
+    )
+    assert format_report(run).splitlines()[:13] == [
+        "float32, tanh, 1 layer, 2 threads, matrix product 10 GFLOP/s (oneDNN)",
         "",
-        "|   T |  B |  I |  H | forward: nn.RNN | rnn_ext | ratio | GFLOP/s "
-        "| training: nn.RNN | rnn_ext | ratio | GFLOP/s |",
-        "| --: | -: | -: | -: | --------------: | ------: | ----: | ------: "
-        "| ---------------: | ------: | ----: | ------: |",
-        "|  16 |  1 | 32 | 32 |         90.0 µs | 9.00 µs | 10.00 |    7.28 "
-        "|           600 µs |  120 µs |  5.00 |    1.64 |",
-        "| 128 |  8 | 32 | 32 |          2.00 s |  800 ms |  2.50 |    0.01 "
-        "|          skipped |         |       |         |",
+        "|   T |  B |  I |  H | forward: nn.RNN | rnn_ext | ratio | GFLOP/s | GEMM "
+        "| training: nn.RNN | rnn_ext | ratio | GFLOP/s | GEMM |",
+        "| --: | -: | -: | -: | --------------: | ------: | ----: | ------: | ---: "
+        "| ---------------: | ------: | ----: | ------: | ---: |",
+        "|  16 |  1 | 32 | 32 |         90.0 µs | 9.00 µs | 10.00 |    7.28 |  73% "
+        "|           600 µs |  120 µs |  5.00 |    1.64 |  16% |",
+        "| 128 |  8 | 32 | 32 |          2.00 s |  800 ms |  2.50 |    0.01 |   0% "
+        "|          skipped |         |       |         |      |",
         "",
         "skipped it",
         "",
         "forward: ratio 5.00 in geometric mean, 2.50 in the worst cell, T=128 B=8 I=32 H=32",
         "training: ratio 5.00 in geometric mean, 5.00 in the worst cell, T=16 B=1 I=32 H=32",
+        "",
+        format_report(run).splitlines()[12],
     ]
 
 
+def test_table_of_named_cases_says_what_they_are() -> None:
+    rows = [both_modes(Case(9, 1, 2, 3, name=name, layout="unbatched"), 2, 2) for name in "ab"]
+    rows[1].case = replace(rows[1].case, num_layers=2, bidirectional=True, dropout=0.5, hx="given")
+    title, _, header, _, first, second, *_ = format_report(a_run(*rows)).splitlines()
+    assert title.startswith("float32, 2 threads, ")
+    assert re.split(r" *\| *", header)[1:4] == ["name", "settings", "T"]
+    assert re.split(r" *\| *", first)[1:4] == ["a", "tanh, 1 layer, unbatched", "9"]
+    assert "| tanh, 2 layers bidirectional, unbatched, dropout 0.5, hx given |" in second
+
+
+def test_memory_has_a_table_of_its_own() -> None:
+    row = both_modes(Case(9, 1, 2, 3), 2, 2)
+    row.measured["training"].memory = {
+        "nn_rnn": Memory(3 << 20, 2 << 20),
+        "rnn_ext": Memory(2 << 20, 1 << 20),
+    }
+    report = format_report(a_run(row))
+    assert "forward: peak nn.RNN | rnn_ext | training: peak nn.RNN |  rnn_ext | saved" in report
+    assert re.search(r"\| +3\.00 MiB \| 2\.00 MiB \| +2\.00 MiB \| 1\.00 MiB \|$", report, re.M)
+    assert "peak: how far" in report
+    assert "peak" not in format_report(a_run(both_modes(CASE, 2, 2)))
+
+
 def test_a_table_without_measurements_says_so() -> None:
-    assert format_table(Table(threads=1), ("forward",)) == "1 thread: nothing was measured"
+    report = format_report(a_run(Row(CASE, 1)))
+    assert report.startswith("1 thread: nothing was measured\n")
+
+
+# Results as JSON
+
+
+def test_json_holds_all_that_the_report_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.json"
+    assert bench("--seq-len=3,4", "--nonlinearity=relu", f"--json={file}") == 0
+    printed = capsys.readouterr().out
+    assert command.run(parse(f"--from={file}")) == 0
+    assert capsys.readouterr().out == printed
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_json_says_how_to_repeat_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a run.json"
+    argv = ["bench", *TINY, f"--json={file}", "--mode=forward"]
+    monkeypatch.setattr(sys, "argv", ["/somewhere/rnn-ext", *argv])
+    assert cli.main() == 0
+    written = json.loads(file.read_text())
+    assert written["command"] == f"rnn-ext bench {' '.join(TINY)} '--json={file}' --mode=forward"
+    assert written["complete"] is True
+    assert written["machine"]["torch"] == torch.__version__
+    assert written["machine"]["isa"] == rnn_ext.build_info()["isa"]
+    assert written["gemm"] == [{"threads": 1, "gflops": {"torch.mm": 8.0, "oneDNN": 10.0}}]
+    (cell,) = written["cells"]
+    assert Case.from_dict(cell["case"]) == CASE
+    forward = cell["forward"]
+    seconds = forward["rnn_ext_seconds"]
+    assert 0 < seconds["q1"] <= seconds["median"] <= seconds["q3"]
+    assert forward["gflops"] == pytest.approx(CASE.flops("forward") / seconds["median"] / 1e9)
+    assert forward["gemm_share"] == pytest.approx(forward["gflops"] / 10)
+    assert forward["rounds"] >= MIN_ROUNDS
+    assert written["summary"][0]["geometric_mean"] == pytest.approx(forward["ratio"]["median"])
+
+
+def test_json_comes_back_as_it_was(tmp_path: Path) -> None:
+    case = Case(9, 1, 2, 3, dtype=torch.bfloat16, layout="packed", hx="learned", name="somebody")
+    row = both_modes(case, 2, 3)
+    row.measured["forward"] = Measured(note="skipped")
+    row.measured["training"].memory = {"nn_rnn": Memory(3, 2), "rnn_ext": Memory(2, None)}
+    run = a_run(row, Row(CASE, 1), complete=False)
+    results.write(run, tmp_path / "run.json")
+    assert results.read(tmp_path / "run.json") == run
+
+
+def test_every_key_of_the_json_is_documented(tmp_path: Path) -> None:
+    row = both_modes(CASE, 2, 3)
+    row.measured["training"].memory = {"nn_rnn": Memory(3, 2), "rnn_ext": Memory(2, None)}
+    row.measured["training"].note = "skipped"
+    results.write(a_run(row), tmp_path / "run.json")
+
+    def keys(value: Any) -> set[str]:
+        if isinstance(value, list):
+            return set().union(*map(keys, value))
+        if not isinstance(value, dict):
+            return set()
+        return set(value).union(*map(keys, value.values()))
+
+    libraries = {"torch.mm", "oneDNN"}
+    text = Path(__file__).parents[1].joinpath("bench", "README.md").read_text()
+    found = keys(json.loads((tmp_path / "run.json").read_text())) - libraries
+    assert {key for key in found if f"`{key}`" not in text} == set()
+
+
+def test_a_failed_write_leaves_the_file_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "run.json"
+    results.write(a_run(both_modes(CASE, 2, 3)), file)
+    before = file.read_text()
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        results.write(a_run(), file)
+    assert file.read_text() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{}", '{"format": "rnn-ext bench 0"}', "\x00"])
+def test_a_file_of_another_kind_is_told(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "other.json"
+    file.write_text(content)
+    assert cli.main(["bench", f"--from={file}"]) == 2
+    assert f"{file} is not a result of this version's rnn-ext bench" in capsys.readouterr().err
+
+
+# The picture
+
+
+def cells_of(panel: Any) -> dict[tuple[str, str], tuple[str, str | None]]:
+    """(B, H) -> text and color of each cell of a heat map, read from its labels."""
+    columns = [label.get_text() for label in panel.get_xticklabels()]
+    lines = [label.get_text() for label in panel.get_yticklabels()]
+    colors = {
+        (int(patch.get_x()), int(patch.get_y())): to_hex(patch.get_facecolor())
+        for patch in panel.patches
+        if isinstance(patch, Rectangle)
+    }
+    places = {
+        (int(x), int(y)): text.get_text()
+        for text in panel.texts
+        for x, y in [text.xy]
+        if (x % 1, y % 1) == (0.5, 0.5)
+    }
+    return {(lines[y], columns[x]): (text, colors.get((x, y))) for (x, y), text in places.items()}
+
+
+def test_heat_map_has_a_cell_for_each_shape_and_another_hue_for_losses() -> None:
+    rows = [
+        both_modes(Case(16, 8, 32, 32), 12.34, 3),
+        both_modes(Case(16, 8, 64, 64), 1.5, 123),
+        both_modes(Case(16, 1, 32, 32), 0.96, 0.1),
+    ]
+    rows[1].measured["training"] = Measured(note="skipped")
+    figure = plot.draw(a_run(*rows))
+    forward, training, *_ = figure.axes
+    assert cells_of(forward) == {
+        ("B=8", "H=32"): ("12.3", GAINS[3]),
+        ("B=8", "H=64"): ("1.50", GAINS[0]),
+        ("B=1", "H=32"): ("0.96", LOSSES[1]),
+    }
+    assert [text.get_text() for text in training.texts] == ["3.00", "not measured", "0.10"]
+    assert forward.get_title() == ("forward, 2 threads\n2.61× in geometric mean, 0.96× at worst")
+    footer = figure.get_supxlabel()
+    assert footer.startswith("float32, tanh, 1 layer, I = H")
+    assert f"torch {torch.__version__}" in footer
+
+
+def test_every_number_of_threads_has_its_line_of_panels() -> None:
+    rows = [both_modes(Case(16, 1, 8, 8), threads, 2, threads) for threads in (2, 1)]
+    figure = plot.draw(a_run(*rows))
+    titles = [title.split("\n")[0] for axes in figure.axes if (title := axes.get_title())]
+    assert titles == [
+        f"{mode}, {threads}"
+        for threads in ("2 threads", "1 thread")
+        for mode in ("forward", "forward + backward")
+    ]
+    shown = [axes.texts[0].get_text() for axes in figure.axes[:4]]
+    assert shown == ["2.00", "2.00", "1.00", "2.00"]
+
+
+def test_named_cases_are_bars_from_one_in_the_order_of_the_first_mode() -> None:
+    rows = [
+        both_modes(Case(9, 1, 2, 3, name="loss"), 0.5, 3),
+        both_modes(Case(9, 1, 2, 3, name="gain"), 4, 2),
+    ]
+    forward, training = plot.draw(a_run(*rows)).axes
+    for axes, ratios in ((forward, (4, 0.5)), (training, (2, 3))):
+        ends = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches]
+        assert ends == [(1, pytest.approx(ratio)) for ratio in ratios]
+    hues = [to_hex(bar.get_facecolor()) for bar in forward.patches]
+    assert hues[0] in GAINS
+    assert hues[1] in LOSSES
+    texts = [text.get_text() for text in forward.texts]
+    assert texts == ["4.00×", "gain", CASE_SIZES, "0.50×", "loss", CASE_SIZES]
+
+
+def test_picture_is_a_png_as_wide_as_promised(tmp_path: Path) -> None:
+    source, picture = tmp_path / "run.json", tmp_path / "run.png"
+    results.write(a_run(both_modes(Case(16, 1, 8, 8), 2, 3)), source)
+    assert command.run(parse(f"--from={source}", f"--plot={picture}")) == 0
+    content = picture.read_bytes()
+    assert content.startswith(b"\x89PNG")
+    assert int.from_bytes(content[16:20], "big") == 1600
+
+
+def test_nothing_to_plot_is_told() -> None:
+    with pytest.raises(UserError, match="nothing was measured, so there is nothing to plot"):
+        plot.draw(a_run(Row(CASE, 1, {"forward": Measured(note="skipped")})))
+
+
+# Calls of real programs
+
+
+def test_real_calls_are_what_their_rows_say() -> None:
+    cases = {case.name: case for case in real_cases(torch.float64)}
+    assert len(cases) == 18
+    assert all(case.dtype == torch.float64 for case in cases.values())
+    expected = [
+        Case(
+            20,
+            200,
+            2,
+            4096,
+            1,
+            nonlinearity="relu",
+            bias=False,
+            hx="learned",
+            name="grid-pattern-formation",
+        ),
+        Case(35, 20, 200, 200, 2, dropout=0.2, hx="given", name="word-language-model"),
+        Case(
+            160,
+            20,
+            88,
+            600,
+            nonlinearity="relu",
+            batch_first=True,
+            layout="packed",
+            hx="learned",
+            name="deep-markov-model",
+        ),
+        Case(400, 64, 1312, 1024, 5, bidirectional=True, layout="packed", name="deep-speech"),
+        Case(60, 100, 2, 100, batch_first=True, name="path-rnn"),
+        Case(1, 1, 1, 32, hx="given", name="streaming-audio"),
+        Case(9, 1, 57, 128, layout="unbatched", name="name-classifier"),
+        Case(784, 256, 1, 128, 6, nonlinearity="relu", name="pixel-mnist"),
+    ]
+    for case in expected:
+        assert cases[case.name] == replace(case, dtype=torch.float64)
+
+
+def test_real_calls_can_be_chosen_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--real=name-classifier,streaming-audio", "--threads=1", "--seconds-per-cell=0.001")
+    assert command.run(parse(*flags)) == 0
+    names = re.findall(r"^\| +([a-z-]+) \| +tanh", capsys.readouterr().out, re.MULTILINE)
+    assert names == ["streaming-audio", "name-classifier"]
+
+
+def test_real_without_names_is_all_of_them() -> None:
+    assert parse("--real").real == tuple(case.name for case in real_cases())
+
+
+KINDS = [
+    Case(5, 3, 4, 6),
+    Case(5, 3, 4, 6, batch_first=True, hx="given"),
+    Case(5, 1, 4, 6, 2, layout="unbatched", hx="learned"),
+    Case(5, 3, 4, 6, 2, bidirectional=True, layout="packed", hx="learned", bias=False),
+    Case(5, 3, 4, 6, 2, layout="packed", batch_first=True, nonlinearity="relu"),
+    Case(5, 3, 4, 6, 3, dropout=0.5),
+]
+
+
+@pytest.mark.parametrize("mode", ["forward", "training"])
+@pytest.mark.parametrize(
+    "case",
+    [*KINDS, *(replace(KINDS[i], dtype=torch.bfloat16) for i in (3, 5))],
+    ids=lambda case: f"{case.dtype_name}, {case.settings}",
+)
+def test_every_kind_of_call_is_compared_and_timed(case: Case, mode: Mode) -> None:
+    assert measure(case, mode, 0.001).rounds >= MIN_ROUNDS
+
+
+@pytest.mark.parametrize(
+    ("case", "input", "hx", "gradients"),
+    [
+        (KINDS[0], (5, 3, 4), None, 5),
+        (KINDS[1], (3, 5, 4), (1, 3, 6), 5),
+        (KINDS[2], (5, 4), (2, 6), 10),
+        (KINDS[3], (5 + 4 + 3, 4), (4, 3, 6), 10),
+    ],
+    ids=lambda value: value.settings if isinstance(value, Case) else "",
+)
+def test_a_call_has_the_shapes_and_gradients_of_its_kind(
+    case: Case, input: tuple[int, ...], hx: tuple[int, ...] | None, gradients: int
+) -> None:
+    work = Workload.draw(case, "training")
+    assert work.data.shape == input
+    assert (work.hx is None) == (hx is None)
+    assert work.hx is None or work.hx.shape == hx
+    if case.layout == "packed":
+        assert work.batch_sizes is not None
+        assert work.batch_sizes.tolist() == [3, 3, 3, 2, 1]
+    found = work.results(build_module(nn.RNN, case, "training"))
+    assert len(found) == 2 + gradients
+    assert ("gradient of hx" in found) == (case.hx == "learned")
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    case = Case(5, 3, 4, 6, 2, dropout=0.5)
+    assert build_module(nn.RNN, case, "training").training
+    assert not build_module(nn.RNN, case, "forward").training
+
+
+# Memory
+
+
+def test_saved_bytes_are_those_of_the_storages_that_the_call_made() -> None:
+    x = torch.randn(10, 4, requires_grad=True)
+    linear = nn.Linear(4, 6)
+    own = [x, *linear.parameters()]
+    assert saved_bytes(lambda: linear(x), own) == 0
+    assert saved_bytes(lambda: linear(x).tanh(), own) == 10 * 6 * 4
+    assert saved_bytes(lambda: linear(x).tanh()[:5].exp(), own) == 10 * 6 * 4 + 5 * 6 * 4
+    assert saved_bytes(lambda: linear(x).tanh().view(60).square(), own) == 10 * 6 * 4, "a view"
+
+
+@pytest.mark.parametrize(
+    ("case", "elements"),
+    [
+        (Case(7, 3, 4, 5), 7 * 3 * 5),
+        (Case(7, 3, 4, 5, hx="learned", nonlinearity="relu"), 7 * 3 * 5),
+        (Case(4, 3, 4, 5, bidirectional=True, layout="packed", hx="given"), (4 + 3 + 2) * 10),
+        # Both outputs, the dropped one, and the mask that dropped it.
+        (Case(7, 3, 4, 5, 2, dropout=0.5), 4 * 7 * 3 * 5),
+    ],
+    ids=lambda value: value.settings if isinstance(value, Case) else "",
+)
+def test_a_layer_saves_its_output_beside_what_the_caller_has(case: Case, elements: int) -> None:
+    module, work = build_module(rnn_ext.RNN, case, "training"), Workload.draw(case, "training")
+    own = [*work.tensors(), *module.parameters()]
+    assert saved_bytes(lambda: module(*work.arguments()), own) == 4 * elements
+
+
+LINUX = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="needs Linux's peak of resident memory"
+)
+# Pages that the system counts late.
+PEAK_ERROR = 1 << 20
+
+
+@LINUX
+def test_peak_counts_what_was_freed_again_and_nothing_from_before() -> None:
+    size = 64 << 20
+    torch.ones(2 * size, dtype=torch.uint8)  # a higher peak, before
+
+    def call() -> Tensor:
+        scratch = torch.ones(size, dtype=torch.uint8)
+        return scratch[: size // 2].clone()
+
+    for _ in range(2):
+        assert abs(peak_bytes(call) - 1.5 * size) < PEAK_ERROR
+
+
+@LINUX
+def test_memory_of_a_call_is_measured_in_another_process() -> None:
+    case = Case(64, 32, 1, 512)
+    output = 64 * 32 * 512 * 4
+    found = measure_memory(case, "training", "rnn_ext", 1)
+    assert found.saved == output
+    # Output and the gradient of W_hh at the least; scratch memory is less than another output.
+    assert output + 512 * 512 * 4 <= found.peak + PEAK_ERROR
+    assert found.peak <= 2 * output + 512 * 512 * 4 + PEAK_ERROR
+
+
+def test_memory_is_asked_for_each_cell_mode_and_library(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def fake(case: Case, mode: Mode, library: memory.Library, threads: int) -> Memory:
+        asked.append((case.seq_len, mode, library, threads))
+        if (mode, library) == ("training", "rnn_ext"):
+            raise memory.MemoryProbeError("the process for rnn_ext ended with code -9")
+        return Memory(len(asked), None)
+
+    monkeypatch.setattr(command, "check_support", lambda: None)
+    monkeypatch.setattr(command, "measure_memory", fake)
+    file = tmp_path / "run.json"
+    assert bench("--memory", f"--json={file}") == 0
+    assert asked == [
+        (3, mode, library, 1)
+        for mode in ("forward", "training")
+        for library in ("nn_rnn", "rnn_ext")
+    ]
+    (row,) = results.read(file).rows
+    assert row.measured["forward"].memory == {"nn_rnn": Memory(1, None), "rnn_ext": Memory(2, None)}
+    assert row.measured["training"].memory == {}
+    assert row.measured["training"].timing is not None
+    assert row.measured["training"].note.endswith("the process for rnn_ext ended with code -9")
+
+
+def test_a_process_without_a_result_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "false")
+    with pytest.raises(memory.MemoryProbeError, match="the process for nn_rnn ended with code 1"):
+        measure_memory(CASE, "forward", "nn_rnn", 1)
+
+
+# The machine
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_matrix_product_is_measured_in_every_library(dtype: torch.dtype) -> None:
+    rates = gemm_rates(dtype, size=32, seconds=0)
+    onednn = dtype != torch.float64 and torch.backends.mkldnn.is_available()
+    assert set(rates) == {"torch.mm", "rnn_ext"} | ({"oneDNN"} if onednn else set())
+    assert all(rate > 0 for rate in rates.values())
 
 
 # The command from end to end
@@ -408,7 +966,7 @@ def test_a_grid_of_one_cell_prints_its_table(
     assert captured.err == "", "the progress bar is quiet where stderr is no terminal"
     size = re.search(r"^\| +3 \| +2 \| +4 \| +5 \|(.*)\|$", captured.out, re.MULTILINE)
     assert size is not None
-    assert len([cell for cell in size.group(1).split("|") if cell.strip()]) == 8
+    assert len([cell for cell in size.group(1).split("|") if cell.strip()]) == 10
     for mode in ("forward", "training"):
         assert re.search(rf"^{mode}: ratio .* T=3 B=2 I=4 H=5$", captured.out, re.MULTILINE)
     assert f"ISA {rnn_ext.build_info()['isa']}" in captured.out
@@ -429,7 +987,7 @@ def test_every_number_of_threads_has_its_table_and_is_set_back(
 
     def fake(*_: object) -> Timing:
         seen.append(torch.get_num_threads())
-        return Timing(1.0, 1.0, 1.0)
+        return timed(1.0, 1.0)
 
     before = torch.get_num_threads()
     monkeypatch.setattr(command, "measure", fake)
@@ -437,8 +995,8 @@ def test_every_number_of_threads_has_its_table_and_is_set_back(
     assert seen == [1, 1, 3, 3]
     assert torch.get_num_threads() == before
     out = capsys.readouterr().out
-    assert "1 layer, 1 thread\n" in out
-    assert "1 layer, 3 threads\n" in out
+    assert "1 layer, 1 thread, matrix product 10 GFLOP/s (oneDNN)\n" in out
+    assert "1 layer, 3 threads, matrix" in out
 
 
 def test_a_cell_beyond_the_memory_is_skipped_and_told(
@@ -452,8 +1010,8 @@ def test_a_cell_beyond_the_memory_is_skipped_and_told(
     assert "skipped T=4 B=1" not in out
 
 
-def test_ctrl_c_prints_what_was_measured_and_exits_130(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_ctrl_c_keeps_what_was_measured_and_exits_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     calls = 0
 
@@ -462,10 +1020,17 @@ def test_ctrl_c_prints_what_was_measured_and_exits_130(
         calls += 1
         if calls > 3:
             raise KeyboardInterrupt
-        return Timing(2.0, 1.0, 2.0)
+        return timed(2.0, 1.0)
 
     monkeypatch.setattr(command, "measure", fake)
-    assert bench("--seq-len=3,4,5") == 130
+    file = tmp_path / "run.json"
+    assert bench("--seq-len=3,4,5", f"--json={file}") == 130
+    run = results.read(file)
+    assert not run.complete
+    assert [(row.case.seq_len, list(row.measured)) for row in run.rows] == [
+        (3, ["forward", "training"]),
+        (4, ["forward"]),
+    ]
     out = capsys.readouterr().out
     assert re.search(r"^\| +3 .*2\.00 s.*2\.00 s", out, re.MULTILINE)
     assert re.search(r"^\| +4 .*2\.00 s", out, re.MULTILINE)

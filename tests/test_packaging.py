@@ -267,7 +267,8 @@ def test_wheel_from_the_sdist_works_in_an_environment_of_its_own(tmp_path: Path)
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         (metadata,) = (archive.read(n).decode() for n in names if n.endswith("/METADATA"))
-    assert {"rnn_ext/_C.pyi", "rnn_ext/py.typed"} <= set(names)
+    data = {"rnn_ext/_C.pyi", "rnn_ext/py.typed", "rnn_ext/bench/configurations.tsv"}
+    assert data <= set(names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"rnn_ext"}
     assert not [name for name in names if name.endswith(_digest.SUFFIXES)]
     required = re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE)

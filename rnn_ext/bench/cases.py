@@ -1,9 +1,9 @@
 """What is measured: the shape of a call, what it costs, and the grid of shapes."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -14,8 +14,10 @@ __all__ = [
     "MODES",
     "SEQ_LENS",
     "Case",
+    "Layout",
     "Mode",
     "Nonlinearity",
+    "State",
     "shapes",
 ]
 
@@ -23,6 +25,8 @@ Mode = Literal["forward", "training"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 Nonlinearity = Literal["tanh", "relu"]
+Layout = Literal["batched", "packed", "unbatched"]
+State = Literal["zeros", "given", "learned"]
 
 # The grid that is measured where no flag says otherwise.
 SEQ_LENS = (16, 128, 1024)
@@ -35,7 +39,11 @@ LEFT_OUT = (1024, 128, 1024)
 
 @dataclass(frozen=True)
 class Case:
-    """One call of a recurrent module, time-major: input ``(seq_len, batch_size, input_size)``."""
+    """One call of a recurrent module.
+
+    ``hx`` is left out (``"zeros"``), passed (``"given"``), or passed and differentiated
+    (``"learned"``). ``dropout`` acts in training alone. ``name`` says who makes such calls.
+    """
 
     seq_len: int
     batch_size: int
@@ -45,18 +53,74 @@ class Case:
     bidirectional: bool = False
     nonlinearity: Nonlinearity = "tanh"
     dtype: torch.dtype = torch.float32
+    bias: bool = True
+    batch_first: bool = False
+    dropout: float = 0.0
+    layout: Layout = "batched"
+    hx: State = "zeros"
+    name: str = ""
 
     def __str__(self) -> str:
+        name = f"{self.name} " if self.name else ""
+        return (
+            f"{name}T={self.seq_len} B={self.batch_size} I={self.input_size} H={self.hidden_size}"
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Case":
+        """The inverse of ``to_dict``; ``TypeError`` where a field is missing or unknown."""
+        return cls(**{**values, "dtype": getattr(torch, values["dtype"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON has them."""
+        return {**asdict(self), "dtype": self.dtype_name}
+
+    @property
+    def dtype_name(self) -> str:
+        """``"float32"`` and so on."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def sizes(self) -> str:
+        """Sequence length, batch size, input size and hidden size."""
         return f"T={self.seq_len} B={self.batch_size} I={self.input_size} H={self.hidden_size}"
+
+    @property
+    def settings(self) -> str:
+        """All but the sizes and the dtype, in words."""
+        return ", ".join(
+            [
+                self.nonlinearity,
+                f"{self.num_layers} layer{'s' if self.num_layers > 1 else ''}"
+                + (" bidirectional" if self.bidirectional else ""),
+                *([] if self.layout == "batched" else [self.layout]),
+                *(["batch first"] if self.batch_first else []),
+                *([f"dropout {self.dropout:g}"] if self.dropout else []),
+                *([] if self.hx == "zeros" else [f"hx {self.hx}"]),
+                *([] if self.bias else ["no bias"]),
+            ]
+        )
+
+    @property
+    def is_half(self) -> bool:
+        """Whether the dtype has 16 bits."""
+        return self.dtype.itemsize == 2
 
     @property
     def output_size(self) -> int:
         """Features of an output row: hidden size times directions."""
         return self.hidden_size * (2 if self.bidirectional else 1)
 
+    @property
+    def lengths(self) -> list[int]:
+        """Steps of each sequence: T, but packed ones fall evenly from T to T / 2."""
+        longest, last = self.seq_len, max(1, self.batch_size - 1)
+        shorter = longest // 2 if self.layout == "packed" else 0
+        return [longest - shorter * i // last for i in range(self.batch_size)]
+
     def flops(self, mode: Mode) -> int:
         """Multiplications and additions of the matrix products; backward has twice forward's."""
-        return (2 if mode == "forward" else 6) * self.seq_len * self.batch_size * self._weights()
+        return (2 if mode == "forward" else 6) * sum(self.lengths) * self._weights()
 
     def memory(self, mode: Mode) -> int:
         """Bytes that measuring takes at most, the comparison's copies of the results included."""
@@ -65,8 +129,9 @@ class Case:
         saved = 0 if mode == "forward" else 3 * self.num_layers
         row = (6 + saved) * self.output_size + 4 * self.input_size
         # Two modules; each with gradients, of which one set is copied; and a packed copy.
-        elements = self.seq_len * self.batch_size * row + 6 * self._weights()
-        return elements * self.dtype.itemsize
+        elements = sum(self.lengths) * row + 6 * self._weights()
+        # Results in half precision are compared with a third module's, in float32.
+        return elements * (self.dtype.itemsize + (4 if self.is_half else 0))
 
     def _weights(self) -> int:
         """Elements of the weight matrices of all layers and directions."""

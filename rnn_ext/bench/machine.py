@@ -2,28 +2,46 @@
 
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import rnn_ext
 
-__all__ = ["available_memory", "describe"]
+__all__ = ["available_memory", "describe", "facts"]
 
 # A container's limit, by cgroup version 2 and 1.
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def describe() -> str:
-    """Processor, cores, ISA level and versions in one line."""
+def facts() -> dict[str, Any]:
+    """Hardware, versions and load; None where the system does not tell."""
     info = rnn_ext.build_info()
+    return {
+        "cpu": _cpu_model(),
+        "cores": _cores(),
+        "mhz": _megahertz(),
+        "memory_bytes": _physical_memory(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "isa": info["isa"],
+        "isa_compiled": list(info["isa_compiled"]),
+        "rnn_ext": info["version"],
+        "torch": info["torch_running"],
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def describe(facts: Mapping[str, Any]) -> str:
+    """Processor, cores, ISA level and versions in one line."""
     return (
-        f"{_cpu_model()}, {_cores()} cores, ISA {info['isa']}; rnn_ext {info['version']}, "
-        f"torch {info['torch_running']}, Python {platform.python_version()}"
-    )
+        "{cpu}, {cores} cores, ISA {isa}; rnn_ext {rnn_ext}, torch {torch}, Python {python}"
+    ).format_map(facts)
 
 
 def available_memory() -> int:
     """Bytes that can be allocated without swapping; where Linux does not tell, all there are."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = _physical_memory()
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):
             memory = int(line.split()[1]) * 1024
@@ -34,11 +52,28 @@ def available_memory() -> int:
     return memory
 
 
+def _physical_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def _cpu_model() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _megahertz() -> float | None:
+    """The highest clock frequency, or without cpufreq, as in a virtual machine, the current one."""
+    for line in _lines("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq"):
+        return int(line) / 1000
+    current = _cpuinfo("cpu MHz")
+    return float(current) if current else None
+
+
+def _cpuinfo(key: str) -> str:
     for line in _lines("/proc/cpuinfo"):
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""
 
 
 def _cores() -> int:

@@ -1,104 +1,149 @@
-"""The benchmark's report: a Markdown table for each number of threads, and what it amounts to."""
+"""The benchmark's report: Markdown tables for each number of threads, and what they amount to."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from statistics import geometric_mean
+from collections.abc import Callable, Sequence
 
 from .cases import Case, Mode
-from .timing import Timing
+from .machine import describe
+from .memory import LIBRARIES, Memory
+from .results import Row, Run, summarize
 
-__all__ = ["Row", "Table", "format_seconds", "format_table"]
+__all__ = ["format_bytes", "format_report", "format_seconds", "format_threads"]
 
-
-@dataclass
-class Row:
-    """A case's timings; ``None`` for a mode that was skipped, which ``notes`` explain."""
-
-    case: Case
-    timings: dict[Mode, Timing | None] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Table:
-    """All that was measured with one number of threads."""
-
-    threads: int
-    rows: list[Row] = field(default_factory=list)
+LEGEND = (
+    "ratio: time of nn.RNN over time of rnn_ext, above 1 where rnn_ext is faster; GFLOP/s: "
+    "rnn_ext; GEMM: these as a share of the fastest matrix product"
+)
+MEMORY_LEGEND = (
+    "peak: how far the call raises resident memory, to about 0.5 MiB; saved: what the forward pass "
+    "keeps for backward beside parameters, input and hx"
+)
 
 
-def format_table(table: Table, modes: Sequence[Mode]) -> str:
-    """The table with its title, notes on what was skipped, and a summary line for each mode."""
-    rows = [row for row in table.rows if row.timings]
-    if not rows:
-        return f"{_count(table.threads, 'thread')}: nothing was measured"
-    header = ["T", "B", "I", "H"]
-    for mode in modes:
-        header += [f"{mode}: nn.RNN", "rnn_ext", "ratio", "GFLOP/s"]
-    parts = [
-        _title(table.threads, rows[0].case),
-        _markdown(header, [_cells(row, modes) for row in rows]),
-    ]
-    notes = [note for row in rows for note in row.notes]
-    summaries = [line for mode in modes if (line := _summary(mode, rows))]
-    parts += ["\n".join(lines) for lines in (notes, summaries) if lines]
-    return "\n\n".join(parts)
+def format_report(run: Run) -> str:
+    """All tables of ``run``, their legend, and the machine."""
+    tables = [part for threads in run.threads for part in _tables(run, threads)]
+    return "\n\n".join([*tables, LEGEND, describe(run.machine)])
 
 
 def format_seconds(seconds: float) -> str:
     """Three digits and a unit: ``12.3 µs``, ``4.56 ms``, ``7.89 s``."""
-    unit, scale = next(
-        ((unit, scale) for unit, scale in (("s", 1.0), ("ms", 1e-3)) if seconds >= scale),
-        ("µs", 1e-6),
+    return _with_unit(seconds, {"s": 1.0, "ms": 1e-3, "µs": 1e-6})
+
+
+def format_bytes(size: int) -> str:
+    """Three digits and a unit: ``4.00 KiB``, ``12.3 MiB``, ``1.50 GiB``."""
+    return _with_unit(size, {"GiB": 2.0**30, "MiB": 2.0**20, "KiB": 2.0**10})
+
+
+def format_threads(threads: int) -> str:
+    """``1 thread``, ``2 threads``."""
+    return f"{threads} thread{'s' if threads > 1 else ''}"
+
+
+def _tables(run: Run, threads: int) -> list[str]:
+    """The tables of one number of threads, with title, notes and a summary for each mode."""
+    rows = run.rows_of(threads)
+    if not rows:
+        return [f"{format_threads(threads)}: nothing was measured"]
+    modes = run.modes
+    notes = [note for row in rows for measured in row.measured.values() if (note := measured.note)]
+    summaries = [line for mode in modes if (line := _summary(mode, rows))]
+    parts = [_title(run, threads, rows), _times(run, rows, modes)]
+    if memory := _memory(rows, modes):
+        parts += [memory, MEMORY_LEGEND]
+    return parts + ["\n".join(lines) for lines in (notes, summaries) if lines]
+
+
+def _title(run: Run, threads: int, rows: Sequence[Row]) -> str:
+    name, rate = max(run.gemm[threads].items(), key=lambda pair: pair[1])
+    facts = [rows[0].case.dtype_name]
+    if len(settings := {row.case.settings for row in rows}) == 1:
+        facts += settings
+    facts += [format_threads(threads), f"matrix product {rate / 1e9:.0f} GFLOP/s ({name})"]
+    return ", ".join(facts)
+
+
+def _times(run: Run, rows: Sequence[Row], modes: Sequence[Mode]) -> str:
+    header = _case_header(rows)
+    for mode in modes:
+        header += [f"{mode}: nn.RNN", "rnn_ext", "ratio", "GFLOP/s", "GEMM"]
+    return _markdown(
+        header,
+        [
+            _case_cells(row.case, rows) + [c for mode in modes for c in _time_cells(run, row, mode)]
+            for row in rows
+        ],
     )
-    return f"{_three_digits(seconds / scale)} {unit}"
+
+
+def _time_cells(run: Run, row: Row, mode: Mode) -> list[str]:
+    timing, rate, share = row.timing(mode), row.flop_rate(mode), run.gemm_share(row, mode)
+    if timing is None or rate is None or share is None:
+        return ["skipped" if mode in row.measured else "", "", "", "", ""]
+    return [
+        format_seconds(timing.theirs.median),
+        format_seconds(timing.ours.median),
+        f"{timing.ratio.median:.2f}",
+        _three_digits(rate / 1e9),
+        f"{share:.0%}",
+    ]
+
+
+def _memory(rows: Sequence[Row], modes: Sequence[Mode]) -> str | None:
+    if not any(measured.memory for row in rows for measured in row.measured.values()):
+        return None
+    columns: list[tuple[Mode, str, Callable[[Memory], int | None]]] = [
+        (mode, f"{mode}: peak", lambda memory: memory.peak) for mode in modes
+    ]
+    if "training" in modes:
+        columns.append(("training", "saved", lambda memory: memory.saved))
+    header = _case_header(rows)
+    for _, title, _ in columns:
+        header += [f"{title} nn.RNN", "rnn_ext"]
+    return _markdown(
+        header,
+        [
+            _case_cells(row.case, rows)
+            + [c for mode, _, size in columns for c in _memory_cells(row, mode, size)]
+            for row in rows
+        ],
+    )
+
+
+def _memory_cells(row: Row, mode: Mode, size: Callable[[Memory], int | None]) -> list[str]:
+    found = row.measured[mode].memory if mode in row.measured else {}
+    sizes = [size(found[library]) if library in found else None for library in LIBRARIES]
+    return ["" if n is None else format_bytes(n) for n in sizes]
+
+
+def _case_header(rows: Sequence[Row]) -> list[str]:
+    return [*(["name", "settings"] if _are_named(rows) else []), "T", "B", "I", "H"]
+
+
+def _case_cells(case: Case, rows: Sequence[Row]) -> list[str]:
+    sizes = (case.seq_len, case.batch_size, case.input_size, case.hidden_size)
+    return [*([case.name, case.settings] if _are_named(rows) else []), *map(str, sizes)]
+
+
+def _are_named(rows: Sequence[Row]) -> bool:
+    return any(row.case.name for row in rows)
+
+
+def _with_unit(value: float, units: dict[str, float]) -> str:
+    """In the first unit that ``value`` reaches, or the last."""
+    unit = next((unit for unit, scale in units.items() if value >= scale), list(units)[-1])
+    return f"{_three_digits(value / units[unit])} {unit}"
 
 
 def _three_digits(value: float) -> str:
     return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
-def _title(threads: int, case: Case) -> str:
-    return ", ".join(
-        [
-            str(case.dtype).removeprefix("torch."),
-            case.nonlinearity,
-            _count(case.num_layers, "layer") + (" bidirectional" if case.bidirectional else ""),
-            _count(threads, "thread"),
-        ]
-    )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' if number > 1 else ''}"
-
-
-def _cells(row: Row, modes: Sequence[Mode]) -> list[str]:
-    case = row.case
-    cells = [
-        str(size) for size in (case.seq_len, case.batch_size, case.input_size, case.hidden_size)
-    ]
-    for mode in modes:
-        timing = row.timings.get(mode)
-        if timing is None:
-            cells += ["skipped" if mode in row.timings else "", "", "", ""]
-        else:
-            cells += [
-                format_seconds(timing.theirs),
-                format_seconds(timing.ours),
-                f"{timing.ratio:.2f}",
-                _three_digits(case.flops(mode) / timing.ours / 1e9),
-            ]
-    return cells
-
-
 def _summary(mode: Mode, rows: Sequence[Row]) -> str | None:
-    ratios = [(timing.ratio, row.case) for row in rows if (timing := row.timings.get(mode))]
-    if not ratios:
+    if (found := summarize(rows, mode)) is None:
         return None
-    worst, case = min(ratios, key=lambda pair: pair[0])
-    mean = geometric_mean(ratio for ratio, _ in ratios)
-    return f"{mode}: ratio {mean:.2f} in geometric mean, {worst:.2f} in the worst cell, {case}"
+    mean, worst = f"{found.mean:.2f} in geometric mean", f"{found.worst:.2f} in the worst cell"
+    return f"{mode}: ratio {mean}, {worst}, {found.worst_case}"
 
 
 def _markdown(header: list[str], rows: list[list[str]]) -> str:

@@ -2,11 +2,11 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import quantiles
 
-__all__ = ["MIN_BLOCK_SECONDS", "MIN_ROUNDS", "Timing", "time_pair"]
+__all__ = ["MIN_BLOCK_SECONDS", "MIN_ROUNDS", "Spread", "Timing", "time_pair"]
 
 # Long enough that reading the clock and one interrupt by the system are small beside it.
 MIN_BLOCK_SECONDS = 2e-3
@@ -16,18 +16,33 @@ MIN_ROUNDS = 3
 
 
 @dataclass(frozen=True)
+class Spread:
+    """The median and the quartiles of what the rounds gave."""
+
+    q1: float
+    median: float
+    q3: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Of at least two values."""
+        return cls(*quantiles(values, n=4, method="inclusive"))
+
+
+@dataclass(frozen=True)
 class Timing:
     """Seconds per call of both, and how many times faster ours is.
 
-    ``ratio`` is the median of the rounds' own ratios, not the ratio of the two medians: whatever
+    ``ratio`` is that of the rounds' own ratios, not the ratio of the two medians: whatever
     slows the machine for longer than a round (clock frequency, a neighbor on shared cores) slows
     both halves of it and cancels, while the medians may come from different rounds. It may
     therefore differ a little from ``theirs / ours``.
     """
 
-    theirs: float
-    ours: float
-    ratio: float
+    rounds: int
+    theirs: Spread
+    ours: Spread
+    ratio: Spread
 
 
 def time_pair(
@@ -40,15 +55,16 @@ def time_pair(
     """Time both functions for about ``seconds`` in all, at least ``MIN_ROUNDS`` rounds.
 
     A round is a block of calls of each, and a block lasts about ``MIN_BLOCK_SECONDS`` or a single
-    call. Two blocks of each come before, as warm-up and to learn how long a call takes. Which of
+    call. Two blocks of each come before, as warm-up and to learn how long a call takes; calls so
+    slow that these use up the time have fewer, since a cold start is small beside them. Which of
     the two goes first changes from round to round, so that neither always follows the other.
     """
     end = clock() + seconds
     their_blocks = _Blocks(theirs, clock)
     our_blocks = _Blocks(ours, clock)
-    for blocks in (their_blocks, our_blocks):
-        blocks.run()
-        blocks.run()
+    for blocks in (their_blocks, our_blocks) * 2:
+        if clock() < end:
+            blocks.run()
 
     rounds: list[tuple[float, float]] = []
     while len(rounds) < MIN_ROUNDS or clock() < end:
@@ -60,9 +76,10 @@ def time_pair(
             their_time = their_blocks.run()
         rounds.append((their_time, our_time))
     return Timing(
-        theirs=median(their_time for their_time, _ in rounds),
-        ours=median(our_time for _, our_time in rounds),
-        ratio=median(their_time / our_time for their_time, our_time in rounds),
+        rounds=len(rounds),
+        theirs=Spread.of([their_time for their_time, _ in rounds]),
+        ours=Spread.of([our_time for _, our_time in rounds]),
+        ratio=Spread.of([their_time / our_time for their_time, our_time in rounds]),
     )
 
 
