@@ -399,6 +399,14 @@ def test_other_rounding_is_no_difference(
     assert bench("--seq-len=200", "--hidden-size=33", *flags) == 0
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_may_be_as_far_off_as_nn_rnn(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rnn_ext, "RNN", nn.RNN)
+    assert bench("--seq-len=300", f"--dtype={dtype}") == 0
+
+
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 0.05), ("float16", 0.006)])
 def test_more_than_rounding_is_a_difference_in_half_precision_too(
@@ -890,6 +898,16 @@ def test_peak_counts_what_was_freed_again_and_nothing_from_before() -> None:
 
     for _ in range(2):
         assert abs(peak_bytes(call) - 1.5 * size) < PEAK_ERROR
+
+
+@LINUX
+def test_peak_counts_what_fits_into_memory_freed_before() -> None:
+    def call() -> list[Tensor]:
+        return [torch.ones(64 << 10, dtype=torch.uint8) for _ in range(200)]
+
+    call()
+    # Each block a little longer than its tensor.
+    assert 200 * (64 << 10) - PEAK_ERROR < peak_bytes(call) < 220 * (64 << 10) + PEAK_ERROR
 
 
 @LINUX
