@@ -52,7 +52,8 @@ class Memory:
     """Bytes of one call.
 
     ``peak``: how far resident memory rises above what is there before, parameters and input among
-    it. The system counts in pages, and some late: small numbers are uncertain by about 0.5 MiB.
+    it. The system counts in pages, and some late: small numbers are uncertain by about 0.5 MiB, and
+    where a call makes many small blocks the peak itself differs from process to process.
     ``saved``: what the forward pass keeps for backward in memory of its own (neither parameters
     nor input nor hx); None where there is no backward pass.
     """
