@@ -24,6 +24,7 @@ class Forward {
         kernels_(kernels),
         plan_(plan),
         gathers_(is_widened<S> || !p_.input.is_linear(p_.steps)),
+        keeps_rows_(is_widened<S> && plan.split != Split::columns && !p_.steps.batch_sizes),
         chunk_rows_(
             projection_rows(gathers_ ? std::max(p_.hidden_size, p_.input_size) : p_.hidden_size)),
         weight_ih_(packed_size(kernels, p_.hidden_size, p_.input_size)),
@@ -55,34 +56,43 @@ class Forward {
     Matrix<const T> previous;
     for (std::int64_t s = 0; s < p_.steps.count;) {
       const Chunk chunk = take_chunk(p_, s, 1, chunk_rows_);
-      const States h{writable(p_.output.at(p_.steps, chunk.first), square(states_)),
-                     p_.steps.offset(chunk.first)};
-      project(chunk, h.of(p_.steps, chunk.first), share, member);
+      project(chunk, share, member);
       for (const std::int64_t end = s + chunk.last - chunk.first + 1; s < end; ++s) {
         const std::int64_t t = p_.step(s);
-        step(t, h.of(p_.steps, t), previous, h0, share);
-        previous = h.of(p_.steps, t);
+        const Matrix<T> h = states(chunk, t, share);
+        step(t, h, previous, h0, share);
+        previous = h;
         if (share.meets) {
           member.barrier();
         }
       }
-      store(chunk, h, share);
-      if (s < p_.steps.count) {
+      store(chunk, share);
+      if (is_widened<S> && s < p_.steps.count) {
         previous = carry(p_.step(s - 1), previous, share);
+        member.barrier();  // before the chunk's memory is used again
       }
     }
   }
 
  private:
-  // The states of one chunk: rows in time order, from row `first` of the sequence on.
-  struct States {
-    Matrix<T> rows;
-    std::int64_t first;
-
-    Matrix<T> of(const Steps& steps, std::int64_t t) const {
-      return rows.part(steps.offset(t) - first, 0);
+  // The states of step t. In scratch memory, a member that keeps to its batch rows has those of all
+  // steps side by side, so that no core writes into another's cache.
+  Matrix<T> states(const Chunk& chunk, std::int64_t t, const StepShare& share) const {
+    if constexpr (!is_widened<S>) {
+      return p_.output.at(p_.steps, t);
     }
-  };
+    if (!keeps_rows_) {
+      return square(states_).part(p_.steps.offset(t) - p_.steps.offset(chunk.first), 0);
+    }
+    const std::int64_t at = own_rows(chunk, share).begin;
+    return square(states_).part(at + (t - chunk.first) * share.rows.size() - share.rows.begin, 0);
+  }
+
+  // The rows of a chunk's scratch memory that belong to a member.
+  Range own_rows(const Chunk& chunk, const StepShare& share) const {
+    const std::int64_t steps = chunk.last - chunk.first + 1;
+    return {share.rows.begin * steps, share.rows.end * steps};
+  }
 
   Matrix<T> square(const Buffer<T>& rows) const { return {rows.data(), p_.hidden_size, 1}; }
 
@@ -125,13 +135,15 @@ class Forward {
   }
 
   // Writes W_ih x + b for the chunk where its states will be. A member that keeps its columns
-  // through all steps projects those, for all rows; otherwise the chunk's rows are shared out
-  // evenly, whichever batch row they belong to.
-  void project(const Chunk& chunk, Matrix<T> h, const StepShare& share,
-               Team::Member& member) const {
-    const Matrix<const T> x = linear_input(chunk, member);
+  // through all steps projects those, for all rows; one that has gathered its batch rows, these;
+  // otherwise the chunk's rows are shared out evenly, whichever batch row they belong to.
+  void project(const Chunk& chunk, const StepShare& share, Team::Member& member) const {
+    const Matrix<const T> x = linear_input(chunk, share, member);
+    const Matrix<T> h = writable(p_.output.at(p_.steps, chunk.first), square(states_));
     const bool by_columns = plan_.split == Split::columns;
-    const Range rows = by_columns ? Range{0, chunk.rows} : member.share(chunk.rows);
+    const Range rows = by_columns    ? Range{0, chunk.rows}
+                       : keeps_rows_ ? own_rows(chunk, share)
+                                     : member.share(chunk.rows);
     const Range columns = share.columns;
     if (!rows.empty() && !columns.empty()) {
       Product<T> product;
@@ -146,25 +158,35 @@ class Forward {
       product.c_stride = h.row_stride;
       kernels_.product(product);
     }
-    if (!by_columns) {
+    if (!by_columns && !keeps_rows_) {
       member.barrier();
     }
   }
 
-  // The chunk's input rows at one stride and in T; gathered where they do not lie so. The barrier
-  // also keeps the projection from states that another member still reads.
-  Matrix<const T> linear_input(const Chunk& chunk, Team::Member& member) const {
+  // The chunk's input rows at one stride and in T; gathered where they do not lie so.
+  Matrix<const T> linear_input(const Chunk& chunk, const StepShare& share,
+                               Team::Member& member) const {
     const Matrix<T> gathered{input_.data(), p_.input_size, 1};
     if constexpr (!is_widened<S>) {
       if (!gathers_) {
         return p_.input.at(p_.steps, chunk.first);
       }
     }
-    for_linear_runs(p_.input, p_.steps, chunk, member.share(chunk.rows),
-                    [&](Range rows, Matrix<const S> x) {
-                      kernels_.widen(x, rows.size(), p_.input_size, gathered.part(rows.begin, 0));
-                    });
-    member.barrier();
+    const auto gather = [&](Range rows, Matrix<const S> x) {
+      kernels_.widen(x, rows.size(), p_.input_size, gathered.part(rows.begin, 0));
+    };
+    if (keeps_rows_ && share.rows.size() < p_.steps.batch) {
+      std::int64_t at = own_rows(chunk, share).begin;
+      for (std::int64_t t = chunk.first; t <= chunk.last; ++t, at += share.rows.size()) {
+        gather({at, at + share.rows.size()}, p_.input.at(p_.steps, t).part(share.rows.begin, 0));
+      }
+    } else {
+      const Range rows = keeps_rows_ ? own_rows(chunk, share) : member.share(chunk.rows);
+      for_linear_runs(p_.input, p_.steps, chunk, rows, gather);
+    }
+    if (!keeps_rows_) {
+      member.barrier();
+    }
     return gathered;
   }
 
@@ -182,14 +204,14 @@ class Forward {
   }
 
   // Brings a member's states of a chunk to the output.
-  void store(const Chunk& chunk, const States& h, const StepShare& share) const {
+  void store(const Chunk& chunk, const StepShare& share) const {
     if (share.rows.size() == p_.steps.batch) {
-      write_back(kernels_, h.rows, p_.output.at(p_.steps, chunk.first), {0, chunk.rows},
-                 share.columns);
+      write_back(kernels_, states(chunk, chunk.first, share), p_.output.at(p_.steps, chunk.first),
+                 {0, chunk.rows}, share.columns);
       return;
     }
     for (std::int64_t t = chunk.first; t <= chunk.last; ++t) {
-      write_back(kernels_, h.of(p_.steps, t), p_.output.at(p_.steps, t),
+      write_back(kernels_, states(chunk, t, share), p_.output.at(p_.steps, t),
                  share.rows.below(p_.steps.rows(t)), share.columns);
     }
   }
@@ -215,11 +237,8 @@ class Forward {
     kernels_.product(product);
   }
 
-  // The state that the next chunk starts from: kept aside where the chunk's memory is reused.
+  // Keeps aside the state that the next chunk starts from.
   Matrix<const T> carry(std::int64_t t, Matrix<const T> h, const StepShare& share) const {
-    if constexpr (!is_widened<S>) {
-      return h;
-    }
     const Matrix<T> carried = square(carried_);
     const Range rows = share.rows.below(p_.steps.rows(t));
     for (std::int64_t b = rows.begin; b < rows.end; ++b) {
@@ -234,6 +253,7 @@ class Forward {
   const Kernels<S>& kernels_;
   const Plan& plan_;
   bool gathers_;
+  bool keeps_rows_;  // each member has the scratch memory of its own batch rows
   std::int64_t chunk_rows_;
   Buffer<T> weight_ih_;
   Buffer<T> weight_hh_;
