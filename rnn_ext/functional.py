@@ -57,6 +57,7 @@ def rnn(
 
     Raises:
         ValueError: an argument's shape, dtype, device or value does not fit the others.
+        TypeError: a weight is no tensor.
     """
     directions = 2 if bidirectional else 1
     weights = list(weights)
@@ -103,6 +104,7 @@ def rnn(
         weights,
         batch_sizes,
         nonlinearity=nonlinearity,
+        hidden_size=weights[0].size(0),
         num_layers=num_layers,
         bias=bias,
         dropout=dropout,
@@ -157,10 +159,11 @@ def rnn_cell(
         _check_shapes({"hx": hx}, [(*input.shape[:-1], hidden_size)])
         named["hx"] = hx
     _check_like_input(input, named)
+    settings = (w_ih, w_hh, b_ih, b_hh, nonlinearity, hidden_size)
     if input.dim() == 2:
-        return routing.run_cell(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity)
+        return routing.run_cell(input, hx, *settings)
     hx = None if hx is None else hx.unsqueeze(0)
-    return routing.run_cell(input.unsqueeze(0), hx, w_ih, w_hh, b_ih, b_hh, nonlinearity).squeeze(0)
+    return routing.run_cell(input.unsqueeze(0), hx, *settings).squeeze(0)
 
 
 def _layout(batch_first: bool) -> str:
@@ -201,6 +204,9 @@ def _check_weights(
             f"weights: expected {expected_count} tensors for num_layers={num_layers}, "
             f"{directions} direction(s), bias={bias}, got {len(weights)}"
         )
+    for i, weight in enumerate(weights):
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"weights[{i}]: expected a tensor, got {weight!r}")
     if weights[0].dim() != 2:
         raise ValueError(f"weights[0]: expected shape (H, I), got {tuple(weights[0].shape)}")
     shapes = routing.weight_shapes(input_size, weights[0].size(0), num_layers, directions, bias)

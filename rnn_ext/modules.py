@@ -162,7 +162,7 @@ class RNN(nn.RNNBase):
             )
         elif self.batch_first:
             input = input.transpose(0, 1)
-        self._check(input, hx, weights, input.size(1))
+        self._check(input, hx, weights, None)
         output, h_n = self._run(input, hx, weights, None)
         if not is_batched:
             return output.squeeze(1), h_n.squeeze(1)
@@ -180,22 +180,25 @@ class RNN(nn.RNNBase):
         self, packed: PackedSequence, hx: Tensor | None, weights: list[Tensor]
     ) -> tuple[PackedSequence, Tensor]:
         data, batch_sizes, sorted_indices, unsorted_indices = packed
-        batch = int(batch_sizes[0])
         if hx is None:
-            directions = 2 if self.bidirectional else 1
-            hx = data.new_zeros(self.num_layers * directions, batch, self.hidden_size)
+            states = self.num_layers * (2 if self.bidirectional else 1)
+            hx = data.new_zeros(states, int(batch_sizes[0]), self.hidden_size)
         else:
             hx = self.permute_hidden(hx, sorted_indices)
-        if data.dim() != 2:
-            raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
-        self._check(data, hx, weights, batch)
+        self._check(data, hx, weights, batch_sizes)
         output, h_n = self._run(data, hx, weights, batch_sizes)
         return (
             PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices),
             self.permute_hidden(h_n, unsorted_indices),
         )
 
-    def _check(self, input: Tensor, hx: Tensor | None, weights: list[Tensor], batch: int) -> None:
+    def _check(
+        self,
+        input: Tensor,
+        hx: Tensor | None,
+        weights: list[Tensor],
+        batch_sizes: Tensor | None,
+    ) -> None:
         """What ``RNNBase.check_forward_args`` does, on weights read once."""
         dtype = weights[0].dtype
         if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
@@ -203,16 +206,21 @@ class RNN(nn.RNNBase):
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
                 f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
             )
+        if batch_sizes is not None and input.dim() != 2:
+            raise RuntimeError(f"input must have 2 dimensions, got {input.dim()}")
         if input.size(-1) != self.input_size:
             raise RuntimeError(
                 "input.size(-1) must be equal to input_size. "
                 f"Expected {self.input_size}, got {input.size(-1)}"
             )
+        batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
         states = self.num_layers * (2 if self.bidirectional else 1)
         actual = (states, batch, self.hidden_size) if hx is None else hx.shape
         expected = (states, batch, self.proj_size or self.hidden_size)
         if actual != expected:
             raise RuntimeError(f"Expected hidden size {expected}, got {list(actual)}")
+        if self.mode not in _NONLINEARITIES:
+            raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {self.mode}")
 
     def _run(
         self,
@@ -222,14 +230,13 @@ class RNN(nn.RNNBase):
         batch_sizes: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         # Not `nonlinearity`: nn.RNN ignores a later change of that, and old pickles lack it.
-        if self.mode not in _NONLINEARITIES:
-            raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {self.mode}")
         return routing.run(
             input,
             hx,
             weights,
             batch_sizes,
             nonlinearity=_NONLINEARITIES[self.mode],
+            hidden_size=self.hidden_size,
             num_layers=self.num_layers,
             bias=self.bias,
             dropout=self.dropout,
@@ -303,5 +310,6 @@ class RNNCell(nn.RNNCellBase):
             self.bias_ih,
             self.bias_hh,
             self.nonlinearity,
+            self.hidden_size,
         )
         return h if is_batched else h.squeeze(0)

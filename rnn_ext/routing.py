@@ -22,6 +22,7 @@ def run(
     batch_sizes: Tensor | None,
     *,
     nonlinearity: str,
+    hidden_size: int,
     num_layers: int,
     bias: bool,
     dropout: float,
@@ -34,7 +35,13 @@ def run(
     it or raises the error that users know.
     """
     directions = 2 if bidirectional else 1
-    if not _quick_reason(input, hx, weights):
+    if (
+        not _quick_reason(input, hx, weights)
+        # A module's attributes may say what its weights are not, or what torch's op refuses.
+        and len(weights) == num_layers * directions * (4 if bias else 2)
+        and (hx is not None or weights[1].size(0) == hidden_size)
+        and type(training) is type(bidirectional) is bool is not type(num_layers)
+    ):
         try:
             if num_layers == 1:
                 return autograd.rnn_layer(
@@ -56,7 +63,7 @@ def run(
                 raise
     if hx is None:
         batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
-        hx = input.new_zeros(num_layers * directions, batch, weights[0].size(0))
+        hx = input.new_zeros(num_layers * directions, batch, hidden_size)
     op = _VF.rnn_tanh if nonlinearity == "tanh" else _VF.rnn_relu
     settings = (list(weights), bias, num_layers, dropout, training, bidirectional)
     if batch_sizes is None:
@@ -100,10 +107,11 @@ def run_cell(
     b_ih: Tensor | None,
     b_hh: Tensor | None,
     nonlinearity: str,
+    hidden_size: int,
 ) -> Tensor:
     """Runs one step for input ``(B, I)`` and hx ``(B, H)``, as ``run`` does a sequence."""
-    weights = [w for w in (w_ih, w_hh, b_ih, b_hh) if w is not None]
-    if not _quick_reason(input, hx, weights):
+    weights = [w_ih, w_hh, *(b for b in (b_ih, b_hh) if b is not None)]
+    if not _quick_reason(input, hx, weights) and (hx is not None or w_hh.size(0) == hidden_size):
         try:
             output, _ = autograd.rnn_layer(
                 input.unsqueeze(0),
@@ -119,7 +127,7 @@ def run_cell(
             if not reason_for_torch(input.unsqueeze(0), hx_layer, weights, b_ih is not None, 1):
                 raise
     if hx is None:
-        hx = input.new_zeros(input.size(0), w_ih.size(0))
+        hx = input.new_zeros(input.size(0), hidden_size)
     op = _VF.rnn_tanh_cell if nonlinearity == "tanh" else _VF.rnn_relu_cell
     return op(input, hx, w_ih, w_hh, b_ih, b_hh)
 
