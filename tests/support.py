@@ -144,3 +144,21 @@ def gradients(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], grad_outputs: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
     return torch.autograd.grad(outputs, inputs, grad_outputs)
+
+
+# What hangs, a thread or a child, is given up after this many seconds.
+PATIENCE = 60
+
+
+def train_step(module: rnn_ext.RNN, x: Tensor) -> list[Tensor]:
+    output, h_n = module(x)
+    loss = output.square().sum() + h_n.sum()
+    return [output.detach(), h_n.detach(), *torch.autograd.grad(loss, list(module.parameters()))]
+
+
+def jobs() -> list[tuple[rnn_ext.RNN, Tensor]]:
+    """Calls of different plans: one row, few, many; narrow and wide states."""
+    shapes = [(60, 1, 129), (20, 33, 65), (9, 3, 257), (200, 8, 16)]
+    return [
+        (rnn_ext.RNN(17, h, 2, bidirectional=b == 8), torch.randn(t, b, 17)) for t, b, h in shapes
+    ]

@@ -1,37 +1,25 @@
-"""Many Python threads, more threads than cores, and forked children."""
+"""Many Python threads, more threads than cores, a thread count that changes, interruptions."""
 
-import multiprocessing
-import os
+import signal
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
-from support import MORE_THREADS_THAN_CORES, PLANS, assert_same_bits, using_threads
+from support import (
+    MORE_THREADS_THAN_CORES,
+    PATIENCE,
+    PLANS,
+    assert_same_bits,
+    jobs,
+    layer_weights,
+    train_step,
+    using_threads,
+)
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 import rnn_ext
-
-# A child that hangs is given up after this many seconds; one that works needs a fraction of one.
-PATIENCE = 60
-
-
-def train_step(module: rnn_ext.RNN, x: Tensor) -> list[Tensor]:
-    output, h_n = module(x)
-    loss = output.square().sum() + h_n.sum()
-    return [output.detach(), h_n.detach(), *torch.autograd.grad(loss, list(module.parameters()))]
-
-
-def jobs() -> list[tuple[rnn_ext.RNN, Tensor]]:
-    """Calls of different plans: one row, few, many; narrow and wide states."""
-    shapes = [(60, 1, 129), (20, 33, 65), (9, 3, 257), (200, 8, 16)]
-    return [
-        (rnn_ext.RNN(17, h, 2, bidirectional=b == 8), torch.randn(t, b, 17)) for t, b, h in shapes
-    ]
 
 
 @pytest.mark.parametrize("split", PLANS)
@@ -104,84 +92,132 @@ def test_python_runs_on_while_a_kernel_works() -> None:
     assert middle
 
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+SIXTEEN = 16
 
 
-def in_forked_child(function: Callable[[], list[Tensor]], path: Path) -> list[Tensor]:
-    """What `function` returns in a forked child; an error if the child hangs or fails."""
-    child = multiprocessing.get_context("fork").Process(
-        target=lambda: torch.save(function(), path), daemon=True
-    )
-    child.start()
-    child.join(PATIENCE)
-    if child.is_alive():
-        child.kill()
-        child.join()
-        pytest.fail("the forked child hangs")
-    assert child.exitcode == 0
-    return torch.load(path)
-
-
-@needs_fork
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("split", PLANS)
-@pytest.mark.parametrize("threads", [1, 2, MORE_THREADS_THAN_CORES])
-def test_a_forked_child_computes_the_parents_bits(
-    threads: int, split: str | None, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("shared", [True, False], ids=["one module", "a module each"])
+def test_sixteen_python_threads_train_at_once(shared: bool, split: str | None) -> None:
+    work = [jobs()[1]] * SIXTEEN if shared else jobs() * (SIXTEEN // 4)
+    expected = [train_step(*job) for job in work]
+    barrier = threading.Barrier(SIXTEEN)
+
+    def step(job: tuple[rnn_ext.RNN, Tensor]) -> list[Tensor]:
+        barrier.wait(timeout=PATIENCE)
+        return train_step(*job)
+
+    with using_threads(2, split), ThreadPoolExecutor(SIXTEEN) as pool:
+        for result, want in zip(pool.map(step, work, timeout=PATIENCE), expected, strict=True):
+            assert_same_bits(result, want)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (2, MORE_THREADS_THAN_CORES)])
+def test_thread_count_may_change_between_forward_and_backward(before: int, after: int) -> None:
+    for module, x in jobs():
+        expected = train_step(module, x)
+        torch.set_num_threads(before)
+        output, h_n = module(x)
+        torch.set_num_threads(after)
+        loss = output.square().sum() + h_n.sum()
+        assert_same_bits(torch.autograd.grad(loss, list(module.parameters())), expected[2:])
+
+
+def test_thread_count_may_be_set_by_another_python_thread_all_the_time() -> None:
     work = jobs()
-    with using_threads(threads, split):
-        expected = [t for job in work for t in train_step(*job)]  # the parent's pool is up
-        actual = in_forked_child(
-            lambda: [t for module, x in work for t in forward_only(module, x)], tmp_path / "child"
-        )
-        assert_same_bits(actual, [t for m, x in work for t in forward_only(m, x)])
-        # The parent works on after the fork.
-        assert_same_bits([t for job in work for t in train_step(*job)], expected)
+    expected = [train_step(*job) for job in work]
+    done = threading.Event()
+
+    def meddle() -> None:
+        while not done.is_set():
+            for threads in (1, 3, MORE_THREADS_THAN_CORES, 2):
+                torch.set_num_threads(threads)
+
+    with ThreadPoolExecutor(1) as pool:
+        meddler = pool.submit(meddle)
+        try:
+            for _ in range(5):
+                for job, want in zip(work, expected, strict=True):
+                    assert_same_bits(train_step(*job), want)
+        finally:
+            done.set()
+        meddler.result(PATIENCE)
 
 
-def forward_only(module: rnn_ext.RNN, x: Tensor) -> list[Tensor]:
-    with torch.no_grad():
-        return list(module(x))
+def test_python_threads_from_before_and_after_the_thread_count_was_set() -> None:
+    work = jobs()
+    expected = [t for job in work for t in train_step(*job)]
+
+    def everything() -> list[Tensor]:
+        return [t for job in work for t in train_step(*job)]
+
+    with ThreadPoolExecutor(1) as old:
+        old.submit(everything).result(PATIENCE)
+        torch.set_num_threads(MORE_THREADS_THAN_CORES)
+        with ThreadPoolExecutor(1) as young:
+            for pool in (old, young, old):
+                assert_same_bits(pool.submit(everything).result(PATIENCE), expected)
 
 
-@needs_fork
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_child_trains(tmp_path: Path) -> None:
-    """Through the raw ops: torch's own autograd engine refuses to run in a forked child."""
-    x, hx = torch.randn(20, 3, 17), torch.randn(1, 3, 33)
-    weights = [p.detach() for p in rnn_ext.RNN(17, 33).parameters()]
-
-    def step() -> list[Tensor]:
-        output, h_n = torch.ops.rnn_ext.rnn_forward(x, hx, weights, None, "tanh", False)
-        mask = [True] * 6
-        return torch.ops.rnn_ext.rnn_backward(
-            output, h_n, x, hx, weights, output, None, "tanh", False, mask
-        )
-
-    with using_threads(2, "hidden columns"):
-        expected = step()
-        assert_same_bits(in_forked_child(step, tmp_path / "child"), expected)
+def one_call(x: Tensor, weights: list[Tensor]) -> Tensor:
+    return torch.ops.rnn_ext.rnn_forward(x, None, weights, None, "tanh", False)[0]
 
 
-class Encoded(Dataset[Tensor]):
-    """A data set whose items come out of an RNN."""
-
-    def __init__(self) -> None:
-        self.encoder = rnn_ext.RNN(5, 17).requires_grad_(False)
-        self.data = torch.randn(6, 30, 5)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.encoder(self.data[index])[0]
+def calls_from_torchs_threads(x: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    futures = [torch.jit.fork(one_call, x, weights) for _ in range(8)]
+    return [torch.jit.wait(f) for f in futures]
 
 
-@needs_fork
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_works_in_data_loader_workers_after_use_in_the_parent() -> None:
-    data = Encoded()
-    expected = torch.stack([data[i] for i in range(len(data))])
-    loader = DataLoader(data, batch_size=3, num_workers=1, timeout=PATIENCE)
-    assert_same_bits([torch.cat(list(loader))], [expected])
+@pytest.mark.parametrize("split", PLANS)
+def test_calls_from_torchs_inter_op_threads(split: str | None) -> None:
+    x, weights = torch.randn(20, 33, 17), layer_weights(17, 65)
+    expected = one_call(x, weights)
+    with using_threads(2, split):
+        for result in torch.jit.script(calls_from_torchs_threads)(x, weights):
+            assert_same_bits([result], [expected])
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("split", PLANS)
+def test_a_call_works_after_one_that_was_interrupted(split: str | None) -> None:
+    """As by Ctrl-C: a signal arrives inside the op, and its handler raises when that returns."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    def train_on() -> None:
+        while True:
+            train_step(module, x)
+
+    module, x = jobs()[3]
+    with using_threads(2, split):
+        expected = train_step(module, x)
+        before = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            for delay in (1e-3, 3e-3, 1e-2):
+                signal.setitimer(signal.ITIMER_REAL, delay)
+                with pytest.raises(Interrupted):
+                    train_on()
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        assert_same_bits(train_step(module, x), expected)
+
+
+@pytest.mark.parametrize("split", PLANS)
+def test_a_call_works_after_one_that_failed(split: str | None) -> None:
+    module, x = jobs()[1]
+
+    def fail(*_: object) -> None:
+        raise Interrupted
+
+    with using_threads(2, split):
+        expected = train_step(module, x)
+        with pytest.raises(RuntimeError):
+            torch.ops.rnn_ext.rnn_forward(x, None, [x, x], None, "tanh", False)
+        output, _ = module(x)
+        output.register_hook(fail)
+        with pytest.raises(Interrupted):
+            output.sum().backward()
+        assert_same_bits(train_step(module, x), expected)
