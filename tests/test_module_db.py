@@ -12,6 +12,7 @@ from support import assert_close_fp64, outcome
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
+from torch.testing._internal.common_utils import noncontiguous_like
 
 import rnn_ext
 
@@ -45,20 +46,34 @@ def flat(result: Any) -> list[torch.Tensor]:
     return [p.data if isinstance(p, PackedSequence) else p for p in parts]
 
 
+def results(module: nn.Module, sample: Any, contiguous: bool = True) -> list[torch.Tensor]:
+    """What forward returns, and the gradients of every argument and parameter."""
+    args = [noncontiguous(a) if not contiguous else a for a in sample.forward_input.args]
+    parts = flat(module(*args, **sample.forward_input.kwargs))
+    wanted = [t for t in (*flat(tuple(args)), *module.parameters()) if t.requires_grad]
+    upstream = [p.detach() if contiguous else noncontiguous(p) for p in parts]
+    return [*(p.detach() for p in parts), *torch.autograd.grad(parts, wanted, upstream)]
+
+
+def noncontiguous(value: torch.Tensor | PackedSequence) -> Any:
+    if isinstance(value, PackedSequence):
+        return value._replace(data=noncontiguous(value.data))
+    result = noncontiguous_like(value)
+    assert not result.is_contiguous()
+    return result.detach().requires_grad_(value.requires_grad)
+
+
 @pytest.mark.parametrize("training", [True, False])
-def test_samples_give_nn_rnns_results_and_gradients(training: bool) -> None:
+@pytest.mark.parametrize("contiguous", [True, False])
+@pytest.mark.parametrize("packed", [False, True])
+def test_samples_give_nn_rnns_results_and_gradients(
+    training: bool, contiguous: bool, packed: bool
+) -> None:
     count = 0
-    for theirs, ours, sample in samples(training):
-        args, kwargs = sample.forward_input.args, sample.forward_input.kwargs
-        results = []
-        for module in (theirs, ours):
-            parts = flat(module(*args, **kwargs))
-            inputs = [a.data if isinstance(a, PackedSequence) else a for a in args]
-            wanted = [t for t in (*inputs, *module.parameters()) if t.requires_grad]
-            results.append([*parts, *torch.autograd.grad(parts, wanted, parts)])
-        assert_close_fp64(results[1], results[0])
+    for theirs, ours, sample in samples(training, with_packed_sequence=packed):
+        assert_close_fp64(results(ours, sample, contiguous), results(theirs, sample))
         count += 1
-    assert count >= 30
+    assert count >= (67 if packed else 35)
 
 
 def test_samples_pass_their_own_reference() -> None:
@@ -67,25 +82,6 @@ def test_samples_pass_their_own_reference() -> None:
             args, kwargs = sample.forward_input.args, sample.forward_input.kwargs
             expected = sample.reference_fn(ours, *args, **kwargs)
             assert_close_fp64(flat(ours(*args, **kwargs)), flat(expected))
-
-
-def test_packed_samples_give_nn_rnns_results() -> None:
-    info = INFOS[nn.RNN]
-    for sample in info.module_inputs_func(
-        info,
-        device="cpu",
-        dtype=torch.float64,
-        requires_grad=True,
-        training=True,
-        with_packed_sequence=True,
-    ):
-        (argument, *rest) = sample.forward_input.args
-        if not isinstance(argument, PackedSequence):
-            continue
-        kwargs = sample.constructor_input.kwargs
-        theirs, ours = nn.RNN(**kwargs).double(), rnn_ext.RNN(**kwargs).double()
-        ours.load_state_dict(theirs.state_dict())
-        assert_close_fp64(flat(ours(argument, *rest)), flat(theirs(argument, *rest)))
 
 
 def test_error_samples_fail_in_nn_rnns_words() -> None:
