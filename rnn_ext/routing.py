@@ -59,7 +59,8 @@ def run(
             )
         except RuntimeError:
             # The op checks its operands; to check them here too would cost small calls dear.
-            if not reason_for_torch(input, hx, weights, bias, directions):
+            packs_input = batch_sizes is None or int(batch_sizes.sum()) == input.size(0)
+            if packs_input and not reason_for_torch(input, hx, weights, bias, directions):
                 raise
     if hx is None:
         batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
