@@ -1,0 +1,175 @@
+"""Whatever the arguments, valid or not: rnn_ext does with them what torch does.
+
+A failing example prints the line that replays it: `compare(nn.RNN, RNN, Call(...), ...)`.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from calls import Call, Observation, largest, observe
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+from strategies import CELL_ARGUMENTS, RNN_ARGUMENTS, cell_calls, constructions, rnn_calls
+from support import ISA_LEVELS, PLANS, outcome, using_isa, using_threads
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+import rnn_ext
+from rnn_ext import RNN, RNNCell, routing
+
+WIDE = {torch.float64, torch.complex128}
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class FunctionalRNN(nn.RNN):
+    """`nn.RNN`'s parameters, run by `rnn_ext.functional.rnn`."""
+
+    def forward(self, input: Any, hx: Tensor | None = None) -> Any:
+        names = ("nonlinearity", "num_layers", "bias", "dropout", "training", "bidirectional")
+        options = {name: getattr(self, name) for name in names}
+        weights = [getattr(self, name) for name in self._flat_weights_names]
+        if not isinstance(input, PackedSequence):
+            options["batch_first"] = self.batch_first
+            return rnn_ext.functional.rnn(input, hx, weights, **options)
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
+        output, h_n = rnn_ext.functional.rnn(data, hx, weights, batch_sizes=batch_sizes, **options)
+        packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+        return packed, self.permute_hidden(h_n, unsorted_indices)
+
+
+def compare(
+    theirs: type[nn.Module], ours: type[nn.Module], call: Call, isa: str, split: str | None
+) -> None:
+    """The same error and warnings, or the same results, gradients and all else."""
+    with using_threads(1):  # calls this small gain nothing from torch's own threads
+        expected = observe(theirs, call)
+    with using_isa(isa), using_threads(2 if split else 1, split):
+        actual = observe(ours, call)
+    if ours is FunctionalRNN and actual.outcome.error in (ValueError, TypeError):
+        # In words of its own; also operands of several dtypes, which torch promotes now and then.
+        assert "\n" not in actual.outcome.text
+        assert expected.outcome.error or len(call.dtypes) > 1 or len(call.devices) > 1
+        return
+    assert actual.outcome == expected.outcome
+    assert actual.facts == expected.facts
+    if len(call.devices) > 1:
+        return  # torch lets some such calls pass to its meta kernels, which compute no values
+    different = [name for name, b in expected.values.items() if not equal(actual.values[name], b)]
+    with using_threads(1):
+        exact = observe(theirs, call, exact=True) if different and call.dtypes - WIDE else None
+    for name in different:
+        assert_close(name, actual.values[name], expected.values[name], exact)
+
+
+def assert_close(name: str, a: Tensor, b: Tensor, exact: Observation | None) -> None:
+    """The contract's bounds on single tensors: `a` is ours, `b` torch's."""
+    assert equal(*(t.where(~t.isfinite(), 0) for t in (a, b))), f"{name}: other NaN or inf"
+    if exact is None:
+        error, bound = largest(a - b), 1e-9 * largest(b)
+    else:
+        eps = torch.finfo(b.dtype).eps
+        if name.startswith("grad_") and exact.nearest_to_kink < 32 * eps:
+            return  # where relu's argument is within rounding of 0, either gradient is right
+        error, theirs = (largest(t.double() - exact.values[name]) for t in (a, b))
+        # Fewer eps for half precision, where 64 would let a missing term pass.
+        bound = 8 * theirs + (64 if b.dtype == torch.float32 else 8) * eps * exact.scales[name]
+    assert error <= bound, f"{name}: off by {error}, allowed {bound}"
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def compare_constructions(
+    theirs: type[nn.Module], ours: type[nn.Module], arguments: Arguments
+) -> None:
+    """The same error and warnings, or modules that look the same and take the same input."""
+    seen: list[Any] = []
+    for cls in (theirs, ours):
+        traits: dict[str, Any] = {}
+        seen += [outcome(lambda: _construct(cls, arguments, traits)), traits]  # noqa: B023
+    assert seen[2:] == seen[:2]
+
+
+def _construct(cls: type[nn.Module], arguments: Arguments, traits: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    module = cls(*arguments[0], **arguments[1])
+    traits["repr"] = repr(module)
+    traits["attributes"] = {n: v for n, v in vars(module).items() if not n.startswith("_")}
+    for name, p in module.named_parameters():
+        traits[name] = (p.shape, p.dtype, p.device, None if p.is_meta else p.tolist())
+    module(module.get_parameter(name).new_zeros(3, module.input_size))
+
+
+CALLS = [
+    pytest.param(nn.RNN, RNN, rnn_calls(attributes_change=True), id="RNN"),
+    pytest.param(nn.RNNCell, RNNCell, cell_calls(), id="RNNCell"),
+    # It has no attributes: the weights themselves say what they are.
+    pytest.param(nn.RNN, FunctionalRNN, rnn_calls(attributes_change=False), id="functional"),
+]
+CONSTRUCTIONS = [
+    pytest.param(nn.RNN, RNN, constructions(RNN_ARGUMENTS), id="RNN"),
+    pytest.param(nn.RNNCell, RNNCell, constructions(CELL_ARGUMENTS), id="RNNCell"),
+]
+
+
+def in_every_run(examples: int) -> settings:
+    """The same examples in every run."""
+    return settings(derandomize=True, max_examples=examples, deadline=None, print_blob=True)
+
+
+def exploring(examples: int) -> settings:
+    """Other examples in every run, after those that failed in an earlier one."""
+    patient = [HealthCheck.too_slow]
+    return settings(
+        max_examples=examples, deadline=None, print_blob=True, suppress_health_check=patient
+    )
+
+
+def check_call(
+    theirs: type[nn.Module], ours: type[nn.Module], data: st.DataObject, calls: Any
+) -> None:
+    call = data.draw(calls)
+    isa = data.draw(st.sampled_from(ISA_LEVELS))
+    # A plan changes nothing for torch's own op, and a second thread makes calls this small slow.
+    has_plan = call.kwargs["dtype"] in routing._KERNEL_DTYPES
+    split = data.draw(st.sampled_from(PLANS)) if has_plan else None
+    names = f"nn.{theirs.__name__}, {ours.__name__}"
+    note(f"replay: compare({names}, {call}, {isa!r}, {split!r})")
+    compare(theirs, ours, call, isa, split)
+
+
+@pytest.mark.parametrize(("theirs", "ours", "calls"), CALLS)
+@in_every_run(500)
+@given(data=st.data())
+def test_a_call_does_what_it_does_in_torch(theirs: Any, ours: Any, calls: Any, data: Any) -> None:
+    check_call(theirs, ours, data, calls)
+
+
+@pytest.mark.parametrize(("theirs", "ours", "arguments"), CONSTRUCTIONS)
+@in_every_run(500)
+@given(data=st.data())
+def test_a_construction_does_what_it_does_in_torch(
+    theirs: Any, ours: Any, arguments: Any, data: Any
+) -> None:
+    compare_constructions(theirs, ours, data.draw(arguments))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("theirs", "ours", "calls"), CALLS)
+@exploring(10_000)
+@given(data=st.data())
+def test_any_call_does_what_it_does_in_torch(theirs: Any, ours: Any, calls: Any, data: Any) -> None:
+    check_call(theirs, ours, data, calls)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("theirs", "ours", "arguments"), CONSTRUCTIONS)
+@exploring(10_000)
+@given(data=st.data())
+def test_any_construction_does_what_it_does_in_torch(
+    theirs: Any, ours: Any, arguments: Any, data: Any
+) -> None:
+    compare_constructions(theirs, ours, data.draw(arguments))
