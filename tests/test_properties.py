@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from calls import Call, Observation, largest, observe
+from calls import Call, Data, Observation, largest, observe
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from strategies import CELL_ARGUMENTS, RNN_ARGUMENTS, cell_calls, constructions, rnn_calls
@@ -139,6 +139,28 @@ def check_call(
     names = f"nn.{theirs.__name__}, {ours.__name__}"
     note(f"replay: compare({names}, {call}, {isa!r}, {split!r})")
     compare(theirs, ours, call, isa, split)
+
+
+X, PACKED = Data((5, 2, 3)), Data((5, 3))
+ONCE_DIFFERENT = [
+    Call((3, 4), {}, X, attributes={"mode": "RNN_RELU"}),
+    Call((3, 4), {}, X, attributes={"nonlinearity": "relu"}),
+    Call((3, 4), {}, X, attributes={"mode": "LSTM"}),
+    Call((3, 4), {}, X, attributes={"num_layers": 2}),
+    Call((3, 4), {}, X, attributes={"bias": False}),
+    Call((3, 4), {}, X, attributes={"hidden_size": 5}),
+    Call((3, 4), {}, X, attributes={"training": None}),
+    Call((3, 4), {"bidirectional": 1}, X),
+    Call((3, 4, True), {}, X),
+    Call((3, 4), {}, Data((5, 1, 3), torch.int64), lengths=(3, 2)),
+    Call((3, 4), {}, PACKED, lengths=(3, 3)),
+    Call((3, 4), {}, PACKED, lengths=(2, 2)),
+]
+
+
+@pytest.mark.parametrize("call", ONCE_DIFFERENT, ids=range(len(ONCE_DIFFERENT)))
+def test_calls_that_once_did_something_else(call: Call) -> None:
+    compare(nn.RNN, RNN, call, ISA_LEVELS[0], None)
 
 
 @pytest.mark.parametrize(("theirs", "ours", "calls"), CALLS)
