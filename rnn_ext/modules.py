@@ -147,6 +147,8 @@ class RNN(nn.RNNBase):
                 f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead"
             )
         is_batched = input.dim() == 3
+        # Laid out as nn.RNN does it: the bits and the errors of torch's own op depend on that.
+        batch_dim = 0 if self.batch_first else 1
         if not is_batched:
             if hx is not None:
                 if hx.dim() != 2:
@@ -155,18 +157,20 @@ class RNN(nn.RNNBase):
                         f"but got {hx.dim()}-D tensor"
                     )
                 hx = hx.unsqueeze(1)
-            input = input.unsqueeze(1)
+            input = input.unsqueeze(batch_dim)
         elif hx is not None and hx.dim() != 3:
             raise RuntimeError(
                 f"For batched 3-D input, hx should also be 3-D but got {hx.dim()}-D tensor"
             )
-        elif self.batch_first:
+        if self.batch_first:
             input = input.transpose(0, 1)
         self._check(input, hx, weights, None)
         output, h_n = self._run(input, hx, weights, None)
+        if self.batch_first:
+            output = output.transpose(0, 1)
         if not is_batched:
-            return output.squeeze(1), h_n.squeeze(1)
-        return (output.transpose(0, 1) if self.batch_first else output), h_n
+            return output.squeeze(batch_dim), h_n.squeeze(1)
+        return output, h_n
 
     def _read_weights(self) -> list[Tensor]:
         """The weights as they are now, each read once: parametrized ones are computed on access."""

@@ -153,6 +153,7 @@ ONCE_DIFFERENT = [
     Call((3, 4), {"bidirectional": 1}, X),
     Call((3, 4, True), {}, X),
     Call((3, 4), {}, Data((5, 1, 3), torch.int64), lengths=(3, 2)),
+    Call((1, 1), {"batch_first": True, "bias": False}, Data((2, 1)), weights={0: "wider"}),
     Call((3, 4), {}, PACKED, lengths=(3, 3)),
     Call((3, 4), {}, PACKED, lengths=(2, 2)),
 ]
