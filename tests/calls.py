@@ -79,6 +79,11 @@ class Call:
         )
 
     @property
+    def fits_packing(self) -> bool:
+        """Whether packed data has the rows that the lengths ask for."""
+        return self.lengths is None or self.input.shape[:1] == (sum(self.lengths),)
+
+    @property
     def _data(self) -> list[Data]:
         return [data for data in (self.input, self.hx) if data is not None]
 
