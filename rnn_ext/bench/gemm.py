@@ -13,7 +13,7 @@ __all__ = ["gemm_rates"]
 MIN_CALLS = 3
 
 
-def gemm_rates(dtype: torch.dtype, *, size: int = 2048, seconds: float = 0.5) -> dict[str, float]:
+def gemm_rates(dtype: torch.dtype, *, size: int = 2048, seconds: float = 2.0) -> dict[str, float]:
     """FLOP/s of a product of two squares, by library, with the current number of threads.
 
     The best of at least ``MIN_CALLS`` calls, for about ``seconds`` each library. Half precision is
