@@ -35,7 +35,7 @@ lint: $(VENV)/ready ## ruff, mypy, clang-format
 	$(RUN)/mypy
 	$(RUN)/clang-format --dry-run -Werror $(filter %.cpp %.h %.inl %.cu %.cuh,$(CSRC))
 
-bench: $(VENV)/ready ## measure anew what bench/results holds: half an hour on an idle machine
+bench: $(VENV)/ready ## measure anew what bench/results holds: 40 minutes on an idle machine
 	@mkdir -p bench/results
 	$(BENCH) --memory $(call results,grid)
 	$(BENCH) --threads 1 $(call results,grid-1-thread)
