@@ -172,22 +172,40 @@ class Forward {
         return p_.input.at(p_.steps, chunk.first);
       }
     }
-    const auto gather = [&](Range rows, Matrix<const S> x) {
-      kernels_.widen(x, rows.size(), p_.input_size, gathered.part(rows.begin, 0));
-    };
-    if (keeps_rows_ && share.rows.size() < p_.steps.batch) {
-      std::int64_t at = own_rows(chunk, share).begin;
-      for (std::int64_t t = chunk.first; t <= chunk.last; ++t, at += share.rows.size()) {
-        gather({at, at + share.rows.size()}, p_.input.at(p_.steps, t).part(share.rows.begin, 0));
-      }
-    } else {
-      const Range rows = keeps_rows_ ? own_rows(chunk, share) : member.share(chunk.rows);
-      for_linear_runs(p_.input, p_.steps, chunk, rows, gather);
+    if (keeps_rows_) {
+      for_own_runs(chunk, share, gathered, p_.input,
+                   [&](std::int64_t rows, Matrix<T> own, Matrix<const S> x) {
+                     kernels_.widen(x, rows, p_.input_size, own);
+                   });
+      return gathered;
     }
-    if (!keeps_rows_) {
-      member.barrier();
-    }
+    for_linear_runs(p_.input, p_.steps, chunk, member.share(chunk.rows),
+                    [&](Range rows, Matrix<const S> x) {
+                      kernels_.widen(x, rows.size(), p_.input_size, gathered.part(rows.begin, 0));
+                    });
+    member.barrier();
     return gathered;
+  }
+
+  // Calls f(count, rows in scratch memory, the same rows of x) until all of a member's rows of a
+  // chunk have come: steps of a batch row or batch rows of a step, whichever makes fewer calls.
+  template <class U, class F>
+  void for_own_runs(const Chunk& chunk, const StepShare& share, Matrix<T> scratch,
+                    const Sequence<U>& x, F&& f) const {
+    const std::int64_t steps = chunk.last - chunk.first + 1;
+    const std::int64_t own = share.rows.size();
+    const Matrix<T> mine = scratch.part(own_rows(chunk, share).begin, 0);
+    const Matrix<U> first = x.at(p_.steps, chunk.first).part(share.rows.begin, 0);
+    const bool over_time = own < steps;
+    for (std::int64_t i = 0; i < (over_time ? own : steps); ++i) {
+      if (over_time) {
+        f(steps, Matrix<T>{mine.row(i), own * mine.row_stride, 1},
+          Matrix<U>{first.row(i), x.step_stride, first.column_stride});
+      } else {
+        f(own, mine.part(i * own, 0),
+          Matrix<U>{first.data + i * x.step_stride, first.row_stride, first.column_stride});
+      }
+    }
   }
 
   void step(std::int64_t t, Matrix<T> h, Matrix<const T> previous, Matrix<const T> h0,
@@ -205,9 +223,19 @@ class Forward {
 
   // Brings a member's states of a chunk to the output.
   void store(const Chunk& chunk, const StepShare& share) const {
+    if (!is_widened<S>) {
+      return;
+    }
+    if (keeps_rows_) {
+      for_own_runs(chunk, share, square(states_), p_.output,
+                   [&](std::int64_t rows, Matrix<T> own, Matrix<S> y) {
+                     kernels_.narrow(own, rows, p_.hidden_size, y);
+                   });
+      return;
+    }
     if (share.rows.size() == p_.steps.batch) {
-      write_back(kernels_, states(chunk, chunk.first, share), p_.output.at(p_.steps, chunk.first),
-                 {0, chunk.rows}, share.columns);
+      write_back(kernels_, square(states_), p_.output.at(p_.steps, chunk.first), {0, chunk.rows},
+                 share.columns);
       return;
     }
     for (std::int64_t t = chunk.first; t <= chunk.last; ++t) {
