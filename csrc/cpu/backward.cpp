@@ -123,8 +123,8 @@ class Backward {
       return;
     }
     const Matrix<const T> seed = gradient_seed(t, rows, columns, later_dz == nullptr);
-    const Matrix<const T> h =
-        readable<S>(kernels_, p_.output.at(p_.steps, t), rows, columns, square(states_of_step_));
+    const Matrix<const T> h = readable<S>(kernels_, p_.output.at(p_.steps, t), rows, columns,
+                                          as_rows(states_of_step_, p_.hidden_size));
     Product<T> product;
     product.rows = rows.size();
     product.inner = later_dz ? p_.hidden_size : 0;
@@ -148,7 +148,7 @@ class Backward {
   Matrix<const T> gradient_seed(std::int64_t t, Range rows, Range columns, bool ending) const {
     const Matrix<const S> dy = g_.output ? g_.output.at(p_.steps, t) : Matrix<const S>{};
     const Matrix<const S> last = ending ? g_.h_n : Matrix<const S>{};
-    const Matrix<T> seed = square(seed_);
+    const Matrix<T> seed = as_rows(seed_, p_.hidden_size);
     if (!dy || !last) {
       const Matrix<const S> only = dy ? dy : last;
       return only ? readable(kernels_, only, rows, columns, seed) : Matrix<const T>{};
@@ -168,7 +168,7 @@ class Backward {
       const Range rows = member.share(chunk.rows);
       const Range columns{0, p_.input_size};
       const Matrix<S> target = g_.input.at(p_.steps, chunk.first);
-      const Matrix<T> copy{grad_input_.data(), p_.input_size, 1};
+      const Matrix<T> copy = as_rows(grad_input_, p_.input_size);
       const Matrix<T> dx = writable(target, copy);
       if (g_.add_to_input) {
         readable<S>(kernels_, target, rows, columns, copy);
@@ -191,7 +191,7 @@ class Backward {
       return;
     }
     const Range columns = column_share(kernels_, p_.hidden_size, member);
-    const Matrix<T> dhx = writable(g_.hx, square(grad_hx_));
+    const Matrix<T> dhx = writable(g_.hx, as_rows(grad_hx_, p_.hidden_size));
     for (std::int64_t t = chunk.first; t <= chunk.last && !columns.empty(); ++t) {
       const Range rows = starting_rows(t);
       if (rows.empty()) {
@@ -302,12 +302,14 @@ class Backward {
 
   // Where the weight gradients are added up.
   Matrix<T> sums_ih() const {
-    return writable(g_.weight_ih, {grad_weight_ih_.data(), p_.input_size, 1});
+    return writable(g_.weight_ih, as_rows(grad_weight_ih_, p_.input_size));
   }
-  Matrix<T> sums_hh() const { return writable(g_.weight_hh, square(grad_weight_hh_)); }
+  Matrix<T> sums_hh() const {
+    return writable(g_.weight_hh, as_rows(grad_weight_hh_, p_.hidden_size));
+  }
   Matrix<T> bias_sums() const {
     const Matrix<S> target = g_.bias_ih ? g_.bias_ih : g_.bias_hh;
-    return target ? writable(target, square(grad_bias_)) : Matrix<T>{};
+    return target ? writable(target, as_rows(grad_bias_, p_.hidden_size)) : Matrix<T>{};
   }
 
   // Brings a member's rows of the sums to where they belong.
@@ -328,8 +330,6 @@ class Backward {
                   rows.size() * sizeof(S));
     }
   }
-
-  Matrix<T> square(const Buffer<T>& rows) const { return {rows.data(), p_.hidden_size, 1}; }
 
   const Problem<S>& p_;
   const Gradients<S>& g_;

@@ -49,7 +49,7 @@ class Forward {
     pack(member);
     const auto share = StepShare::of(plan_, p_, kernels_, member);
     const Matrix<const T> hx =
-        p_.hx ? readable(kernels_, p_.hx, share.rows, share.columns, square(hx_))
+        p_.hx ? readable(kernels_, p_.hx, share.rows, share.columns, as_rows(hx_, p_.hidden_size))
               : Matrix<const T>{};
     member.barrier();
     const Matrix<const T> h0 = p_.hx ? hx : implied_state();
@@ -82,10 +82,12 @@ class Forward {
       return p_.output.at(p_.steps, t);
     }
     if (!keeps_rows_) {
-      return square(states_).part(p_.steps.offset(t) - p_.steps.offset(chunk.first), 0);
+      return as_rows(states_, p_.hidden_size)
+          .part(p_.steps.offset(t) - p_.steps.offset(chunk.first), 0);
     }
     const std::int64_t at = own_rows(chunk, share).begin;
-    return square(states_).part(at + (t - chunk.first) * share.rows.size() - share.rows.begin, 0);
+    return as_rows(states_, p_.hidden_size)
+        .part(at + (t - chunk.first) * share.rows.size() - share.rows.begin, 0);
   }
 
   // The rows of a chunk's scratch memory that belong to a member.
@@ -93,8 +95,6 @@ class Forward {
     const std::int64_t steps = chunk.last - chunk.first + 1;
     return {share.rows.begin * steps, share.rows.end * steps};
   }
-
-  Matrix<T> square(const Buffer<T>& rows) const { return {rows.data(), p_.hidden_size, 1}; }
 
   void pack(const Team::Member& member) const {
     const Range columns = column_share(kernels_, p_.hidden_size, member);
@@ -139,7 +139,8 @@ class Forward {
   // otherwise the chunk's rows are shared out evenly, whichever batch row they belong to.
   void project(const Chunk& chunk, const StepShare& share, Team::Member& member) const {
     const Matrix<const T> x = linear_input(chunk, share, member);
-    const Matrix<T> h = writable(p_.output.at(p_.steps, chunk.first), square(states_));
+    const Matrix<T> h =
+        writable(p_.output.at(p_.steps, chunk.first), as_rows(states_, p_.hidden_size));
     const bool by_columns = plan_.split == Split::columns;
     const Range rows = by_columns    ? Range{0, chunk.rows}
                        : keeps_rows_ ? own_rows(chunk, share)
@@ -166,7 +167,7 @@ class Forward {
   // The chunk's input rows at one stride and in T; gathered where they do not lie so.
   Matrix<const T> linear_input(const Chunk& chunk, const StepShare& share,
                                Team::Member& member) const {
-    const Matrix<T> gathered{input_.data(), p_.input_size, 1};
+    const Matrix<T> gathered = as_rows(input_, p_.input_size);
     if constexpr (!is_widened<S>) {
       if (!gathers_) {
         return p_.input.at(p_.steps, chunk.first);
@@ -227,15 +228,15 @@ class Forward {
       return;
     }
     if (keeps_rows_) {
-      for_own_runs(chunk, share, square(states_), p_.output,
+      for_own_runs(chunk, share, as_rows(states_, p_.hidden_size), p_.output,
                    [&](std::int64_t rows, Matrix<T> own, Matrix<S> y) {
                      kernels_.narrow(own, rows, p_.hidden_size, y);
                    });
       return;
     }
     if (share.rows.size() == p_.steps.batch) {
-      write_back(kernels_, square(states_), p_.output.at(p_.steps, chunk.first), {0, chunk.rows},
-                 share.columns);
+      write_back(kernels_, as_rows(states_, p_.hidden_size), p_.output.at(p_.steps, chunk.first),
+                 {0, chunk.rows}, share.columns);
       return;
     }
     for (std::int64_t t = chunk.first; t <= chunk.last; ++t) {
@@ -267,7 +268,7 @@ class Forward {
 
   // Keeps aside the state that the next chunk starts from.
   Matrix<const T> carry(std::int64_t t, Matrix<const T> h, const StepShare& share) const {
-    const Matrix<T> carried = square(carried_);
+    const Matrix<T> carried = as_rows(carried_, p_.hidden_size);
     const Range rows = share.rows.below(p_.steps.rows(t));
     for (std::int64_t b = rows.begin; b < rows.end; ++b) {
       std::memcpy(carried.row(b) + share.columns.begin, h.row(b) + share.columns.begin,

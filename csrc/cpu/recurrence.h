@@ -38,6 +38,12 @@ void run_backward(const std::vector<BackwardTask<S>>& tasks, const Kernels<S>& k
 template <class S>
 inline constexpr bool is_widened = !std::is_same_v<S, Arithmetic<S>>;
 
+// Scratch memory as rows of `columns` values.
+template <class T>
+Matrix<T> as_rows(const Buffer<T>& buffer, std::int64_t columns) {
+  return {buffer.data(), columns, 1};
+}
+
 // What the kernels read for `m`: m itself if they can, or else `copy`, whose rows × columns this
 // fills in.
 template <class S>
@@ -72,8 +78,8 @@ void write_back(const Kernels<S>& kernels, Matrix<Arithmetic<S>> written, Matrix
   }
 }
 
-// Calls f(rows, first, at) for each run of rows in `share` of a chunk that lie at one stride in x:
-// row `at` of the chunk is first's row 0.
+// Calls f(rows, source) for each run of the rows in `share` of a chunk that lie at one stride in x:
+// source's first row is row rows.begin of the chunk.
 template <class S, class F>
 void for_linear_runs(const Sequence<const S>& x, const Steps& steps, const Chunk& chunk,
                      Range share, F&& f) {
