@@ -38,7 +38,6 @@ class Backward {
       weight_ih_ = Buffer<T>(packed_size(kernels, p_.input_size, h));
     }
     if (is_widened<S>) {
-      states_of_step_ = Buffer<T>(p_.steps.batch * h);
       grad_hx_ = Buffer<T>(g_.hx ? p_.steps.batch * h : 0);
       grad_input_ = Buffer<T>(g_.input ? rows * p_.input_size : 0);
       grad_weight_ih_ = Buffer<T>(g_.weight_ih ? h * p_.input_size : 0);
@@ -122,58 +121,56 @@ class Backward {
     if (rows.empty() || columns.empty()) {
       return;
     }
-    const Matrix<const T> seed = gradient_seed(t, rows, columns, later_dz == nullptr);
-    const Matrix<const T> h = readable<S>(kernels_, p_.output.at(p_.steps, t), rows, columns,
-                                          as_rows(states_of_step_, p_.hidden_size));
-    Product<T> product;
+    const Matrix<const S> h = p_.output.at(p_.steps, t);
+    Product<S> product;
     product.rows = rows.size();
     product.inner = later_dz ? p_.hidden_size : 0;
     product.columns = columns.size();
     product.a = later_dz ? later_dz + rows.begin * p_.hidden_size : nullptr;
     product.a_stride = p_.hidden_size;
     product.b = weight_hh_.data() + columns.begin * p_.hidden_size;
-    product.init = seed ? seed.row(rows.begin) + columns.begin : nullptr;
-    product.init_stride = seed.row_stride;
     product.c = dz + rows.begin * p_.hidden_size + columns.begin;
     product.c_stride = p_.hidden_size;
     product.finish =
         p_.nonlinearity == Nonlinearity::tanh ? Finish::chain_tanh : Finish::chain_relu;
     product.h = h.row(rows.begin) + columns.begin;
     product.h_stride = h.row_stride;
+    add_seed(product, t, rows, columns, later_dz == nullptr);
     kernels_.product(product);
   }
 
   // dy_t, plus the gradient of h_n where rows end; read in place where it can be, else brought
   // together in this member's part of seed_.
-  Matrix<const T> gradient_seed(std::int64_t t, Range rows, Range columns, bool ending) const {
+  void add_seed(Product<S>& product, std::int64_t t, Range rows, Range columns, bool ending) const {
     const Matrix<const S> dy = g_.output ? g_.output.at(p_.steps, t) : Matrix<const S>{};
     const Matrix<const S> last = ending ? g_.h_n : Matrix<const S>{};
-    const Matrix<T> seed = as_rows(seed_, p_.hidden_size);
-    if (!dy || !last) {
-      const Matrix<const S> only = dy ? dy : last;
-      return only ? readable(kernels_, only, rows, columns, seed) : Matrix<const T>{};
+    if (!dy && !last) {
+      return;
     }
+    const Matrix<const S> only = !last ? dy : last;
+    if ((!dy || !last) && only.column_stride == 1) {
+      product.seed = only.row(rows.begin) + columns.begin;
+      product.seed_stride = only.row_stride;
+      return;
+    }
+    const Matrix<T> sum = as_rows(seed_, p_.hidden_size);
     for (std::int64_t b = rows.begin; b < rows.end; ++b) {
       for (std::int64_t c = columns.begin; c < columns.end; ++c) {
-        seed.row(b)[c] =
-            static_cast<T>(dy.row(b)[c * dy.column_stride]) + static_cast<T>(last.row(b)[c]);
+        const T from_last = last ? static_cast<T>(last.row(b)[c]) : T{0};
+        sum.row(b)[c] = static_cast<T>(dy.row(b)[c * dy.column_stride]) + from_last;
       }
     }
-    return seed;
+    product.init = sum.row(rows.begin) + columns.begin;
+    product.init_stride = sum.row_stride;
   }
 
   // dx of the chunk, and dhx of the rows that start in it.
   void input_gradients(const Chunk& chunk, const Dz& dz, const Team::Member& member) const {
     if (g_.input) {
       const Range rows = member.share(chunk.rows);
-      const Range columns{0, p_.input_size};
       const Matrix<S> target = g_.input.at(p_.steps, chunk.first);
-      const Matrix<T> copy = as_rows(grad_input_, p_.input_size);
-      const Matrix<T> dx = writable(target, copy);
-      if (g_.add_to_input) {
-        readable<S>(kernels_, target, rows, columns, copy);
-      }
-      Product<T> product;
+      const Matrix<T> dx = writable(target, as_rows(grad_input_, p_.input_size));
+      Product<S> product;
       product.rows = rows.size();
       product.inner = p_.hidden_size;
       product.columns = p_.input_size;
@@ -182,10 +179,16 @@ class Backward {
       product.b = weight_ih_.data();
       product.c = dx.row(rows.begin);
       product.c_stride = dx.row_stride;
-      product.init = g_.add_to_input ? product.c : nullptr;
-      product.init_stride = product.c_stride;
+      if constexpr (is_widened<S>) {
+        product.stored = target.row(rows.begin);
+        product.stored_stride = target.row_stride;
+        product.seed = g_.add_to_input ? product.stored : nullptr;
+        product.seed_stride = target.row_stride;
+      } else {
+        product.init = g_.add_to_input ? product.c : nullptr;
+        product.init_stride = product.c_stride;
+      }
       kernels_.product(product);
-      write_back(kernels_, dx, target, rows, columns);
     }
     if (!g_.hx) {
       return;
@@ -197,7 +200,7 @@ class Backward {
       if (rows.empty()) {
         continue;
       }
-      Product<T> product;
+      Product<S> product;
       product.rows = rows.size();
       product.inner = p_.hidden_size;
       product.columns = columns.size();
@@ -206,8 +209,11 @@ class Backward {
       product.b = weight_hh_.data() + columns.begin * p_.hidden_size;
       product.c = dhx.row(rows.begin) + columns.begin;
       product.c_stride = dhx.row_stride;
+      if (is_widened<S>) {
+        product.stored = g_.hx.row(rows.begin) + columns.begin;
+        product.stored_stride = g_.hx.row_stride;
+      }
       kernels_.product(product);
-      write_back(kernels_, dhx, g_.hx, rows, columns);
     }
   }
 
@@ -344,7 +350,6 @@ class Backward {
   Buffer<T> inputs_;
   Buffer<T> states_;
   Buffer<S> zeros_;
-  Buffer<T> states_of_step_;
   Buffer<T> grad_hx_;
   Buffer<T> grad_input_;
   Buffer<T> grad_weight_ih_;

@@ -106,7 +106,7 @@ class Forward {
     kernels_.pack_transposed(p_.weight_hh.part(columns.begin, 0), columns.size(), p_.hidden_size,
                              weight_hh_.data() + columns.begin * p_.hidden_size);
     if (!p_.hx) {
-      Product<T> product;
+      Product<S> product;
       product.rows = 1;
       product.inner = p_.hidden_size;
       product.columns = columns.size();
@@ -147,7 +147,7 @@ class Forward {
                                      : member.share(chunk.rows);
     const Range columns = share.columns;
     if (!rows.empty() && !columns.empty()) {
-      Product<T> product;
+      Product<S> product;
       product.rows = rows.size();
       product.inner = p_.input_size;
       product.columns = columns.size();
@@ -250,7 +250,7 @@ class Forward {
     if (rows.empty() || columns.empty()) {
       return;
     }
-    Product<T> product;
+    Product<S> product;
     product.rows = rows.size();
     product.inner = previous ? p_.hidden_size : 0;
     product.columns = columns.size();

@@ -5,16 +5,22 @@
 // of rows, so the limit is one fused multiply-add per B load and MR: flops for tall tiles, cache
 // bandwidth of B for a single row.
 
-template <class T>
+template <class S>
 struct Out {
+  using T = Arithmetic<S>;
+
   const T* init;
   std::int64_t init_stride;
   T* c;
   std::int64_t c_stride;
-  const T* h;
-  std::int64_t h_stride;
-  Finish finish;
   int last;  // columns in the tile's last vector
+  Finish finish = Finish::none;
+  const S* seed = nullptr;
+  std::int64_t seed_stride = 0;
+  const S* h = nullptr;
+  std::int64_t h_stride = 0;
+  S* stored = nullptr;
+  std::int64_t stored_stride = 0;
 };
 
 // Calls f with the activation or derivative rule that `finish` names: f(z, h) -> result.
@@ -35,16 +41,17 @@ template <class T, class F>
   }
 }
 
-template <class T, int NV>
-inline Vector<T> load_part(const T* row, int j, int last) {
-  using V = Vector<T>;
+// Vector j of NV in a row, of which the last holds `last` columns.
+template <int NV, class S>
+inline Vector<Arithmetic<S>> load_part(const S* row, int j, int last) {
+  using V = Vector<Arithmetic<S>>;
   return j < NV - 1 || last == V::width ? V::load(row + j * V::width)
                                         : V::load(row + j * V::width, last);
 }
 
-template <class T, int NV>
-inline void store_part(Vector<T> x, T* row, int j, int last) {
-  using V = Vector<T>;
+template <int NV, class S>
+inline void store_part(Vector<Arithmetic<S>> x, S* row, int j, int last) {
+  using V = Vector<Arithmetic<S>>;
   if (j < NV - 1 || last == V::width) {
     x.store(row + j * V::width);
   } else {
@@ -52,64 +59,79 @@ inline void store_part(Vector<T> x, T* row, int j, int last) {
   }
 }
 
-// Applies `finish` to a stored tile; a loop, because the rules inlined for every register of a
+// Finishes and stores vector j of row i of a tile.
+template <int NV, class S, class Rule>
+[[gnu::always_inline]] inline void finish_part(Vector<Arithmetic<S>> z, const Out<S>& out, int i,
+                                               int j, Rule rule) {
+  if (out.seed) {
+    z = z + load_part<NV>(out.seed + i * out.seed_stride, j, out.last);
+  }
+  z = rule(z, [&] { return load_part<NV>(out.h + i * out.h_stride, j, out.last); });
+  store_part<NV>(z, out.c + i * out.c_stride, j, out.last);
+  if constexpr (!std::is_same_v<S, Arithmetic<S>>) {
+    if (out.stored) {
+      store_part<NV>(z, out.stored + i * out.stored_stride, j, out.last);
+    }
+  }
+}
+
+// Finishes a tile that has been stored; a loop, because the rules inlined for every register of a
 // large tile would not fit the instruction cache.
-template <class T, int NV>
-[[gnu::noinline]] void finish_stored(const Out<T>& out, int rows) {
-  with_finish<T>(out.finish, [&](auto rule) {
+template <class S, int NV>
+[[gnu::noinline]] void finish_stored(const Out<S>& out, int rows) {
+  with_finish<Arithmetic<S>>(out.finish, [&](auto rule) {
     for (int i = 0; i < rows; ++i) {
-      T* c = out.c + i * out.c_stride;
-      const T* h = out.h + i * out.h_stride;
       for (int j = 0; j < NV; ++j) {
-        const auto z = load_part<T, NV>(c, j, out.last);
-        const auto h_j = [&] { return load_part<T, NV>(h, j, out.last); };
-        store_part<T, NV>(rule(z, h_j), c, j, out.last);
+        const auto z = load_part<NV>(out.c + i * out.c_stride, j, out.last);
+        finish_part<NV>(z, out, i, j, rule);
       }
     }
   });
 }
 
-template <class T, int MR, int NV, class Rule>
-[[gnu::always_inline]] inline void store_registers(const Vector<T> (&acc)[MR][NV],
-                                                   const Out<T>& out, Rule rule) {
-#pragma GCC unroll 8
-  for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) {
-      const auto h_j = [&] { return load_part<T, NV>(out.h + i * out.h_stride, j, out.last); };
-      store_part<T, NV>(rule(acc[i][j], h_j), out.c + i * out.c_stride, j, out.last);
-    }
-  }
-}
-
-template <class T, int MR, int NV>
-[[gnu::always_inline]] inline void store_tile(Vector<T> (&acc)[MR][NV], const Out<T>& out) {
+template <class S, int MR, int NV>
+[[gnu::always_inline]] inline void store_tile(Vector<Arithmetic<S>> (&acc)[MR][NV],
+                                              const Out<S>& out) {
+  using T = Arithmetic<S>;
   if (out.init) {
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 8
       for (int j = 0; j < NV; ++j) {
-        acc[i][j] = load_part<T, NV>(out.init + i * out.init_stride, j, out.last) + acc[i][j];
+        acc[i][j] = load_part<NV>(out.init + i * out.init_stride, j, out.last) + acc[i][j];
       }
     }
   }
   if constexpr (MR * NV <= 4) {
     with_finish<T>(out.finish, [&](auto rule) __attribute__((always_inline)) {
-      store_registers<T, MR, NV>(acc, out, rule);
+#pragma GCC unroll 4
+      for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; ++j) {
+          finish_part<NV>(acc[i][j], out, i, j, rule);
+        }
+      }
     });
   } else {
-    store_registers<T, MR, NV>(acc, out, [](Vector<T> z, const auto&) { return z; });
-    if (out.finish != Finish::none) {
-      finish_stored<T, NV>(out, MR);
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) {
+        store_part<NV>(acc[i][j], out.c + i * out.c_stride, j, out.last);
+      }
+    }
+    if (out.finish != Finish::none || out.seed || out.stored) {
+      finish_stored<S, NV>(out, MR);
     }
   }
 }
 
 // A is read in place with a row stride (PackedA false), or as a packed tile of tile_rows values
 // for each k.
-template <class T, int MR, int NV, bool PackedA>
-void tile(const T* a, std::int64_t a_stride, const T* b, std::int64_t inner, const Out<T>& out) {
-  using V = Vector<T>;
+template <class S, int MR, int NV, bool PackedA>
+void tile(const Arithmetic<S>* a, std::int64_t a_stride, const Arithmetic<S>* b, std::int64_t inner,
+          const Out<S>& out) {
+  using V = Vector<Arithmetic<S>>;
   constexpr std::int64_t b_stride = NV * V::width;
   V acc[MR][NV];
 #pragma GCC unroll 8
@@ -134,23 +156,24 @@ void tile(const T* a, std::int64_t a_stride, const T* b, std::int64_t inner, con
       }
     }
   }
-  store_tile<T, MR, NV>(acc, out);
+  store_tile<S, MR, NV>(acc, out);
 }
 
-template <class T>
-using TileFunction = void (*)(const T*, std::int64_t, const T*, std::int64_t, const Out<T>&);
+template <class S>
+using TileFunction = void (*)(const Arithmetic<S>*, std::int64_t, const Arithmetic<S>*,
+                              std::int64_t, const Out<S>&);
 
-template <class T, bool PackedA, int... I>
+template <class S, bool PackedA, int... I>
 constexpr auto make_tile_table(std::integer_sequence<int, I...>) {
-  return std::array<TileFunction<T>, sizeof...(I)>{
-      tile<T, I / tile_vectors + 1, I % tile_vectors + 1, PackedA>...};
+  return std::array<TileFunction<S>, sizeof...(I)>{
+      tile<S, I / tile_vectors + 1, I % tile_vectors + 1, PackedA>...};
 }
 
 // The tile of the given number of rows and vectors.
-template <class T, bool PackedA>
-inline TileFunction<T> find_tile(std::int64_t rows, std::int64_t vectors) {
+template <class S, bool PackedA>
+inline TileFunction<S> find_tile(std::int64_t rows, std::int64_t vectors) {
   static constexpr auto table =
-      make_tile_table<T, PackedA>(std::make_integer_sequence<int, tile_rows * tile_vectors>{});
+      make_tile_table<S, PackedA>(std::make_integer_sequence<int, tile_rows * tile_vectors>{});
   return table[(rows - 1) * tile_vectors + vectors - 1];
 }
 
@@ -171,8 +194,9 @@ struct PanelShape {
   std::int64_t line() const { return vectors * Vector<T>::width; }
 };
 
-template <class T>
-void product(const Product<T>& p) {
+template <class S>
+void product(const Product<S>& p) {
+  using T = Arithmetic<S>;
   constexpr std::int64_t panel_columns = tile_vectors * Vector<T>::width;
   const std::int64_t tiles = (p.rows + tile_rows - 1) / tile_rows;
   for (std::int64_t column = 0; column < p.columns; column += panel_columns) {
@@ -186,17 +210,22 @@ void product(const Product<T>& p) {
       // Tiles of even height: 8 rows go as 4 + 4 rather than 6 + 2.
       for (std::int64_t i = 0, row = 0; i < tiles; ++i) {
         const std::int64_t height = (p.rows - row) / (tiles - i);
-        T* c = p.c + row * p.c_stride + column;
-        const T* init = first ? (p.init ? p.init + row * p.init_stride + column : nullptr) : c;
-        const Out<T> out{init,
-                         first ? p.init_stride : p.c_stride,
-                         c,
-                         p.c_stride,
-                         p.h + row * p.h_stride + column,
-                         p.h_stride,
-                         last ? p.finish : Finish::none,
-                         shape.last};
-        find_tile<T, false>(height, shape.vectors)(p.a + row * p.a_stride + k, p.a_stride,
+        const auto at = [&](auto* data, std::int64_t stride) {
+          return data ? data + row * stride + column : nullptr;
+        };
+        T* c = at(p.c, p.c_stride);
+        Out<S> out{first ? at(p.init, p.init_stride) : c, first ? p.init_stride : p.c_stride, c,
+                   p.c_stride, shape.last};
+        if (last) {
+          out.finish = p.finish;
+          out.seed = at(p.seed, p.seed_stride);
+          out.seed_stride = p.seed_stride;
+          out.h = at(p.h, p.h_stride);
+          out.h_stride = p.h_stride;
+          out.stored = at(p.stored, p.stored_stride);
+          out.stored_stride = p.stored_stride;
+        }
+        find_tile<S, false>(height, shape.vectors)(p.a + row * p.a_stride + k, p.a_stride,
                                                    panel + k * shape.line(), block, out);
         row += height;
       }
@@ -216,8 +245,7 @@ void outer_product(const OuterProduct<T>& p) {
       for (std::int64_t row = 0; row < p.rows; row += tile_rows) {
         T* g = p.g + row * p.g_stride + column;
         const bool add = p.accumulate || k > 0;
-        const Out<T> out{add ? g : nullptr, p.g_stride, g, p.g_stride, nullptr, 0,
-                         Finish::none,      shape.last};
+        const Out<T> out{add ? g : nullptr, p.g_stride, g, p.g_stride, shape.last};
         const std::int64_t height = std::min<std::int64_t>(tile_rows, p.rows - row);
         find_tile<T, true>(height, shape.vectors)(p.a + row * p.inner + k * tile_rows, 0,
                                                   panel + k * shape.line(), block, out);

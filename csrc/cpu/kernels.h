@@ -25,9 +25,11 @@ enum class Finish {
   chain_relu,
 };
 
-// C[r, c] = finish(init[r, c] + Σ_k A[r, k] B[k, c]), B packed in column panels.
-template <class T>
+// C[r, c] = finish(init[r, c] + Σ_k A[r, k] B[k, c] + seed[r, c]), B packed in column panels.
+template <class S>
 struct Product {
+  using T = Arithmetic<S>;
+
   std::int64_t rows = 0;
   std::int64_t inner = 0;
   std::int64_t columns = 0;
@@ -39,8 +41,12 @@ struct Product {
   T* c = nullptr;
   std::int64_t c_stride = 0;
   Finish finish = Finish::none;
-  const T* h = nullptr;  // what chain_* needs: the step's own output
+  const S* seed = nullptr;  // null: zero
+  std::int64_t seed_stride = 0;
+  const S* h = nullptr;  // what chain_* needs: the step's own output
   std::int64_t h_stride = 0;
+  S* stored = nullptr;  // where C goes too, rounded to S; null, and always where S is T: nowhere
+  std::int64_t stored_stride = 0;
 };
 
 // G[m, n] (+)= Σ_r A[r, m] B[r, n], A packed in row tiles, B in column panels.
@@ -79,7 +85,7 @@ struct Kernels {
   void (*widen)(Matrix<const S> source, std::int64_t rows, std::int64_t columns, Matrix<T> target);
   void (*narrow)(Matrix<const T> source, std::int64_t rows, std::int64_t columns, Matrix<S> target);
 
-  void (*product)(const Product<T>&);
+  void (*product)(const Product<S>&);
   void (*outer_product)(const OuterProduct<T>&);
   // sums[c] (+)= Σ_r a[r, c]
   void (*column_sums)(Matrix<const T> a, std::int64_t rows, std::int64_t columns, T* sums,

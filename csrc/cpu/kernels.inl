@@ -17,7 +17,7 @@ constexpr Kernels<S> make_kernels() {
           pack_tiles<T>,
           widen<S>,
           narrow<S>,
-          product<T>,
+          product<S>,
           outer_product<T>,
           column_sums<T>};
 }
