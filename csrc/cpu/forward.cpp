@@ -23,8 +23,8 @@ class Forward {
         h_n_(task.h_n),
         kernels_(kernels),
         plan_(plan),
-        gathers_(is_widened<S> || !p_.input.is_linear(p_.steps)),
-        keeps_rows_(is_widened<S> && plan.split != Split::columns && !p_.steps.batch_sizes),
+        keeps_rows_(plan.split != Split::columns && !p_.steps.batch_sizes),
+        gathers_(is_widened<S> || !(keeps_rows_ || p_.input.is_linear(p_.steps))),
         chunk_rows_(
             projection_rows(gathers_ ? std::max(p_.hidden_size, p_.input_size) : p_.hidden_size)),
         weight_ih_(packed_size(kernels, p_.hidden_size, p_.input_size)),
@@ -56,44 +56,51 @@ class Forward {
     Matrix<const T> previous;
     for (std::int64_t s = 0; s < p_.steps.count;) {
       const Chunk chunk = take_chunk(p_, s, 1, chunk_rows_);
-      project(chunk, share, member);
+      const Sequence<T> h = states(chunk, share);
+      project(chunk, h, share, member);
       for (const std::int64_t end = s + chunk.last - chunk.first + 1; s < end; ++s) {
         const std::int64_t t = p_.step(s);
-        const Matrix<T> h = states(chunk, t, share);
-        step(t, h, previous, h0, share);
-        previous = h;
+        step(t, h.at(p_.steps, t), previous, h0, share);
+        previous = h.at(p_.steps, t);
         if (share.meets) {
           member.barrier();
         }
       }
-      store(chunk, share);
+      store(chunk, h, share);
       if (is_widened<S> && s < p_.steps.count) {
         previous = carry(p_.step(s - 1), previous, share);
-        member.barrier();  // before the chunk's memory is used again
+        if (!keeps_rows_) {
+          member.barrier();  // before the chunk's memory is used again
+        }
       }
     }
   }
 
  private:
-  // The states of step t. In scratch memory, a member that keeps to its batch rows has those of all
-  // steps side by side, so that no core writes into another's cache.
-  Matrix<T> states(const Chunk& chunk, std::int64_t t, const StepShare& share) const {
-    if constexpr (!is_widened<S>) {
-      return p_.output.at(p_.steps, t);
+  // Where a chunk's states stand until they are stored.
+  Sequence<T> states(const Chunk& chunk, const StepShare& share) const {
+    if constexpr (is_widened<S>) {
+      return in_scratch(states_, p_.hidden_size, chunk, share);
+    } else {
+      return p_.output;
     }
-    if (!keeps_rows_) {
-      return as_rows(states_, p_.hidden_size)
-          .part(p_.steps.offset(t) - p_.steps.offset(chunk.first), 0);
-    }
-    const std::int64_t at = own_rows(chunk, share).begin;
-    return as_rows(states_, p_.hidden_size)
-        .part(at + (t - chunk.first) * share.rows.size() - share.rows.begin, 0);
   }
 
-  // The rows of a chunk's scratch memory that belong to a member.
-  Range own_rows(const Chunk& chunk, const StepShare& share) const {
-    const std::int64_t steps = chunk.last - chunk.first + 1;
-    return {share.rows.begin * steps, share.rows.end * steps};
+  // A chunk in scratch memory of `columns` values a row. A member that keeps to its batch rows has
+  // those of all steps side by side, in a part that is its own through all chunks: no core writes
+  // into another's cache, and none has to wait.
+  Sequence<T> in_scratch(const Buffer<T>& buffer, std::int64_t columns, const Chunk& chunk,
+                         const StepShare& share) const {
+    if (!keeps_rows_) {
+      return {buffer.data() - p_.steps.offset(chunk.first) * columns, p_.steps.batch * columns,
+              columns, 1};
+    }
+    const std::int64_t steps =
+        std::clamp<std::int64_t>(chunk_rows_ / p_.steps.batch, 1, p_.steps.count);
+    const std::int64_t own = share.rows.size();
+    const std::int64_t first = chunk.first * own + share.rows.begin;
+    return {buffer.data() + (share.rows.begin * steps - first) * columns, own * columns, columns,
+            1};
   }
 
   void pack(const Team::Member& member) const {
@@ -134,77 +141,91 @@ class Forward {
     return finite ? Matrix<const T>{} : Matrix<const T>{zeros_.data(), 0, 1};
   }
 
-  // Writes W_ih x + b for the chunk where its states will be. A member that keeps its columns
-  // through all steps projects those, for all rows; one that has gathered its batch rows, these;
-  // otherwise the chunk's rows are shared out evenly, whichever batch row they belong to.
-  void project(const Chunk& chunk, const StepShare& share, Team::Member& member) const {
-    const Matrix<const T> x = linear_input(chunk, share, member);
-    const Matrix<T> h =
-        writable(p_.output.at(p_.steps, chunk.first), as_rows(states_, p_.hidden_size));
-    const bool by_columns = plan_.split == Split::columns;
-    const Range rows = by_columns    ? Range{0, chunk.rows}
-                       : keeps_rows_ ? own_rows(chunk, share)
-                                     : member.share(chunk.rows);
-    const Range columns = share.columns;
-    if (!rows.empty() && !columns.empty()) {
-      Product<S> product;
-      product.rows = rows.size();
-      product.inner = p_.input_size;
-      product.columns = columns.size();
-      product.a = x.row(rows.begin);
-      product.a_stride = x.row_stride;
-      product.b = weight_ih_.data() + columns.begin * p_.input_size;
-      product.init = bias_.data() ? bias_.data() + columns.begin : nullptr;
-      product.c = h.row(rows.begin) + columns.begin;
-      product.c_stride = h.row_stride;
-      kernels_.product(product);
+  // Writes W_ih x + b for the chunk where its states will be. A member that keeps to its batch
+  // rows projects these; one that keeps to its columns projects those, for all rows; where steps
+  // differ in rows, those of the chunk are shared out evenly.
+  void project(const Chunk& chunk, const Sequence<T>& h, const StepShare& share,
+               Team::Member& member) const {
+    const Sequence<const T> x = readable_input(chunk, share, member);
+    if (keeps_rows_) {
+      for_own_runs(chunk, share, x, h, [&](std::int64_t rows, Matrix<const T> from, Matrix<T> to) {
+        project_rows(rows, from, to, share.columns);
+      });
+      return;
     }
-    if (!by_columns && !keeps_rows_) {
+    const bool by_columns = plan_.split == Split::columns;
+    const Range rows = by_columns ? Range{0, chunk.rows} : member.share(chunk.rows);
+    project_rows(rows.size(), x.at(p_.steps, chunk.first).part(rows.begin, 0),
+                 h.at(p_.steps, chunk.first).part(rows.begin, 0), share.columns);
+    if (!by_columns) {
       member.barrier();
     }
   }
 
-  // The chunk's input rows at one stride and in T; gathered where they do not lie so.
-  Matrix<const T> linear_input(const Chunk& chunk, const StepShare& share,
-                               Team::Member& member) const {
-    const Matrix<T> gathered = as_rows(input_, p_.input_size);
-    if constexpr (!is_widened<S>) {
-      if (!gathers_) {
-        return p_.input.at(p_.steps, chunk.first);
-      }
+  void project_rows(std::int64_t rows, Matrix<const T> x, Matrix<T> h, Range columns) const {
+    if (rows <= 0 || columns.empty()) {
+      return;
     }
-    if (keeps_rows_) {
-      for_own_runs(chunk, share, gathered, p_.input,
-                   [&](std::int64_t rows, Matrix<T> own, Matrix<const S> x) {
-                     kernels_.widen(x, rows, p_.input_size, own);
-                   });
-      return gathered;
-    }
-    for_linear_runs(p_.input, p_.steps, chunk, member.share(chunk.rows),
-                    [&](Range rows, Matrix<const S> x) {
-                      kernels_.widen(x, rows.size(), p_.input_size, gathered.part(rows.begin, 0));
-                    });
-    member.barrier();
-    return gathered;
+    Product<S> product;
+    product.rows = rows;
+    product.inner = p_.input_size;
+    product.columns = columns.size();
+    product.a = x.data;
+    product.a_stride = x.row_stride;
+    product.b = weight_ih_.data() + columns.begin * p_.input_size;
+    product.init = bias_.data() ? bias_.data() + columns.begin : nullptr;
+    product.c = h.data + columns.begin;
+    product.c_stride = h.row_stride;
+    kernels_.product(product);
   }
 
-  // Calls f(count, rows in scratch memory, the same rows of x) until all of a member's rows of a
-  // chunk have come: steps of a batch row or batch rows of a step, whichever makes fewer calls.
-  template <class U, class F>
-  void for_own_runs(const Chunk& chunk, const StepShare& share, Matrix<T> scratch,
-                    const Sequence<U>& x, F&& f) const {
+  // The chunk's input in T; gathered where the kernels can't read it in place.
+  Sequence<const T> readable_input(const Chunk& chunk, const StepShare& share,
+                                   Team::Member& member) const {
+    if constexpr (!is_widened<S>) {
+      if (!gathers_) {
+        return p_.input;
+      }
+    }
+    const Sequence<T> gathered = in_scratch(input_, p_.input_size, chunk, share);
+    if (keeps_rows_) {
+      for_own_runs(chunk, share, p_.input, gathered,
+                   [&](std::int64_t rows, Matrix<const S> x, Matrix<T> to) {
+                     kernels_.widen(x, rows, p_.input_size, to);
+                   });
+    } else {
+      for_linear_runs(p_.input, p_.steps, chunk, member.share(chunk.rows),
+                      [&](Range rows, Matrix<const S> x) {
+                        kernels_.widen(x, rows.size(), p_.input_size,
+                                       as_rows(input_, p_.input_size).part(rows.begin, 0));
+                      });
+      member.barrier();
+    }
+    return {gathered.data, gathered.step_stride, gathered.row_stride, 1};
+  }
+
+  // Calls f(rows, a, b) until all of a member's rows of a chunk have come, in both sequences: at
+  // once where they lie at one stride, or else steps of a batch row or batch rows of a step at a
+  // time, whichever makes fewer calls.
+  template <class A, class B, class F>
+  void for_own_runs(const Chunk& chunk, const StepShare& share, const Sequence<A>& a,
+                    const Sequence<B>& b, F&& f) const {
     const std::int64_t steps = chunk.last - chunk.first + 1;
     const std::int64_t own = share.rows.size();
-    const Matrix<T> mine = scratch.part(own_rows(chunk, share).begin, 0);
-    const Matrix<U> first = x.at(p_.steps, chunk.first).part(share.rows.begin, 0);
-    const bool over_time = own < steps;
-    for (std::int64_t i = 0; i < (over_time ? own : steps); ++i) {
-      if (over_time) {
-        f(steps, Matrix<T>{mine.row(i), own * mine.row_stride, 1},
-          Matrix<U>{first.row(i), x.step_stride, first.column_stride});
-      } else {
-        f(own, mine.part(i * own, 0),
-          Matrix<U>{first.data + i * x.step_stride, first.row_stride, first.column_stride});
+    const Matrix<A> first_a = a.at(p_.steps, chunk.first).part(share.rows.begin, 0);
+    const Matrix<B> first_b = b.at(p_.steps, chunk.first).part(share.rows.begin, 0);
+    if (steps == 1 ||
+        (a.step_stride == own * a.row_stride && b.step_stride == own * b.row_stride)) {
+      f(steps * own, first_a, first_b);
+    } else if (own < steps) {
+      for (std::int64_t r = 0; r < own; ++r) {
+        f(steps, Matrix<A>{first_a.row(r), a.step_stride, a.column_stride},
+          Matrix<B>{first_b.row(r), b.step_stride, b.column_stride});
+      }
+    } else {
+      for (std::int64_t t = 0; t < steps; ++t) {
+        f(own, Matrix<A>{first_a.data + t * a.step_stride, a.row_stride, a.column_stride},
+          Matrix<B>{first_b.data + t * b.step_stride, b.row_stride, b.column_stride});
       }
     }
   }
@@ -223,24 +244,19 @@ class Forward {
   }
 
   // Brings a member's states of a chunk to the output.
-  void store(const Chunk& chunk, const StepShare& share) const {
+  void store(const Chunk& chunk, const Sequence<T>& h, const StepShare& share) const {
     if (!is_widened<S>) {
       return;
     }
     if (keeps_rows_) {
-      for_own_runs(chunk, share, as_rows(states_, p_.hidden_size), p_.output,
-                   [&](std::int64_t rows, Matrix<T> own, Matrix<S> y) {
+      for_own_runs(chunk, share, h, p_.output,
+                   [&](std::int64_t rows, Matrix<const T> own, Matrix<S> y) {
                      kernels_.narrow(own, rows, p_.hidden_size, y);
                    });
       return;
     }
-    if (share.rows.size() == p_.steps.batch) {
-      write_back(kernels_, as_rows(states_, p_.hidden_size), p_.output.at(p_.steps, chunk.first),
-                 {0, chunk.rows}, share.columns);
-      return;
-    }
     for (std::int64_t t = chunk.first; t <= chunk.last; ++t) {
-      write_back(kernels_, states(chunk, t, share), p_.output.at(p_.steps, t),
+      write_back(kernels_, h.at(p_.steps, t), p_.output.at(p_.steps, t),
                  share.rows.below(p_.steps.rows(t)), share.columns);
     }
   }
@@ -281,8 +297,8 @@ class Forward {
   Matrix<S> h_n_;
   const Kernels<S>& kernels_;
   const Plan& plan_;
-  bool gathers_;
-  bool keeps_rows_;  // each member has the scratch memory of its own batch rows
+  bool keeps_rows_;  // each member computes its own batch rows from first to last
+  bool gathers_;     // x is copied, into rows at one stride
   std::int64_t chunk_rows_;
   Buffer<T> weight_ih_;
   Buffer<T> weight_hh_;
