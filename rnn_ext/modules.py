@@ -78,7 +78,9 @@ class RNN(nn.RNNBase):
         other dtype and device runs on torch's own op. :func:`rnn_ext.explain` says which way a
         call goes. The 16-bit types are what values are stored in: arithmetic, the state between
         steps and the sums of gradients are float32. Between the directions of a bidirectional
-        layer the gradient of its input is rounded, and between layers all is.
+        layer the gradient of its input is rounded, and between layers all is. CPUs with
+        AVX512-BF16 multiply bfloat16 as it is stored in the input projection and, with the
+        gradient of the pre-activation rounded too, in the gradients of input and weights.
 
     .. note::
         Forward results and gradients are the same bits for every number of threads, and a batch

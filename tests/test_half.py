@@ -25,6 +25,13 @@ def relu_of_sums(rows: Tensor) -> Tensor:
     return output.view(-1)
 
 
+def as_multiplied(x: Tensor, isa: str) -> Tensor:
+    """What products take x for: AVX512-BF16 takes subnormal numbers for zeros."""
+    if isa == "avx512_bf16" and x.dtype == torch.bfloat16:
+        return torch.where(x.abs() < torch.finfo(x.dtype).tiny, torch.zeros_like(x), x)
+    return x
+
+
 def assert_same_numbers(actual: Tensor, expected: Tensor) -> None:
     assert torch.equal(actual.isnan(), expected.isnan())
     assert torch.equal(actual.nan_to_num(-1), expected.nan_to_num(-1))
@@ -33,7 +40,7 @@ def assert_same_numbers(actual: Tensor, expected: Tensor) -> None:
 @HALVES
 def test_every_value_passes_unchanged(dtype: torch.dtype, isa: str) -> None:
     x = every_value(dtype)
-    assert_same_numbers(relu_of_sums(x.unsqueeze(1)), x.relu())
+    assert_same_numbers(relu_of_sums(x.unsqueeze(1)), as_multiplied(x, isa).relu())
 
 
 @HALVES
@@ -49,7 +56,7 @@ def test_weights_and_biases_of_every_value_pass_unchanged(
     for row in rows[:: max(1, len(rows) // 300)]:
         for w_ih in (row.view(width, 1), row.repeat(2, 1).t()[:, :1]):
             output, _ = rnn(one, None, [w_ih, none], nonlinearity="relu", bias=False)
-            assert torch.equal(output.view(-1), row.relu())
+            assert torch.equal(output.view(-1), as_multiplied(row, isa).relu())
         weights = [torch.zeros(width, 1, dtype=dtype), none, row, torch.zeros_like(row)]
         assert torch.equal(rnn(one, None, weights, nonlinearity="relu")[0].view(-1), row.relu())
 
@@ -61,7 +68,7 @@ def test_results_are_rounded_to_nearest_even(dtype: torch.dtype, isa: str) -> No
     values = values[(values >= 0) & values.isfinite()]
     unit = torch.nextafter(values, torch.tensor(torch.inf, dtype=dtype)) - values
     rows = torch.cat([torch.stack([values, (unit * part).to(dtype)], 1) for part in FRACTIONS])
-    exact = rows.float().sum(1)  # two numbers this close add up without rounding
+    exact = as_multiplied(rows, isa).float().sum(1)  # two numbers this close add up without rounding
     assert_same_numbers(relu_of_sums(rows), exact.to(dtype))
 
 

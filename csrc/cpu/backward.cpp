@@ -15,12 +15,13 @@
 namespace rnn_ext::cpu {
 namespace {
 
-template <class S>
+template <class S, class O>
 class Backward {
   using T = Arithmetic<S>;
+  static constexpr bool rounds_dz = !std::is_same_v<O, T>;  // for all but the recurrence
 
  public:
-  Backward(const BackwardTask<S>& task, const Kernels<S>& kernels, const Plan& plan)
+  Backward(const BackwardTask<S>& task, const Kernels<S, O>& kernels, const Plan& plan)
       : p_(task.problem),
         g_(task.gradients),
         kernels_(kernels),
@@ -33,9 +34,12 @@ class Backward {
     for (auto& dz : dz_) {
       dz = Buffer<T>(rows * h);
     }
+    if (rounds_dz) {
+      rounded_dz_ = Buffer<O>(rows * h);
+    }
     seed_ = Buffer<T>(p_.steps.batch * h);
     if (g_.input) {
-      weight_ih_ = Buffer<T>(packed_size(kernels, p_.input_size, h));
+      weight_ih_ = Buffer<O>(packed_size(kernels, p_.input_size, h));
     }
     if (is_widened<S>) {
       grad_hx_ = Buffer<T>(g_.hx ? p_.steps.batch * h : 0);
@@ -46,13 +50,13 @@ class Backward {
     }
     if (g_.weight_ih || g_.weight_hh) {
       const std::int64_t tiles = (h + kernels.tile_rows - 1) / kernels.tile_rows;
-      dz_tiles_ = Buffer<T>(tiles * kernels.tile_rows * rows);
+      dz_tiles_ = Buffer<O>(tiles * kernels.tile_rows * filled(kernels, rows));
     }
     if (g_.weight_ih) {
-      inputs_ = Buffer<T>(packed_size(kernels, p_.input_size, rows));
+      inputs_ = Buffer<O>(packed_size(kernels, p_.input_size, rows));
     }
     if (g_.weight_hh) {
-      states_ = Buffer<T>(packed_size(kernels, h, rows));
+      states_ = Buffer<O>(packed_size(kernels, h, rows));
       zeros_ = Buffer<S>(h);
       std::fill_n(zeros_.data(), h, S{});
     }
@@ -67,10 +71,10 @@ class Backward {
     int parity = 0;
     for (std::int64_t s = p_.steps.count - 1; s >= 0; parity ^= 1, accumulate = true) {
       const Chunk chunk = take_chunk(p_, s, -1, chunk_rows_);
-      const Dz dz{dz_[parity].data(), p_.steps.offset(chunk.first), p_.hidden_size};
+      const Dz dz = dz_of(chunk, parity);
       for (const std::int64_t end = s - (chunk.last - chunk.first + 1); s > end; --s) {
         const std::int64_t t = p_.step(s);
-        step(t, dz.row(p_.steps.offset(t)), later_dz, share);
+        step(t, dz, later_dz, share);
         later_dz = dz.row(p_.steps.offset(t));
         if (share.meets) {
           member.barrier();
@@ -86,30 +90,43 @@ class Backward {
   }
 
  private:
-  // The dz of one chunk: rows in time order, from row `first` of the sequence on.
+  // The dz of one chunk: rows in time order, from row `first` of the sequence on; as the recurrence
+  // takes them, and as the products over all of the chunk do.
   struct Dz {
     T* data;
+    O* operand;
     std::int64_t first;
     std::int64_t stride;
 
     T* row(std::int64_t r) const { return data + (r - first) * stride; }
+    O* operand_row(std::int64_t r) const { return operand + (r - first) * stride; }
   };
 
-  void pack_weights(const Team::Member& member) const {
-    const auto pack = [&](Matrix<const S> w, std::int64_t count, T* panels) {
-      const Range columns = column_share(kernels_, count, member);
-      if (!columns.empty()) {
-        kernels_.pack(w.part(0, columns.begin), columns.size(), p_.hidden_size,
-                      panels + columns.begin * p_.hidden_size, p_.hidden_size, 0);
-      }
-    };
-    pack(p_.weight_hh, p_.hidden_size, weight_hh_.data());
-    if (weight_ih_.data()) {
-      pack(p_.weight_ih, p_.input_size, weight_ih_.data());
+  Dz dz_of(const Chunk& chunk, int parity) const {
+    T* const data = dz_[parity].data();
+    const std::int64_t first = p_.steps.offset(chunk.first);
+    if constexpr (rounds_dz) {
+      return {data, rounded_dz_.data(), first, p_.hidden_size};
+    } else {
+      return {data, data, first, p_.hidden_size};
     }
   }
 
-  void step(std::int64_t t, T* dz, const T* later_dz, const StepShare& share) const {
+  void pack_weights(const Team::Member& member) const {
+    const Range states = column_share(kernels_, p_.hidden_size, member);
+    if (!states.empty()) {
+      kernels_.pack(p_.weight_hh.part(0, states.begin), states.size(), p_.hidden_size,
+                    weight_hh_.data() + states.begin * p_.hidden_size, p_.hidden_size, 0);
+    }
+    const Range inputs = column_share(kernels_, p_.input_size, member);
+    if (weight_ih_.data() && !inputs.empty()) {
+      kernels_.pack_operand(p_.weight_ih.part(0, inputs.begin), inputs.size(), p_.hidden_size,
+                            weight_ih_.data() + inputs.begin * filled(kernels_, p_.hidden_size),
+                            p_.hidden_size, 0);
+    }
+  }
+
+  void step(std::int64_t t, const Dz& dz, const T* later_dz, const StepShare& share) const {
     const std::int64_t carried = std::min(p_.steps.rows_or_none(p_.next(t)), p_.steps.rows(t));
     const Range rows = share.rows.below(p_.steps.rows(t));
     retreat(t, rows.below(carried), share.columns, dz, later_dz);
@@ -117,11 +134,12 @@ class Backward {
   }
 
   // dz for some rows of step t; later_dz null: their last step, where the gradient of h_n enters.
-  void retreat(std::int64_t t, Range rows, Range columns, T* dz, const T* later_dz) const {
+  void retreat(std::int64_t t, Range rows, Range columns, const Dz& dz, const T* later_dz) const {
     if (rows.empty() || columns.empty()) {
       return;
     }
     const Matrix<const S> h = p_.output.at(p_.steps, t);
+    const std::int64_t first = p_.steps.offset(t) + rows.begin;
     Product<S> product;
     product.rows = rows.size();
     product.inner = later_dz ? p_.hidden_size : 0;
@@ -129,8 +147,12 @@ class Backward {
     product.a = later_dz ? later_dz + rows.begin * p_.hidden_size : nullptr;
     product.a_stride = p_.hidden_size;
     product.b = weight_hh_.data() + columns.begin * p_.hidden_size;
-    product.c = dz + rows.begin * p_.hidden_size + columns.begin;
+    product.c = dz.row(first) + columns.begin;
     product.c_stride = p_.hidden_size;
+    if constexpr (rounds_dz) {
+      product.stored = dz.operand_row(first) + columns.begin;
+      product.stored_stride = p_.hidden_size;
+    }
     product.finish =
         p_.nonlinearity == Nonlinearity::tanh ? Finish::chain_tanh : Finish::chain_relu;
     product.h = h.row(rows.begin) + columns.begin;
@@ -170,11 +192,11 @@ class Backward {
       const Range rows = member.share(chunk.rows);
       const Matrix<S> target = g_.input.at(p_.steps, chunk.first);
       const Matrix<T> dx = writable(target, as_rows(grad_input_, p_.input_size));
-      Product<S> product;
+      Product<S, O> product;
       product.rows = rows.size();
       product.inner = p_.hidden_size;
       product.columns = p_.input_size;
-      product.a = dz.data + rows.begin * p_.hidden_size;
+      product.a = dz.operand + rows.begin * p_.hidden_size;
       product.a_stride = p_.hidden_size;
       product.b = weight_ih_.data();
       product.c = dx.row(rows.begin);
@@ -188,7 +210,7 @@ class Backward {
         product.init = g_.add_to_input ? product.c : nullptr;
         product.init_stride = product.c_stride;
       }
-      kernels_.product(product);
+      kernels_.operand_product(product);
     }
     if (!g_.hx) {
       return;
@@ -225,10 +247,10 @@ class Backward {
   // The chunk's x and h_{t-1} in panels, and dz in tiles: the operands of the weight gradients.
   // Panels are shared out by rows, since a narrow operand has but one of them.
   void pack_operands(const Chunk& chunk, const Dz& dz, const Team::Member& member) const {
-    const Range rows = member.share(chunk.rows);
+    const Range rows = member.share(chunk.rows, kernels_.terms);
     if (g_.weight_ih) {
       for_linear_runs(p_.input, p_.steps, chunk, rows, [&](Range run, Matrix<const S> x) {
-        kernels_.pack(x, p_.input_size, run.size(), inputs_.data(), chunk.rows, run.begin);
+        kernels_.pack_operand(x, p_.input_size, run.size(), inputs_.data(), chunk.rows, run.begin);
       });
     }
     if (g_.weight_hh) {
@@ -236,8 +258,9 @@ class Backward {
     }
     if (dz_tiles_.data()) {
       const Range columns = member.share(p_.hidden_size, kernels_.tile_rows);
-      kernels_.pack_tiles({dz.data + columns.begin, p_.hidden_size, 1}, columns.size(), chunk.rows,
-                          dz_tiles_.data() + columns.begin * chunk.rows);
+      kernels_.pack_tiles({dz.operand + columns.begin, p_.hidden_size, 1}, columns.size(),
+                          chunk.rows,
+                          dz_tiles_.data() + columns.begin * filled(kernels_, chunk.rows));
     }
   }
 
@@ -247,8 +270,8 @@ class Backward {
     const auto write = [&](Matrix<const S> source, std::int64_t at, std::int64_t count) {
       const Range rows = Range{at, at + count}.from(share.begin).below(share.end);
       if (!rows.empty()) {
-        kernels_.pack(source.part(rows.begin - at, 0), p_.hidden_size, rows.size(), states_.data(),
-                      chunk.rows, rows.begin);
+        kernels_.pack_operand(source.part(rows.begin - at, 0), p_.hidden_size, rows.size(),
+                              states_.data(), chunk.rows, rows.begin);
       }
     };
     const Matrix<const S> hx = p_.hx ? p_.hx : Matrix<const S>{zeros_.data(), 0, 1};
@@ -284,13 +307,13 @@ class Backward {
     if (rows.empty()) {
       return;
     }
-    const auto add = [&](Matrix<T> gradient, std::int64_t columns, const Buffer<T>& panels) {
+    const auto add = [&](Matrix<T> gradient, std::int64_t columns, const Buffer<O>& panels) {
       if (gradient) {
-        OuterProduct<T> product;
+        OuterProduct<O> product;
         product.inner = chunk.rows;
         product.rows = rows.size();
         product.columns = columns;
-        product.a = dz_tiles_.data() + rows.begin * chunk.rows;
+        product.a = dz_tiles_.data() + rows.begin * filled(kernels_, chunk.rows);
         product.b = panels.data();
         product.g = gradient.row(rows.begin);
         product.g_stride = gradient.row_stride;
@@ -339,16 +362,17 @@ class Backward {
 
   const Problem<S>& p_;
   const Gradients<S>& g_;
-  const Kernels<S>& kernels_;
+  const Kernels<S, O>& kernels_;
   const Plan& plan_;
   std::int64_t chunk_rows_;
   Buffer<T> weight_hh_;
-  Buffer<T> weight_ih_;
+  Buffer<O> weight_ih_;
   Buffer<T> dz_[2];
+  Buffer<O> rounded_dz_;
   Buffer<T> seed_;
-  Buffer<T> dz_tiles_;
-  Buffer<T> inputs_;
-  Buffer<T> states_;
+  Buffer<O> dz_tiles_;
+  Buffer<O> inputs_;
+  Buffer<O> states_;
   Buffer<S> zeros_;
   Buffer<T> grad_hx_;
   Buffer<T> grad_input_;
@@ -359,10 +383,10 @@ class Backward {
 
 }  // namespace
 
-template <class S>
-void run_backward(const std::vector<BackwardTask<S>>& tasks, const Kernels<S>& kernels, int threads,
-                  ParallelFor parallel_for) {
-  run_directions<Backward<S>>(tasks, kernels, threads, parallel_for);
+template <class S, class O>
+void run_backward(const std::vector<BackwardTask<S>>& tasks, const Kernels<S, O>& kernels,
+                  int threads, ParallelFor parallel_for) {
+  run_directions<Backward<S, O>>(tasks, kernels, threads, parallel_for);
 }
 
 template void run_backward(const std::vector<BackwardTask<float>>&, const Kernels<float>&, int,
@@ -371,6 +395,8 @@ template void run_backward(const std::vector<BackwardTask<double>>&, const Kerne
                            ParallelFor);
 template void run_backward(const std::vector<BackwardTask<BFloat16>>&, const Kernels<BFloat16>&,
                            int, ParallelFor);
+template void run_backward(const std::vector<BackwardTask<BFloat16>>&,
+                           const Kernels<BFloat16, BFloat16>&, int, ParallelFor);
 template void run_backward(const std::vector<BackwardTask<Half>>&, const Kernels<Half>&, int,
                            ParallelFor);
 

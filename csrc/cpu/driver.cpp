@@ -262,17 +262,19 @@ void guarded(F&& f) {
   }
 }
 
+// Calls f with the kernels for values stored as `dtype`.
 template <class F>
-void with_type(ScalarType dtype, F&& f) {
+void with_kernels(ScalarType dtype, F&& f) {
+  const KernelSet& set = kernels();
   switch (dtype) {
     case ScalarType::Float:
-      return f(float{});
+      return f(set.f32);
     case ScalarType::Double:
-      return f(double{});
+      return f(set.f64);
     case ScalarType::BFloat16:
-      return f(BFloat16{});
+      return set.bf16_products ? f(*set.bf16_products) : f(set.bf16);
     default:
-      return f(Half{});
+      return f(set.f16);
   }
 }
 
@@ -291,14 +293,13 @@ std::tuple<Tensor, Tensor> rnn_forward(Tensor input, std::optional<Tensor> hx,
   Tensor output = call.new_output();
   Tensor h_n = call.new_state();
   if (output.numel() > 0) {
-    with_type(call.dtype, [&](auto zero_of_type) {
-      using T = decltype(zero_of_type);
+    with_kernels(call.dtype, [&]<class T, class O>(const Kernels<T, O>& kernels) {
       guarded([&] {
         std::vector<ForwardTask<T>> tasks;
         for (std::int64_t d = 0; d < call.directions; ++d) {
           tasks.push_back({call.problem<T>(output, d), Call::slice<T>(h_n, d)});
         }
-        run_forward(tasks, kernels().of<T>(), thread_limit(), torch_parallel_for);
+        run_forward(tasks, kernels, thread_limit(), torch_parallel_for);
       });
     });
   }
@@ -342,8 +343,7 @@ std::vector<Tensor> rnn_backward(std::optional<Tensor> grad_output, std::optiona
   }
 
   if (output.numel() > 0) {
-    with_type(call.dtype, [&](auto zero_of_type) {
-      using T = decltype(zero_of_type);
+    with_kernels(call.dtype, [&]<class T, class O>(const Kernels<T, O>& kernels) {
       guarded([&] {
         std::vector<BackwardTask<T>> tasks;
         for (std::int64_t d = 0; d < call.directions; ++d) {
@@ -377,7 +377,7 @@ std::vector<Tensor> rnn_backward(std::optional<Tensor> grad_output, std::optiona
           }
           tasks.push_back({call.problem<T>(output, d), g});
         }
-        run_backward(tasks, kernels().of<T>(), thread_limit(), torch_parallel_for);
+        run_backward(tasks, kernels, thread_limit(), torch_parallel_for);
       });
     });
   }

@@ -13,18 +13,19 @@
 namespace rnn_ext::cpu {
 namespace {
 
-template <class S>
+template <class S, class O>
 class Forward {
   using T = Arithmetic<S>;
+  static constexpr bool takes_stored = std::is_same_v<S, O>;  // the projection does
 
  public:
-  Forward(const ForwardTask<S>& task, const Kernels<S>& kernels, const Plan& plan)
+  Forward(const ForwardTask<S>& task, const Kernels<S, O>& kernels, const Plan& plan)
       : p_(task.problem),
         h_n_(task.h_n),
         kernels_(kernels),
         plan_(plan),
         keeps_rows_(plan.split != Split::columns && !p_.steps.batch_sizes),
-        gathers_(is_widened<S> || !(keeps_rows_ || p_.input.is_linear(p_.steps))),
+        gathers_(!takes_stored || !(keeps_rows_ || p_.input.is_linear(p_.steps))),
         chunk_rows_(
             projection_rows(gathers_ ? std::max(p_.hidden_size, p_.input_size) : p_.hidden_size)),
         weight_ih_(packed_size(kernels, p_.hidden_size, p_.input_size)),
@@ -35,7 +36,7 @@ class Forward {
     const std::int64_t rows =
         std::min(std::max(chunk_rows_, p_.steps.batch), p_.steps.total_rows());
     if (gathers_) {
-      input_ = Buffer<T>(rows * p_.input_size);
+      input_ = Buffer<O>(rows * p_.input_size);
     }
     if (is_widened<S>) {
       states_ = Buffer<T>(rows * p_.hidden_size);
@@ -89,7 +90,8 @@ class Forward {
   // A chunk in scratch memory of `columns` values a row. A member that keeps to its batch rows has
   // those of all steps side by side, in a part that is its own through all chunks: no core writes
   // into another's cache, and none has to wait.
-  Sequence<T> in_scratch(const Buffer<T>& buffer, std::int64_t columns, const Chunk& chunk,
+  template <class U>
+  Sequence<U> in_scratch(const Buffer<U>& buffer, std::int64_t columns, const Chunk& chunk,
                          const StepShare& share) const {
     if (!keeps_rows_) {
       return {buffer.data() - p_.steps.offset(chunk.first) * columns, p_.steps.batch * columns,
@@ -108,8 +110,9 @@ class Forward {
     if (columns.empty()) {
       return;
     }
-    kernels_.pack_transposed(p_.weight_ih.part(columns.begin, 0), columns.size(), p_.input_size,
-                             weight_ih_.data() + columns.begin * p_.input_size);
+    kernels_.pack_operand_transposed(
+        p_.weight_ih.part(columns.begin, 0), columns.size(), p_.input_size,
+        weight_ih_.data() + columns.begin * filled(kernels_, p_.input_size));
     kernels_.pack_transposed(p_.weight_hh.part(columns.begin, 0), columns.size(), p_.hidden_size,
                              weight_hh_.data() + columns.begin * p_.hidden_size);
     if (!p_.hx) {
@@ -146,9 +149,9 @@ class Forward {
   // differ in rows, those of the chunk are shared out evenly.
   void project(const Chunk& chunk, const Sequence<T>& h, const StepShare& share,
                Team::Member& member) const {
-    const Sequence<const T> x = readable_input(chunk, share, member);
+    const Sequence<const O> x = readable_input(chunk, share, member);
     if (keeps_rows_) {
-      for_own_runs(chunk, share, x, h, [&](std::int64_t rows, Matrix<const T> from, Matrix<T> to) {
+      for_own_runs(chunk, share, x, h, [&](std::int64_t rows, Matrix<const O> from, Matrix<T> to) {
         project_rows(rows, from, to, share.columns);
       });
       return;
@@ -162,42 +165,42 @@ class Forward {
     }
   }
 
-  void project_rows(std::int64_t rows, Matrix<const T> x, Matrix<T> h, Range columns) const {
+  void project_rows(std::int64_t rows, Matrix<const O> x, Matrix<T> h, Range columns) const {
     if (rows <= 0 || columns.empty()) {
       return;
     }
-    Product<S> product;
+    Product<S, O> product;
     product.rows = rows;
     product.inner = p_.input_size;
     product.columns = columns.size();
     product.a = x.data;
     product.a_stride = x.row_stride;
-    product.b = weight_ih_.data() + columns.begin * p_.input_size;
+    product.b = weight_ih_.data() + columns.begin * filled(kernels_, p_.input_size);
     product.init = bias_.data() ? bias_.data() + columns.begin : nullptr;
     product.c = h.data + columns.begin;
     product.c_stride = h.row_stride;
-    kernels_.product(product);
+    kernels_.operand_product(product);
   }
 
-  // The chunk's input in T; gathered where the kernels can't read it in place.
-  Sequence<const T> readable_input(const Chunk& chunk, const StepShare& share,
+  // The chunk's input; gathered where the kernels can't read it in place.
+  Sequence<const O> readable_input(const Chunk& chunk, const StepShare& share,
                                    Team::Member& member) const {
-    if constexpr (!is_widened<S>) {
+    if constexpr (takes_stored) {
       if (!gathers_) {
         return p_.input;
       }
     }
-    const Sequence<T> gathered = in_scratch(input_, p_.input_size, chunk, share);
+    const Sequence<O> gathered = in_scratch(input_, p_.input_size, chunk, share);
     if (keeps_rows_) {
       for_own_runs(chunk, share, p_.input, gathered,
-                   [&](std::int64_t rows, Matrix<const S> x, Matrix<T> to) {
-                     kernels_.widen(x, rows, p_.input_size, to);
+                   [&](std::int64_t rows, Matrix<const S> x, Matrix<O> to) {
+                     kernels_.gather(x, rows, p_.input_size, to);
                    });
     } else {
       for_linear_runs(p_.input, p_.steps, chunk, member.share(chunk.rows),
                       [&](Range rows, Matrix<const S> x) {
-                        kernels_.widen(x, rows.size(), p_.input_size,
-                                       as_rows(input_, p_.input_size).part(rows.begin, 0));
+                        kernels_.gather(x, rows.size(), p_.input_size,
+                                        as_rows(input_, p_.input_size).part(rows.begin, 0));
                       });
       member.barrier();
     }
@@ -295,17 +298,17 @@ class Forward {
 
   const Problem<S>& p_;
   Matrix<S> h_n_;
-  const Kernels<S>& kernels_;
+  const Kernels<S, O>& kernels_;
   const Plan& plan_;
   bool keeps_rows_;  // each member computes its own batch rows from first to last
   bool gathers_;     // x is copied, into rows at one stride
   std::int64_t chunk_rows_;
-  Buffer<T> weight_ih_;
+  Buffer<O> weight_ih_;
   Buffer<T> weight_hh_;
   Buffer<T> bias_;
   Buffer<T> zeros_;
   Buffer<T> from_zeros_;  // W_hh times zeros
-  Buffer<T> input_;
+  Buffer<O> input_;
   Buffer<T> states_;
   Buffer<T> carried_;
   Buffer<T> hx_;
@@ -313,10 +316,10 @@ class Forward {
 
 }  // namespace
 
-template <class S>
-void run_forward(const std::vector<ForwardTask<S>>& tasks, const Kernels<S>& kernels, int threads,
-                 ParallelFor parallel_for) {
-  run_directions<Forward<S>>(tasks, kernels, threads, parallel_for);
+template <class S, class O>
+void run_forward(const std::vector<ForwardTask<S>>& tasks, const Kernels<S, O>& kernels,
+                 int threads, ParallelFor parallel_for) {
+  run_directions<Forward<S, O>>(tasks, kernels, threads, parallel_for);
 }
 
 template void run_forward(const std::vector<ForwardTask<float>>&, const Kernels<float>&, int,
@@ -325,6 +328,8 @@ template void run_forward(const std::vector<ForwardTask<double>>&, const Kernels
                           ParallelFor);
 template void run_forward(const std::vector<ForwardTask<BFloat16>>&, const Kernels<BFloat16>&, int,
                           ParallelFor);
+template void run_forward(const std::vector<ForwardTask<BFloat16>>&,
+                          const Kernels<BFloat16, BFloat16>&, int, ParallelFor);
 template void run_forward(const std::vector<ForwardTask<Half>>&, const Kernels<Half>&, int,
                           ParallelFor);
 

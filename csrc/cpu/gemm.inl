@@ -5,6 +5,9 @@
 // of rows, so the limit is one fused multiply-add per B load and MR: flops for tall tiles, cache
 // bandwidth of B for a single row.
 
+// Terms<O> says how many terms of the sum a multiply-add takes of operands of type O, and in which
+// registers.
+
 template <class S>
 struct Out {
   using T = Arithmetic<S>;
@@ -126,12 +129,13 @@ template <class S, int MR, int NV>
   }
 }
 
-// A is read in place with a row stride (PackedA false), or as a packed tile of tile_rows values
-// for each k.
-template <class S, int MR, int NV, bool PackedA>
-void tile(const Arithmetic<S>* a, std::int64_t a_stride, const Arithmetic<S>* b, std::int64_t inner,
-          const Out<S>& out) {
+// A is read in place with a row stride (PackedA false), or as a packed tile, of which `inner`
+// counts what it is filled up to.
+template <class S, class O, int MR, int NV, bool PackedA>
+void tile(const O* a, std::int64_t a_stride, const O* b, std::int64_t inner, const Out<S>& out) {
   using V = Vector<Arithmetic<S>>;
+  using Register = typename Terms<O>::Register;
+  constexpr int terms = Terms<O>::count;
   constexpr std::int64_t b_stride = NV * V::width;
   V acc[MR][NV];
 #pragma GCC unroll 8
@@ -141,40 +145,55 @@ void tile(const Arithmetic<S>* a, std::int64_t a_stride, const Arithmetic<S>* b,
       acc[i][j] = V::broadcast(0);
     }
   }
-  for (std::int64_t k = 0; k < inner; ++k) {
-    V b_k[NV];
+  const auto add = [&](std::int64_t k, auto broadcast) __attribute__((always_inline)) {
+    Register b_k[NV];
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) {
-      b_k[j] = V::load(b + k * b_stride + j * V::width);
+      b_k[j] = Register::load(b + k * b_stride + j * terms * V::width);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) {
-      const V a_ik = V::broadcast(PackedA ? a[k * tile_rows + i] : a[i * a_stride + k]);
+      const Register a_ik =
+          broadcast(PackedA ? a + k * tile_rows + i * terms : a + i * a_stride + k);
 #pragma GCC unroll 8
       for (int j = 0; j < NV; ++j) {
         acc[i][j] = multiply_add(a_ik, b_k[j], acc[i][j]);
       }
     }
+  };
+  std::int64_t k = 0;
+  for (; k + terms <= inner; k += terms) {
+    add(k, Terms<O>::broadcast);
+  }
+  if constexpr (terms > 1 && !PackedA) {
+    if (k < inner) {
+      add(k, Terms<O>::broadcast_last);
+    }
   }
   store_tile<S, MR, NV>(acc, out);
 }
 
-template <class S>
-using TileFunction = void (*)(const Arithmetic<S>*, std::int64_t, const Arithmetic<S>*,
-                              std::int64_t, const Out<S>&);
+template <class S, class O>
+using TileFunction = void (*)(const O*, std::int64_t, const O*, std::int64_t, const Out<S>&);
 
-template <class S, bool PackedA, int... I>
+template <class S, class O, bool PackedA, int... I>
 constexpr auto make_tile_table(std::integer_sequence<int, I...>) {
-  return std::array<TileFunction<S>, sizeof...(I)>{
-      tile<S, I / tile_vectors + 1, I % tile_vectors + 1, PackedA>...};
+  return std::array<TileFunction<S, O>, sizeof...(I)>{
+      tile<S, O, I / tile_vectors + 1, I % tile_vectors + 1, PackedA>...};
 }
 
 // The tile of the given number of rows and vectors.
-template <class S, bool PackedA>
-inline TileFunction<S> find_tile(std::int64_t rows, std::int64_t vectors) {
+template <class S, class O, bool PackedA>
+inline TileFunction<S, O> find_tile(std::int64_t rows, std::int64_t vectors) {
   static constexpr auto table =
-      make_tile_table<S, PackedA>(std::make_integer_sequence<int, tile_rows * tile_vectors>{});
+      make_tile_table<S, O, PackedA>(std::make_integer_sequence<int, tile_rows * tile_vectors>{});
   return table[(rows - 1) * tile_vectors + vectors - 1];
+}
+
+// The inner dimension of packed operands.
+template <class O>
+inline std::int64_t filled(std::int64_t inner) {
+  return (inner + Terms<O>::count - 1) / Terms<O>::count * Terms<O>::count;
 }
 
 // A column panel of C: its width in vectors and the columns in the last of them.
@@ -194,14 +213,14 @@ struct PanelShape {
   std::int64_t line() const { return vectors * Vector<T>::width; }
 };
 
-template <class S>
-void product(const Product<S>& p) {
+template <class S, class O>
+void product(const Product<S, O>& p) {
   using T = Arithmetic<S>;
   constexpr std::int64_t panel_columns = tile_vectors * Vector<T>::width;
   const std::int64_t tiles = (p.rows + tile_rows - 1) / tile_rows;
   for (std::int64_t column = 0; column < p.columns; column += panel_columns) {
     const PanelShape<T> shape(p.columns - column);
-    const T* panel = p.b + column * p.inner;
+    const O* panel = p.b + column * filled<O>(p.inner);
     std::int64_t k = 0;
     do {
       const std::int64_t block = std::min(reduction_block, p.inner - k);
@@ -225,8 +244,8 @@ void product(const Product<S>& p) {
           out.stored = at(p.stored, p.stored_stride);
           out.stored_stride = p.stored_stride;
         }
-        find_tile<S, false>(height, shape.vectors)(p.a + row * p.a_stride + k, p.a_stride,
-                                                   panel + k * shape.line(), block, out);
+        find_tile<S, O, false>(height, shape.vectors)(p.a + row * p.a_stride + k, p.a_stride,
+                                                      panel + k * shape.line(), block, out);
         row += height;
       }
       k += block;
@@ -234,21 +253,23 @@ void product(const Product<S>& p) {
   }
 }
 
-template <class T>
-void outer_product(const OuterProduct<T>& p) {
+template <class O>
+void outer_product(const OuterProduct<O>& p) {
+  using T = Arithmetic<O>;
   constexpr std::int64_t panel_columns = tile_vectors * Vector<T>::width;
+  const std::int64_t inner = filled<O>(p.inner);
   for (std::int64_t column = 0; column < p.columns; column += panel_columns) {
     const PanelShape<T> shape(p.columns - column);
-    const T* panel = p.b + column * p.inner;
-    for (std::int64_t k = 0; k < p.inner; k += reduction_block) {
-      const std::int64_t block = std::min(reduction_block, p.inner - k);
+    const O* panel = p.b + column * inner;
+    for (std::int64_t k = 0; k < inner; k += reduction_block) {
+      const std::int64_t block = std::min(reduction_block, inner - k);
       for (std::int64_t row = 0; row < p.rows; row += tile_rows) {
         T* g = p.g + row * p.g_stride + column;
         const bool add = p.accumulate || k > 0;
         const Out<T> out{add ? g : nullptr, p.g_stride, g, p.g_stride, shape.last};
         const std::int64_t height = std::min<std::int64_t>(tile_rows, p.rows - row);
-        find_tile<T, true>(height, shape.vectors)(p.a + row * p.inner + k * tile_rows, 0,
-                                                  panel + k * shape.line(), block, out);
+        find_tile<T, O, true>(height, shape.vectors)(p.a + row * inner + k * tile_rows, 0,
+                                                     panel + k * shape.line(), block, out);
       }
     }
   }

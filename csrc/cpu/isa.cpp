@@ -37,11 +37,17 @@ const Level levels[] = {
        return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512dq") != 0 &&
               __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512vl") != 0;
      }},
+    {avx512_bf16_kernels,
+     [] {
+       return __builtin_cpu_supports("avx512bf16") != 0 &&
+              __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
+              __builtin_cpu_supports("avx512vl") != 0;
+     }},
 #endif
 };
 
 // A name that another machine's build knows is a valid cap here too.
-const char* const known_names[] = {"generic", "avx2", "avx512"};
+const char* const known_names[] = {"generic", "avx2", "avx512", "avx512_bf16"};
 
 const KernelSet* best(const std::string& cap) {
   int limit = -1;

@@ -1,6 +1,7 @@
 // What a kernel set offers. One set exists per ISA level; all are compiled from kernels.inl, and
 // isa.cpp picks one at run time. A set has kernels for each type S that values are stored in; they
-// compute in T = Arithmetic<S>, and packing, widening and narrowing convert between the two.
+// compute in T = Arithmetic<S>. The recurrence takes its operands in T. Products over the rows of
+// many steps take theirs in O: T too, or S where the machine multiplies values as they are stored.
 //
 // Reproducibility is decided here: the sum over an inner dimension is cut into blocks of
 // `reduction_block` terms, each block is one chain of fused multiply-adds, and blocks are added in
@@ -26,16 +27,16 @@ enum class Finish {
 };
 
 // C[r, c] = finish(init[r, c] + Σ_k A[r, k] B[k, c] + seed[r, c]), B packed in column panels.
-template <class S>
+template <class S, class O = Arithmetic<S>>
 struct Product {
   using T = Arithmetic<S>;
 
   std::int64_t rows = 0;
   std::int64_t inner = 0;
   std::int64_t columns = 0;
-  const T* a = nullptr;
+  const O* a = nullptr;
   std::int64_t a_stride = 0;
-  const T* b = nullptr;          // the panel of column 0
+  const O* b = nullptr;          // the panel of column 0
   const T* init = nullptr;       // null: zero
   std::int64_t init_stride = 0;  // 0: one row for all
   T* c = nullptr;
@@ -50,43 +51,53 @@ struct Product {
 };
 
 // G[m, n] (+)= Σ_r A[r, m] B[r, n], A packed in row tiles, B in column panels.
-template <class T>
+template <class O>
 struct OuterProduct {
+  using T = Arithmetic<O>;
+
   std::int64_t inner = 0;
   std::int64_t rows = 0;
   std::int64_t columns = 0;
-  const T* a = nullptr;
-  const T* b = nullptr;
+  const O* a = nullptr;
+  const O* b = nullptr;
   T* g = nullptr;
   std::int64_t g_stride = 0;
   bool accumulate = false;
 };
 
-template <class S>
+template <class S, class O = Arithmetic<S>>
 struct Kernels {
   using T = Arithmetic<S>;
 
   std::int64_t panel_columns;  // columns of a packed panel of B
   std::int64_t tile_rows;      // rows of a packed tile of A
+  std::int64_t terms;          // packed operands in O have a multiple of this many for the sum
 
   // Packs B for the products. A panel of B holds, for each k, the values of panel_columns columns
   // (of the last panel: of its own columns, filled up with zeros to whole vectors); panel p of B
-  // starts at p · panel_columns · (inner dimension of B).
+  // starts at p · panel_columns · (inner dimension of B). In O, the values of `terms` successive
+  // k stand together, and the inner dimension counts as filled up to a multiple of that.
   //
   // All of B = Wᵀ, for W (columns, inner).
   void (*pack_transposed)(Matrix<const S> w, std::int64_t columns, std::int64_t inner, T* panels);
+  void (*pack_operand_transposed)(Matrix<const S> w, std::int64_t columns, std::int64_t inner,
+                                  O* panels);
   // Rows [at, at + rows) of B, which are those of W; B has `inner` rows in all.
   void (*pack)(Matrix<const S> w, std::int64_t columns, std::int64_t rows, T* panels,
                std::int64_t inner, std::int64_t at);
+  void (*pack_operand)(Matrix<const S> w, std::int64_t columns, std::int64_t rows, O* panels,
+                       std::int64_t inner, std::int64_t at);
   // A for OuterProduct: tile_rows values for each k, successive tiles tile_rows·inner apart.
-  void (*pack_tiles)(Matrix<const T> a, std::int64_t rows, std::int64_t inner, T* tiles);
+  void (*pack_tiles)(Matrix<const O> a, std::int64_t rows, std::int64_t inner, O* tiles);
 
   // target[r, c] = source[r, c]; all column strides are 1 but the source's of widen.
   void (*widen)(Matrix<const S> source, std::int64_t rows, std::int64_t columns, Matrix<T> target);
   void (*narrow)(Matrix<const T> source, std::int64_t rows, std::int64_t columns, Matrix<S> target);
+  void (*gather)(Matrix<const S> source, std::int64_t rows, std::int64_t columns, Matrix<O> target);
 
   void (*product)(const Product<S>&);
-  void (*outer_product)(const OuterProduct<T>&);
+  void (*operand_product)(const Product<S, O>&);
+  void (*outer_product)(const OuterProduct<O>&);
   // sums[c] (+)= Σ_r a[r, c]
   void (*column_sums)(Matrix<const T> a, std::int64_t rows, std::int64_t columns, T* sums,
                       bool accumulate);
@@ -98,25 +109,15 @@ struct KernelSet {
   Kernels<double> f64;
   Kernels<BFloat16> bf16;
   Kernels<Half> f16;
-
-  template <class S>
-  const Kernels<S>& of() const {
-    if constexpr (std::is_same_v<S, float>) {
-      return f32;
-    } else if constexpr (std::is_same_v<S, double>) {
-      return f64;
-    } else if constexpr (std::is_same_v<S, BFloat16>) {
-      return bf16;
-    } else {
-      return f16;
-    }
-  }
+  // Null where the machine has no products of bfloat16.
+  const Kernels<BFloat16, BFloat16>* bf16_products = nullptr;
 };
 
 extern const KernelSet generic_kernels;
 #if defined(__x86_64__)
 extern const KernelSet avx2_kernels;
 extern const KernelSet avx512_kernels;
+extern const KernelSet avx512_bf16_kernels;
 #endif
 
 }  // namespace rnn_ext::cpu

@@ -3,6 +3,15 @@
 // include nothing itself: a standard function instantiated under the pragma could replace, at link
 // time, the one that the rest of the library uses.
 
+// A multiply-add takes one term of a sum.
+template <class O>
+struct Terms {
+  using Register = Vector<O>;
+  static constexpr int count = 1;
+
+  static Register broadcast(const O* a) { return Register::broadcast(*a); }
+};
+
 #include "cpu/gemm.inl"
 #include "cpu/pack.inl"
 #include "cpu/tanh.inl"
@@ -12,12 +21,17 @@ constexpr Kernels<S> make_kernels() {
   using T = Arithmetic<S>;
   return {tile_vectors * Vector<T>::width,
           tile_rows,
+          Terms<T>::count,
+          pack_transposed<S>,
           pack_transposed<S>,
           pack<S>,
+          pack<S>,
           pack_tiles<T>,
-          widen<S>,
+          widen<S, T>,
           narrow<S>,
-          product<S>,
+          widen<S, T>,
+          product<S, T>,
+          product<S, T>,
           outer_product<T>,
           column_sums<T>};
 }

@@ -89,17 +89,16 @@ inline void convert_row(const From* from, To* to, std::int64_t count) {
   }
 }
 
-template <class S>
-void widen(Matrix<const S> source, std::int64_t rows, std::int64_t columns,
-           Matrix<Arithmetic<S>> target) {
+template <class S, class To>
+void widen(Matrix<const S> source, std::int64_t rows, std::int64_t columns, Matrix<To> target) {
   for (std::int64_t r = 0; r < rows; ++r) {
     const S* from = source.row(r);
-    Arithmetic<S>* to = target.row(r);
+    To* to = target.row(r);
     if (source.column_stride == 1) {
       convert_row(from, to, columns);
     } else {
       for (std::int64_t c = 0; c < columns; ++c) {
-        to[c] = static_cast<Arithmetic<S>>(from[c * source.column_stride]);
+        to[c] = static_cast<To>(from[c * source.column_stride]);
       }
     }
   }

@@ -26,12 +26,12 @@ struct BackwardTask {
 };
 
 // One task for each direction of a layer. All have the same steps, of at least one row each.
-template <class S>
-void run_forward(const std::vector<ForwardTask<S>>& tasks, const Kernels<S>& kernels, int threads,
-                 ParallelFor parallel_for);
-template <class S>
-void run_backward(const std::vector<BackwardTask<S>>& tasks, const Kernels<S>& kernels, int threads,
-                  ParallelFor parallel_for);
+template <class S, class O>
+void run_forward(const std::vector<ForwardTask<S>>& tasks, const Kernels<S, O>& kernels,
+                 int threads, ParallelFor parallel_for);
+template <class S, class O>
+void run_backward(const std::vector<BackwardTask<S>>& tasks, const Kernels<S, O>& kernels,
+                  int threads, ParallelFor parallel_for);
 
 // Values stored as S are computed in T = Arithmetic<S>. Where these differ, what the kernels read
 // or write stands in a copy in T: of a step or a chunk, so that it stays in cache.
@@ -46,8 +46,8 @@ Matrix<T> as_rows(const Buffer<T>& buffer, std::int64_t columns) {
 
 // What the kernels read for `m`: m itself if they can, or else `copy`, whose rows × columns this
 // fills in.
-template <class S>
-Matrix<const Arithmetic<S>> readable(const Kernels<S>& kernels, Matrix<const S> m, Range rows,
+template <class S, class O>
+Matrix<const Arithmetic<S>> readable(const Kernels<S, O>& kernels, Matrix<const S> m, Range rows,
                                      Range columns, Matrix<Arithmetic<S>> copy) {
   if constexpr (!is_widened<S>) {
     if (m.column_stride == 1) {
@@ -69,9 +69,9 @@ Matrix<Arithmetic<S>> writable(Matrix<S> m, Matrix<Arithmetic<S>> copy) {
   }
 }
 
-template <class S>
-void write_back(const Kernels<S>& kernels, Matrix<Arithmetic<S>> written, Matrix<S> m, Range rows,
-                Range columns) {
+template <class S, class O>
+void write_back(const Kernels<S, O>& kernels, Matrix<Arithmetic<S>> written, Matrix<S> m,
+                Range rows, Range columns) {
   if constexpr (is_widened<S>) {
     kernels.narrow(written.part(rows.begin, columns.begin), rows.size(), columns.size(),
                    m.part(rows.begin, columns.begin));
@@ -96,15 +96,21 @@ void for_linear_runs(const Sequence<const S>& x, const Steps& steps, const Chunk
 }
 
 // The columns [0, count) of a packed operand that a member works on: whole panels.
-template <class S>
-Range column_share(const Kernels<S>& kernels, std::int64_t count, const Team::Member& member) {
+template <class S, class O>
+Range column_share(const Kernels<S, O>& kernels, std::int64_t count, const Team::Member& member) {
   return member.share(count, kernels.panel_columns);
 }
 
-template <class S>
-std::int64_t packed_size(const Kernels<S>& kernels, std::int64_t columns, std::int64_t inner) {
+// The inner dimension of operands packed in T, and of those packed in O.
+template <class S, class O>
+std::int64_t filled(const Kernels<S, O>& kernels, std::int64_t inner) {
+  return (inner + kernels.terms - 1) / kernels.terms * kernels.terms;
+}
+
+template <class S, class O>
+std::int64_t packed_size(const Kernels<S, O>& kernels, std::int64_t columns, std::int64_t inner) {
   return (columns + kernels.panel_columns - 1) / kernels.panel_columns * kernels.panel_columns *
-         inner;
+         filled(kernels, inner);
 }
 
 // The rows and columns of every step that a member computes.
@@ -113,8 +119,8 @@ struct StepShare {
   Range columns;
   bool meets;  // whether the members must meet after each step
 
-  template <class S>
-  static StepShare of(const Plan& plan, const Problem<S>& p, const Kernels<S>& kernels,
+  template <class S, class O>
+  static StepShare of(const Plan& plan, const Problem<S>& p, const Kernels<S, O>& kernels,
                       const Team::Member& member) {
     if (plan.split == Split::columns) {
       return {{0, p.steps.batch}, column_share(kernels, p.hidden_size, member), member.size() > 1};
@@ -125,8 +131,8 @@ struct StepShare {
 
 // Runs the directions of a layer one after the other on one team. A Direction is built from a task,
 // which takes its scratch memory, and then run by every member.
-template <class Direction, class Task, class S>
-void run_directions(const std::vector<Task>& tasks, const Kernels<S>& kernels, int threads,
+template <class Direction, class Task, class S, class O>
+void run_directions(const std::vector<Task>& tasks, const Kernels<S, O>& kernels, int threads,
                     ParallelFor parallel_for) {
   const Problem<S>& p = tasks.front().problem;
   const Plan plan = plan_for({p.steps.count, p.steps.batch, p.input_size, p.hidden_size,

@@ -141,3 +141,36 @@ inline Vector<double> power_of_two(Vector<double> x) {
   const __m512i n = _mm512_slli_epi64(_mm512_castpd_si512(x.v), 52);
   return {_mm512_castsi512_pd(_mm512_add_epi64(n, _mm512_set1_epi64(0x3ff0000000000000)))};
 }
+
+// Transposes by interleaving rows i and i + n/2 in log2(n) rounds: each round is a perfect shuffle
+// of the row list, after which every register holds one column.
+template <class V, int n, class Low, class High>
+inline void interleave_rounds(V (&r)[n], Low low, High high) {
+  for (int round = 1; round < n; round *= 2) {
+    V s[n];
+    for (int i = 0; i < n / 2; ++i) {
+      s[2 * i] = {low(r[i].v, r[i + n / 2].v)};
+      s[2 * i + 1] = {high(r[i].v, r[i + n / 2].v)};
+    }
+    for (int i = 0; i < n; ++i) {
+      r[i] = s[i];
+    }
+  }
+}
+
+inline void transpose(Vector<float> (&r)[16]) {
+  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i high =
+      _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  interleave_rounds(
+      r, [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, low, b); },
+      [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, high, b); });
+}
+
+inline void transpose(Vector<double> (&r)[8]) {
+  const __m512i low = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+  const __m512i high = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
+  interleave_rounds(
+      r, [&](__m512d a, __m512d b) { return _mm512_permutex2var_pd(a, low, b); },
+      [&](__m512d a, __m512d b) { return _mm512_permutex2var_pd(a, high, b); });
+}
