@@ -68,7 +68,8 @@ def test_results_are_rounded_to_nearest_even(dtype: torch.dtype, isa: str) -> No
     values = values[(values >= 0) & values.isfinite()]
     unit = torch.nextafter(values, torch.tensor(torch.inf, dtype=dtype)) - values
     rows = torch.cat([torch.stack([values, (unit * part).to(dtype)], 1) for part in FRACTIONS])
-    exact = as_multiplied(rows, isa).float().sum(1)  # two numbers this close add up without rounding
+    # Two numbers this close add up without rounding.
+    exact = as_multiplied(rows, isa).float().sum(1)
     assert_same_numbers(relu_of_sums(rows), exact.to(dtype))
 
 
