@@ -1,12 +1,14 @@
 // The Python module rnn_ext._C: what the package asks of the binary beside the ops.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/stable/c/shim.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <optional>
 
 #include "cpu/isa.h"
+#include "cpu/probe.h"
 #include "cpu/settings.h"
 
 namespace py = pybind11;
@@ -61,6 +63,21 @@ void force_plan(const std::optional<std::string>& split, int threads) {
   rnn_ext::cpu::force_plan(Plan{static_cast<Split>(found - std::begin(names)), threads});
 }
 
+double read_rate(std::int64_t bytes, int torch_threads) {
+  return rnn_ext::cpu::read_rate(bytes, rnn_ext::cpu::available_threads(torch_threads),
+                                 torch_parallel_for);
+}
+
+double barrier_seconds(int torch_threads) {
+  return rnn_ext::cpu::barrier_seconds(rnn_ext::cpu::available_threads(torch_threads),
+                                       torch_parallel_for);
+}
+
+double fork_join_seconds(int torch_threads) {
+  return rnn_ext::cpu::fork_join_seconds(rnn_ext::cpu::available_threads(torch_threads),
+                                         torch_parallel_for);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -79,4 +96,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("force_plan", &force_plan, py::arg("split"), py::arg("threads") = 1);
   m.def("plan", &plan, py::arg("steps"), py::arg("batch"), py::arg("input_size"),
         py::arg("hidden_size"), py::arg("is_double"), py::arg("torch_threads"));
+  const py::call_guard<py::gil_scoped_release> without_gil;
+  m.def("read_rate", &read_rate, py::arg("bytes"), py::arg("torch_threads"), without_gil);
+  m.def("barrier_seconds", &barrier_seconds, py::arg("torch_threads"), without_gil);
+  m.def("fork_join_seconds", &fork_join_seconds, py::arg("torch_threads"), without_gil);
 }

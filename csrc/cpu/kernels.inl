@@ -14,6 +14,7 @@ struct Terms {
 
 #include "cpu/gemm.inl"
 #include "cpu/pack.inl"
+#include "cpu/sum.inl"
 #include "cpu/tanh.inl"
 
 template <class S>
@@ -37,6 +38,10 @@ constexpr Kernels<S> make_kernels() {
 }
 
 constexpr KernelSet make_kernel_set(const char* name) {
-  return {name, make_kernels<float>(), make_kernels<double>(), make_kernels<BFloat16>(),
-          make_kernels<Half>()};
+  return {name,
+          make_kernels<float>(),
+          make_kernels<double>(),
+          make_kernels<BFloat16>(),
+          make_kernels<Half>(),
+          sum<float>};
 }
