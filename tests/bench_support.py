@@ -1,9 +1,11 @@
 """What the tests of `rnn-ext bench` share: a small case, and the command on it."""
 
 import argparse
+from typing import get_args
 
 from rnn_ext.bench import command
-from rnn_ext.bench.cases import Case
+from rnn_ext.bench.bounds import CallCost, Level, Limits, StepProduct
+from rnn_ext.bench.cases import MODES, Case, Nonlinearity
 from rnn_ext.bench.timing import Spread, Timing
 
 CASE = Case(seq_len=3, batch_size=2, input_size=4, hidden_size=5)
@@ -25,6 +27,23 @@ def parse(*flags: str) -> argparse.Namespace:
 
 def bench(*flags: str) -> int:
     return command.run(parse(*TINY, *flags))
+
+
+def round_limits(threads: int) -> Limits:
+    """Limits of a machine with round numbers."""
+    return Limits(
+        members=threads,
+        flop_rate=threads * 50e9,
+        levels=(Level("L1", 32 << 10, 200e9), Level("memory", None, 20e9)),
+        barrier_seconds=1e-7,
+        fork_join_seconds=1e-6,
+        calls=tuple(
+            CallCost(mode, nonlinearity, 5e-6, 2e-8)
+            for nonlinearity in get_args(Nonlinearity)
+            for mode in MODES
+        ),
+        products=(StepProduct(1, 8, {"torch.mm": 1e9, "rnn_ext": 2e9}),),
+    )
 
 
 def timed(theirs: float, ours: float, *, ratio: float | None = None) -> Timing:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from bench_support import round_limits
 from support import ISA_LEVELS, using_isa
 
 
@@ -40,7 +41,11 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
-def fake_gemm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The matrix product's rate takes seconds to measure, and no test is about its value."""
+def fake_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's limits take seconds to measure, and no test is about their values."""
     rates = {"torch.mm": 8e9, "oneDNN": 10e9}
     monkeypatch.setattr("rnn_ext.bench.command.gemm_rates", lambda _: rates)
+    monkeypatch.setattr(
+        "rnn_ext.bench.command.measure_limits",
+        lambda *_, **__: round_limits(torch.get_num_threads()),
+    )

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from bench_support import CASE, TINY, bench, parse, timed
+from bench_support import CASE, TINY, bench, parse, round_limits, timed
 from torch import Tensor, nn
 
 import rnn_ext
 from rnn_ext import cli
 from rnn_ext.bench import command, memory, results
+from rnn_ext.bench.bounds import Limits
 from rnn_ext.bench.cases import Case, Mode, Nonlinearity, shapes
 from rnn_ext.bench.check import first_difference
 from rnn_ext.bench.gemm import gemm_rates
@@ -24,7 +25,7 @@ from rnn_ext.bench.real import real_cases
 from rnn_ext.bench.timing import MIN_BLOCK_SECONDS, MIN_ROUNDS, Timing, time_pair
 from rnn_ext.bench.workload import Workload, build_module
 
-pytestmark = pytest.mark.usefixtures("fake_gemm")
+pytestmark = pytest.mark.usefixtures("fake_limits")
 
 
 class FakeClock:
@@ -101,6 +102,10 @@ def test_a_bad_flag_is_named_and_exits_2(
         (
             ["--real=fastrnns,nobody"],
             "argument --real: 'nobody' is none of grid-pattern-formation, ",
+        ),
+        (
+            ["--limits", "--mode=forward", "--memory"],
+            "--limits measures no cell: leave out --mode, --memory",
         ),
         (
             ["--from=x.json", "--threads=1", "--memory"],
@@ -662,7 +667,7 @@ def test_a_grid_of_one_cell_prints_its_table(
     assert captured.err == "", "the progress bar is quiet where stderr is no terminal"
     size = re.search(r"^\| +3 \| +2 \| +4 \| +5 \|(.*)\|$", captured.out, re.MULTILINE)
     assert size is not None
-    assert len([cell for cell in size.group(1).split("|") if cell.strip()]) == 10
+    assert len([cell for cell in size.group(1).split("|") if cell.strip()]) == 12
     for mode in ("forward", "training"):
         assert re.search(rf"^{mode}: ratio .* T=3 B=2 I=4 H=5$", captured.out, re.MULTILINE)
     assert f"ISA {rnn_ext.build_info()['isa']}" in captured.out
@@ -673,7 +678,36 @@ def test_one_mode_leaves_the_other_out(capsys: pytest.CaptureFixture[str]) -> No
     assert bench("--mode=forward") == 0
     out = capsys.readouterr().out
     assert "forward: nn.RNN" in out
-    assert "training" not in out
+    assert "training: nn.RNN" not in out
+
+
+def test_limits_alone_measure_no_cell(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(command, "measure", lambda *_: pytest.fail("measured"))
+    file = tmp_path / "run.json"
+    assert command.run(parse("--limits", "--threads=2", "--hidden-size=8", f"--json={file}")) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("limits of the machine, 2 threads\n- matrix product 100 GFLOP/s\n")
+    assert "limits of the machine, 1 thread\n- matrix product 50 GFLOP/s\n" in out
+    assert "nn.RNN" not in out
+    run = results.read(file)
+    assert (run.complete, run.rows, list(run.limits)) == (True, [], [2, 1])
+
+
+def test_limits_are_measured_with_the_threads_that_they_are_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[int, bool]] = []
+
+    def fake(*_: object, with_products: bool) -> Limits:
+        seen.append((torch.get_num_threads(), with_products))
+        return round_limits(1)
+
+    monkeypatch.setattr(command, "measure_limits", fake)
+    assert command.run(parse("--threads=3,2", "--limits")) == 0
+    # One thread's are needed for every bound, but nobody asked for its products.
+    assert seen == [(3, True), (2, True), (1, False)]
 
 
 def test_every_number_of_threads_has_its_table_and_is_set_back(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from bench_support import CASE, TINY, bench, parse, timed
+from bench_support import CASE, TINY, bench, parse, round_limits, timed
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
@@ -20,12 +20,12 @@ from rnn_ext.bench.cases import Case
 from rnn_ext.bench.machine import facts
 from rnn_ext.bench.memory import Memory
 from rnn_ext.bench.panels import GAINS, LOSSES
-from rnn_ext.bench.report import format_bytes, format_report, format_seconds
+from rnn_ext.bench.report import format_bytes, format_limits, format_report, format_seconds
 from rnn_ext.bench.results import Measured, Row, Run
 from rnn_ext.bench.timing import MIN_ROUNDS
 from rnn_ext.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("fake_gemm")
+pytestmark = pytest.mark.usefixtures("fake_limits")
 
 CASE_SIZES = "T=9 B=1 I=2 H=3"
 
@@ -35,7 +35,8 @@ CASE_SIZES = "T=9 B=1 I=2 H=3"
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (4.56e-7, "0.46 µs"),
+        (4.56e-7, "456 ns"),
+        (4.5e-10, "0.45 ns"),
         (1.234e-5, "12.3 µs"),
         (9.996e-4, "1000 µs"),
         (0.001, "1.00 ms"),
@@ -57,9 +58,16 @@ def test_sizes_have_readable_units(size: int, text: str) -> None:
 
 
 def a_run(*rows: Row, complete: bool = True) -> Run:
-    gemm = {row.threads: {"torch.mm": 9e9, "oneDNN": 10e9} for row in rows}
+    rates = {"torch.mm": 9e9, "oneDNN": 10e9}
     return Run(
-        "rnn-ext bench", "2026-01-02T03:04:05+00:00", facts(), 2.0, complete, gemm, list(rows)
+        "rnn-ext bench",
+        "2026-01-02T03:04:05+00:00",
+        facts(),
+        2.0,
+        complete,
+        gemm={row.threads: rates for row in rows},
+        limits={n: round_limits(n) for n in [*(row.threads for row in rows), 1]},
+        rows=list(rows),
     )
 
 
@@ -86,31 +94,34 @@ def test_table_shows_measured_skipped_and_missing_cells() -> None:
         ),
         Row(Case(1024, 8, 32, 32), 2),
     )
-    assert format_report(run).splitlines()[:13] == [
+    printed = format_report(run)
+    table = printed[printed.index("float32, ") :].splitlines()
+    assert table[:13] == [
         "float32, tanh, 1 layer, 2 threads, matrix product 10 GFLOP/s (oneDNN)",
         "",
-        "|   T |  B |  I |  H | forward: nn.RNN | rnn_ext | ratio | GFLOP/s | GEMM "
-        "| training: nn.RNN | rnn_ext | ratio | GFLOP/s | GEMM |",
-        "| --: | -: | -: | -: | --------------: | ------: | ----: | ------: | ---: "
-        "| ---------------: | ------: | ----: | ------: | ---: |",
-        "|  16 |  1 | 32 | 32 |         90.0 µs | 9.00 µs | 10.00 |    7.28 |  73% "
-        "|           600 µs |  120 µs |  5.00 |    1.64 |  16% |",
-        "| 128 |  8 | 32 | 32 |          2.00 s |  800 ms |  2.50 |    0.01 |   0% "
-        "|          skipped |         |       |         |      |",
+        "|   T |  B |  I |  H | forward: nn.RNN | rnn_ext | ratio | GFLOP/s | GEMM |    bound "
+        "| training: nn.RNN | rnn_ext | ratio | GFLOP/s | GEMM |   bound |",
+        "| --: | -: | -: | -: | --------------: | ------: | ----: | ------: | ---: | -------: "
+        "| ---------------: | ------: | ----: | ------: | ---: | ------: |",
+        "|  16 |  1 | 32 | 32 |         90.0 µs | 9.00 µs | 10.00 |    7.28 |  73% | call 70% "
+        "|           600 µs |  120 µs |  5.00 |    1.64 |  16% | call 7% |",
+        "| 128 |  8 | 32 | 32 |          2.00 s |  800 ms |  2.50 |    0.01 |   0% | flops 0% "
+        "|          skipped |         |       |         |      |         |",
         "",
         "skipped it",
         "",
         "forward: ratio 5.00 in geometric mean, 2.50 in the worst cell, T=128 B=8 I=32 H=32",
         "training: ratio 5.00 in geometric mean, 5.00 in the worst cell, T=16 B=1 I=32 H=32",
         "",
-        format_report(run).splitlines()[12],
+        table[12],
     ]
 
 
 def test_table_of_named_cases_says_what_they_are() -> None:
     rows = [both_modes(Case(9, 1, 2, 3, name=name, layout="unbatched"), 2, 2) for name in "ab"]
     rows[1].case = replace(rows[1].case, num_layers=2, bidirectional=True, dropout=0.5, hx="given")
-    title, _, header, _, first, second, *_ = format_report(a_run(*rows)).splitlines()
+    report = format_report(a_run(*rows))
+    title, _, header, _, first, second, *_ = report[report.index("float32, ") :].splitlines()
     assert title.startswith("float32, 2 threads, ")
     assert re.split(r" *\| *", header)[1:4] == ["name", "settings", "T"]
     assert re.split(r" *\| *", first)[1:4] == ["a", "tanh, 1 layer, unbatched", "9"]
@@ -132,7 +143,40 @@ def test_memory_has_a_table_of_its_own() -> None:
 
 def test_a_table_without_measurements_says_so() -> None:
     report = format_report(a_run(Row(CASE, 1)))
-    assert report.startswith("1 thread: nothing was measured\n")
+    assert "\n\n1 thread: nothing was measured\n" in report
+
+
+def test_limits_stand_above_the_tables() -> None:
+    run = a_run(both_modes(CASE, 2, 2))
+    limits, table = format_report(run).split("\n\nfloat32, ")
+    assert limits.splitlines() == [
+        "limits of the machine, 2 threads",
+        "- matrix product 100 GFLOP/s",
+        "- each thread reads L1 (32.0 KiB) 200 GB/s, memory 20.0 GB/s",
+        "- barrier 100 ns, team called and left 1.00 µs",
+        "- tanh, forward: smallest call 5.00 µs, each further step 20.0 ns",
+        "- tanh, training: smallest call 5.00 µs, each further step 20.0 ns",
+        "- relu, forward: smallest call 5.00 µs, each further step 20.0 ns",
+        "- relu, training: smallest call 5.00 µs, each further step 20.0 ns",
+        "",
+        "|  B |  H | GFLOP/s of a step: torch.mm | rnn_ext |",
+        "| -: | -: | --------------------------: | ------: |",
+        "|  1 |  8 |                        1.00 |    2.00 |",
+        "",
+        "limits of the machine, 1 thread",
+        "- matrix product 50 GFLOP/s",
+        "- each thread reads L1 (32.0 KiB) 200 GB/s, memory 20.0 GB/s",
+        "- tanh, forward: smallest call 5.00 µs, each further step 20.0 ns",
+        "- tanh, training: smallest call 5.00 µs, each further step 20.0 ns",
+        "- relu, forward: smallest call 5.00 µs, each further step 20.0 ns",
+        "- relu, training: smallest call 5.00 µs, each further step 20.0 ns",
+        "",
+        "|  B |  H | GFLOP/s of a step: torch.mm | rnn_ext |",
+        "| -: | -: | --------------------------: | ------: |",
+        "|  1 |  8 |                        1.00 |    2.00 |",
+    ]
+    assert format_limits(run).startswith(limits)
+    assert "; bound: " in table
 
 
 # Results as JSON
@@ -167,6 +211,8 @@ def test_json_says_how_to_repeat_the_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert 0 < seconds["q1"] <= seconds["median"] <= seconds["q3"]
     assert forward["gflops"] == pytest.approx(CASE.flops("forward") / seconds["median"] / 1e9)
     assert forward["gemm_share"] == pytest.approx(forward["gflops"] / 10)
+    assert forward["bound"]["limit"] == "call"
+    assert forward["bound_share"] == pytest.approx(forward["bound"]["seconds"] / seconds["median"])
     assert forward["rounds"] >= MIN_ROUNDS
     assert written["summary"][0]["geometric_mean"] == pytest.approx(forward["ratio"]["median"])
 
@@ -179,6 +225,18 @@ def test_json_comes_back_as_it_was(tmp_path: Path) -> None:
     run = a_run(row, Row(CASE, 1), complete=False)
     results.write(run, tmp_path / "run.json")
     assert results.read(tmp_path / "run.json") == run
+
+
+def test_results_without_limits_have_no_bounds(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    results.write(a_run(both_modes(CASE, 2, 3)), file)
+    older = json.loads(file.read_text())
+    del older["limits"]
+    file.write_text(json.dumps(older))
+    report = format_report(results.read(file))
+    assert report.startswith("float32, ")
+    assert "| GEMM | training" in report
+    assert "bound" not in report
 
 
 def test_every_key_of_the_json_is_documented(tmp_path: Path) -> None:

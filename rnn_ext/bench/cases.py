@@ -112,6 +112,11 @@ class Case:
         return self.hidden_size * (2 if self.bidirectional else 1)
 
     @property
+    def input_sizes(self) -> list[int]:
+        """Features of an input row of each layer."""
+        return [self.input_size] + [self.output_size] * (self.num_layers - 1)
+
+    @property
     def lengths(self) -> list[int]:
         """Steps of each sequence: T, but packed ones fall evenly from T to T / 2."""
         longest, last = self.seq_len, max(1, self.batch_size - 1)
@@ -135,9 +140,7 @@ class Case:
 
     def _weights(self) -> int:
         """Elements of the weight matrices of all layers and directions."""
-        first = self.input_size + self.hidden_size
-        other = self.output_size + self.hidden_size
-        return self.output_size * (first + (self.num_layers - 1) * other)
+        return self.output_size * sum(size + self.hidden_size for size in self.input_sizes)
 
 
 def shapes(

@@ -12,10 +12,11 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from .cases import MODES, Case, Mode
 from .flags import add_arguments, cases_from, refuse_beside
 from .gemm import gemm_rates
+from .limits import measure_limits
 from .machine import available_memory, facts
 from .measure import MismatchError, measure
 from .memory import LIBRARIES, MemoryProbeError, check_support, measure_memory
-from .report import format_report
+from .report import format_limits, format_report
 from .results import Measured, Row, Run, read, write
 
 __all__ = ["add_arguments", "run"]
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         except MismatchError as error:
             print(f"rnn-ext: {error}", file=sys.stderr)
             return 1
-    print(format_report(results))
+    print(format_limits(results) if args.limits else format_report(results))
     if plot is not None:
         plot.save(results, args.plot)
     return status
@@ -72,10 +73,10 @@ def _walk(results: Run, cases: list[Case], args: argparse.Namespace) -> None:
         # disable=None: silent where stderr is no terminal.
         total = len(numbers) * len(cases) * len(modes)
         with tqdm(total=total, unit="timing", leave=False, disable=None) as bar:
-            for threads in numbers:
+            bar.set_postfix_str("limits of the machine")
+            _measure_limits(results, cases, numbers)
+            for threads in [] if args.limits else numbers:
                 torch.set_num_threads(threads)
-                bar.set_postfix_str("matrix product")
-                results.gemm[threads] = gemm_rates(cases[0].dtype)
                 for case in cases:
                     row = Row(case, threads)
                     results.rows.append(row)
@@ -89,6 +90,17 @@ def _walk(results: Run, cases: list[Case], args: argparse.Namespace) -> None:
         keep()
     finally:
         torch.set_num_threads(own_threads)
+
+
+def _measure_limits(results: Run, cases: list[Case], numbers: list[int]) -> None:
+    """Those of every number of threads, and of one, since a call may be left to a single thread."""
+    for threads in dict.fromkeys([*numbers, 1]):
+        torch.set_num_threads(threads)
+        gemm = gemm_rates(cases[0].dtype)
+        asked_for = threads in numbers
+        if asked_for:
+            results.gemm[threads] = gemm
+        results.limits[threads] = measure_limits(cases, gemm, with_products=asked_for)
 
 
 def _measure(row: Row, mode: Mode, seconds: float, *, with_memory: bool) -> Measured:

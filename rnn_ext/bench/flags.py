@@ -30,6 +30,12 @@ SHAPE_FLAGS = {
     "bidirectional": "--bidirectional",
     "nonlinearity": "--nonlinearity",
 }
+CELL_FLAGS = {
+    "mode": "--mode",
+    "seconds_per_cell": "--seconds-per-cell",
+    "memory": "--memory",
+    "plot": "--plot",
+}
 RUN_FLAGS = SHAPE_FLAGS | {
     "real": "--real",
     "dtype": "--dtype",
@@ -37,6 +43,7 @@ RUN_FLAGS = SHAPE_FLAGS | {
     "threads": "--threads",
     "seconds_per_cell": "--seconds-per-cell",
     "memory": "--memory",
+    "limits": "--limits",
     "json": "--json",
 }
 
@@ -85,12 +92,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also measure peak memory and what autograd keeps, each in a process of its own "
         "(some 8 seconds a cell)",
     )
+    add(
+        "--limits",
+        action="store_true",
+        default=None,
+        help="measure and print only what the machine allows at best: products, memory, barriers, "
+        "calls",
+    )
     _add_files(parser)
 
 
 def cases_from(args: argparse.Namespace) -> list[Case]:
     """What to measure; ``UserError`` where flags contradict each other."""
     dtype = getattr(torch, args.dtype or "float32")
+    if args.limits:
+        refuse_beside("--limits", "measures no cell", args, CELL_FLAGS)
     if args.real is not None:
         refuse_beside("--real", "has its own shapes", args, SHAPE_FLAGS)
         return [case for case in real_cases(dtype) if case.name in args.real]

@@ -3,15 +3,32 @@
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import rnn_ext
 
-__all__ = ["available_memory", "describe", "facts"]
+__all__ = ["Cache", "available_memory", "caches", "cores", "describe", "facts"]
 
 # A container's limit, by cgroup version 2 and 1.
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A cache for data: its level, its bytes, and how many cores share it."""
+
+    level: int
+    size: int
+    cores: int
+
+
+# Where the system does not tell: what most machines have at the least.
+USUAL_CACHES = (Cache(1, 32 << 10, 1), Cache(2, 512 << 10, 1))
 
 
 def facts() -> dict[str, Any]:
@@ -19,7 +36,7 @@ def facts() -> dict[str, Any]:
     info = rnn_ext.build_info()
     return {
         "cpu": _cpu_model(),
-        "cores": _cores(),
+        "cores": cores(),
         "mhz": _megahertz(),
         "memory_bytes": _physical_memory(),
         "load_average": round(os.getloadavg()[0], 2),
@@ -52,6 +69,34 @@ def available_memory() -> int:
     return memory
 
 
+def caches() -> tuple[Cache, ...]:
+    """The caches of a core, the smallest first."""
+    found: dict[int, tuple[int, int]] = {}
+    for index in CACHES.glob("index*"):
+        kind, level, size, sharing = (
+            " ".join(_lines(str(index / name)))
+            for name in ("type", "level", "size", "shared_cpu_list")
+        )
+        if kind in ("Data", "Unified") and size.endswith("K") and sharing:
+            found[int(level)] = (int(size[:-1]) << 10, _count(sharing))
+    if 1 not in found:
+        return USUAL_CACHES
+    threads_per_core = found[1][1]
+    return tuple(
+        Cache(level, size, sharing // threads_per_core)
+        for level, (size, sharing) in sorted(found.items())
+    )
+
+
+def _count(ranges: str) -> int:
+    """How many numbers a list like ``0-3,8`` names."""
+    total = 0
+    for part in ranges.split(","):
+        first, _, last = part.partition("-")
+        total += int(last or first) - int(first) + 1
+    return total
+
+
 def _physical_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
@@ -76,7 +121,8 @@ def _cpuinfo(key: str) -> str:
     return ""
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -2,16 +2,27 @@
 
 from collections.abc import Callable, Sequence
 
+from .bounds import Limits
 from .cases import Case, Mode
 from .machine import describe
 from .memory import LIBRARIES, Memory
 from .results import Row, Run, summarize
 
-__all__ = ["format_bytes", "format_report", "format_seconds", "format_threads"]
+__all__ = [
+    "format_bytes",
+    "format_limits",
+    "format_report",
+    "format_seconds",
+    "format_threads",
+]
 
 LEGEND = (
     "ratio: time of nn.RNN over time of rnn_ext, above 1 where rnn_ext is faster; GFLOP/s: "
     "rnn_ext; GEMM: these as a share of the fastest matrix product"
+)
+BOUND_LEGEND = (
+    "; bound: what the least time that this machine allows is mostly spent on, and that time as a "
+    "share of rnn_ext's"
 )
 MEMORY_LEGEND = (
     "peak: how far the call raises resident memory, to about 0.5 MiB; saved: what the forward pass "
@@ -22,12 +33,18 @@ MEMORY_LEGEND = (
 def format_report(run: Run) -> str:
     """All tables of ``run``, their legend, and the machine."""
     tables = [part for threads in run.threads for part in _tables(run, threads)]
-    return "\n\n".join([*tables, LEGEND, describe(run.machine)])
+    legend = LEGEND + (BOUND_LEGEND if run.limits else "")
+    return "\n\n".join([*_limits(run), *tables, legend, describe(run.machine)])
+
+
+def format_limits(run: Run) -> str:
+    """The limits of the machine, and the machine."""
+    return "\n\n".join([*_limits(run), describe(run.machine)])
 
 
 def format_seconds(seconds: float) -> str:
-    """Three digits and a unit: ``12.3 µs``, ``4.56 ms``, ``7.89 s``."""
-    return _with_unit(seconds, {"s": 1.0, "ms": 1e-3, "µs": 1e-6})
+    """Three digits and a unit: ``456 ns``, ``12.3 µs``, ``4.56 ms``, ``7.89 s``."""
+    return _with_unit(seconds, {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9})
 
 
 def format_bytes(size: int) -> str:
@@ -38,6 +55,51 @@ def format_bytes(size: int) -> str:
 def format_threads(threads: int) -> str:
     """``1 thread``, ``2 threads``."""
     return f"{threads} thread{'s' if threads > 1 else ''}"
+
+
+def _limits(run: Run) -> list[str]:
+    """For each number of threads a list, and a table of what the libraries make of a step."""
+    parts = []
+    for threads, limits in run.limits.items():
+        title = f"limits of the machine, {format_threads(threads)}"
+        parts.append("\n- ".join([title, *_limit_lines(limits)]))
+        if limits.products:
+            parts.append(_products(limits))
+    return parts
+
+
+def _limit_lines(limits: Limits) -> list[str]:
+    levels = [
+        f"{level.name}{f' ({format_bytes(level.size)})' if level.size else ''} "
+        f"{_three_digits(level.read_rate / 1e9)} GB/s"
+        for level in limits.levels
+    ]
+    waits = [
+        f"barrier {format_seconds(limits.barrier_seconds)}",
+        f"team called and left {format_seconds(limits.fork_join_seconds)}",
+    ]
+    return [
+        f"matrix product {limits.flop_rate / 1e9:.0f} GFLOP/s",
+        f"each thread reads {', '.join(levels)}",
+        *([", ".join(waits)] if limits.members > 1 else []),
+        *(
+            f"{cost.nonlinearity}, {cost.mode}: smallest call {format_seconds(cost.call_seconds)}, "
+            f"each further step {format_seconds(cost.step_seconds)}"
+            for cost in limits.calls
+        ),
+    ]
+
+
+def _products(limits: Limits) -> str:
+    libraries = list(limits.products[0].flop_rates)
+    return _markdown(
+        ["B", "H", *(f"GFLOP/s of a step: {libraries[0]}", *libraries[1:])],
+        [
+            [str(product.batch_size), str(product.hidden_size)]
+            + [_three_digits(rate / 1e9) for rate in product.flop_rates.values()]
+            for product in limits.products
+        ],
+    )
 
 
 def _tables(run: Run, threads: int) -> list[str]:
@@ -67,6 +129,7 @@ def _times(run: Run, rows: Sequence[Row], modes: Sequence[Mode]) -> str:
     header = _case_header(rows)
     for mode in modes:
         header += [f"{mode}: nn.RNN", "rnn_ext", "ratio", "GFLOP/s", "GEMM"]
+        header += ["bound"] if run.limits else []
     return _markdown(
         header,
         [
@@ -79,14 +142,21 @@ def _times(run: Run, rows: Sequence[Row], modes: Sequence[Mode]) -> str:
 def _time_cells(run: Run, row: Row, mode: Mode) -> list[str]:
     timing, rate, share = row.timing(mode), row.flop_rate(mode), run.gemm_share(row, mode)
     if timing is None or rate is None or share is None:
-        return ["skipped" if mode in row.measured else "", "", "", "", ""]
+        empty = 5 if run.limits else 4
+        return ["skipped" if mode in row.measured else "", *[""] * empty]
     return [
         format_seconds(timing.theirs.median),
         format_seconds(timing.ours.median),
         f"{timing.ratio.median:.2f}",
         _three_digits(rate / 1e9),
         f"{share:.0%}",
+        *_bound_cell(run, row, mode),
     ]
+
+
+def _bound_cell(run: Run, row: Row, mode: Mode) -> list[str]:
+    bound, share = run.bound(row, mode), run.bound_share(row, mode)
+    return [] if bound is None else [f"{bound.limit} {share:.0%}"]
 
 
 def _memory(rows: Sequence[Row], modes: Sequence[Mode]) -> str | None:

@@ -9,6 +9,7 @@ from statistics import geometric_mean
 from typing import Any
 
 from ..errors import UserError
+from .bounds import Bound, Limits, bound
 from .cases import MODES, Case, Mode
 from .memory import Library, Memory
 from .timing import Spread, Timing
@@ -53,7 +54,10 @@ class Row:
 
 @dataclass
 class Run:
-    """Everything about one run; ``gemm`` has FLOP/s by threads and library."""
+    """Everything about one run; ``gemm`` has FLOP/s by threads and library.
+
+    ``limits`` are those of each number of threads and of one; none in a run of an older version.
+    """
 
     command: str
     started: str
@@ -61,6 +65,7 @@ class Run:
     seconds_per_cell: float
     complete: bool = False
     gemm: dict[int, dict[str, float]] = field(default_factory=dict)
+    limits: dict[int, Limits] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
 
     @property
@@ -81,6 +86,17 @@ class Run:
         """Ours as a share of the machine's fastest matrix product."""
         rate = row.flop_rate(mode)
         return rate / max(self.gemm[row.threads].values()) if rate else None
+
+    def bound(self, row: Row, mode: Mode) -> Bound | None:
+        """The least time that the machine allows; None where its limits were not measured."""
+        if not self.limits:
+            return None
+        return bound(row.case, mode, self.limits[1], self.limits[row.threads])
+
+    def bound_share(self, row: Row, mode: Mode) -> float | None:
+        """That as a share of what ours takes, at the median."""
+        found, timing = self.bound(row, mode), row.timing(mode)
+        return found.seconds / timing.ours.median if found and timing else None
 
 
 @dataclass(frozen=True)
@@ -133,6 +149,9 @@ def _to_json(run: Run) -> dict[str, Any]:
             {"threads": threads, "gflops": {name: rate / 1e9 for name, rate in rates.items()}}
             for threads, rates in run.gemm.items()
         ],
+        "limits": [
+            {"threads": threads, **limits.to_dict()} for threads, limits in run.limits.items()
+        ],
         "summary": [
             {
                 "threads": threads,
@@ -168,6 +187,8 @@ def _measured_to_json(run: Run, row: Row, mode: Mode) -> dict[str, Any]:
             "gflops": row.case.flops(mode) / timing.ours.median / 1e9,
             "gemm_share": run.gemm_share(row, mode),
         }
+        if found := run.bound(row, mode):
+            values |= {"bound": asdict(found), "bound_share": run.bound_share(row, mode)}
     if measured.memory:
         values["memory_bytes"] = {name: asdict(memory) for name, memory in measured.memory.items()}
     return values
@@ -186,6 +207,7 @@ def _from_json(values: dict[str, Any]) -> Run:
             entry["threads"]: {name: rate * 1e9 for name, rate in entry["gflops"].items()}
             for entry in values["gemm"]
         },
+        limits={entry["threads"]: Limits.from_dict(entry) for entry in values.get("limits", [])},
         rows=[
             Row(
                 Case.from_dict(cell["case"]),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import quantiles
 
-__all__ = ["MIN_BLOCK_SECONDS", "MIN_ROUNDS", "Spread", "Timing", "time_pair"]
+__all__ = ["MIN_BLOCK_SECONDS", "MIN_ROUNDS", "Spread", "Timing", "least_seconds", "time_pair"]
 
 # Long enough that reading the clock and one interrupt by the system are small beside it.
 MIN_BLOCK_SECONDS = 2e-3
@@ -81,6 +81,18 @@ def time_pair(
         ours=Spread.of([our_time for _, our_time in rounds]),
         ratio=Spread.of([their_time / our_time for their_time, our_time in rounds]),
     )
+
+
+def least_seconds(function: Callable[[], object], seconds: float) -> float:
+    """The time of the fastest of at least ``MIN_ROUNDS`` calls, for about ``seconds``."""
+    clock = time.perf_counter
+    end = clock() + seconds
+    times: list[float] = []
+    while len(times) < MIN_ROUNDS or clock() < end:
+        start = clock()
+        function()
+        times.append(clock() - start)
+    return min(times)
 
 
 class _Blocks:
