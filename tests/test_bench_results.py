@@ -222,7 +222,9 @@ def test_json_comes_back_as_it_was(tmp_path: Path) -> None:
     row = both_modes(case, 2, 3)
     row.measured["forward"] = Measured(note="skipped")
     row.measured["training"].memory = {"nn_rnn": Memory(3, 2), "rnn_ext": Memory(2, None)}
+    row.measured["training"].peers = {"rnn_ext": [1.0, 2.0], "JAX": [3.0, 4.0]}
     run = a_run(row, Row(CASE, 1), complete=False)
+    run.peers = {"JAX": "1.2", "OpenVINO": None}
     results.write(run, tmp_path / "run.json")
     assert results.read(tmp_path / "run.json") == run
 
@@ -243,6 +245,7 @@ def test_every_key_of_the_json_is_documented(tmp_path: Path) -> None:
     row = both_modes(CASE, 2, 3)
     row.measured["training"].memory = {"nn_rnn": Memory(3, 2), "rnn_ext": Memory(2, None)}
     row.measured["training"].note = "skipped"
+    row.measured["training"].peers = {"JAX": [1.0]}
     results.write(a_run(row), tmp_path / "run.json")
 
     def keys(value: Any) -> set[str]:

@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import sys
+from contextlib import nullcontext
 from datetime import datetime, timezone
 from importlib import import_module
 
@@ -16,6 +17,8 @@ from .limits import measure_limits
 from .machine import available_memory, facts
 from .measure import MismatchError, measure
 from .memory import LIBRARIES, MemoryProbeError, check_support, measure_memory
+from .peers.pool import Pool, versions
+from .peers.report import format_peers
 from .report import format_limits, format_report
 from .results import Measured, Row, Run, read, write
 
@@ -44,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
             started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             machine=facts(),
             seconds_per_cell=args.seconds_per_cell or SECONDS_PER_CELL,
+            peers=versions() if args.peers else {},
         )
         try:
             _walk(results, cases, args)
@@ -52,7 +56,10 @@ def run(args: argparse.Namespace) -> int:
         except MismatchError as error:
             print(f"rnn-ext: {error}", file=sys.stderr)
             return 1
-    print(format_limits(results) if args.limits else format_report(results))
+    if args.limits:
+        print(format_limits(results))
+    else:
+        print("\n\n".join([format_report(results), *format_peers(results)]))
     if plot is not None:
         plot.save(results, args.plot)
     return status
@@ -77,15 +84,18 @@ def _walk(results: Run, cases: list[Case], args: argparse.Namespace) -> None:
             _measure_limits(results, cases, numbers)
             for threads in [] if args.limits else numbers:
                 torch.set_num_threads(threads)
-                for case in cases:
-                    row = Row(case, threads)
-                    results.rows.append(row)
-                    for mode in modes:
-                        bar.set_postfix_str(f"{case} {mode}")
-                        seconds = results.seconds_per_cell / len(modes)
-                        row.measured[mode] = _measure(row, mode, seconds, with_memory=args.memory)
-                        bar.update()
-                        keep()
+                with Pool(threads) if args.peers else nullcontext() as pool:
+                    for case in cases:
+                        row = Row(case, threads)
+                        results.rows.append(row)
+                        for mode in modes:
+                            bar.set_postfix_str(f"{case} {mode}")
+                            seconds = results.seconds_per_cell / len(modes)
+                            row.measured[mode] = _measure(
+                                row, mode, seconds, pool, with_memory=args.memory
+                            )
+                            bar.update()
+                            keep()
         results.complete = True
         keep()
     finally:
@@ -103,8 +113,12 @@ def _measure_limits(results: Run, cases: list[Case], numbers: list[int]) -> None
         results.limits[threads] = measure_limits(cases, gemm, with_products=asked_for)
 
 
-def _measure(row: Row, mode: Mode, seconds: float, *, with_memory: bool) -> Measured:
+def _measure(
+    row: Row, mode: Mode, seconds: float, pool: Pool | None, *, with_memory: bool
+) -> Measured:
     needed, available = row.case.memory(mode), available_memory()
+    if pool is not None:
+        needed *= len(pool)  # each has its own tensors, all at once
     if needed > available:
         return Measured(
             note=f"skipped {row.case} ({mode}): takes up to {needed / 2**30:.1f} GiB of memory, "
@@ -119,4 +133,8 @@ def _measure(row: Row, mode: Mode, seconds: float, *, with_memory: bool) -> Meas
             }
         except MemoryProbeError as error:
             measured.note = f"memory of {row.case} ({mode}) is unknown: {error}"
+    if pool is not None:
+        # As long for each as it had in turns with nn.RNN.
+        measured.peers, notes = pool.measure(row.case, mode, seconds / 2)
+        measured.note = "\n".join(filter(None, [measured.note, *notes]))
     return measured

@@ -20,6 +20,10 @@ MAX_SIZE = 2**31 - 1
 # Far more than helps, and fewer than the process dies of.
 MAX_THREADS = 1024
 
+# The grid beside --peers: with all sizes, compiling and large cells would make it an hour.
+PEERS_BATCH_SIZES = (1, 8, 32)
+PEERS_HIDDEN_SIZES = (32, 128, 512)
+
 # None where the flag is not given, so that it can be refused beside another.
 SHAPE_FLAGS = {
     "seq_len": "--seq-len",
@@ -35,6 +39,13 @@ CELL_FLAGS = {
     "seconds_per_cell": "--seconds-per-cell",
     "memory": "--memory",
     "plot": "--plot",
+    "peers": "--peers",
+}
+
+# What not every other runtime can do, or not alike.
+NOT_FOR_PEERS = {
+    name: f"--{name.replace('_', '-')}"
+    for name in ("real", "num_layers", "bidirectional", "nonlinearity", "dtype")
 }
 RUN_FLAGS = SHAPE_FLAGS | {
     "real": "--real",
@@ -44,6 +55,7 @@ RUN_FLAGS = SHAPE_FLAGS | {
     "seconds_per_cell": "--seconds-per-cell",
     "memory": "--memory",
     "limits": "--limits",
+    "peers": "--peers",
     "json": "--json",
 }
 
@@ -99,11 +111,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure and print only what the machine allows at best: products, memory, barriers, "
         "calls",
     )
+    parser.add_argument(
+        "--peers",
+        action="store_true",
+        default=None,
+        help="also time other runtimes, each in a process of its own: nn.RNN, a loop under "
+        "torch.compile, ONNX Runtime, OpenVINO and JAX, as far as they are installed; fewer sizes "
+        "are the default then (batch {}; hidden {})".format(
+            *(",".join(map(str, sizes)) for sizes in (PEERS_BATCH_SIZES, PEERS_HIDDEN_SIZES))
+        ),
+    )
     _add_files(parser)
 
 
 def cases_from(args: argparse.Namespace) -> list[Case]:
     """What to measure; ``UserError`` where flags contradict each other."""
+    batch_sizes, hidden_sizes = args.batch_size, args.hidden_size
+    if args.peers:
+        refuse_beside("--peers", "times one tanh layer in float32", args, NOT_FOR_PEERS)
+        batch_sizes = batch_sizes or PEERS_BATCH_SIZES
+        hidden_sizes = hidden_sizes or PEERS_HIDDEN_SIZES
     dtype = getattr(torch, args.dtype or "float32")
     if args.limits:
         refuse_beside("--limits", "measures no cell", args, CELL_FLAGS)
@@ -121,9 +148,7 @@ def cases_from(args: argparse.Namespace) -> list[Case]:
             nonlinearity=args.nonlinearity or "tanh",
             dtype=dtype,
         )
-        for seq_len, batch_size, hidden_size in shapes(
-            args.seq_len, args.batch_size, args.hidden_size
-        )
+        for seq_len, batch_size, hidden_size in shapes(args.seq_len, batch_sizes, hidden_sizes)
     ]
 
 

@@ -9,11 +9,15 @@ from .memory import LIBRARIES, Memory
 from .results import Row, Run, summarize
 
 __all__ = [
+    "case_cells",
+    "case_header",
     "format_bytes",
     "format_limits",
     "format_report",
     "format_seconds",
+    "format_summary",
     "format_threads",
+    "markdown",
 ]
 
 LEGEND = (
@@ -92,13 +96,43 @@ def _limit_lines(limits: Limits) -> list[str]:
 
 def _products(limits: Limits) -> str:
     libraries = list(limits.products[0].flop_rates)
-    return _markdown(
+    return markdown(
         ["B", "H", *(f"GFLOP/s of a step: {libraries[0]}", *libraries[1:])],
         [
             [str(product.batch_size), str(product.hidden_size)]
             + [_three_digits(rate / 1e9) for rate in product.flop_rates.values()]
             for product in limits.products
         ],
+    )
+
+
+def format_summary(mode: Mode, rows: Sequence[Row], peer: str | None = None) -> str | None:
+    """What the ratios to nn.RNN, or ``peer``, amount to; None where there are none."""
+    if (found := summarize(rows, mode, peer)) is None:
+        return None
+    of = f"{mode}, {peer}" if peer else mode
+    mean, worst = f"{found.mean:.2f} in geometric mean", f"{found.worst:.2f} in the worst cell"
+    return f"{of}: ratio {mean}, {worst}, {found.worst_case}"
+
+
+def case_header(rows: Sequence[Row]) -> list[str]:
+    """Titles of the columns that say which case a line is about."""
+    return [*(["name", "settings"] if _are_named(rows) else []), "T", "B", "I", "H"]
+
+
+def case_cells(case: Case, rows: Sequence[Row]) -> list[str]:
+    """What ``case`` has in these columns."""
+    sizes = (case.seq_len, case.batch_size, case.input_size, case.hidden_size)
+    return [*([case.name, case.settings] if _are_named(rows) else []), *map(str, sizes)]
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table, aligned to the right."""
+    # A rule of one character would be no Markdown.
+    widths = [max(2, *map(len, column)) for column in zip(header, *rows, strict=True)]
+    rule = ["-" * (width - 1) + ":" for width in widths]
+    return "\n".join(
+        f"| {' | '.join(map(str.rjust, line, widths))} |" for line in (header, rule, *rows)
     )
 
 
@@ -109,7 +143,7 @@ def _tables(run: Run, threads: int) -> list[str]:
         return [f"{format_threads(threads)}: nothing was measured"]
     modes = run.modes
     notes = [note for row in rows for measured in row.measured.values() if (note := measured.note)]
-    summaries = [line for mode in modes if (line := _summary(mode, rows))]
+    summaries = [line for mode in modes if (line := format_summary(mode, rows))]
     parts = [_title(run, threads, rows), _times(run, rows, modes)]
     if memory := _memory(rows, modes):
         parts += [memory, MEMORY_LEGEND]
@@ -126,14 +160,14 @@ def _title(run: Run, threads: int, rows: Sequence[Row]) -> str:
 
 
 def _times(run: Run, rows: Sequence[Row], modes: Sequence[Mode]) -> str:
-    header = _case_header(rows)
+    header = case_header(rows)
     for mode in modes:
         header += [f"{mode}: nn.RNN", "rnn_ext", "ratio", "GFLOP/s", "GEMM"]
         header += ["bound"] if run.limits else []
-    return _markdown(
+    return markdown(
         header,
         [
-            _case_cells(row.case, rows) + [c for mode in modes for c in _time_cells(run, row, mode)]
+            case_cells(row.case, rows) + [c for mode in modes for c in _time_cells(run, row, mode)]
             for row in rows
         ],
     )
@@ -167,13 +201,13 @@ def _memory(rows: Sequence[Row], modes: Sequence[Mode]) -> str | None:
     ]
     if "training" in modes:
         columns.append(("training", "saved", lambda memory: memory.saved))
-    header = _case_header(rows)
+    header = case_header(rows)
     for _, title, _ in columns:
         header += [f"{title} nn.RNN", "rnn_ext"]
-    return _markdown(
+    return markdown(
         header,
         [
-            _case_cells(row.case, rows)
+            case_cells(row.case, rows)
             + [c for mode, _, size in columns for c in _memory_cells(row, mode, size)]
             for row in rows
         ],
@@ -184,15 +218,6 @@ def _memory_cells(row: Row, mode: Mode, size: Callable[[Memory], int | None]) ->
     found = row.measured[mode].memory if mode in row.measured else {}
     sizes = [size(found[library]) if library in found else None for library in LIBRARIES]
     return ["" if n is None else format_bytes(n) for n in sizes]
-
-
-def _case_header(rows: Sequence[Row]) -> list[str]:
-    return [*(["name", "settings"] if _are_named(rows) else []), "T", "B", "I", "H"]
-
-
-def _case_cells(case: Case, rows: Sequence[Row]) -> list[str]:
-    sizes = (case.seq_len, case.batch_size, case.input_size, case.hidden_size)
-    return [*([case.name, case.settings] if _are_named(rows) else []), *map(str, sizes)]
 
 
 def _are_named(rows: Sequence[Row]) -> bool:
@@ -207,19 +232,3 @@ def _with_unit(value: float, units: dict[str, float]) -> str:
 
 def _three_digits(value: float) -> str:
     return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
-
-
-def _summary(mode: Mode, rows: Sequence[Row]) -> str | None:
-    if (found := summarize(rows, mode)) is None:
-        return None
-    mean, worst = f"{found.mean:.2f} in geometric mean", f"{found.worst:.2f} in the worst cell"
-    return f"{mode}: ratio {mean}, {worst}, {found.worst_case}"
-
-
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
-    # A rule of one character would be no Markdown.
-    widths = [max(2, *map(len, column)) for column in zip(header, *rows, strict=True)]
-    rule = ["-" * (width - 1) + ":" for width in widths]
-    return "\n".join(
-        f"| {' | '.join(map(str.rjust, line, widths))} |" for line in (header, rule, *rows)
-    )

@@ -5,13 +5,14 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import geometric_mean
+from statistics import geometric_mean, median
 from typing import Any
 
 from ..errors import UserError
 from .bounds import Bound, Limits, bound
 from .cases import MODES, Case, Mode
 from .memory import Library, Memory
+from .peers.runtimes import OURS
 from .timing import Spread, Timing
 
 __all__ = ["Measured", "Row", "Run", "Summary", "read", "summarize", "write"]
@@ -21,11 +22,15 @@ FORMAT = "rnn-ext bench 1"
 
 @dataclass
 class Measured:
-    """One case in one mode; ``note`` says why a number is missing."""
+    """One case in one mode; ``note`` says why a number is missing.
+
+    ``peers`` has seconds per call in each round, by runtime: ``rnn_ext`` and those beside it.
+    """
 
     timing: Timing | None = None
     memory: dict[Library, Memory] = field(default_factory=dict)
     note: str = ""
+    peers: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -41,10 +46,15 @@ class Row:
         found = self.measured.get(mode)
         return found.timing if found else None
 
-    def ratio(self, mode: Mode) -> float | None:
-        """How many times faster ours is, at the median."""
-        timing = self.timing(mode)
-        return timing.ratio.median if timing else None
+    def ratio(self, mode: Mode, peer: str | None = None) -> float | None:
+        """How many times faster ours is, at the median: than nn.RNN in turns, or than ``peer``."""
+        if peer is None:
+            timing = self.timing(mode)
+            return timing.ratio.median if timing else None
+        peers = self.measured[mode].peers if mode in self.measured else {}
+        if not {peer, OURS} <= set(peers):
+            return None
+        return median(theirs / ours for theirs, ours in zip(peers[peer], peers[OURS], strict=True))
 
     def flop_rate(self, mode: Mode) -> float | None:
         """FLOP/s of ours, at the median."""
@@ -57,6 +67,7 @@ class Run:
     """Everything about one run; ``gemm`` has FLOP/s by threads and library.
 
     ``limits`` are those of each number of threads and of one; none in a run of an older version.
+    ``peers`` has the versions of the other runtimes, None for those that are not installed.
     """
 
     command: str
@@ -67,6 +78,7 @@ class Run:
     gemm: dict[int, dict[str, float]] = field(default_factory=dict)
     limits: dict[int, Limits] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
+    peers: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def threads(self) -> list[int]:
@@ -108,9 +120,9 @@ class Summary:
     worst_case: Case
 
 
-def summarize(rows: Iterable[Row], mode: Mode) -> Summary | None:
-    """None where no row has a timing."""
-    ratios = [(ratio, row.case) for row in rows if (ratio := row.ratio(mode)) is not None]
+def summarize(rows: Iterable[Row], mode: Mode, peer: str | None = None) -> Summary | None:
+    """Against nn.RNN, or ``peer``; None where no row has a timing."""
+    ratios = [(ratio, row.case) for row in rows if (ratio := row.ratio(mode, peer)) is not None]
     if not ratios:
         return None
     worst, case = min(ratios, key=lambda pair: pair[0])
@@ -164,6 +176,7 @@ def _to_json(run: Run) -> dict[str, Any]:
             for mode in run.modes
             if (summary := summarize(run.rows_of(threads), mode))
         ],
+        "peers": run.peers,
         "cells": [
             {
                 "case": row.case.to_dict(),
@@ -191,6 +204,8 @@ def _measured_to_json(run: Run, row: Row, mode: Mode) -> dict[str, Any]:
             values |= {"bound": asdict(found), "bound_share": run.bound_share(row, mode)}
     if measured.memory:
         values["memory_bytes"] = {name: asdict(memory) for name, memory in measured.memory.items()}
+    if measured.peers:
+        values["peer_seconds"] = measured.peers
     return values
 
 
@@ -216,6 +231,7 @@ def _from_json(values: dict[str, Any]) -> Run:
             )
             for cell in values["cells"]
         ],
+        peers=values.get("peers", {}),
     )
 
 
@@ -227,4 +243,4 @@ def _measured_from_json(values: dict[str, Any]) -> Measured:
             *(Spread(**values[key]) for key in ("nn_rnn_seconds", "rnn_ext_seconds", "ratio")),
         )
     memory = {name: Memory(**sizes) for name, sizes in values.get("memory_bytes", {}).items()}
-    return Measured(timing, memory, values.get("note", ""))
+    return Measured(timing, memory, values.get("note", ""), values.get("peer_seconds", {}))

@@ -6,7 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import quantiles
 
-__all__ = ["MIN_BLOCK_SECONDS", "MIN_ROUNDS", "Spread", "Timing", "least_seconds", "time_pair"]
+__all__ = [
+    "MIN_BLOCK_SECONDS",
+    "MIN_ROUNDS",
+    "Blocks",
+    "Spread",
+    "Timing",
+    "least_seconds",
+    "time_pair",
+]
 
 # Long enough that reading the clock and one interrupt by the system are small beside it.
 MIN_BLOCK_SECONDS = 2e-3
@@ -60,8 +68,8 @@ def time_pair(
     the two goes first changes from round to round, so that neither always follows the other.
     """
     end = clock() + seconds
-    their_blocks = _Blocks(theirs, clock)
-    our_blocks = _Blocks(ours, clock)
+    their_blocks = Blocks(theirs, clock)
+    our_blocks = Blocks(ours, clock)
     for blocks in (their_blocks, our_blocks) * 2:
         if clock() < end:
             blocks.run()
@@ -95,7 +103,7 @@ def least_seconds(function: Callable[[], object], seconds: float) -> float:
     return min(times)
 
 
-class _Blocks:
+class Blocks:
     """Runs a function in blocks whose length follows the fastest block so far.
 
     The fastest, since a first guess from a disturbed call would make every block too short.
