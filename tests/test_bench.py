@@ -154,10 +154,13 @@ def test_what_is_missing_is_told_before_anything_is_measured(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if hide == "matplotlib":
-        for name in [name for name in sys.modules if name.startswith("matplotlib")]:
+        for name in {
+            "matplotlib",
+            *(name for name in sys.modules if name.startswith("matplotlib")),
+        }:
             monkeypatch.setitem(sys.modules, name, None)
         for name in ("plot", "panels"):
-            monkeypatch.delitem(sys.modules, f"rnn_ext.bench.{name}")
+            monkeypatch.delitem(sys.modules, f"rnn_ext.bench.{name}", raising=False)
     else:
         monkeypatch.setattr(memory, "_CLEAR", Path("/nowhere/clear_refs"))
     monkeypatch.setattr(command, "measure", lambda *_: pytest.fail("measured"))
