@@ -30,7 +30,7 @@ from rnn_ext.bench.peers.worker import Desk
 from rnn_ext.bench.results import Measured, Row, Run
 from rnn_ext.bench.timing import MIN_ROUNDS
 
-pytestmark = pytest.mark.usefixtures("fake_gemm")
+pytestmark = pytest.mark.usefixtures("fake_limits")
 
 BY_NAME = {runtime.name: runtime for runtime in RUNTIMES}
 PEERS = [name for name, runtime in BY_NAME.items() if runtime.packages]
