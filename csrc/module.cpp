@@ -38,19 +38,21 @@ py::dict build_info() {
   return info;
 }
 
-// (split, threads) of a call on this many torch threads.
+// (split, whether the directions run at once, threads) of a forward call on this many torch
+// threads.
 py::tuple plan(std::int64_t steps, std::int64_t batch, std::int64_t input_size,
-               std::int64_t hidden_size, bool is_double, int torch_threads) {
+               std::int64_t hidden_size, bool is_double, bool bidirectional, int torch_threads) {
   const KernelSet& set = rnn_ext::cpu::kernels();
   const Plan plan =
       rnn_ext::cpu::plan_for({steps, batch, input_size, hidden_size, is_double ? 8 : 4,
                               is_double ? set.f64.panel_columns : set.f32.panel_columns,
-                              is_double ? set.f64.tile_rows : set.f32.tile_rows},
+                              is_double ? set.f64.tile_rows : set.f32.tile_rows, bidirectional},
                              rnn_ext::cpu::available_threads(torch_threads));
-  return py::make_tuple(rnn_ext::cpu::split_names[static_cast<int>(plan.split)], plan.threads);
+  return py::make_tuple(rnn_ext::cpu::split_names[static_cast<int>(plan.split)],
+                        plan.directions_at_once, plan.threads);
 }
 
-void force_plan(const std::optional<std::string>& split, int threads) {
+void force_plan(const std::optional<std::string>& split, int threads, bool directions_at_once) {
   if (!split) {
     rnn_ext::cpu::force_plan(std::nullopt);
     return;
@@ -60,7 +62,8 @@ void force_plan(const std::optional<std::string>& split, int threads) {
   if (found == std::end(names) || threads < 1) {
     throw std::invalid_argument("there is no such plan");
   }
-  rnn_ext::cpu::force_plan(Plan{static_cast<Split>(found - std::begin(names)), threads});
+  rnn_ext::cpu::force_plan(
+      Plan{static_cast<Split>(found - std::begin(names)), directions_at_once, threads});
 }
 
 double read_rate(std::int64_t bytes, int torch_threads) {
@@ -93,9 +96,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa_available", &rnn_ext::cpu::available_isas);
   m.def("set_isa", &rnn_ext::cpu::cap_isa, py::arg("name"));
   m.def("set_pool_is_concurrent", &rnn_ext::cpu::set_pool_is_concurrent, py::arg("concurrent"));
-  m.def("force_plan", &force_plan, py::arg("split"), py::arg("threads") = 1);
+  m.def("force_plan", &force_plan, py::arg("split"), py::arg("threads") = 1,
+        py::arg("directions_at_once") = false);
   m.def("plan", &plan, py::arg("steps"), py::arg("batch"), py::arg("input_size"),
-        py::arg("hidden_size"), py::arg("is_double"), py::arg("torch_threads"));
+        py::arg("hidden_size"), py::arg("is_double"), py::arg("bidirectional"),
+        py::arg("torch_threads"));
   const py::call_guard<py::gil_scoped_release> without_gil;
   m.def("read_rate", &read_rate, py::arg("bytes"), py::arg("torch_threads"), without_gil);
   m.def("barrier_seconds", &barrier_seconds, py::arg("torch_threads"), without_gil);

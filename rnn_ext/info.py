@@ -61,15 +61,17 @@ def explain(module: nn.Module, input: Tensor | PackedSequence) -> str:
     reason = routing.reason_for_torch(data, None, weights, module.bias, directions)
     if reason:
         return f"torch's own op: {reason}"
-    split, threads = _C.plan(
+    split, at_once, threads = _C.plan(
         steps,
         batch,
         data.size(-1),
         module.hidden_size,
         data.dtype == torch.float64,
+        directions == 2,
         torch.get_num_threads(),
     )
     work = f"{threads} of {torch.get_num_threads()} threads"
-    work += f" sharing the {split}" if threads > 1 else ""
+    work += f", {threads // 2} for each direction" if at_once else ""
+    work += f" sharing the {split}" if split != "serial" else ""
     stack = "" if layers == 1 else f", {layers} layers one after the other"
     return f"rnn_ext CPU kernels, {_C.isa()}, {str(data.dtype)[6:]}: {work}{stack}"

@@ -37,11 +37,14 @@ PLANS = (None, *SPLITS)
 
 @contextmanager
 def using_threads(count: int, split: str | None = None) -> Iterator[None]:
-    """Sets torch's threads; with `split`, also makes every call a team of that many."""
+    """Sets torch's threads; with `split`, also makes every call a team of that many.
+
+    An even number is halved between the directions of a layer where these can run at once.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     if split is not None:
-        _C.force_plan(split, count)
+        _C.force_plan(split, count, directions_at_once=count % 2 == 0)
     try:
         yield
     finally:

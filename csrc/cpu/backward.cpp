@@ -386,7 +386,9 @@ class Backward {
 template <class S, class O>
 void run_backward(const std::vector<BackwardTask<S>>& tasks, const Kernels<S, O>& kernels,
                   int threads, ParallelFor parallel_for) {
-  run_directions<Backward<S, O>>(tasks, kernels, threads, parallel_for);
+  // Both directions add to dx, in an order that decides its bits.
+  const bool independent = !tasks.front().gradients.input;
+  run_directions<Backward<S, O>>(tasks, independent, kernels, threads, parallel_for);
 }
 
 template void run_backward(const std::vector<BackwardTask<float>>&, const Kernels<float>&, int,

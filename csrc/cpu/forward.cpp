@@ -319,7 +319,7 @@ class Forward {
 template <class S, class O>
 void run_forward(const std::vector<ForwardTask<S>>& tasks, const Kernels<S, O>& kernels,
                  int threads, ParallelFor parallel_for) {
-  run_directions<Forward<S, O>>(tasks, kernels, threads, parallel_for);
+  run_directions<Forward<S, O>>(tasks, true, kernels, threads, parallel_for);
 }
 
 template void run_forward(const std::vector<ForwardTask<float>>&, const Kernels<float>&, int,

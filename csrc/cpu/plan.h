@@ -13,13 +13,15 @@
 
 namespace rnn_ext::cpu {
 
-enum class Split { serial, rows, columns };
+enum class Split : std::uint16_t { serial, rows, columns };
 
 // Indexed by Split.
 inline constexpr const char* split_names[] = {"serial", "batch rows", "hidden columns"};
 
 struct Plan {
-  Split split = Split::serial;
+  Split split = Split::serial;  // of a direction's steps
+  // The two directions of a layer at the same time, on half of the threads each.
+  bool directions_at_once = false;
   int threads = 1;
 };
 
@@ -32,6 +34,7 @@ struct Shape {
   std::int64_t element_size;   // bytes
   std::int64_t panel_columns;  // of the kernel set
   std::int64_t tile_rows;
+  bool independent_directions;  // there are two, and neither waits for what the other writes
 };
 
 namespace cost {
@@ -65,7 +68,14 @@ inline double step_cycles(const Shape& s, double rows, double panels) {
 
 }  // namespace cost
 
-inline Plan make_plan(const Shape& s, int threads) {
+// The best way to run one direction on `threads` threads, and its cycles but for those of calling
+// the team together.
+struct Choice {
+  Split split;
+  double cycles;
+};
+
+inline Choice choose_split(const Shape& s, int threads) {
   const auto ceil_div = [](std::int64_t a, std::int64_t b) {
     return static_cast<double>((a + b - 1) / b);
   };
@@ -74,21 +84,33 @@ inline Plan make_plan(const Shape& s, int threads) {
   const double input_share = static_cast<double>(s.input_size) / static_cast<double>(s.hidden_size);
   const double projection =
       cost::step_cycles(s, static_cast<double>(s.batch), panels) * input_share;
-  const auto total = [&](double step, int team) {
-    return steps * (step + projection / team) + (team > 1 ? cost::fork_join_cycles : 0);
-  };
-
-  const double serial = total(cost::step_cycles(s, static_cast<double>(s.batch), panels), 1);
-  const double rows = total(cost::step_cycles(s, ceil_div(s.batch, threads), panels), threads);
-  const double column_panels = ceil_div(static_cast<std::int64_t>(panels), threads);
-  const double columns = total(
-      cost::step_cycles(s, static_cast<double>(s.batch), column_panels) + cost::barrier_cycles,
-      threads);
-
-  if (threads <= 1 || serial <= std::min(rows, columns)) {
-    return {Split::serial, 1};
+  const double serial =
+      steps * (cost::step_cycles(s, static_cast<double>(s.batch), panels) + projection);
+  if (threads <= 1) {
+    return {Split::serial, serial};
   }
-  return {rows <= columns ? Split::rows : Split::columns, threads};
+  const double rows =
+      steps * (cost::step_cycles(s, ceil_div(s.batch, threads), panels) + projection / threads);
+  const double column_panels = ceil_div(static_cast<std::int64_t>(panels), threads);
+  const double columns =
+      steps * (cost::step_cycles(s, static_cast<double>(s.batch), column_panels) +
+               cost::barrier_cycles + projection / threads);
+  if (serial <= std::min(rows, columns) + cost::fork_join_cycles) {
+    return {Split::serial, serial};
+  }
+  return rows <= columns ? Choice{Split::rows, rows} : Choice{Split::columns, columns};
+}
+
+inline Plan make_plan(const Shape& s, int threads) {
+  const Choice all = choose_split(s, threads);
+  if (s.independent_directions && threads > 1) {
+    const Choice half = choose_split(s, threads / 2);
+    const double fork_join = all.split == Split::serial ? cost::fork_join_cycles : 0;
+    if (half.cycles + fork_join < 2 * all.cycles) {
+      return {half.split, true, half.split == Split::serial ? 2 : threads / 2 * 2};
+    }
+  }
+  return {all.split, false, all.split == Split::serial ? 1 : threads};
 }
 
 // Rows whose input projection is computed just ahead of the steps that use them: few enough to stay

@@ -129,15 +129,16 @@ struct StepShare {
   }
 };
 
-// Runs the directions of a layer one after the other on one team. A Direction is built from a task,
-// which takes its scratch memory, and then run by every member.
+// Runs the directions of a layer on one team, at once or one after the other. A Direction is built
+// from a task, which takes its scratch memory, and then run by every member of its team.
 template <class Direction, class Task, class S, class O>
-void run_directions(const std::vector<Task>& tasks, const Kernels<S, O>& kernels, int threads,
-                    ParallelFor parallel_for) {
+void run_directions(const std::vector<Task>& tasks, bool independent, const Kernels<S, O>& kernels,
+                    int threads, ParallelFor parallel_for) {
   const Problem<S>& p = tasks.front().problem;
-  const Plan plan = plan_for({p.steps.count, p.steps.batch, p.input_size, p.hidden_size,
-                              sizeof(Arithmetic<S>), kernels.panel_columns, kernels.tile_rows},
-                             threads);
+  const Plan plan =
+      plan_for({p.steps.count, p.steps.batch, p.input_size, p.hidden_size, sizeof(Arithmetic<S>),
+                kernels.panel_columns, kernels.tile_rows, independent && tasks.size() == 2},
+               threads);
   const Scratch::Scope scratch;
   std::vector<Direction> directions;
   directions.reserve(tasks.size());
@@ -145,6 +146,11 @@ void run_directions(const std::vector<Task>& tasks, const Kernels<S, O>& kernels
     directions.emplace_back(task, kernels, plan);
   }
   const auto body = [&](Team::Member member) {
+    if (plan.directions_at_once && member.size() > 1) {
+      auto [own, half] = member.in_halves();
+      directions[half].run(own);
+      return;
+    }
     for (const Direction& direction : directions) {
       direction.run(member);
     }

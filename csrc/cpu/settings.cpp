@@ -12,7 +12,7 @@ namespace {
 
 std::atomic<bool> pool_is_concurrent{false};
 std::atomic<bool> in_forked_child{false};
-std::atomic<Plan> forced{Plan{Split::serial, 0}};  // no threads: not forced
+std::atomic<Plan> forced{Plan{Split::serial, false, 0}};  // no threads: not forced
 
 const int fork_handler = pthread_atfork(
     nullptr, nullptr, [] { in_forked_child.store(true, std::memory_order_relaxed); });
@@ -44,12 +44,15 @@ void set_pool_is_concurrent(bool concurrent) {
 }
 
 void force_plan(std::optional<Plan> plan) {
-  forced.store(plan.value_or(Plan{Split::serial, 0}), std::memory_order_relaxed);
+  forced.store(plan.value_or(Plan{Split::serial, false, 0}), std::memory_order_relaxed);
 }
 
 Plan plan_for(const Shape& shape, int threads) {
   const Plan plan = forced.load(std::memory_order_relaxed);
-  return plan.threads > 0 && can_form_team() ? plan : make_plan(shape, threads);
+  if (plan.threads == 0 || !can_form_team()) {
+    return make_plan(shape, threads);
+  }
+  return {plan.split, plan.directions_at_once && shape.independent_directions, plan.threads};
 }
 
 }  // namespace rnn_ext::cpu

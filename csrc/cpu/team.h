@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstdint>
 #include <stdexcept>
+#include <utility>
 
 #include "cpu/ranges.h"
 
@@ -41,24 +42,59 @@ inline void wait_while(const std::atomic<std::uint32_t>& value, std::uint32_t ol
   value.wait(old, std::memory_order_acquire);
 }
 
+// Where a number of threads meet, again and again.
+class Barrier {
+ public:
+  // Returns when all `size` threads have called it.
+  void wait(int size) {
+    if (size == 1) {
+      return;
+    }
+    const std::uint32_t generation = generation_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size - 1) {
+      arrived_.store(0, std::memory_order_relaxed);
+      generation_.store(generation + 1, std::memory_order_release);
+      generation_.notify_all();
+    } else {
+      wait_while(generation_, generation);
+    }
+  }
+
+ private:
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<std::uint32_t> generation_{0};
+};
+
 class Team {
  public:
   class Member {
    public:
-    Member(Team& team, int rank) : team_(team), rank_(rank) {}
-
     int rank() const { return rank_; }
-    int size() const { return team_.size_; }
+    int size() const { return size_; }
     bool is_leader() const { return rank_ == 0; }
-    void barrier() { team_.barrier(); }
+    void barrier() { barrier_->wait(size_); }
     // This member's share of [0, count), cut at multiples of `unit`.
     Range share(std::int64_t count, std::int64_t unit = 1) const {
       return Range::share(count, unit, rank_, size());
     }
 
+    // The same thread as a member of one of two teams that go their own ways; which of the two.
+    // Needs a team of at least two.
+    std::pair<Member, int> in_halves() const {
+      const int half = rank_ % 2;
+      return {Member(*team_, team_->halves_[half], rank_ / 2, (size_ + 1 - half) / 2), half};
+    }
+
    private:
-    Team& team_;
+    friend Team;
+
+    Member(Team& team, Barrier& barrier, int rank, int size)
+        : team_(&team), barrier_(&barrier), rank_(rank), size_(size) {}
+
+    Team* team_;
+    Barrier* barrier_;
     int rank_;
+    int size_;
   };
 
   // Calls body(member) once on each thread of a team of at most `threads`. The body must not throw.
@@ -66,7 +102,7 @@ class Team {
   static void run(ParallelFor parallel_for, int threads, Body& body) {
     Team team(threads);
     if (threads == 1) {
-      body(Member(team, 0));
+      body(Member(team, team.barrier_, 0, 1));
       return;
     }
     struct Context {
@@ -75,9 +111,10 @@ class Team {
     } context{team, body};
     const auto enter = [](std::int64_t begin, std::int64_t end, void* opaque) {
       auto& c = *static_cast<Context*>(opaque);
-      c.body(Member(c.team, c.team.join(end - begin)));
+      const int rank = c.team.join(end - begin);
+      c.body(Member(c.team, c.team.barrier_, rank, c.team.size_));
       // Leave together: the pool's own end of a region spins for milliseconds before it sleeps.
-      c.team.barrier();
+      c.team.barrier_.wait(c.team.size_);
     };
     if (parallel_for(0, threads, 1, enter, &context) != 0) {
       throw std::runtime_error("rnn_ext: torch's thread pool refused the work");
@@ -101,27 +138,13 @@ class Team {
     return rank;
   }
 
-  void barrier() {
-    if (size_ == 1) {
-      return;
-    }
-    const std::uint32_t generation = generation_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
-      arrived_.store(0, std::memory_order_relaxed);
-      generation_.store(generation + 1, std::memory_order_release);
-      generation_.notify_all();
-    } else {
-      wait_while(generation_, generation);
-    }
-  }
-
   const std::int64_t asked_;
   int size_;
   std::atomic<int> joined_{0};
   std::atomic<std::int64_t> covered_{0};
   std::atomic<std::uint32_t> complete_{0};
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<std::uint32_t> generation_{0};
+  Barrier barrier_;
+  Barrier halves_[2];
 };
 
 }  // namespace rnn_ext::cpu
