@@ -9,6 +9,7 @@
 // Where values are stored in 16 bits, dz and all sums are kept in T and rounded once.
 #include <algorithm>
 #include <cstring>
+#include <functional>
 
 #include "cpu/recurrence.h"
 
@@ -381,14 +382,42 @@ class Backward {
   Buffer<T> grad_bias_;
 };
 
+// Whether two directions that run at once give the dx that one after the other do, to the bit: if
+// its sums are single chains, and not rounded between the directions. The second then has memory of
+// its own, which has to be small.
+template <class S>
+bool can_add_up_dx(const Problem<S>& p) {
+  constexpr std::int64_t most = std::int64_t{1} << 20;
+  return !is_widened<S> && p.hidden_size <= reduction_block &&
+         p.steps.total_rows() * p.input_size <= most;
+}
+
 }  // namespace
 
 template <class S, class O>
 void run_backward(const std::vector<BackwardTask<S>>& tasks, const Kernels<S, O>& kernels,
                   int threads, ParallelFor parallel_for) {
-  // Both directions add to dx, in an order that decides its bits.
-  const bool independent = !tasks.front().gradients.input;
-  run_directions<Backward<S, O>>(tasks, independent, kernels, threads, parallel_for);
+  const Scratch::Scope scratch;
+  const Problem<S>& p = tasks.front().problem;
+  const Sequence<S>& dx = tasks.front().gradients.input;
+  const Plan plan = plan_of(tasks, !dx || can_add_up_dx(p), kernels, threads);
+  if (!plan.directions_at_once || !dx) {
+    run_directions<Backward<S, O>>(tasks, plan, kernels, parallel_for, [](Team::Member&) {});
+    return;
+  }
+  std::vector<BackwardTask<S>> apart = tasks;
+  const std::int64_t count = p.steps.total_rows() * p.input_size;
+  const Buffer<S> second(count);
+  apart[1].gradients.input = {second.data(), p.steps.batch * p.input_size, p.input_size};
+  apart[1].gradients.add_to_input = false;
+  run_directions<Backward<S, O>>(apart, plan, kernels, parallel_for, [&](Team::Member& member) {
+    member.barrier();
+    const Range share = member.share(count);
+    if constexpr (!is_widened<S>) {
+      std::transform(dx.data + share.begin, dx.data + share.end, second.data() + share.begin,
+                     dx.data + share.begin, std::plus<S>());
+    }
+  });
 }
 
 template void run_backward(const std::vector<BackwardTask<float>>&, const Kernels<float>&, int,

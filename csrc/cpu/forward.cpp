@@ -319,7 +319,9 @@ class Forward {
 template <class S, class O>
 void run_forward(const std::vector<ForwardTask<S>>& tasks, const Kernels<S, O>& kernels,
                  int threads, ParallelFor parallel_for) {
-  run_directions<Forward<S, O>>(tasks, true, kernels, threads, parallel_for);
+  const Scratch::Scope scratch;
+  const Plan plan = plan_of(tasks, true, kernels, threads);
+  run_directions<Forward<S, O>>(tasks, plan, kernels, parallel_for, [](Team::Member&) {});
 }
 
 template void run_forward(const std::vector<ForwardTask<float>>&, const Kernels<float>&, int,

@@ -129,17 +129,22 @@ struct StepShare {
   }
 };
 
-// Runs the directions of a layer on one team, at once or one after the other. A Direction is built
-// from a task, which takes its scratch memory, and then run by every member of its team.
-template <class Direction, class Task, class S, class O>
-void run_directions(const std::vector<Task>& tasks, bool independent, const Kernels<S, O>& kernels,
-                    int threads, ParallelFor parallel_for) {
+// The plan for a layer's directions, which are independent if neither reads what the other writes.
+template <class Task, class S, class O>
+Plan plan_of(const std::vector<Task>& tasks, bool independent, const Kernels<S, O>& kernels,
+             int threads) {
   const Problem<S>& p = tasks.front().problem;
-  const Plan plan =
-      plan_for({p.steps.count, p.steps.batch, p.input_size, p.hidden_size, sizeof(Arithmetic<S>),
-                kernels.panel_columns, kernels.tile_rows, independent && tasks.size() == 2},
-               threads);
-  const Scratch::Scope scratch;
+  return plan_for({p.steps.count, p.steps.batch, p.input_size, p.hidden_size, sizeof(Arithmetic<S>),
+                   kernels.panel_columns, kernels.tile_rows, independent && tasks.size() == 2},
+                  threads);
+}
+
+// Runs the directions of a layer on one team, at once or one after the other; then finish(member).
+// A Direction is built from a task, which takes its scratch memory, and then run by every member of
+// its team.
+template <class Direction, class Task, class S, class O, class Finish>
+void run_directions(const std::vector<Task>& tasks, const Plan& plan, const Kernels<S, O>& kernels,
+                    ParallelFor parallel_for, Finish finish) {
   std::vector<Direction> directions;
   directions.reserve(tasks.size());
   for (const Task& task : tasks) {
@@ -149,11 +154,12 @@ void run_directions(const std::vector<Task>& tasks, bool independent, const Kern
     if (plan.directions_at_once && member.size() > 1) {
       auto [own, half] = member.in_halves();
       directions[half].run(own);
-      return;
+    } else {
+      for (const Direction& direction : directions) {
+        direction.run(member);
+      }
     }
-    for (const Direction& direction : directions) {
-      direction.run(member);
-    }
+    finish(member);
   };
   Team::run(parallel_for, plan.threads, body);
 }
