@@ -1,5 +1,6 @@
 """The raw ops: schemas, opcheck, fake kernels, autograd, and the checks that keep memory safe."""
 
+import ctypes
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from rnn_ext.functional import rnn
 rnn_forward = torch.ops.rnn_ext.rnn_forward
 rnn_backward = torch.ops.rnn_ext.rnn_backward
 
+LIBC = ctypes.CDLL(None)
 BATCH_SIZES = torch.tensor([3, 3, 1, 1])
 
 
@@ -325,6 +327,34 @@ def test_a_larger_call_reads_and_writes_inside_its_tensors() -> None:
         backward = (inside(backward[0]), inside(backward[1]), *backward[2:])
         for result in (*rnn_forward(*args), *rnn_backward(*backward)):
             assert result.isfinite().all()
+
+
+class _Heap(ctypes.Structure):
+    """glibc's ``struct mallinfo2``."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+@pytest.mark.skipif(not hasattr(LIBC, "mallinfo2"), reason="needs glibc 2.33 to count the heap")
+def test_calls_leave_nothing_on_the_heap() -> None:
+    LIBC.mallinfo2.restype = _Heap
+    args = _f()
+    backward = backward_arguments(*args)
+    calls = 2000
+    for _ in range(2):
+        before = LIBC.mallinfo2().uordblks
+        for _ in range(calls):
+            rnn_forward(*args)
+            rnn_backward(*backward)
+        grown = LIBC.mallinfo2().uordblks - before
+    # The smallest block that malloc hands out has 32 bytes; other threads may take a few.
+    assert grown < 32 * calls / 2
 
 
 def test_ops_are_found_after_importing_the_package() -> None:

@@ -4,9 +4,11 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <memory>
 #include <new>
 #include <sstream>
 #include <stdexcept>
+#include <string_view>
 
 #include "cpu/isa.h"
 #include "cpu/recurrence.h"
@@ -66,22 +68,32 @@ void require_sizes(const Tensor& t, const char* name, std::initializer_list<std:
           name, " has an unexpected shape");
 }
 
+// Frees the string.
+Nonlinearity take_nonlinearity(StringHandle handle) {
+  const std::unique_ptr<StringOpaque, decltype(&torch_delete_string)> owner(handle,
+                                                                            &torch_delete_string);
+  const char* data = nullptr;
+  std::size_t length = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+  const std::string_view name(data, length);
+  require(name == "tanh" || name == "relu", "nonlinearity must be 'tanh' or 'relu'");
+  return name == "tanh" ? Nonlinearity::tanh : Nonlinearity::relu;
+}
+
 // A call's tensors, checked, in the form that problems are cut from. Owns whatever had to be
 // copied.
 class Call {
  public:
   Call(const Tensor& input, const std::optional<Tensor>& hx, const std::vector<Tensor>& weights,
-       const std::optional<Tensor>& batch_sizes, const std::string& nonlinearity,
-       bool bidirectional)
+       const std::optional<Tensor>& batch_sizes, Nonlinearity nonlinearity, bool bidirectional)
       : dtype(input.scalar_type()),
         input_(with_unit_columns(input)),
         weights_(weights),
+        nonlinearity_(nonlinearity),
         directions(bidirectional ? 2 : 1) {
     require(aoti_dtype(dtype).has_value(),
             "the CPU kernels take float32, float64, bfloat16 and float16");
-    require(nonlinearity == "tanh" || nonlinearity == "relu",
-            "nonlinearity must be 'tanh' or 'relu'");
-    nonlinearity_ = nonlinearity == "tanh" ? Nonlinearity::tanh : Nonlinearity::relu;
     per_direction = static_cast<std::int64_t>(weights.size()) / directions;
     require(static_cast<std::int64_t>(weights.size()) == per_direction * directions &&
                 (per_direction == 2 || per_direction == 4),
@@ -242,7 +254,7 @@ class Call {
   const std::vector<Tensor>& weights_;
   std::optional<Tensor> batch_sizes_;
   std::vector<std::int64_t> offsets_;
-  Nonlinearity nonlinearity_ = Nonlinearity::tanh;
+  const Nonlinearity nonlinearity_;
   bool packed_ = false;
 
  public:
@@ -284,11 +296,11 @@ void zero(const Tensor& t) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> rnn_forward(Tensor input, std::optional<Tensor> hx,
-                                       std::vector<Tensor> weights,
-                                       std::optional<Tensor> batch_sizes, std::string nonlinearity,
-                                       bool bidirectional) {
-  const Call call(input, hx, weights, batch_sizes, nonlinearity, bidirectional);
+std::tuple<Tensor, Tensor> rnn_forward(const Tensor& input, const std::optional<Tensor>& hx,
+                                       const std::vector<Tensor>& weights,
+                                       const std::optional<Tensor>& batch_sizes,
+                                       StringHandle nonlinearity, bool bidirectional) {
+  const Call call(input, hx, weights, batch_sizes, take_nonlinearity(nonlinearity), bidirectional);
   require(call.steps.count > 0, "expected at least one time step");
   Tensor output = call.new_output();
   Tensor h_n = call.new_state();
@@ -306,12 +318,14 @@ std::tuple<Tensor, Tensor> rnn_forward(Tensor input, std::optional<Tensor> hx,
   return {std::move(output), std::move(h_n)};
 }
 
-std::vector<Tensor> rnn_backward(std::optional<Tensor> grad_output, std::optional<Tensor> grad_h_n,
-                                 Tensor input, std::optional<Tensor> hx,
-                                 std::vector<Tensor> weights, Tensor output,
-                                 std::optional<Tensor> batch_sizes, std::string nonlinearity,
-                                 bool bidirectional, std::vector<bool> output_mask) {
-  const Call call(input, hx, weights, batch_sizes, nonlinearity, bidirectional);
+std::vector<Tensor> rnn_backward(const std::optional<Tensor>& grad_output,
+                                 const std::optional<Tensor>& grad_h_n, const Tensor& input,
+                                 const std::optional<Tensor>& hx,
+                                 const std::vector<Tensor>& weights, const Tensor& output,
+                                 const std::optional<Tensor>& batch_sizes,
+                                 StringHandle nonlinearity, bool bidirectional,
+                                 const std::vector<bool>& output_mask) {
+  const Call call(input, hx, weights, batch_sizes, take_nonlinearity(nonlinearity), bidirectional);
   call.require_output(output, "output");
   require(output.is_contiguous(), "output must be contiguous, as rnn_forward made it");
   require(output_mask.size() == 2 + weights.size(),
@@ -320,10 +334,11 @@ std::vector<Tensor> rnn_backward(std::optional<Tensor> grad_output, std::optiona
   if (grad_output) {
     call.require_output(*grad_output, "grad_output");
   }
+  std::optional<Tensor> h_n_gradient;
   if (grad_h_n) {
     require_sizes(*grad_h_n, "grad_h_n", {call.directions, call.steps.batch, call.hidden_size});
     require(grad_h_n->scalar_type() == call.dtype, "grad_h_n has another dtype than input");
-    grad_h_n = Call::with_unit_columns(*grad_h_n);
+    h_n_gradient = Call::with_unit_columns(*grad_h_n);
   }
 
   // One slot for input, hx and each weight, filled where wanted.
@@ -352,8 +367,8 @@ std::vector<Tensor> rnn_backward(std::optional<Tensor> grad_output, std::optiona
             g.output = Call::sequence<const T>(*grad_output);
             g.output.data += d * call.hidden_size * g.output.column_stride;
           }
-          if (grad_h_n) {
-            g.h_n = Call::slice<const T>(*grad_h_n, d);
+          if (h_n_gradient) {
+            g.h_n = Call::slice<const T>(*h_n_gradient, d);
           }
           if (slots[0]) {
             g.input = Call::sequence<T>(*slots[0]);

@@ -1,10 +1,10 @@
 // The ops' CPU kernels: torch tensors in, torch tensors out. See ops.cpp for the schemas.
 #pragma once
 
+#include <torch/csrc/stable/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
-#include <string>
 #include <tuple>
 #include <vector>
 
@@ -12,15 +12,19 @@ namespace rnn_ext::cpu {
 
 using torch::stable::Tensor;
 
-std::tuple<Tensor, Tensor> rnn_forward(Tensor input, std::optional<Tensor> hx,
-                                       std::vector<Tensor> weights,
-                                       std::optional<Tensor> batch_sizes, std::string nonlinearity,
-                                       bool bidirectional);
+// The kernels own the string that arrives as `nonlinearity`: torch's own conversion to std::string
+// never frees a copy that it makes.
+std::tuple<Tensor, Tensor> rnn_forward(const Tensor& input, const std::optional<Tensor>& hx,
+                                       const std::vector<Tensor>& weights,
+                                       const std::optional<Tensor>& batch_sizes,
+                                       StringHandle nonlinearity, bool bidirectional);
 
-std::vector<Tensor> rnn_backward(std::optional<Tensor> grad_output, std::optional<Tensor> grad_h_n,
-                                 Tensor input, std::optional<Tensor> hx,
-                                 std::vector<Tensor> weights, Tensor output,
-                                 std::optional<Tensor> batch_sizes, std::string nonlinearity,
-                                 bool bidirectional, std::vector<bool> output_mask);
+std::vector<Tensor> rnn_backward(const std::optional<Tensor>& grad_output,
+                                 const std::optional<Tensor>& grad_h_n, const Tensor& input,
+                                 const std::optional<Tensor>& hx,
+                                 const std::vector<Tensor>& weights, const Tensor& output,
+                                 const std::optional<Tensor>& batch_sizes,
+                                 StringHandle nonlinearity, bool bidirectional,
+                                 const std::vector<bool>& output_mask);
 
 }  // namespace rnn_ext::cpu
