@@ -4,6 +4,9 @@
 // packed (N, I) with batch_sizes; hx is (D, B, H); weights are weight_ih, weight_hh and, where the
 // layer has them, bias_ih, bias_hh for each direction; output is (T, B, D·H) or (N, D·H).
 // rnn_backward returns the gradients that output_mask asks for, in the order input, hx, weights.
+//
+// The ops with an underscore do one step, (B, I) and (B, H) to (B, H), and spare small calls views
+// and a second result. They have no autograd: rnn_ext/autograd.py calls them below it.
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/driver.h"
@@ -16,9 +19,15 @@ STABLE_TORCH_LIBRARY(rnn_ext, m) {
       "rnn_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor input, Tensor? hx, "
       "Tensor[] weights, Tensor output, Tensor? batch_sizes, str nonlinearity, "
       "bool bidirectional, bool[] output_mask) -> Tensor[]");
+  m.def("_cell_forward(Tensor input, Tensor? hx, Tensor[] weights, str nonlinearity) -> Tensor");
+  m.def(
+      "_cell_backward(Tensor grad_output, Tensor input, Tensor? hx, Tensor[] weights, "
+      "Tensor output, str nonlinearity, bool[] output_mask) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rnn_ext, CPU, m) {
   m.impl("rnn_forward", TORCH_BOX(&rnn_ext::cpu::rnn_forward));
   m.impl("rnn_backward", TORCH_BOX(&rnn_ext::cpu::rnn_backward));
+  m.impl("_cell_forward", TORCH_BOX(&rnn_ext::cpu::cell_forward));
+  m.impl("_cell_backward", TORCH_BOX(&rnn_ext::cpu::cell_backward));
 }

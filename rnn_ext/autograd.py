@@ -1,4 +1,4 @@
-"""One RNN layer as a differentiable call on the fused kernels."""
+"""One RNN layer, or one step of a cell, as a differentiable call on the fused kernels."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import unwrap_if_dead
 
 from . import composite, ops
 
-__all__ = ["rnn_layer"]
+__all__ = ["rnn_cell", "rnn_layer"]
+
+_rnn_forward = torch.ops.rnn_ext.rnn_forward.default
+_cell_forward = torch.ops.rnn_ext._cell_forward.default
+_cell_backward = torch.ops.rnn_ext._cell_backward.default
 
 
 def rnn_layer(
@@ -36,31 +41,56 @@ def rnn_layer(
         torch.OutOfMemoryError: no memory for the outputs or for scratch.
     """
     arguments = (input, hx, weights, batch_sizes, nonlinearity, bidirectional)
-    if torch.compiler.is_compiling() or torch._C._is_tracing():
+    if _is_recorded():
         # A graph takes the op with its registered autograd, tied weights included.
-        return torch.ops.rnn_ext.rnn_forward.default(*arguments)
-    if torch._C._are_functorch_transforms_active() or _forward_ad_is_active():
+        return _rnn_forward(*arguments)
+    if _is_transformed():
         return composite.rnn_layer(*arguments)
     try:
         if torch.is_grad_enabled() and _any_requires_grad(input, hx, weights):
-            return _RNNLayer.apply(input, hx, batch_sizes, nonlinearity, bidirectional, *weights)
+            return _RNNLayer.call(batch_sizes, nonlinearity, bidirectional, input, hx, *weights)
         with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.rnn_ext.rnn_forward.default(*arguments)
+            return _rnn_forward(*arguments)
     except RuntimeError as error:
         _raise_if_out_of_memory(error)
         raise
 
 
-def _any_requires_grad(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool:
+def rnn_cell(
+    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], nonlinearity: str
+) -> Tensor:
+    """``rnn_layer`` for one step: input ``(B, I)``, hx and result ``(B, H)``."""
+    if _is_recorded() or _is_transformed():
+        hx = None if hx is None else hx.unsqueeze(0)
+        output, _ = rnn_layer(input.unsqueeze(0), hx, weights, None, nonlinearity, False)
+        return output.squeeze(0)
+    try:
+        if torch.is_grad_enabled() and _any_requires_grad(input, hx, weights):
+            return _RNNCell.call(nonlinearity, input, hx, *weights)
+        with torch._C._AutoDispatchBelowAutograd():
+            return _cell_forward(input, hx, weights, nonlinearity)
+    except RuntimeError as error:
+        _raise_if_out_of_memory(error)
+        raise
+
+
+def _is_recorded() -> bool:
+    return torch.compiler.is_compiling() or torch._C._is_tracing()
+
+
+def _is_transformed() -> bool:
     return (
-        input.requires_grad
-        or (hx is not None and hx.requires_grad)
-        or any(w.requires_grad for w in weights)
+        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
     )
 
 
-def _forward_ad_is_active() -> bool:
-    return torch.autograd.forward_ad._current_level >= 0
+def _any_requires_grad(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool:
+    return (
+        weights[0].requires_grad
+        or input.requires_grad
+        or (hx is not None and hx.requires_grad)
+        or any(w.requires_grad for w in weights)
+    )
 
 
 def _raise_if_out_of_memory(error: RuntimeError) -> None:
@@ -70,26 +100,38 @@ def _raise_if_out_of_memory(error: RuntimeError) -> None:
         raise torch.OutOfMemoryError(text) from None
 
 
-class _RNNLayer(torch.autograd.Function):
-    """The op with less overhead than the autograd registered for it.
+class _Function(torch.autograd.Function):
+    """An ``autograd.Function`` with less overhead.
 
     Without ``setup_context``, for which torch binds the signature anew in every call (30 µs); only
     ``torch.func`` needs it, and that never comes here.
     """
 
+    @classmethod
+    def call(cls, *arguments: Any) -> Any:
+        """``apply``, without the wrapper in Python that looks for ``torch.func`` (5 µs)."""
+        # What the wrapper also does: a tensor kept from a transform that has ended is no longer
+        # the one that has the gradient.
+        unwrapped = [unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in arguments]
+        return super(torch.autograd.Function, cls).apply(*unwrapped)  # type: ignore[misc]
+
+
+class _RNNLayer(_Function):
+    """The op with less overhead than the autograd registered for it."""
+
     @staticmethod
     def forward(
         ctx: Any,
-        input: Tensor,
-        hx: Tensor | None,
         batch_sizes: Tensor | None,
         nonlinearity: str,
         bidirectional: bool,
+        input: Tensor,
+        hx: Tensor | None,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
         arguments = (input, hx, weights, batch_sizes, nonlinearity, bidirectional)
         with torch._C._AutoDispatchBelowAutograd():
-            output = torch.ops.rnn_ext.rnn_forward.default(*arguments)
+            output = _rnn_forward(*arguments)
         ops.save_for_backward(ctx, arguments, output)
         return output
 
@@ -97,8 +139,7 @@ class _RNNLayer(torch.autograd.Function):
     def backward(
         ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        needs_input, needs_hx, *_ = needs = ctx.needs_input_grad
-        mask = [needs_input, needs_hx, *needs[5:]]
+        mask = ctx.needs_input_grad[3:]
         try:
             if torch.is_grad_enabled():  # create_graph: the backward is to be differentiated
                 grads = ops.differentiate(ctx, grad_output, grad_h_n, mask)
@@ -108,4 +149,32 @@ class _RNNLayer(torch.autograd.Function):
         except RuntimeError as error:
             _raise_if_out_of_memory(error)
             raise
-        return (*grads[:2], None, None, None, *grads[2:])
+        return (None, None, None, *grads)
+
+
+class _RNNCell(_Function):
+    @staticmethod
+    def forward(
+        ctx: Any, nonlinearity: str, input: Tensor, hx: Tensor | None, *weights: Tensor
+    ) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = _cell_forward(input, hx, weights, nonlinearity)
+        ctx.save_for_backward(input, hx, output, *weights)
+        ctx.nonlinearity = nonlinearity
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        input, hx, output, *weights = ctx.saved_tensors
+        mask = ctx.needs_input_grad[1:]
+        arguments = (input, hx, weights, output, ctx.nonlinearity, mask)
+        try:
+            if torch.is_grad_enabled():  # create_graph: the backward is to be differentiated
+                grads = ops.differentiable_cell_backward(grad_output, *arguments)
+            else:
+                with torch._C._AutoDispatchBelowAutograd():
+                    grads = _cell_backward(grad_output, *arguments)
+        except RuntimeError as error:
+            _raise_if_out_of_memory(error)
+            raise
+        return (None, *ops.in_places(grads, mask))

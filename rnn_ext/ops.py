@@ -5,6 +5,7 @@ The schemas are in ``csrc/ops.cpp``. Importing this module needs the binary to b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from . import composite
 
-__all__ = ["differentiate", "save_for_backward"]
+__all__ = ["differentiable_cell_backward", "differentiate", "in_places", "save_for_backward"]
+
+_rnn_backward = torch.ops.rnn_ext.rnn_backward.default
 
 
 @torch.library.register_fake("rnn_ext::rnn_forward")
@@ -48,7 +51,28 @@ def _(
     bidirectional: bool,
     output_mask: list[bool],
 ) -> list[Tensor]:
-    operands = [input, hx, *weights]
+    return _empty_gradients([input, hx, *weights], output_mask)
+
+
+@torch.library.register_fake("rnn_ext::_cell_forward")
+def _(input: Tensor, hx: Tensor | None, weights: list[Tensor], nonlinearity: str) -> Tensor:
+    return input.new_empty(input.size(0), weights[1].size(0))
+
+
+@torch.library.register_fake("rnn_ext::_cell_backward")
+def _(
+    grad_output: Tensor,
+    input: Tensor,
+    hx: Tensor | None,
+    weights: list[Tensor],
+    output: Tensor,
+    nonlinearity: str,
+    output_mask: list[bool],
+) -> list[Tensor]:
+    return _empty_gradients([input, hx, *weights], output_mask)
+
+
+def _empty_gradients(operands: list[Tensor | None], output_mask: list[bool]) -> list[Tensor]:
     return [
         t.new_empty(t.shape)
         for t, wanted in zip(operands, output_mask, strict=True)
@@ -67,25 +91,57 @@ def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, T
 
 
 def differentiate(
-    ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, output_mask: list[bool]
+    ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, output_mask: Sequence[bool]
 ) -> list[Tensor | None]:
     """The gradients of input, hx and each weight, None where ``output_mask`` is False."""
     input, hx, batch_sizes, output, *weights = ctx.saved_tensors
-    found = iter(
-        torch.ops.rnn_ext.rnn_backward.default(
-            grad_output,
-            grad_h_n,
-            input,
-            hx,
-            weights,
-            output,
-            batch_sizes,
-            ctx.nonlinearity,
-            ctx.bidirectional,
-            output_mask,
-        )
+    found = _rnn_backward(
+        grad_output,
+        grad_h_n,
+        input,
+        hx,
+        weights,
+        output,
+        batch_sizes,
+        ctx.nonlinearity,
+        ctx.bidirectional,
+        output_mask,
     )
-    return [next(found) if wanted else None for wanted in output_mask]
+    return in_places(found, output_mask)
+
+
+def in_places(found: list[Tensor], output_mask: Sequence[bool]) -> list[Tensor | None]:
+    """What a backward op returns, with None where ``output_mask`` is False."""
+    if len(found) == len(output_mask):
+        return found  # type: ignore[return-value]
+    rest = iter(found)
+    return [next(rest) if wanted else None for wanted in output_mask]
+
+
+def differentiable_cell_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    hx: Tensor | None,
+    weights: list[Tensor],
+    output: Tensor,
+    nonlinearity: str,
+    output_mask: Sequence[bool],
+) -> list[Tensor]:
+    """``_cell_backward`` by the op that has autograd."""
+    grads = _rnn_backward(
+        grad_output.unsqueeze(0),
+        None,
+        input.unsqueeze(0),
+        None if hx is None else hx.unsqueeze(0),
+        weights,
+        output.unsqueeze(0),
+        None,
+        nonlinearity,
+        False,
+        output_mask,
+    )
+    states = sum(output_mask[:2])
+    return [*(g.squeeze(0) for g in grads[:states]), *grads[states:]]
 
 
 def _forward_op_backward(

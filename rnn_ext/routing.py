@@ -114,15 +114,7 @@ def run_cell(
     weights = [w_ih, w_hh, *(b for b in (b_ih, b_hh) if b is not None)]
     if not _quick_reason(input, hx, weights) and (hx is not None or w_hh.size(0) == hidden_size):
         try:
-            output, _ = autograd.rnn_layer(
-                input.unsqueeze(0),
-                None if hx is None else hx.unsqueeze(0),
-                weights,
-                None,
-                nonlinearity,
-                False,
-            )
-            return output.squeeze(0)
+            return autograd.rnn_cell(input, hx, weights, nonlinearity)
         except RuntimeError:
             hx_layer = None if hx is None else hx.unsqueeze(0)
             if not reason_for_torch(input.unsqueeze(0), hx_layer, weights, b_ih is not None, 1):

@@ -81,16 +81,22 @@ Nonlinearity take_nonlinearity(StringHandle handle) {
   return name == "tanh" ? Nonlinearity::tanh : Nonlinearity::relu;
 }
 
+// How steps lie in input and output: (T, B, ·), (N, ·) with the rows of each step, or one step
+// (B, ·) with an hx (B, H).
+enum class Layout { sequence, packed, step };
+
 // A call's tensors, checked, in the form that problems are cut from. Owns whatever had to be
 // copied.
 class Call {
  public:
   Call(const Tensor& input, const std::optional<Tensor>& hx, const std::vector<Tensor>& weights,
-       const std::optional<Tensor>& batch_sizes, Nonlinearity nonlinearity, bool bidirectional)
+       const std::optional<Tensor>& batch_sizes, Nonlinearity nonlinearity, bool bidirectional,
+       Layout layout)
       : dtype(input.scalar_type()),
         input_(with_unit_columns(input)),
         weights_(weights),
         nonlinearity_(nonlinearity),
+        layout_(layout),
         directions(bidirectional ? 2 : 1) {
     require(aoti_dtype(dtype).has_value(),
             "the CPU kernels take float32, float64, bfloat16 and float16");
@@ -103,7 +109,7 @@ class Call {
     input_size = input.size(input.dim() - 1);
     if (hx) {
       hx_ = with_unit_columns(*hx);
-      require(hx_->dim() == 3, "hx must have 3 dimensions");
+      require(hx_->dim() == state_dims(), "hx must have ", state_dims(), " dimensions");
     }
     set_steps(batch_sizes);
     check();
@@ -134,17 +140,29 @@ class Call {
 
   Tensor new_output() const { return new_sequence(directions * hidden_size); }
   Tensor new_input_gradient() const { return new_sequence(input_size); }
-  Tensor new_state() const { return empty({directions, steps.batch, hidden_size}, dtype); }
+  Tensor new_state() const {
+    return layout_ == Layout::step ? empty({steps.batch, hidden_size}, dtype)
+                                   : empty({directions, steps.batch, hidden_size}, dtype);
+  }
   const Tensor& weight(std::int64_t direction, std::int64_t i) const {
     return weights_[direction * per_direction + i];
   }
   bool has_hx() const { return hx_.has_value(); }
   void require_output(const Tensor& t, const char* name) const {
     require(t.scalar_type() == dtype, name, " has another dtype than input");
-    if (packed_) {
-      require_sizes(t, name, {steps.total_rows(), directions * hidden_size});
-    } else {
+    if (layout_ == Layout::sequence) {
       require_sizes(t, name, {steps.count, steps.batch, directions * hidden_size});
+    } else {
+      require_sizes(t, name, {steps.total_rows(), directions * hidden_size});
+    }
+  }
+  void require_state(const Tensor& t, const char* name) const {
+    require(t.is_cpu() && t.scalar_type() == dtype, name,
+            " must be on the CPU and of the input's dtype");
+    if (layout_ == Layout::step) {
+      require_sizes(t, name, {steps.batch, hidden_size});
+    } else {
+      require_sizes(t, name, {directions, steps.batch, hidden_size});
     }
   }
 
@@ -165,9 +183,12 @@ class Call {
   static Matrix<T> row(const Tensor& t) {
     return {data<T>(t), 0, t.stride(0)};
   }
+  // The states of a direction: of (D, B, H) its part, of (B, H) all.
   template <class T>
-  static Matrix<T> slice(const Tensor& t, std::int64_t i) {
-    return {data<T>(t) + i * t.stride(0), t.stride(1), column_stride(t)};
+  static Matrix<T> slice(const Tensor& t, std::int64_t direction) {
+    return t.dim() == 2
+               ? Matrix<T>{data<T>(t), t.stride(0), column_stride(t)}
+               : Matrix<T>{data<T>(t) + direction * t.stride(0), t.stride(1), column_stride(t)};
   }
   // A batch of one has no row stride of its own: its steps may lie as rows do.
   template <class T>
@@ -193,16 +214,18 @@ class Call {
 
  private:
   Tensor new_sequence(std::int64_t features) const {
-    return packed_ ? empty({steps.total_rows(), features}, dtype)
-                   : empty({steps.count, steps.batch, features}, dtype);
+    return layout_ == Layout::sequence ? empty({steps.count, steps.batch, features}, dtype)
+                                       : empty({steps.total_rows(), features}, dtype);
   }
 
+  std::int64_t state_dims() const { return layout_ == Layout::step ? 2 : 3; }
+
   void set_steps(const std::optional<Tensor>& batch_sizes) {
-    packed_ = batch_sizes.has_value();
-    require(input_.dim() == (packed_ ? 2 : 3), "input must have ", packed_ ? 2 : 3, " dimensions");
-    if (!packed_) {
-      steps.count = input_.size(0);
-      steps.batch = input_.size(1);
+    const std::int64_t dims = layout_ == Layout::sequence ? 3 : 2;
+    require(input_.dim() == dims, "input must have ", dims, " dimensions");
+    if (layout_ != Layout::packed) {
+      steps.count = layout_ == Layout::step ? 1 : input_.size(0);
+      steps.batch = input_.size(dims - 2);
       return;
     }
     require(hx_.has_value(), "packed input needs hx");
@@ -229,18 +252,14 @@ class Call {
   }
 
   void check() const {
-    const auto require_dtype = [&](const Tensor& t, const char* name) {
-      require(t.is_cpu() && t.scalar_type() == dtype, name,
-              " must be on the CPU and of the input's dtype");
-    };
     if (hx_) {
-      require_dtype(*hx_, "hx");
-      require_sizes(*hx_, "hx", {directions, steps.batch, hidden_size});
+      require_state(*hx_, "hx");
+    }
+    for (const Tensor& w : weights_) {
+      require(w.is_cpu() && w.scalar_type() == dtype,
+              "weights must be on the CPU and of the input's dtype");
     }
     for (std::int64_t d = 0; d < directions; ++d) {
-      for (std::int64_t i = 0; i < per_direction; ++i) {
-        require_dtype(weight(d, i), "weights");
-      }
       require_sizes(weight(d, 0), "weight_ih", {hidden_size, input_size});
       require_sizes(weight(d, 1), "weight_hh", {hidden_size, hidden_size});
       for (std::int64_t i = 2; i < per_direction; ++i) {
@@ -255,7 +274,7 @@ class Call {
   std::optional<Tensor> batch_sizes_;
   std::vector<std::int64_t> offsets_;
   const Nonlinearity nonlinearity_;
-  bool packed_ = false;
+  const Layout layout_;
 
  public:
   const std::int64_t directions;
@@ -294,38 +313,27 @@ void zero(const Tensor& t) {
   std::memset(t.mutable_data_ptr(), 0, static_cast<std::size_t>(t.numel()) * t.element_size());
 }
 
-}  // namespace
-
-std::tuple<Tensor, Tensor> rnn_forward(const Tensor& input, const std::optional<Tensor>& hx,
-                                       const std::vector<Tensor>& weights,
-                                       const std::optional<Tensor>& batch_sizes,
-                                       StringHandle nonlinearity, bool bidirectional) {
-  const Call call(input, hx, weights, batch_sizes, take_nonlinearity(nonlinearity), bidirectional);
-  require(call.steps.count > 0, "expected at least one time step");
-  Tensor output = call.new_output();
-  Tensor h_n = call.new_state();
-  if (output.numel() > 0) {
-    with_kernels(call.dtype, [&]<class T, class O>(const Kernels<T, O>& kernels) {
-      guarded([&] {
-        std::vector<ForwardTask<T>> tasks;
-        for (std::int64_t d = 0; d < call.directions; ++d) {
-          tasks.push_back({call.problem<T>(output, d), Call::slice<T>(h_n, d)});
-        }
-        run_forward(tasks, kernels, thread_limit(), torch_parallel_for);
-      });
-    });
+// h_n may be the output itself, where that is one step.
+void forward(const Call& call, const Tensor& output, const Tensor& h_n) {
+  if (output.numel() == 0) {
+    return;
   }
-  return {std::move(output), std::move(h_n)};
+  with_kernels(call.dtype, [&]<class T, class O>(const Kernels<T, O>& kernels) {
+    guarded([&] {
+      std::vector<ForwardTask<T>> tasks;
+      for (std::int64_t d = 0; d < call.directions; ++d) {
+        tasks.push_back({call.problem<T>(output, d), Call::slice<T>(h_n, d)});
+      }
+      run_forward(tasks, kernels, thread_limit(), torch_parallel_for);
+    });
+  });
 }
 
-std::vector<Tensor> rnn_backward(const std::optional<Tensor>& grad_output,
-                                 const std::optional<Tensor>& grad_h_n, const Tensor& input,
-                                 const std::optional<Tensor>& hx,
-                                 const std::vector<Tensor>& weights, const Tensor& output,
-                                 const std::optional<Tensor>& batch_sizes,
-                                 StringHandle nonlinearity, bool bidirectional,
-                                 const std::vector<bool>& output_mask) {
-  const Call call(input, hx, weights, batch_sizes, take_nonlinearity(nonlinearity), bidirectional);
+// The gradients of input, hx and each weight that output_mask asks for, in this order.
+std::vector<Tensor> backward(const Call& call, const std::optional<Tensor>& grad_output,
+                             const std::optional<Tensor>& grad_h_n,
+                             const std::vector<Tensor>& weights, const Tensor& output,
+                             const std::vector<bool>& output_mask) {
   call.require_output(output, "output");
   require(output.is_contiguous(), "output must be contiguous, as rnn_forward made it");
   require(output_mask.size() == 2 + weights.size(),
@@ -336,8 +344,7 @@ std::vector<Tensor> rnn_backward(const std::optional<Tensor>& grad_output,
   }
   std::optional<Tensor> h_n_gradient;
   if (grad_h_n) {
-    require_sizes(*grad_h_n, "grad_h_n", {call.directions, call.steps.batch, call.hidden_size});
-    require(grad_h_n->scalar_type() == call.dtype, "grad_h_n has another dtype than input");
+    call.require_state(*grad_h_n, "grad_h_n");
     h_n_gradient = Call::with_unit_columns(*grad_h_n);
   }
 
@@ -407,6 +414,51 @@ std::vector<Tensor> rnn_backward(const std::optional<Tensor>& grad_output,
     }
   }
   return gradients;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> rnn_forward(const Tensor& input, const std::optional<Tensor>& hx,
+                                       const std::vector<Tensor>& weights,
+                                       const std::optional<Tensor>& batch_sizes,
+                                       StringHandle nonlinearity, bool bidirectional) {
+  const Call call(input, hx, weights, batch_sizes, take_nonlinearity(nonlinearity), bidirectional,
+                  batch_sizes ? Layout::packed : Layout::sequence);
+  require(call.steps.count > 0, "expected at least one time step");
+  Tensor output = call.new_output();
+  Tensor h_n = call.new_state();
+  forward(call, output, h_n);
+  return {std::move(output), std::move(h_n)};
+}
+
+std::vector<Tensor> rnn_backward(const std::optional<Tensor>& grad_output,
+                                 const std::optional<Tensor>& grad_h_n, const Tensor& input,
+                                 const std::optional<Tensor>& hx,
+                                 const std::vector<Tensor>& weights, const Tensor& output,
+                                 const std::optional<Tensor>& batch_sizes,
+                                 StringHandle nonlinearity, bool bidirectional,
+                                 const std::vector<bool>& output_mask) {
+  const Call call(input, hx, weights, batch_sizes, take_nonlinearity(nonlinearity), bidirectional,
+                  batch_sizes ? Layout::packed : Layout::sequence);
+  return backward(call, grad_output, grad_h_n, weights, output, output_mask);
+}
+
+Tensor cell_forward(const Tensor& input, const std::optional<Tensor>& hx,
+                    const std::vector<Tensor>& weights, StringHandle nonlinearity) {
+  const Call call(input, hx, weights, std::nullopt, take_nonlinearity(nonlinearity), false,
+                  Layout::step);
+  Tensor output = call.new_output();
+  forward(call, output, output);
+  return output;
+}
+
+std::vector<Tensor> cell_backward(const Tensor& grad_output, const Tensor& input,
+                                  const std::optional<Tensor>& hx,
+                                  const std::vector<Tensor>& weights, const Tensor& output,
+                                  StringHandle nonlinearity, const std::vector<bool>& output_mask) {
+  const Call call(input, hx, weights, std::nullopt, take_nonlinearity(nonlinearity), false,
+                  Layout::step);
+  return backward(call, grad_output, std::nullopt, weights, output, output_mask);
 }
 
 }  // namespace rnn_ext::cpu

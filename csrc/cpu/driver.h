@@ -27,4 +27,12 @@ std::vector<Tensor> rnn_backward(const std::optional<Tensor>& grad_output,
                                  StringHandle nonlinearity, bool bidirectional,
                                  const std::vector<bool>& output_mask);
 
+Tensor cell_forward(const Tensor& input, const std::optional<Tensor>& hx,
+                    const std::vector<Tensor>& weights, StringHandle nonlinearity);
+
+std::vector<Tensor> cell_backward(const Tensor& grad_output, const Tensor& input,
+                                  const std::optional<Tensor>& hx,
+                                  const std::vector<Tensor>& weights, const Tensor& output,
+                                  StringHandle nonlinearity, const std::vector<bool>& output_mask);
+
 }  // namespace rnn_ext::cpu
