@@ -159,7 +159,7 @@ def rnn_cell(
         _check_shapes({"hx": hx}, [(*input.shape[:-1], hidden_size)])
         named["hx"] = hx
     _check_like_input(input, named)
-    settings = (w_ih, w_hh, b_ih, b_hh, nonlinearity, hidden_size)
+    settings = ((w_ih, w_hh, b_ih, b_hh), nonlinearity, hidden_size)
     if input.dim() == 2:
         return routing.run_cell(input, hx, *settings)
     hx = None if hx is None else hx.unsqueeze(0)

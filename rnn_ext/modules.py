@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, overload
 
 import torch
@@ -14,6 +15,13 @@ from . import routing
 __all__ = ["RNN", "RNNCell"]
 
 _NONLINEARITIES = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
+_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def _read(module: nn.Module, names: Iterable[str]) -> list[Any]:
+    """The weights as they are now, each read once: parametrized ones are computed on access."""
+    plain = module._parameters
+    return [plain[name] if name in plain else getattr(module, name) for name in names]
 
 
 def _fx_node(module: nn.Module, input: Proxy, hx: Any) -> Any:
@@ -141,14 +149,12 @@ class RNN(nn.RNNBase):
         """Runs the layers; see the class for the shapes."""
         if isinstance(input, Proxy):
             return _fx_node(self, input, hx)
-        weights = self._read_weights()
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, weights)
-        if input.dim() not in (2, 3):
-            raise ValueError(
-                f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead"
-            )
-        is_batched = input.dim() == 3
+            return self._forward_packed(input, hx)
+        dims = input.dim()
+        if dims not in (2, 3):
+            raise ValueError(f"RNN: Expected input to be 2D or 3D, got {dims}D tensor instead")
+        is_batched = dims == 3
         # Laid out as nn.RNN does it: the bits and the errors of torch's own op depend on that.
         batch_dim = 0 if self.batch_first else 1
         if not is_batched:
@@ -166,8 +172,7 @@ class RNN(nn.RNNBase):
             )
         if self.batch_first:
             input = input.transpose(0, 1)
-        self._check(input, hx, weights, None)
-        output, h_n = self._run(input, hx, weights, None)
+        output, h_n = self._run(input, hx, None)
         if self.batch_first:
             output = output.transpose(0, 1)
         if not is_batched:
@@ -175,15 +180,10 @@ class RNN(nn.RNNBase):
         return output, h_n
 
     def _read_weights(self) -> list[Tensor]:
-        """The weights as they are now, each read once: parametrized ones are computed on access."""
-        plain = self._parameters
-        return [
-            plain[name] if name in plain else getattr(self, name)  # type: ignore[misc]
-            for name in self._flat_weights_names
-        ]
+        return _read(self, self._flat_weights_names)
 
     def _forward_packed(
-        self, packed: PackedSequence, hx: Tensor | None, weights: list[Tensor]
+        self, packed: PackedSequence, hx: Tensor | None
     ) -> tuple[PackedSequence, Tensor]:
         data, batch_sizes, sorted_indices, unsorted_indices = packed
         if hx is None:
@@ -191,57 +191,27 @@ class RNN(nn.RNNBase):
             hx = data.new_zeros(states, int(batch_sizes[0]), self.hidden_size)
         else:
             hx = self.permute_hidden(hx, sorted_indices)
-        self._check(data, hx, weights, batch_sizes)
-        output, h_n = self._run(data, hx, weights, batch_sizes)
+        output, h_n = self._run(data, hx, batch_sizes)
         return (
             PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices),
             self.permute_hidden(h_n, unsorted_indices),
         )
 
-    def _check(
-        self,
-        input: Tensor,
-        hx: Tensor | None,
-        weights: list[Tensor],
-        batch_sizes: Tensor | None,
-    ) -> None:
-        """What ``RNNBase.check_forward_args`` does, on weights read once."""
-        dtype = weights[0].dtype
-        if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
-            raise ValueError(
-                f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
-                f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
-            )
-        if batch_sizes is not None and input.dim() != 2:
-            raise RuntimeError(f"input must have 2 dimensions, got {input.dim()}")
-        if input.size(-1) != self.input_size:
-            raise RuntimeError(
-                "input.size(-1) must be equal to input_size. "
-                f"Expected {self.input_size}, got {input.size(-1)}"
-            )
-        batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
-        states = self.num_layers * (2 if self.bidirectional else 1)
-        actual = (states, batch, self.hidden_size) if hx is None else hx.shape
-        expected = (states, batch, self.proj_size or self.hidden_size)
-        if actual != expected:
-            raise RuntimeError(f"Expected hidden size {expected}, got {list(actual)}")
-        if self.mode not in _NONLINEARITIES:
-            raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {self.mode}")
-
     def _run(
-        self,
-        input: Tensor,
-        hx: Tensor | None,
-        weights: list[Tensor],
-        batch_sizes: Tensor | None,
+        self, input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None
     ) -> tuple[Tensor, Tensor]:
+        weights = self._read_weights()
+        self._check(input, hx, weights[0].dtype, batch_sizes)
         # Not `nonlinearity`: nn.RNN ignores a later change of that, and old pickles lack it.
+        nonlinearity = _NONLINEARITIES.get(self.mode)
+        if nonlinearity is None:
+            raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {self.mode}")
         return routing.run(
             input,
             hx,
             weights,
             batch_sizes,
-            nonlinearity=_NONLINEARITIES[self.mode],
+            nonlinearity=nonlinearity,
             hidden_size=self.hidden_size,
             num_layers=self.num_layers,
             bias=self.bias,
@@ -249,6 +219,30 @@ class RNN(nn.RNNBase):
             training=self.training,
             bidirectional=self.bidirectional,
         )
+
+    def _check(
+        self, input: Tensor, hx: Tensor | None, dtype: torch.dtype, batch_sizes: Tensor | None
+    ) -> None:
+        """What ``RNNBase.check_forward_args`` does, on weights read once."""
+        if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
+            raise ValueError(
+                f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
+                f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
+            )
+        shape = input.shape
+        if batch_sizes is not None and len(shape) != 2:
+            raise RuntimeError(f"input must have 2 dimensions, got {len(shape)}")
+        if shape[-1] != self.input_size:
+            raise RuntimeError(
+                "input.size(-1) must be equal to input_size. "
+                f"Expected {self.input_size}, got {shape[-1]}"
+            )
+        batch = shape[1] if batch_sizes is None else int(batch_sizes[0])
+        states = self.num_layers * (2 if self.bidirectional else 1)
+        actual = (states, batch, self.hidden_size) if hx is None else hx.shape
+        expected = (states, batch, self.proj_size or self.hidden_size)
+        if actual != expected:
+            raise RuntimeError(f"Expected hidden size {expected}, got {list(actual)}")
 
 
 class RNNCell(nn.RNNCellBase):
@@ -308,14 +302,6 @@ class RNNCell(nn.RNNCellBase):
         if not is_batched:
             input = input.unsqueeze(0)
             hx = None if hx is None else hx.unsqueeze(0)
-        h = routing.run_cell(
-            input,
-            hx,
-            self.weight_ih,
-            self.weight_hh,
-            self.bias_ih,
-            self.bias_hh,
-            self.nonlinearity,
-            self.hidden_size,
-        )
+        weights = _read(self, _CELL_WEIGHTS)
+        h = routing.run_cell(input, hx, weights, self.nonlinearity, self.hidden_size)
         return h if is_batched else h.squeeze(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -103,15 +104,17 @@ def _run_layers(
 def run_cell(
     input: Tensor,
     hx: Tensor | None,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
+    weights: Sequence[Any],
     nonlinearity: str,
     hidden_size: int,
 ) -> Tensor:
-    """Runs one step for input ``(B, I)`` and hx ``(B, H)``, as ``run`` does a sequence."""
-    weights = [w_ih, w_hh, *(b for b in (b_ih, b_hh) if b is not None)]
+    """Runs one step for input ``(B, I)`` and hx ``(B, H)``, as ``run`` does a sequence.
+
+    There are four weights, of which biases may be None.
+    """
+    w_ih, w_hh, b_ih, b_hh = weights
+    if b_ih is None or b_hh is None:
+        weights = [w_ih, w_hh, *(b for b in (b_ih, b_hh) if b is not None)]
     if not _quick_reason(input, hx, weights) and (hx is not None or w_hh.size(0) == hidden_size):
         try:
             return autograd.rnn_cell(input, hx, weights, nonlinearity)
@@ -132,7 +135,7 @@ def reason_for_torch(
     reason = _quick_reason(input, hx, weights)
     if reason:
         return reason
-    if any(t.dtype != input.dtype for t in _operands(hx, weights)):
+    if any(t.dtype != input.dtype for t in (weights if hx is None else [hx, *weights])):
         return "input, hx and weights differ in dtype"
     if input.dim() == 3 and input.size(0) == 0:
         return "the sequence has no time steps"
@@ -157,14 +160,12 @@ def _quick_reason(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -
     if input.dtype not in _KERNEL_DTYPES:
         return f"no CPU kernel for {input.dtype}"
     # A tensor elsewhere would take the call to another device's kernel, or to the meta one.
-    for tensor in _operands(hx, weights):
-        if tensor is None or not tensor.is_cpu:
-            return "a weight or hx is missing or on another device than input"
+    if hx is not None and not hx.is_cpu:
+        return "hx is on another device than input"
+    for weight in weights:
+        if weight is None or not weight.is_cpu:
+            return "a weight is missing or on another device than input"
     return None
-
-
-def _operands(hx: Tensor | None, weights: Sequence[Tensor]) -> Sequence[Tensor]:
-    return weights if hx is None else [hx, *weights]
 
 
 def weight_shapes(
