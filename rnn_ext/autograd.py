@@ -13,7 +13,9 @@ from . import composite, ops
 
 __all__ = ["rnn_cell", "rnn_layer"]
 
-_rnn_forward = torch.ops.rnn_ext.rnn_forward.default
+# Looked up once; the plain `rnn_forward` and `rnn_backward` have autograd of their own.
+_rnn_forward = torch.ops.rnn_ext._rnn_forward.default
+_rnn_backward = torch.ops.rnn_ext._rnn_backward.default
 _cell_forward = torch.ops.rnn_ext._cell_forward.default
 _cell_backward = torch.ops.rnn_ext._cell_backward.default
 
@@ -40,16 +42,15 @@ def rnn_layer(
     Raises:
         torch.OutOfMemoryError: no memory for the outputs or for scratch.
     """
-    arguments = (input, hx, weights, batch_sizes, nonlinearity, bidirectional)
     if _is_watched():
         # A graph takes the op with its registered autograd, tied weights included.
         recorded = torch.compiler.is_compiling() or torch._C._is_tracing()
-        return (_rnn_forward if recorded else composite.rnn_layer)(*arguments)
+        forward = torch.ops.rnn_ext.rnn_forward.default if recorded else composite.rnn_layer
+        return forward(input, hx, weights, batch_sizes, nonlinearity, bidirectional)
     try:
         if torch.is_grad_enabled() and _any_requires_grad(input, hx, weights):
             return _apply(_RNNLayer, (batch_sizes, nonlinearity, bidirectional), input, hx, weights)
-        with torch._C._AutoDispatchBelowAutograd():
-            return _rnn_forward(*arguments)
+        return _rnn_forward(input, hx, weights, batch_sizes, nonlinearity, bidirectional)
     except RuntimeError as error:
         _raise_if_out_of_memory(error)
         raise
@@ -66,8 +67,7 @@ def rnn_cell(
     try:
         if torch.is_grad_enabled() and _any_requires_grad(input, hx, weights):
             return _apply(_RNNCell, (nonlinearity,), input, hx, weights)
-        with torch._C._AutoDispatchBelowAutograd():
-            return _cell_forward(input, hx, weights, nonlinearity)
+        return _cell_forward(input, hx, weights, nonlinearity)
     except RuntimeError as error:
         _raise_if_out_of_memory(error)
         raise
@@ -133,27 +133,30 @@ class _RNNLayer(torch.autograd.Function):
         hx: Tensor | None,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        arguments = (input, hx, weights, batch_sizes, nonlinearity, bidirectional)
-        with torch._C._AutoDispatchBelowAutograd():
-            output = _rnn_forward(*arguments)
-        ops.save_for_backward(ctx, arguments, output)
-        return output
+        output, h_n = _rnn_forward(input, hx, weights, batch_sizes, nonlinearity, bidirectional)
+        # x, h and the weights, nothing else: φ' is a function of h.
+        ctx.save_for_backward(input, hx, batch_sizes, output, *weights)
+        ctx.settings = nonlinearity, bidirectional
+        ctx.set_materialize_grads(False)
+        return output, h_n
 
     @staticmethod
     def backward(
         ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None
     ) -> tuple[Tensor | None, ...]:
+        input, hx, batch_sizes, output, *weights = ctx.saved_tensors
         mask = ctx.needs_input_grad[3:]
+        # With create_graph, the backward is to be differentiated itself.
+        op = torch.ops.rnn_ext.rnn_backward.default if torch.is_grad_enabled() else _rnn_backward
         try:
-            if torch.is_grad_enabled():  # create_graph: the backward is to be differentiated
-                grads = ops.differentiate(ctx, grad_output, grad_h_n, mask)
-            else:
-                with torch._C._AutoDispatchBelowAutograd():
-                    grads = ops.differentiate(ctx, grad_output, grad_h_n, mask)
+            grads = op(
+                *(grad_output, grad_h_n, input, hx, weights, output, batch_sizes),
+                *(*ctx.settings, mask),
+            )
         except RuntimeError as error:
             _raise_if_out_of_memory(error)
             raise
-        return (None, None, None, *grads)
+        return (None, None, None, *ops.in_places(grads, mask))
 
 
 class _RNNCell(torch.autograd.Function):
@@ -163,8 +166,7 @@ class _RNNCell(torch.autograd.Function):
     def forward(
         ctx: Any, nonlinearity: str, input: Tensor, hx: Tensor | None, *weights: Tensor
     ) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            output = _cell_forward(input, hx, weights, nonlinearity)
+        output = _cell_forward(input, hx, weights, nonlinearity)
         ctx.save_for_backward(input, hx, output, *weights)
         ctx.nonlinearity = nonlinearity
         return output
@@ -173,14 +175,32 @@ class _RNNCell(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, hx, output, *weights = ctx.saved_tensors
         mask = ctx.needs_input_grad[1:]
-        arguments = (input, hx, weights, output, ctx.nonlinearity, mask)
+        arguments = (grad_output, input, hx, weights, output, ctx.nonlinearity, mask)
         try:
-            if torch.is_grad_enabled():  # create_graph: the backward is to be differentiated
-                grads = ops.differentiable_cell_backward(grad_output, *arguments)
+            if torch.is_grad_enabled():
+                grads = _differentiable_cell_backward(*arguments)
             else:
-                with torch._C._AutoDispatchBelowAutograd():
-                    grads = _cell_backward(grad_output, *arguments)
+                grads = _cell_backward(*arguments)
         except RuntimeError as error:
             _raise_if_out_of_memory(error)
             raise
         return (None, *ops.in_places(grads, mask))
+
+
+def _differentiable_cell_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    hx: Tensor | None,
+    weights: list[Tensor],
+    output: Tensor,
+    nonlinearity: str,
+    output_mask: Sequence[bool],
+) -> list[Tensor]:
+    """``_cell_backward`` by the op that has autograd."""
+    hx = None if hx is None else hx.unsqueeze(0)
+    grads = torch.ops.rnn_ext.rnn_backward.default(
+        *(grad_output.unsqueeze(0), None, input.unsqueeze(0), hx, weights, output.unsqueeze(0)),
+        *(None, nonlinearity, False, output_mask),
+    )
+    states = sum(output_mask[:2])  # the gradients of input and hx, which come first
+    return [*(g.squeeze(0) for g in grads[:states]), *grads[states:]]

@@ -13,13 +13,10 @@ from torch import Tensor
 
 from . import composite
 
-__all__ = ["differentiable_cell_backward", "differentiate", "in_places", "save_for_backward"]
-
-_rnn_backward = torch.ops.rnn_ext.rnn_backward.default
+__all__ = ["in_places"]
 
 
-@torch.library.register_fake("rnn_ext::rnn_forward")
-def _(
+def _fake_forward(
     input: Tensor,
     hx: Tensor | None,
     weights: list[Tensor],
@@ -38,8 +35,7 @@ def _(
     return output, input.new_empty(directions, batch, hidden_size)
 
 
-@torch.library.register_fake("rnn_ext::rnn_backward")
-def _(
+def _fake_backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
     input: Tensor,
@@ -52,6 +48,12 @@ def _(
     output_mask: list[bool],
 ) -> list[Tensor]:
     return _empty_gradients([input, hx, *weights], output_mask)
+
+
+for name in ("rnn_forward", "_rnn_forward"):
+    torch.library.register_fake(f"rnn_ext::{name}", _fake_forward)
+for name in ("rnn_backward", "_rnn_backward"):
+    torch.library.register_fake(f"rnn_ext::{name}", _fake_backward)
 
 
 @torch.library.register_fake("rnn_ext::_cell_forward")
@@ -80,8 +82,15 @@ def _empty_gradients(operands: list[Tensor | None], output_mask: list[bool]) -> 
     ]
 
 
-def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    """``setup_context`` of the forward op. Keeps x, h and the weights; φ' is a function of h."""
+def in_places(found: list[Tensor], output_mask: Sequence[bool]) -> list[Tensor | None]:
+    """What a backward op returns, with None where ``output_mask`` is False."""
+    if len(found) == len(output_mask):
+        return found  # type: ignore[return-value]
+    rest = iter(found)
+    return [next(rest) if wanted else None for wanted in output_mask]
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     input, hx, weights, batch_sizes, nonlinearity, bidirectional = inputs
     states, _ = output
     ctx.save_for_backward(input, hx, batch_sizes, states, *weights)
@@ -90,12 +99,13 @@ def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, T
     ctx.set_materialize_grads(False)
 
 
-def differentiate(
-    ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, output_mask: Sequence[bool]
-) -> list[Tensor | None]:
-    """The gradients of input, hx and each weight, None where ``output_mask`` is False."""
+def _forward_op_backward(
+    ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None
+) -> tuple[Any, ...]:
     input, hx, batch_sizes, output, *weights = ctx.saved_tensors
-    found = _rnn_backward(
+    needs_input, needs_hx, needs_weights = ctx.needs_input_grad[:3]
+    mask = [needs_input, needs_hx, *needs_weights]
+    found = torch.ops.rnn_ext.rnn_backward.default(
         grad_output,
         grad_h_n,
         input,
@@ -105,57 +115,14 @@ def differentiate(
         batch_sizes,
         ctx.nonlinearity,
         ctx.bidirectional,
-        output_mask,
+        mask,
     )
-    return in_places(found, output_mask)
-
-
-def in_places(found: list[Tensor], output_mask: Sequence[bool]) -> list[Tensor | None]:
-    """What a backward op returns, with None where ``output_mask`` is False."""
-    if len(found) == len(output_mask):
-        return found  # type: ignore[return-value]
-    rest = iter(found)
-    return [next(rest) if wanted else None for wanted in output_mask]
-
-
-def differentiable_cell_backward(
-    grad_output: Tensor,
-    input: Tensor,
-    hx: Tensor | None,
-    weights: list[Tensor],
-    output: Tensor,
-    nonlinearity: str,
-    output_mask: Sequence[bool],
-) -> list[Tensor]:
-    """``_cell_backward`` by the op that has autograd."""
-    grads = _rnn_backward(
-        grad_output.unsqueeze(0),
-        None,
-        input.unsqueeze(0),
-        None if hx is None else hx.unsqueeze(0),
-        weights,
-        output.unsqueeze(0),
-        None,
-        nonlinearity,
-        False,
-        output_mask,
-    )
-    states = sum(output_mask[:2])
-    return [*(g.squeeze(0) for g in grads[:states]), *grads[states:]]
-
-
-def _forward_op_backward(
-    ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None
-) -> tuple[Any, ...]:
-    needs_input, needs_hx, needs_weights = ctx.needs_input_grad[:3]
-    grad_input, grad_hx, *grad_weights = differentiate(
-        ctx, grad_output, grad_h_n, [needs_input, needs_hx, *needs_weights]
-    )
+    grad_input, grad_hx, *grad_weights = in_places(found, mask)
     return grad_input, grad_hx, grad_weights, None, None, None
 
 
 torch.library.register_autograd(
-    "rnn_ext::rnn_forward", _forward_op_backward, setup_context=save_for_backward
+    "rnn_ext::rnn_forward", _forward_op_backward, setup_context=_save_for_backward
 )
 
 
