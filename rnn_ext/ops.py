@@ -50,10 +50,10 @@ def _fake_backward(
     return _empty_gradients([input, hx, *weights], output_mask)
 
 
-for name in ("rnn_forward", "_rnn_forward"):
-    torch.library.register_fake(f"rnn_ext::{name}", _fake_forward)
-for name in ("rnn_backward", "_rnn_backward"):
-    torch.library.register_fake(f"rnn_ext::{name}", _fake_backward)
+for _name in ("rnn_forward", "_rnn_forward"):
+    torch.library.register_fake(f"rnn_ext::{_name}", _fake_forward)
+for _name in ("rnn_backward", "_rnn_backward"):
+    torch.library.register_fake(f"rnn_ext::{_name}", _fake_backward)
 
 
 @torch.library.register_fake("rnn_ext::_cell_forward")

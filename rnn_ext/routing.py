@@ -155,7 +155,7 @@ def _quick_reason(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -
     """The part of the above that the op could not find out itself."""
     if not input.is_cpu:
         return f"no kernel for device type {input.device.type}"
-    if torch.is_autocast_enabled("cpu"):
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled("cpu"):
         return "autocast is on"
     if input.dtype not in _KERNEL_DTYPES:
         return f"no CPU kernel for {input.dtype}"

@@ -184,3 +184,22 @@ def test_batched_vector_jacobian_products_are_right_or_refused() -> None:
         return torch.autograd.grad(output, values, rows, is_grads_batched=True)
 
     right_or_refused(lambda: batched(ours), lambda: batched(reference))
+
+
+@pytest.mark.parametrize("form", ["layer", "cell"])
+def test_a_tensor_kept_from_a_transform_passes_its_gradient_on(form: str) -> None:
+    kept: list[Tensor] = []
+
+    def keep(t: Tensor) -> Tensor:
+        kept.append(t)
+        return t.sum()
+
+    shape = (3, 5) if form == "cell" else (4, 3, 5)
+    x, *weights = leaves(torch.randn(shape, dtype=torch.float64), *primals()[2:])
+    torch.func.grad(keep)(x)
+
+    def outputs(t: Tensor) -> Tensor:
+        return rnn_cell(t, None, *weights) if form == "cell" else rnn(t, None, weights)[0]
+
+    results = [torch.autograd.grad(outputs(t).square().sum(), [x, *weights]) for t in (kept[0], x)]
+    assert_close_fp64(*results)

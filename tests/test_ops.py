@@ -17,6 +17,8 @@ from rnn_ext.functional import rnn
 
 rnn_forward = torch.ops.rnn_ext.rnn_forward
 rnn_backward = torch.ops.rnn_ext.rnn_backward
+cell_forward = torch.ops.rnn_ext._cell_forward
+cell_backward = torch.ops.rnn_ext._cell_backward
 
 LIBC = ctypes.CDLL(None)
 BATCH_SIZES = torch.tensor([3, 3, 1, 1])
@@ -107,6 +109,52 @@ def test_opcheck_of_non_contiguous_arguments() -> None:
     args = backward_arguments(x, hx, weights, *rest)
     expanded = torch.ones((), dtype=x.dtype).expand_as(args[0])
     torch.library.opcheck(rnn_backward.default, (expanded, *args[1:]))
+
+
+def cell_arguments(*args: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Arguments of both ops of the cell from `rnn_forward`'s, for its first time step."""
+    x, hx, weights, _, nonlinearity, _ = args
+    x, hx = x.detach()[0], None if hx is None else hx.detach()[0]
+    forward = (x, hx, [w.detach() for w in weights], nonlinearity)
+    output = cell_forward(*forward)
+    mask = [True, hx is not None, *(True for _ in weights)]
+    return forward, (torch.randn_like(output), *forward[:3], output, nonlinearity, mask)
+
+
+ONE_WAY = [s for s in SAMPLES if not {"packed", "bidirectional"} & set(s)]
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=str)
+def test_opcheck_of_the_ops_without_autograd(sample: dict[str, Any]) -> None:
+    args = _f(**sample)
+    opcheck_below_autograd(torch.ops.rnn_ext._rnn_forward, args)
+    opcheck_below_autograd(torch.ops.rnn_ext._rnn_backward, backward_arguments(*args))
+
+
+@pytest.mark.parametrize("sample", ONE_WAY, ids=str)
+def test_opcheck_of_the_cell(sample: dict[str, Any]) -> None:
+    forward, backward = cell_arguments(*forward_arguments(**sample))
+    opcheck_below_autograd(cell_forward, forward)
+    opcheck_below_autograd(cell_backward, backward)
+
+
+def opcheck_below_autograd(op: Any, args: tuple[Any, ...]) -> None:
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(op.default, args, test_utils=checks)
+
+
+@pytest.mark.parametrize("sample", ONE_WAY, ids=str)
+def test_the_cell_has_the_bits_of_a_layer_of_one_step(sample: dict[str, Any], isa: str) -> None:
+    forward, backward = cell_arguments(*forward_arguments(**sample))
+    x, hx, weights, nonlinearity = forward
+    grad, *_, output, _, mask = backward
+    hx = None if hx is None else hx[None]
+    expected, h_n = rnn_forward(x[None], hx, weights, None, nonlinearity, False)
+    assert_same_bits([output, output], [expected[0], h_n[0]])
+    grads = rnn_backward(
+        grad[None], None, x[None], hx, weights, expected, None, nonlinearity, False, mask
+    )
+    assert_same_bits([g.flatten() for g in cell_backward(*backward)], [g.flatten() for g in grads])
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
@@ -259,7 +307,8 @@ UNSAFE_FORWARDS: dict[str, Callable[[], tuple[Any, ...]]] = {
 
 def _f(**options: Any) -> tuple[Any, ...]:
     x, hx, weights, *rest = forward_arguments(**options)
-    return x.detach(), hx.detach(), [w.detach() for w in weights], *rest
+    hx = None if hx is None else hx.detach()
+    return x.detach(), hx, [w.detach() for w in weights], *rest
 
 
 def _p() -> tuple[Any, ...]:
@@ -270,6 +319,33 @@ def _p() -> tuple[Any, ...]:
 def test_forward_refuses_what_would_leave_its_memory(make: Callable[[], tuple[Any, ...]]) -> None:
     with pytest.raises(RuntimeError):
         rnn_forward(*make())
+
+
+UNSAFE_CELLS: dict[str, Callable[[tuple[Any, ...]], tuple[Any, ...]]] = {
+    "input of another width": lambda a: _replaced(a, 0, zeros(3, 7)),
+    "3-D input": lambda a: _replaced(a, 0, zeros(1, 3, 5)),
+    "1-D input": lambda a: _replaced(a, 0, zeros(5)),
+    "hx of fewer rows": lambda a: _replaced(a, 1, zeros(1, 6)),
+    "hx of another width": lambda a: _replaced(a, 1, zeros(3, 5)),
+    "3-D hx": lambda a: _replaced(a, 1, zeros(1, 3, 6)),
+    "two directions' weights": lambda a: _replaced(a, 2, a[2] * 2),
+    "unknown nonlinearity": lambda a: _replaced(a, 3, "gelu"),
+}
+
+
+@pytest.mark.parametrize("damage", UNSAFE_CELLS.values(), ids=UNSAFE_CELLS)
+def test_the_cell_refuses_what_would_leave_its_memory(
+    damage: Callable[[tuple[Any, ...]], tuple[Any, ...]],
+) -> None:
+    forward, backward = cell_arguments(*forward_arguments())
+    grad, *_, output, _, mask = backward
+    x, hx, weights, nonlinearity = damage(forward)
+    with pytest.raises(RuntimeError):
+        cell_forward(x, hx, weights, nonlinearity)
+    with pytest.raises(RuntimeError):
+        cell_backward(grad, x, hx, weights, output, nonlinearity, mask)
+    with pytest.raises(RuntimeError, match="grad_output has an unexpected shape"):
+        cell_backward(grad[:2], *backward[1:])
 
 
 UNSAFE_BACKWARDS: dict[str, Callable[[tuple[Any, ...]], tuple[Any, ...]]] = {
@@ -346,12 +422,15 @@ def test_calls_leave_nothing_on_the_heap() -> None:
     LIBC.mallinfo2.restype = _Heap
     args = _f()
     backward = backward_arguments(*args)
+    cell, cell_back = cell_arguments(*args)
     calls = 2000
     for _ in range(2):
         before = LIBC.mallinfo2().uordblks
         for _ in range(calls):
             rnn_forward(*args)
             rnn_backward(*backward)
+            cell_forward(*cell)
+            cell_backward(*cell_back)
         grown = LIBC.mallinfo2().uordblks - before
     # The smallest block that malloc hands out has 32 bytes; other threads may take a few.
     assert grown < 32 * calls / 2

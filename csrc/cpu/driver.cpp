@@ -17,8 +17,6 @@
 namespace rnn_ext::cpu {
 namespace {
 
-using torch::headeronly::ScalarType;
-
 template <class... Parts>
 void require(bool condition, const Parts&... parts) {
   if (!condition) {
@@ -29,24 +27,40 @@ void require(bool condition, const Parts&... parts) {
   }
 }
 
-// The number of a dtype in torch's C interface; none for those without kernels.
-std::optional<std::int32_t> aoti_dtype(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return aoti_torch_dtype_float32();
-    case ScalarType::Double:
-      return aoti_torch_dtype_float64();
-    case ScalarType::BFloat16:
-      return aoti_torch_dtype_bfloat16();
-    case ScalarType::Half:
-      return aoti_torch_dtype_float16();
-    default:
-      return std::nullopt;
+// A dtype or device as torch's C interface numbers it: to compare these numbers takes one call,
+// where Tensor::scalar_type and Tensor::is_cpu take up to ten.
+std::int32_t dtype_of(const Tensor& t) {
+  std::int32_t dtype = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
+  return dtype;
+}
+
+bool is_on_cpu(const Tensor& t) {
+  std::int32_t type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
+  return type == aoti_torch_device_type_cpu();
+}
+
+// Calls f with the kernels for tensors of this dtype; false where there are none.
+template <class F>
+bool with_kernels(std::int32_t dtype, F&& f) {
+  const KernelSet& set = kernels();
+  if (dtype == aoti_torch_dtype_float32()) {
+    f(set.f32);
+  } else if (dtype == aoti_torch_dtype_float64()) {
+    f(set.f64);
+  } else if (dtype == aoti_torch_dtype_bfloat16()) {
+    set.bf16_products ? f(*set.bf16_products) : f(set.bf16);
+  } else if (dtype == aoti_torch_dtype_float16()) {
+    f(set.f16);
+  } else {
+    return false;
   }
+  return true;
 }
 
 // Torch's C interface tells of a failed allocation only that it failed.
-Tensor empty(std::initializer_list<std::int64_t> sizes, ScalarType dtype) {
+Tensor empty(std::initializer_list<std::int64_t> sizes, std::int32_t dtype) {
   std::int64_t strides[3] = {};
   std::int64_t count = 1;
   for (auto i = static_cast<std::ptrdiff_t>(sizes.size()); i-- > 0;) {
@@ -56,7 +70,7 @@ Tensor empty(std::initializer_list<std::int64_t> sizes, ScalarType dtype) {
   AtenTensorHandle handle = nullptr;
   const auto code =
       aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()), sizes.begin(), strides,
-                               *aoti_dtype(dtype), aoti_torch_device_type_cpu(), 0, &handle);
+                               dtype, aoti_torch_device_type_cpu(), 0, &handle);
   require(code == TORCH_SUCCESS, "out of memory: could not allocate a tensor of ", count,
           " elements");
   return Tensor(handle);
@@ -92,13 +106,13 @@ class Call {
   Call(const Tensor& input, const std::optional<Tensor>& hx, const std::vector<Tensor>& weights,
        const std::optional<Tensor>& batch_sizes, Nonlinearity nonlinearity, bool bidirectional,
        Layout layout)
-      : dtype(input.scalar_type()),
+      : dtype(dtype_of(input)),
         input_(with_unit_columns(input)),
         weights_(weights),
         nonlinearity_(nonlinearity),
         layout_(layout),
         directions(bidirectional ? 2 : 1) {
-    require(aoti_dtype(dtype).has_value(),
+    require(with_kernels(dtype, [](const auto&) {}),
             "the CPU kernels take float32, float64, bfloat16 and float16");
     per_direction = static_cast<std::int64_t>(weights.size()) / directions;
     require(static_cast<std::int64_t>(weights.size()) == per_direction * directions &&
@@ -149,7 +163,7 @@ class Call {
   }
   bool has_hx() const { return hx_.has_value(); }
   void require_output(const Tensor& t, const char* name) const {
-    require(t.scalar_type() == dtype, name, " has another dtype than input");
+    require(dtype_of(t) == dtype, name, " has another dtype than input");
     if (layout_ == Layout::sequence) {
       require_sizes(t, name, {steps.count, steps.batch, directions * hidden_size});
     } else {
@@ -157,7 +171,7 @@ class Call {
     }
   }
   void require_state(const Tensor& t, const char* name) const {
-    require(t.is_cpu() && t.scalar_type() == dtype, name,
+    require(is_on_cpu(t) && dtype_of(t) == dtype, name,
             " must be on the CPU and of the input's dtype");
     if (layout_ == Layout::step) {
       require_sizes(t, name, {steps.batch, hidden_size});
@@ -207,7 +221,7 @@ class Call {
     return column_stride(t) == 1 ? t : torch::stable::contiguous(t);
   }
 
-  const ScalarType dtype;
+  const std::int32_t dtype;
   Steps steps;
   std::int64_t input_size = 0;
   std::int64_t hidden_size = 0;
@@ -229,8 +243,8 @@ class Call {
       return;
     }
     require(hx_.has_value(), "packed input needs hx");
-    require(batch_sizes->is_cpu() && batch_sizes->dim() == 1 &&
-                batch_sizes->scalar_type() == ScalarType::Long,
+    require(is_on_cpu(*batch_sizes) && batch_sizes->dim() == 1 &&
+                dtype_of(*batch_sizes) == aoti_torch_dtype_int64(),
             "batch_sizes must be a 1-D int64 tensor on the CPU");
     batch_sizes_ = torch::stable::contiguous(*batch_sizes);
     steps.count = batch_sizes_->numel();
@@ -256,7 +270,7 @@ class Call {
       require_state(*hx_, "hx");
     }
     for (const Tensor& w : weights_) {
-      require(w.is_cpu() && w.scalar_type() == dtype,
+      require(is_on_cpu(w) && dtype_of(w) == dtype,
               "weights must be on the CPU and of the input's dtype");
     }
     for (std::int64_t d = 0; d < directions; ++d) {
@@ -290,22 +304,6 @@ void guarded(F&& f) {
     f();
   } catch (const std::bad_alloc&) {
     throw std::runtime_error("rnn_ext: out of memory: could not allocate scratch memory");
-  }
-}
-
-// Calls f with the kernels for values stored as `dtype`.
-template <class F>
-void with_kernels(ScalarType dtype, F&& f) {
-  const KernelSet& set = kernels();
-  switch (dtype) {
-    case ScalarType::Float:
-      return f(set.f32);
-    case ScalarType::Double:
-      return f(set.f64);
-    case ScalarType::BFloat16:
-      return set.bf16_products ? f(*set.bf16_products) : f(set.bf16);
-    default:
-      return f(set.f16);
   }
 }
 
@@ -405,6 +403,7 @@ std::vector<Tensor> backward(const Call& call, const std::optional<Tensor>& grad
   }
 
   std::vector<Tensor> gradients;
+  gradients.reserve(slots.size());
   for (auto& slot : slots) {
     if (slot) {
       if (output.numel() == 0) {
