@@ -6,6 +6,8 @@ struct Vector {
   using Int = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
   typedef T Lanes __attribute__((vector_size(16)));
   typedef Int IntLanes __attribute__((vector_size(16)));
+  typedef std::make_unsigned_t<Int> UnsignedLanes __attribute__((vector_size(16)));
+  typedef std::uint16_t Bits __attribute__((vector_size(2 * (16 / sizeof(T)))));
   static constexpr int width = 16 / sizeof(T);
 
   Lanes v;
@@ -26,17 +28,14 @@ struct Vector {
 
   template <class S>
   static Vector load(const S* p, int n = width) {
-    Vector r = broadcast(0);
-    for (int i = 0; i < n; ++i) {
-      r.v[i] = static_cast<T>(p[i]);
-    }
-    return r;
+    Bits bits{};
+    std::memcpy(&bits, p, n * sizeof(S));
+    return {widened(__builtin_convertvector(bits, UnsignedLanes), S{})};
   }
   template <class S>
   void store(S* p, int n = width) const {
-    for (int i = 0; i < n; ++i) {
-      p[i] = S::from(v[i]);
-    }
+    const Bits bits = __builtin_convertvector(narrowed(v, S{}), Bits);
+    std::memcpy(p, &bits, n * sizeof(S));
   }
 
   friend Vector operator+(Vector a, Vector b) { return {a.v + b.v}; }
@@ -66,5 +65,32 @@ struct Vector {
   }
 
  private:
+  // The conversions of common/half.h, for all lanes at once. Comparisons are signed, for which SSE2
+  // has instructions.
+  static Lanes widened(UnsignedLanes u, BFloat16) { return (Lanes)(u << 16); }
+  static Lanes widened(UnsignedLanes u, Half) {
+    const IntLanes rest = (IntLanes)(u & 0x7fff);
+    const IntLanes rebias = rest >= 0x7c00 ? IntLanes{} + 0x70000000 : IntLanes{} + 0x38000000;
+    const Lanes subnormal = __builtin_convertvector(rest, Lanes) * T(0x1p-24);
+    const IntLanes magnitude = rest < 0x400 ? (IntLanes)subnormal : (rest << 13) + rebias;
+    return (Lanes)((u & 0x8000) << 16 | (UnsignedLanes)magnitude);
+  }
+  static UnsignedLanes narrowed(Lanes x, BFloat16) {
+    const UnsignedLanes u = (UnsignedLanes)x;
+    const UnsignedLanes rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16;
+    return x == x ? rounded : UnsignedLanes{} + 0x7fc0;
+  }
+  static UnsignedLanes narrowed(Lanes x, Half) {
+    const UnsignedLanes u = (UnsignedLanes)x;
+    const UnsignedLanes rest = u & 0x7fffffff;
+    const IntLanes size = (IntLanes)rest;
+    const UnsignedLanes subnormal = (UnsignedLanes)((Lanes)rest + T(0.5)) - 0x3f000000;
+    const UnsignedLanes normal = (rest + 0xfff + (rest >> 13 & 1) - 0x38000000) >> 13;
+    const UnsignedLanes finite = size < 0x38800000 ? subnormal : normal;
+    const UnsignedLanes special =
+        size > 0x7f800000 ? UnsignedLanes{} + 0x7e00 : UnsignedLanes{} + 0x7c00;
+    return (u >> 16 & 0x8000) | (size < 0x47800000 ? finite : special);
+  }
+
   static IntLanes sign_bit() { return IntLanes{} + std::numeric_limits<Int>::min(); }
 };
