@@ -39,18 +39,19 @@ struct Shape {
 
 namespace cost {
 
-// Measured on Zen 4 (2.6-3.7 GHz, 32 KiB L1, 1 MiB L2 a core); other machines differ by a small
-// factor.
+// Measured on Zen 4 (3.7 GHz, 32 KiB L1, 1 MiB L2 a core). What passes between cores costs up to
+// eight times as much when they share no L3: 130 to 1000 cycles a barrier, 3000 to 8000 a team.
 inline constexpr double fork_join_cycles = 6000;
 inline constexpr double barrier_cycles = 800;
+inline constexpr double line_from_core_cycles = 20;  // a cache line that another core wrote
 inline constexpr double tile_cycles = 30;
-inline constexpr double l1_bytes = 24 << 10;
+inline constexpr double l1_bytes = 28 << 10;
 inline constexpr double l2_bytes = 768 << 10;
 
 // Cycles of a multiply-add with one line of B, and of fetching that line from where `bytes` live.
 inline constexpr double multiply_add_cycles = 1;
 inline double fetch_cycles(double bytes) {
-  return bytes <= l1_bytes ? 1 : bytes <= l2_bytes ? 2 : 4;
+  return bytes <= l1_bytes ? 1 : bytes <= l2_bytes ? 2 : 2.5;
 }
 
 // One step's product for `rows` rows and `panels` column panels.
@@ -89,7 +90,12 @@ inline Choice choose_split(const Shape& s, int threads) {
   if (threads <= 1) {
     return {Split::serial, serial};
   }
+  // Every thread packs a part of the weights; one that keeps to its rows needs all of them.
+  const double foreign_lines =
+      static_cast<double>((s.input_size + s.hidden_size) * s.hidden_size * s.element_size) / 64 *
+      (threads - 1) / threads;
   const double rows =
+      foreign_lines * cost::line_from_core_cycles +
       steps * (cost::step_cycles(s, ceil_div(s.batch, threads), panels) + projection / threads);
   const double column_panels = ceil_div(static_cast<std::int64_t>(panels), threads);
   const double columns =

@@ -111,7 +111,7 @@ class Team {
     } context{team, body};
     const auto enter = [](std::int64_t begin, std::int64_t end, void* opaque) {
       auto& c = *static_cast<Context*>(opaque);
-      const int rank = c.team.join(end - begin);
+      const int rank = c.team.join(begin, end);
       c.body(Member(c.team, c.team.barrier_, rank, c.team.size_));
       // Leave together: the pool's own end of a region spins for milliseconds before it sleeps.
       c.team.barrier_.wait(c.team.size_);
@@ -124,9 +124,11 @@ class Team {
  private:
   explicit Team(int threads) : asked_(threads), size_(1) {}
 
-  // Returns the caller's rank once the team is complete.
-  int join(std::int64_t indices) {
-    const int rank = joined_.fetch_add(1, std::memory_order_relaxed);
+  // Returns the caller's rank once the team is complete: that of its index where each has one, so
+  // that the same thread does the same part in every call, with what it needs in its cache.
+  int join(std::int64_t begin, std::int64_t end) {
+    const int arrival = joined_.fetch_add(1, std::memory_order_relaxed);
+    const std::int64_t indices = end - begin;
     if (covered_.fetch_add(indices, std::memory_order_acq_rel) + indices == asked_) {
       // All who take part have counted themselves by now.
       size_ = joined_.load(std::memory_order_relaxed);
@@ -135,7 +137,7 @@ class Team {
     } else {
       wait_while(complete_, 0);
     }
-    return rank;
+    return size_ == asked_ ? static_cast<int>(begin) : arrival;
   }
 
   const std::int64_t asked_;
