@@ -17,6 +17,8 @@ template <class S, class O>
 class Forward {
   using T = Arithmetic<S>;
   static constexpr bool takes_stored = std::is_same_v<S, O>;  // the projection does
+  // A W_ih of fewer values stays in a cache while it is packed for the whole call.
+  static constexpr std::int64_t few_weights = std::int64_t{1} << 18;
 
  public:
   Forward(const ForwardTask<S>& task, const Kernels<S, O>& kernels, const Plan& plan)
@@ -24,11 +26,16 @@ class Forward {
         h_n_(task.h_n),
         kernels_(kernels),
         plan_(plan),
-        keeps_rows_(plan.split != Split::columns && !p_.steps.batch_sizes),
+        projects_once_(p_.steps.total_rows() <= projection_rows(p_.hidden_size) &&
+                       p_.hidden_size * p_.input_size >= few_weights),
+        keeps_rows_(plan.split != Split::columns && !p_.steps.batch_sizes && !projects_once_),
         gathers_(!takes_stored || !(keeps_rows_ || p_.input.is_linear(p_.steps))),
-        chunk_rows_(
-            projection_rows(gathers_ ? std::max(p_.hidden_size, p_.input_size) : p_.hidden_size)),
-        weight_ih_(packed_size(kernels, p_.hidden_size, p_.input_size)),
+        chunk_rows_(projection_rows(gathers_ && !projects_once_
+                                        ? std::max(p_.hidden_size, p_.input_size)
+                                        : p_.hidden_size)),
+        weight_ih_(packed_size(
+            kernels, projects_once_ ? plan.threads * kernels.panel_columns : p_.hidden_size,
+            p_.input_size)),
         weight_hh_(packed_size(kernels, p_.hidden_size, p_.hidden_size)),
         bias_(p_.bias_ih || p_.bias_hh ? p_.hidden_size : 0),
         zeros_(p_.hx ? 0 : p_.hidden_size),
@@ -110,9 +117,11 @@ class Forward {
     if (columns.empty()) {
       return;
     }
-    kernels_.pack_operand_transposed(
-        p_.weight_ih.part(columns.begin, 0), columns.size(), p_.input_size,
-        weight_ih_.data() + columns.begin * filled(kernels_, p_.input_size));
+    if (!projects_once_) {
+      kernels_.pack_operand_transposed(
+          p_.weight_ih.part(columns.begin, 0), columns.size(), p_.input_size,
+          weight_ih_.data() + columns.begin * filled(kernels_, p_.input_size));
+    }
     kernels_.pack_transposed(p_.weight_hh.part(columns.begin, 0), columns.size(), p_.hidden_size,
                              weight_hh_.data() + columns.begin * p_.hidden_size);
     if (!p_.hx) {
@@ -150,22 +159,45 @@ class Forward {
   void project(const Chunk& chunk, const Sequence<T>& h, const StepShare& share,
                Team::Member& member) const {
     const Sequence<const O> x = readable_input(chunk, share, member);
+    const O* weights = weight_ih_.data() + share.columns.begin * filled(kernels_, p_.input_size);
     if (keeps_rows_) {
       for_own_runs(chunk, share, x, h, [&](std::int64_t rows, Matrix<const O> from, Matrix<T> to) {
-        project_rows(rows, from, to, share.columns);
+        project_rows(rows, from, to, weights, share.columns);
       });
       return;
     }
     const bool by_columns = plan_.split == Split::columns;
-    const Range rows = by_columns ? Range{0, chunk.rows} : member.share(chunk.rows);
-    project_rows(rows.size(), x.at(p_.steps, chunk.first).part(rows.begin, 0),
-                 h.at(p_.steps, chunk.first).part(rows.begin, 0), share.columns);
+    const Matrix<const O> from = x.at(p_.steps, chunk.first);
+    const Matrix<T> to = h.at(p_.steps, chunk.first);
+    if (projects_once_) {
+      project_panels(chunk.rows, from, to, member);
+    } else {
+      const Range rows = by_columns ? Range{0, chunk.rows} : member.share(chunk.rows);
+      project_rows(rows.size(), from.part(rows.begin, 0), to.part(rows.begin, 0), weights,
+                   share.columns);
+    }
     if (!by_columns) {
       member.barrier();
     }
   }
 
-  void project_rows(std::int64_t rows, Matrix<const O> x, Matrix<T> h, Range columns) const {
+  // A panel of W_ih at a time, which is packed, used and forgotten: a packed copy of all of it
+  // would be written to memory and read again for this one use.
+  void project_panels(std::int64_t rows, Matrix<const O> x, Matrix<T> h,
+                      const Team::Member& member) const {
+    const Range own = column_share(kernels_, p_.hidden_size, member);
+    O* const panel = weight_ih_.data() + member.rank() * packed_size(kernels_, 1, p_.input_size);
+    for (std::int64_t c = own.begin; c < own.end; c += kernels_.panel_columns) {
+      const Range columns = Range{c, c + kernels_.panel_columns}.below(own.end);
+      kernels_.pack_operand_transposed(p_.weight_ih.part(c, 0), columns.size(), p_.input_size,
+                                       panel);
+      project_rows(rows, x, h, panel, columns);
+    }
+  }
+
+  // For some rows, with the packed weights of these columns.
+  void project_rows(std::int64_t rows, Matrix<const O> x, Matrix<T> h, const O* weights,
+                    Range columns) const {
     if (rows <= 0 || columns.empty()) {
       return;
     }
@@ -175,7 +207,7 @@ class Forward {
     product.columns = columns.size();
     product.a = x.data;
     product.a_stride = x.row_stride;
-    product.b = weight_ih_.data() + columns.begin * filled(kernels_, p_.input_size);
+    product.b = weights;
     product.init = bias_.data() ? bias_.data() + columns.begin : nullptr;
     product.c = h.data + columns.begin;
     product.c_stride = h.row_stride;
@@ -300,8 +332,9 @@ class Forward {
   Matrix<S> h_n_;
   const Kernels<S, O>& kernels_;
   const Plan& plan_;
-  bool keeps_rows_;  // each member computes its own batch rows from first to last
-  bool gathers_;     // x is copied, into rows at one stride
+  bool projects_once_;  // all steps are one chunk, and W_ih is large
+  bool keeps_rows_;     // each member computes its own batch rows from first to last
+  bool gathers_;        // x is copied, into rows at one stride
   std::int64_t chunk_rows_;
   Buffer<O> weight_ih_;
   Buffer<T> weight_hh_;
