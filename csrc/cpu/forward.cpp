@@ -122,17 +122,8 @@ class Forward {
           p_.weight_ih.part(columns.begin, 0), columns.size(), p_.input_size,
           weight_ih_.data() + columns.begin * filled(kernels_, p_.input_size));
     }
-    kernels_.pack_transposed(p_.weight_hh.part(columns.begin, 0), columns.size(), p_.hidden_size,
-                             weight_hh_.data() + columns.begin * p_.hidden_size);
-    if (!p_.hx) {
-      Product<S> product;
-      product.rows = 1;
-      product.inner = p_.hidden_size;
-      product.columns = columns.size();
-      product.a = zeros_.data();
-      product.b = weight_hh_.data() + columns.begin * p_.hidden_size;
-      product.c = from_zeros_.data() + columns.begin;
-      kernels_.product(product);
+    for (std::int64_t c = columns.begin; c < columns.end; c += kernels_.panel_columns) {
+      pack_recurrent(Range{c, c + kernels_.panel_columns}.below(columns.end));
     }
     if (bias_.data()) {
       const auto value = [](Matrix<const S> bias, std::int64_t c) {
@@ -141,6 +132,23 @@ class Forward {
       for (std::int64_t c = columns.begin; c < columns.end; ++c) {
         bias_.data()[c] = value(p_.bias_ih, c) + value(p_.bias_hh, c);
       }
+    }
+  }
+
+  // A panel of W_hh. Without hx it is multiplied by zeros right away, while it is in cache.
+  void pack_recurrent(Range columns) const {
+    T* const panel = weight_hh_.data() + columns.begin * p_.hidden_size;
+    kernels_.pack_transposed(p_.weight_hh.part(columns.begin, 0), columns.size(), p_.hidden_size,
+                             panel);
+    if (!p_.hx) {
+      Product<S> product;
+      product.rows = 1;
+      product.inner = p_.hidden_size;
+      product.columns = columns.size();
+      product.a = zeros_.data();
+      product.b = panel;
+      product.c = from_zeros_.data() + columns.begin;
+      kernels_.product(product);
     }
   }
 
