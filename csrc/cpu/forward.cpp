@@ -26,13 +26,14 @@ class Forward {
         h_n_(task.h_n),
         kernels_(kernels),
         plan_(plan),
-        projects_once_(p_.steps.total_rows() <= projection_rows(p_.hidden_size) &&
+        projects_once_(p_.steps.total_rows() <= 4 * projection_rows(p_.hidden_size) &&
                        p_.hidden_size * p_.input_size >= few_weights),
         keeps_rows_(plan.split != Split::columns && !p_.steps.batch_sizes && !projects_once_),
         gathers_(!takes_stored || !(keeps_rows_ || p_.input.is_linear(p_.steps))),
-        chunk_rows_(projection_rows(gathers_ && !projects_once_
-                                        ? std::max(p_.hidden_size, p_.input_size)
-                                        : p_.hidden_size)),
+        chunk_rows_(projects_once_
+                        ? p_.steps.total_rows()
+                        : projection_rows(gathers_ ? std::max(p_.hidden_size, p_.input_size)
+                                                   : p_.hidden_size)),
         weight_ih_(packed_size(
             kernels, projects_once_ ? plan.threads * kernels.panel_columns : p_.hidden_size,
             p_.input_size)),
