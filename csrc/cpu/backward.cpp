@@ -6,7 +6,8 @@
 // The sequence is walked in chunks of steps, from the end. dz exists for two chunks at a time (the
 // one at hand and the one before it, whose first step the recurrence goes on from); once a
 // chunk's dz is complete, everything that is a product over many rows is done for all of it.
-// Where values are stored in 16 bits, dz and all sums are kept in T and rounded once.
+// Where values are stored in 16 bits, the recurrence's dz and all sums are kept in T and rounded
+// once; products that take values as they are stored (O is S) take a rounded copy of dz.
 #include <algorithm>
 #include <cstring>
 #include <functional>

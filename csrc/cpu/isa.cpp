@@ -17,6 +17,11 @@ bool has_f16c() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
 }
+
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512dq") != 0 &&
+         __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512vl") != 0;
+}
 #endif
 
 struct Level {
@@ -32,17 +37,8 @@ const Level levels[] = {
        return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
               has_f16c();
      }},
-    {avx512_kernels,
-     [] {
-       return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512dq") != 0 &&
-              __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512vl") != 0;
-     }},
-    {avx512_bf16_kernels,
-     [] {
-       return __builtin_cpu_supports("avx512bf16") != 0 &&
-              __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
-              __builtin_cpu_supports("avx512vl") != 0;
-     }},
+    {avx512_kernels, has_avx512},
+    {avx512_bf16_kernels, [] { return has_avx512() && __builtin_cpu_supports("avx512bf16") != 0; }},
 #endif
 };
 

@@ -90,7 +90,8 @@ struct Kernels {
   // A for OuterProduct: tile_rows values for each k, successive tiles tile_rows·inner apart.
   void (*pack_tiles)(Matrix<const O> a, std::int64_t rows, std::int64_t inner, O* tiles);
 
-  // target[r, c] = source[r, c]; all column strides are 1 but the source's of widen.
+  // target[r, c] = source[r, c]; all column strides are 1 but the source's of widen
+  // and gather.
   void (*widen)(Matrix<const S> source, std::int64_t rows, std::int64_t columns, Matrix<T> target);
   void (*narrow)(Matrix<const T> source, std::int64_t rows, std::int64_t columns, Matrix<S> target);
   void (*gather)(Matrix<const S> source, std::int64_t rows, std::int64_t columns, Matrix<O> target);

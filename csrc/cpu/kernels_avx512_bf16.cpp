@@ -25,10 +25,6 @@
 namespace rnn_ext::cpu {
 namespace {
 
-// 24 accumulators of 32 registers.
-constexpr int tile_rows = 6;
-constexpr int tile_vectors = 4;
-
 #include "cpu/vector_avx512.h"
 
 // 16 pairs of values.

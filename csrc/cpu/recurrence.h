@@ -101,7 +101,7 @@ Range column_share(const Kernels<S, O>& kernels, std::int64_t count, const Team:
   return member.share(count, kernels.panel_columns);
 }
 
-// The inner dimension of operands packed in T, and of those packed in O.
+// The inner dimension of operands packed in O.
 template <class S, class O>
 std::int64_t filled(const Kernels<S, O>& kernels, std::int64_t inner) {
   return (inner + kernels.terms - 1) / kernels.terms * kernels.terms;

@@ -1,5 +1,9 @@
-// 64-byte vectors: AVX-512 F, DQ, BW, VL. Included inside the anonymous namespace of one
-// translation unit, under its target pragma.
+// 64-byte vectors, and the tile that their registers hold: AVX-512 F, DQ, BW, VL. Included inside
+// the anonymous namespace of one translation unit, under its target pragma.
+
+// 24 accumulators of 32 registers.
+constexpr int tile_rows = 6;
+constexpr int tile_vectors = 4;
 
 template <class T>
 struct Vector;
