@@ -1,4 +1,7 @@
-"""``rnn-ext bench``: cases, timing, comparison, memory. No test asserts a measured time."""
+"""``rnn-ext bench``: flags, cases, comparison, and the command from end to end.
+
+No test asserts a measured time.
+"""
 
 import re
 import sys
@@ -20,28 +23,11 @@ from rnn_ext.bench.cases import Case, Mode, Nonlinearity, shapes
 from rnn_ext.bench.check import first_difference
 from rnn_ext.bench.gemm import gemm_rates
 from rnn_ext.bench.measure import measure
-from rnn_ext.bench.memory import Memory, measure_memory, peak_bytes, saved_bytes
 from rnn_ext.bench.real import real_cases
-from rnn_ext.bench.timing import MIN_BLOCK_SECONDS, MIN_ROUNDS, Timing, time_pair
+from rnn_ext.bench.timing import MIN_ROUNDS, Timing
 from rnn_ext.bench.workload import Workload, build_module
 
 pytestmark = pytest.mark.usefixtures("fake_limits")
-
-
-class FakeClock:
-    """A clock that only the functions made by ``takes`` move."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def takes(self, seconds: Callable[[], float]) -> Callable[[], None]:
-        def function() -> None:
-            self.now += seconds()
-
-        return function
 
 
 # Grid and flags
@@ -176,101 +162,6 @@ def test_flops_count_every_layer_and_direction() -> None:
     packed = Case(10, 3, 4, 5, layout="packed")
     assert packed.lengths == [10, 8, 5]
     assert packed.flops("forward") == 2 * (10 + 8 + 5) * 5 * (4 + 5)
-
-
-# Timing
-
-
-def test_times_are_per_call_and_the_ratio_is_theirs_over_ours() -> None:
-    clock = FakeClock()
-    timing = time_pair(clock.takes(lambda: 3.0), clock.takes(lambda: 0.5), 60.0, clock=clock)
-    assert timing == replace(timed(3.0, 0.5), rounds=timing.rounds)
-    assert timing.rounds > MIN_ROUNDS
-
-
-def test_short_calls_are_timed_in_blocks() -> None:
-    clock = FakeClock()
-    reads: list[float] = []
-
-    def reading_clock() -> float:
-        reads.append(clock.now)
-        return clock.now
-
-    call = MIN_BLOCK_SECONDS / 100
-    step = clock.takes(lambda: call)
-    timing = time_pair(step, step, 1.0, clock=reading_clock)
-    assert timing.theirs.median == pytest.approx(
-        call, rel=1e-6
-    )  # rounding of the fake clock's sums
-    # The last three reads: a block's start, its end, and the look at the budget.
-    assert reads[-2] - reads[-3] == pytest.approx(MIN_BLOCK_SECONDS, rel=0.02)  # a call either way
-
-
-def test_a_slow_first_call_does_not_shorten_the_blocks() -> None:
-    clock = FakeClock()
-    calls = 0
-
-    def seconds() -> float:
-        nonlocal calls
-        calls += 1
-        return 1.0 if calls == 1 else MIN_BLOCK_SECONDS / 100
-
-    time_pair(clock.takes(seconds), clock.takes(lambda: 1.0), 5.0, clock=clock)
-    # The slow call alone, the one after it alone, then whole blocks.
-    assert calls >= 2 + MIN_ROUNDS * 100
-
-
-def test_slow_calls_get_the_fewest_rounds() -> None:
-    clock = FakeClock()
-    calls = 0
-
-    def seconds() -> float:
-        nonlocal calls
-        calls += 1
-        return 10.0
-
-    timing = time_pair(clock.takes(seconds), clock.takes(lambda: 10.0), 0.001, clock=clock)
-    assert timing.rounds == MIN_ROUNDS
-    assert calls == 1 + MIN_ROUNDS, "one call as warm-up used up the time"
-
-
-def test_rounds_go_on_until_the_budget_is_spent() -> None:
-    clock = FakeClock()
-    step = clock.takes(lambda: 1.0)
-    time_pair(step, step, 100.0, clock=clock)
-    assert 100.0 <= clock.now <= 102.0
-
-
-def test_both_go_first_equally_often() -> None:
-    clock = FakeClock()
-    order: list[str] = []
-
-    def step(name: str) -> Callable[[], None]:
-        def seconds() -> float:
-            order.append(name)
-            return 1.0
-
-        return clock.takes(seconds)
-
-    time_pair(step("theirs"), step("ours"), 12.0, clock=clock)
-    assert order[4:] == ["theirs", "ours", "ours", "theirs"] * 2
-
-
-def test_a_change_of_speed_and_a_burst_leave_the_ratio_alone() -> None:
-    clock = FakeClock()
-    # Two blocks of warm-up; then the machine slows to a third, after a burst hit theirs alone.
-    # The ratio of the medians would be 9.
-    their_times = iter([3.0, 3.0, 3.0, 100.0, 3.0, 9.0, 9.0])
-    our_times = iter([1.0, 1.0, 1.0, 1.0, 1.0, 3.0, 3.0])
-    timing = time_pair(
-        clock.takes(lambda: next(their_times)),
-        clock.takes(lambda: next(our_times)),
-        130.0,
-        clock=clock,
-    )
-    assert timing.rounds == 5
-    assert (timing.theirs.median, timing.ours.median, timing.ratio.median) == (9.0, 1.0, 3.0)
-    assert (timing.theirs.q1, timing.theirs.q3) == (3.0, 9.0)
 
 
 # Comparison
@@ -534,110 +425,6 @@ def test_dropout_acts_in_training_alone() -> None:
     case = Case(5, 3, 4, 6, 2, dropout=0.5)
     assert build_module(nn.RNN, case, "training").training
     assert not build_module(nn.RNN, case, "forward").training
-
-
-# Memory
-
-
-def test_saved_bytes_are_those_of_the_storages_that_the_call_made() -> None:
-    x = torch.randn(10, 4, requires_grad=True)
-    linear = nn.Linear(4, 6)
-    own = [x, *linear.parameters()]
-    assert saved_bytes(lambda: linear(x), own) == 0
-    assert saved_bytes(lambda: linear(x).tanh(), own) == 10 * 6 * 4
-    assert saved_bytes(lambda: linear(x).tanh()[:5].exp(), own) == 10 * 6 * 4 + 5 * 6 * 4
-    assert saved_bytes(lambda: linear(x).tanh().view(60).square(), own) == 10 * 6 * 4, "a view"
-
-
-@pytest.mark.parametrize(
-    ("case", "elements"),
-    [
-        (Case(7, 3, 4, 5), 7 * 3 * 5),
-        (Case(7, 3, 4, 5, hx="learned", nonlinearity="relu"), 7 * 3 * 5),
-        (Case(4, 3, 4, 5, bidirectional=True, layout="packed", hx="given"), (4 + 3 + 2) * 10),
-        # Both outputs, the dropped one, and the mask that dropped it.
-        (Case(7, 3, 4, 5, 2, dropout=0.5), 4 * 7 * 3 * 5),
-    ],
-    ids=lambda value: value.settings if isinstance(value, Case) else "",
-)
-def test_a_layer_saves_its_output_beside_what_the_caller_has(case: Case, elements: int) -> None:
-    module, work = build_module(rnn_ext.RNN, case, "training"), Workload.draw(case, "training")
-    own = [*work.tensors(), *module.parameters()]
-    assert saved_bytes(lambda: module(*work.arguments()), own) == 4 * elements
-
-
-LINUX = pytest.mark.skipif(
-    not Path("/proc/self/clear_refs").exists(), reason="needs Linux's peak of resident memory"
-)
-# Pages that the system counts late.
-PEAK_ERROR = 1 << 20
-
-
-@LINUX
-def test_peak_counts_what_was_freed_again_and_nothing_from_before() -> None:
-    size = 64 << 20
-    torch.ones(2 * size, dtype=torch.uint8)  # a higher peak, before
-
-    def call() -> Tensor:
-        scratch = torch.ones(size, dtype=torch.uint8)
-        return scratch[: size // 2].clone()
-
-    for _ in range(2):
-        assert abs(peak_bytes(call) - 1.5 * size) < PEAK_ERROR
-
-
-@LINUX
-def test_peak_counts_what_fits_into_memory_freed_before() -> None:
-    def call() -> list[Tensor]:
-        return [torch.ones(64 << 10, dtype=torch.uint8) for _ in range(200)]
-
-    call()
-    # Each block a little longer than its tensor.
-    assert 200 * (64 << 10) - PEAK_ERROR < peak_bytes(call) < 220 * (64 << 10) + PEAK_ERROR
-
-
-@LINUX
-def test_memory_of_a_call_is_measured_in_another_process() -> None:
-    case = Case(64, 32, 1, 512)
-    output = 64 * 32 * 512 * 4
-    found = measure_memory(case, "training", "rnn_ext", 1)
-    assert found.saved == output
-    # Output and the gradient of W_hh at the least; scratch memory is less than another output.
-    assert output + 512 * 512 * 4 <= found.peak + PEAK_ERROR
-    assert found.peak <= 2 * output + 512 * 512 * 4 + PEAK_ERROR
-
-
-def test_memory_is_asked_for_each_cell_mode_and_library(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    asked: list[tuple[object, ...]] = []
-
-    def fake(case: Case, mode: Mode, library: memory.Library, threads: int) -> Memory:
-        asked.append((case.seq_len, mode, library, threads))
-        if (mode, library) == ("training", "rnn_ext"):
-            raise memory.MemoryProbeError("the process for rnn_ext ended with code -9")
-        return Memory(len(asked), None)
-
-    monkeypatch.setattr(command, "check_support", lambda: None)
-    monkeypatch.setattr(command, "measure_memory", fake)
-    file = tmp_path / "run.json"
-    assert bench("--memory", f"--json={file}") == 0
-    assert asked == [
-        (3, mode, library, 1)
-        for mode in ("forward", "training")
-        for library in ("nn_rnn", "rnn_ext")
-    ]
-    (row,) = results.read(file).rows
-    assert row.measured["forward"].memory == {"nn_rnn": Memory(1, None), "rnn_ext": Memory(2, None)}
-    assert row.measured["training"].memory == {}
-    assert row.measured["training"].timing is not None
-    assert row.measured["training"].note.endswith("the process for rnn_ext ended with code -9")
-
-
-def test_a_process_without_a_result_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", "false")
-    with pytest.raises(memory.MemoryProbeError, match="the process for nn_rnn ended with code 1"):
-        measure_memory(CASE, "forward", "nn_rnn", 1)
 
 
 # The machine
