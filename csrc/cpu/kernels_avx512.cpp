@@ -23,31 +23,6 @@ namespace {
 
 #include "cpu/vector_avx512.h"
 
-template <class S>
-inline void transpose_block(const S* source, std::int64_t source_stride, float* target,
-                            std::int64_t target_stride) {
-  Vector<float> r[16];
-  for (int i = 0; i < 16; ++i) {
-    r[i] = Vector<float>::load(source + i * source_stride);
-  }
-  transpose(r);
-  for (int i = 0; i < 16; ++i) {
-    r[i].store(target + i * target_stride);
-  }
-}
-
-inline void transpose_block(const double* source, std::int64_t source_stride, double* target,
-                            std::int64_t target_stride) {
-  Vector<double> r[8];
-  for (int i = 0; i < 8; ++i) {
-    r[i] = Vector<double>::load(source + i * source_stride);
-  }
-  transpose(r);
-  for (int i = 0; i < 8; ++i) {
-    r[i].store(target + i * target_stride);
-  }
-}
-
 #include "cpu/kernels.inl"
 
 }  // namespace

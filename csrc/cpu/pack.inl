@@ -18,7 +18,11 @@ void pack_transposed(Matrix<const S> w, std::int64_t columns, std::int64_t inner
       std::int64_t k = 0;
       if (present == width && w.column_stride == 1) {
         for (; k + width <= inner; k += width) {
-          transpose_block(source + k, w.row_stride, target + k * line, line);
+          Vector<T> lines[width];
+          load_transposed(source + k, w.row_stride, lines);
+          for (std::int64_t i = 0; i < width; ++i) {
+            lines[i].store(target + (k + i) * line);
+          }
         }
       }
       for (; k < inner; ++k) {

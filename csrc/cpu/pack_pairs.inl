@@ -26,10 +26,14 @@ inline void pack_pairs_transposed(Matrix<const BFloat16> w, std::int64_t columns
       if (present == width && w.column_stride == 1) {
         for (; k + 2 * width <= inner; k += 2 * width) {
           Vector<float> pairs[width];
-          for (int c = 0; c < width; ++c) {
-            pairs[c] = {_mm512_loadu_ps(source.row(c) + k)};
-          }
-          transpose(pairs);
+          transpose_rows(
+              [&](int c, int d, int half) {
+                const auto at = [&](int row) {
+                  return reinterpret_cast<const float*>(source.row(row) + k + width * half);
+                };
+                return load_halves(at(c), at(d));
+              },
+              pairs);
           for (int i = 0; i < width; ++i) {
             _mm512_storeu_ps(target + (k + 2 * i) * line, pairs[i].v);
           }

@@ -153,3 +153,55 @@ inline Vector<double> power_of_two(Vector<double> x) {
   const __m256i n = _mm256_slli_epi64(_mm256_castpd_si256(x.v), 52);
   return {_mm256_castsi256_pd(_mm256_add_epi64(n, _mm256_set1_epi64x(0x3ff0000000000000)))};
 }
+
+// A vector of the first half of one row and that of another.
+inline __m256 load_halves(const float* first, const float* second) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(first)), _mm_loadu_ps(second), 1);
+}
+template <class S>
+inline __m256 load_halves(const S* first, const S* second) {
+  const auto load = [](const S* p) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)); };
+  return widened(_mm_unpacklo_epi64(load(first), load(second)), S{});
+}
+inline __m256d load_halves(const double* first, const double* second) {
+  return _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(first)), _mm_loadu_pd(second), 1);
+}
+
+// The first, or last, two elements of each half of a and b, interleaved.
+inline __m256d low_pairs(__m256 a, __m256 b) { return _mm256_castps_pd(_mm256_unpacklo_ps(a, b)); }
+inline __m256d high_pairs(__m256 a, __m256 b) { return _mm256_castps_pd(_mm256_unpackhi_ps(a, b)); }
+
+// r[k][c] = source[c][k]. Halves are joined as they are loaded, which leaves two shuffles a vector.
+template <class S>
+[[gnu::always_inline]] inline void load_transposed(const S* source, std::int64_t stride,
+                                                   Vector<float> (&r)[8]) {
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    __m256 x[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      x[i] = load_halves(source + i * stride + 4 * half, source + (i + 4) * stride + 4 * half);
+    }
+    const __m256d a = low_pairs(x[0], x[1]);
+    const __m256d b = high_pairs(x[0], x[1]);
+    const __m256d c = low_pairs(x[2], x[3]);
+    const __m256d d = high_pairs(x[2], x[3]);
+    Vector<float>* out = r + 4 * half;
+    out[0] = {_mm256_castpd_ps(_mm256_unpacklo_pd(a, c))};
+    out[1] = {_mm256_castpd_ps(_mm256_unpackhi_pd(a, c))};
+    out[2] = {_mm256_castpd_ps(_mm256_unpacklo_pd(b, d))};
+    out[3] = {_mm256_castpd_ps(_mm256_unpackhi_pd(b, d))};
+  }
+}
+[[gnu::always_inline]] inline void load_transposed(const double* source, std::int64_t stride,
+                                                   Vector<double> (&r)[4]) {
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    const auto load = [&](int i) __attribute__((always_inline)) {
+      return load_halves(source + i * stride + 2 * half, source + (i + 2) * stride + 2 * half);
+    };
+    const __m256d even = load(0), odd = load(1);
+    r[2 * half] = {_mm256_unpacklo_pd(even, odd)};
+    r[2 * half + 1] = {_mm256_unpackhi_pd(even, odd)};
+  }
+}

@@ -146,35 +146,92 @@ inline Vector<double> power_of_two(Vector<double> x) {
   return {_mm512_castsi512_pd(_mm512_add_epi64(n, _mm512_set1_epi64(0x3ff0000000000000)))};
 }
 
-// Transposes by interleaving rows i and i + n/2 in log2(n) rounds: each round is a perfect shuffle
-// of the row list, after which every register holds one column.
-template <class V, int n, class Low, class High>
-inline void interleave_rounds(V (&r)[n], Low low, High high) {
-  for (int round = 1; round < n; round *= 2) {
-    V s[n];
-    for (int i = 0; i < n / 2; ++i) {
-      s[2 * i] = {low(r[i].v, r[i + n / 2].v)};
-      s[2 * i + 1] = {high(r[i].v, r[i + n / 2].v)};
+// A vector of the first half of one row and that of another.
+inline __m512 load_halves(const float* first, const float* second) {
+  return _mm512_mask_broadcast_f32x8(_mm512_castps256_ps512(_mm256_loadu_ps(first)), 0xff00,
+                                     _mm256_loadu_ps(second));
+}
+template <class S>
+inline __m512 load_halves(const S* first, const S* second) {
+  const auto load = [](const S* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); };
+  return widened(_mm256_inserti128_si256(_mm256_castsi128_si256(load(first)), load(second), 1),
+                 S{});
+}
+inline __m512d load_halves(const double* first, const double* second) {
+  return _mm512_mask_broadcast_f64x4(_mm512_castpd256_pd512(_mm256_loadu_pd(first)), 0xf0,
+                                     _mm256_loadu_pd(second));
+}
+
+// The first, or last, two elements of each quarter of a and b, interleaved.
+inline __m512d low_pairs(__m512 a, __m512 b) { return _mm512_castps_pd(_mm512_unpacklo_ps(a, b)); }
+inline __m512d high_pairs(__m512 a, __m512 b) { return _mm512_castps_pd(_mm512_unpackhi_ps(a, b)); }
+
+// r[k] = element k of 16 rows. load(i, j, half): the halves, 0 or 1, of rows i and j. Halves are
+// joined as they are loaded, which leaves three shuffles a vector where whole rows would take four;
+// both halves of a row at once, since 16 rows may all fall into one set of the cache.
+template <class Load>
+[[gnu::always_inline]] inline void transpose_rows(Load load, Vector<float> (&r)[16]) {
+  __m512 quarters[4][4];  // of rows i, i + 4, i + 8, i + 12
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const __m512 low = load(i, i + 4, half), high = load(i + 8, i + 12, half);
+      quarters[2 * half][i] = _mm512_shuffle_f32x4(low, high, 0x88);
+      quarters[2 * half + 1][i] = _mm512_shuffle_f32x4(low, high, 0xdd);
     }
-    for (int i = 0; i < n; ++i) {
-      r[i] = s[i];
-    }
+  }
+#pragma GCC unroll 4
+  for (int q = 0; q < 4; ++q) {
+    const auto& x = quarters[q];
+    const __m512d a = low_pairs(x[0], x[1]);
+    const __m512d b = high_pairs(x[0], x[1]);
+    const __m512d c = low_pairs(x[2], x[3]);
+    const __m512d d = high_pairs(x[2], x[3]);
+    r[4 * q] = {_mm512_castpd_ps(_mm512_unpacklo_pd(a, c))};
+    r[4 * q + 1] = {_mm512_castpd_ps(_mm512_unpackhi_pd(a, c))};
+    r[4 * q + 2] = {_mm512_castpd_ps(_mm512_unpacklo_pd(b, d))};
+    r[4 * q + 3] = {_mm512_castpd_ps(_mm512_unpackhi_pd(b, d))};
   }
 }
 
-inline void transpose(Vector<float> (&r)[16]) {
-  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  const __m512i high =
-      _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-  interleave_rounds(
-      r, [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, low, b); },
-      [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, high, b); });
+// r[k][c] = source[c][k]
+template <class S>
+[[gnu::always_inline]] inline void load_transposed(const S* source, std::int64_t stride,
+                                                   Vector<float> (&r)[16]) {
+  // Four addresses and three strides: the compiler would form 16 addresses, and keep most of them
+  // in memory.
+  const S* groups[4];
+  for (int i = 0; i < 4; ++i) {
+    groups[i] = source + 4 * i * stride;
+    asm("" : "+r"(groups[i]));
+  }
+  transpose_rows(
+      [&](int i, int j, int half) __attribute__((always_inline)) {
+        const auto at = [&](int row) __attribute__((always_inline)) {
+          return groups[row / 4] + row % 4 * stride + 8 * half;
+        };
+        return load_halves(at(i), at(j));
+      },
+      r);
 }
-
-inline void transpose(Vector<double> (&r)[8]) {
-  const __m512i low = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
-  const __m512i high = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
-  interleave_rounds(
-      r, [&](__m512d a, __m512d b) { return _mm512_permutex2var_pd(a, low, b); },
-      [&](__m512d a, __m512d b) { return _mm512_permutex2var_pd(a, high, b); });
+[[gnu::always_inline]] inline void load_transposed(const double* source, std::int64_t stride,
+                                                   Vector<double> (&r)[8]) {
+  __m512d pairs[4][2];  // of the even and of the odd rows
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const double* at = source + i * stride + 4 * half;
+      const __m512d low = load_halves(at, at + 2 * stride);
+      const __m512d high = load_halves(at + 4 * stride, at + 6 * stride);
+      pairs[2 * half][i] = _mm512_shuffle_f64x2(low, high, 0x88);
+      pairs[2 * half + 1][i] = _mm512_shuffle_f64x2(low, high, 0xdd);
+    }
+  }
+#pragma GCC unroll 4
+  for (int p = 0; p < 4; ++p) {
+    r[2 * p] = {_mm512_unpacklo_pd(pairs[p][0], pairs[p][1])};
+    r[2 * p + 1] = {_mm512_unpackhi_pd(pairs[p][0], pairs[p][1])};
+  }
 }

@@ -94,3 +94,15 @@ struct Vector {
 
   static IntLanes sign_bit() { return IntLanes{} + std::numeric_limits<Int>::min(); }
 };
+
+// r[k][c] = source[c][k]
+template <class S, class T, std::size_t width>
+inline void load_transposed(const S* source, std::int64_t stride, Vector<T> (&r)[width]) {
+  for (std::size_t k = 0; k < width; ++k) {
+    T line[width];
+    for (std::size_t c = 0; c < width; ++c) {
+      line[c] = static_cast<T>(source[c * stride + k]);
+    }
+    r[k] = Vector<T>::load(line);
+  }
+}
