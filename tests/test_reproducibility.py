@@ -90,6 +90,9 @@ SHAPES = [
     Shape(20, 9, 13, 48, num_layers=2, bidirectional=True),
     Shape(30, 17, 5, 33, packed=True),
     Shape(12, 70, 9, 20, bidirectional=True, packed=True, nonlinearity="relu"),
+    Shape(1, 1, 300, 600),  # so few rows that the weights are not packed
+    Shape(1, 11, 37, 45, bidirectional=True, dtype=torch.float64),
+    Shape(2, 3, 20, 33, nonlinearity="relu", dtype=torch.bfloat16),
     Shape(300, 8, 3, 12),
     Shape(300, 33, 5, 20),
     Shape(20, 9, 13, 48, num_layers=2, bidirectional=True, dtype=torch.float64),

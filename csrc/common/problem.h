@@ -39,6 +39,7 @@ struct Matrix {
   Matrix part(std::int64_t r, std::int64_t c) const {
     return {data + r * row_stride + c * column_stride, row_stride, column_stride};
   }
+  Matrix transposed() const { return {data, column_stride, row_stride}; }
   explicit operator bool() const { return data != nullptr; }
   operator Matrix<const T>() const
     requires(!std::is_const_v<T>)

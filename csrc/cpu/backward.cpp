@@ -28,11 +28,14 @@ class Backward {
         g_(task.gradients),
         kernels_(kernels),
         plan_(plan),
-        chunk_rows_(gradient_rows(p_.hidden_size)) {
+        chunk_rows_(gradient_rows(p_.hidden_size)),
+        packs_ih_(g_.input && (rounds_dz || !reads_in_place(kernels, 1, p_.steps.total_rows()))),
+        packs_hh_(!reads_in_place(kernels, p_.steps.count - (g_.hx ? 0 : 1), p_.steps.batch)) {
     const std::int64_t h = p_.hidden_size;
     const std::int64_t rows =
         std::min(std::max(chunk_rows_, p_.steps.batch), p_.steps.total_rows());
-    weight_hh_ = Buffer<T>(packed_size(kernels, h, h));
+    weight_hh_ = Buffer<T>(packs_hh_ ? packed_size(kernels, h, h) : 0);
+    weight_ih_ = Buffer<O>(packs_ih_ ? packed_size(kernels, p_.input_size, h) : 0);
     for (auto& dz : dz_) {
       dz = Buffer<T>(rows * h);
     }
@@ -40,9 +43,6 @@ class Backward {
       rounded_dz_ = Buffer<O>(rows * h);
     }
     seed_ = Buffer<T>(p_.steps.batch * h);
-    if (g_.input) {
-      weight_ih_ = Buffer<O>(packed_size(kernels, p_.input_size, h));
-    }
     if (is_widened<S>) {
       grad_hx_ = Buffer<T>(g_.hx ? p_.steps.batch * h : 0);
       grad_input_ = Buffer<T>(g_.input ? rows * p_.input_size : 0);
@@ -116,16 +116,28 @@ class Backward {
 
   void pack_weights(const Team::Member& member) const {
     const Range states = column_share(kernels_, p_.hidden_size, member);
-    if (!states.empty()) {
+    if (packs_hh_ && !states.empty()) {
       kernels_.pack(p_.weight_hh.part(0, states.begin), states.size(), p_.hidden_size,
                     weight_hh_.data() + states.begin * p_.hidden_size, p_.hidden_size, 0);
     }
     const Range inputs = column_share(kernels_, p_.input_size, member);
-    if (weight_ih_.data() && !inputs.empty()) {
+    if (packs_ih_ && !inputs.empty()) {
       kernels_.pack_operand(p_.weight_ih.part(0, inputs.begin), inputs.size(), p_.hidden_size,
                             weight_ih_.data() + inputs.begin * filled(kernels_, p_.hidden_size),
                             p_.hidden_size, 0);
     }
+  }
+
+  // A product by these columns of W_hh.
+  Product<S> recurrent_product(Range columns) const {
+    Product<S> product;
+    product.columns = columns.size();
+    if (packs_hh_) {
+      product.b = weight_hh_.data() + columns.begin * p_.hidden_size;
+    } else {
+      product.unpacked = p_.weight_hh.part(0, columns.begin);
+    }
+    return product;
   }
 
   void step(std::int64_t t, const Dz& dz, const T* later_dz, const StepShare& share) const {
@@ -142,13 +154,11 @@ class Backward {
     }
     const Matrix<const S> h = p_.output.at(p_.steps, t);
     const std::int64_t first = p_.steps.offset(t) + rows.begin;
-    Product<S> product;
+    Product<S> product = recurrent_product(columns);
     product.rows = rows.size();
     product.inner = later_dz ? p_.hidden_size : 0;
-    product.columns = columns.size();
     product.a = later_dz ? later_dz + rows.begin * p_.hidden_size : nullptr;
     product.a_stride = p_.hidden_size;
-    product.b = weight_hh_.data() + columns.begin * p_.hidden_size;
     product.c = dz.row(first) + columns.begin;
     product.c_stride = p_.hidden_size;
     if constexpr (rounds_dz) {
@@ -200,7 +210,11 @@ class Backward {
       product.columns = p_.input_size;
       product.a = dz.operand + rows.begin * p_.hidden_size;
       product.a_stride = p_.hidden_size;
-      product.b = weight_ih_.data();
+      if (packs_ih_) {
+        product.b = weight_ih_.data();
+      } else {
+        product.unpacked = p_.weight_ih;
+      }
       product.c = dx.row(rows.begin);
       product.c_stride = dx.row_stride;
       if constexpr (is_widened<S>) {
@@ -224,13 +238,11 @@ class Backward {
       if (rows.empty()) {
         continue;
       }
-      Product<S> product;
+      Product<S> product = recurrent_product(columns);
       product.rows = rows.size();
       product.inner = p_.hidden_size;
-      product.columns = columns.size();
       product.a = dz.row(p_.steps.offset(t) + rows.begin);
       product.a_stride = p_.hidden_size;
-      product.b = weight_hh_.data() + columns.begin * p_.hidden_size;
       product.c = dhx.row(rows.begin) + columns.begin;
       product.c_stride = dhx.row_stride;
       if (is_widened<S>) {
@@ -367,6 +379,8 @@ class Backward {
   const Kernels<S, O>& kernels_;
   const Plan& plan_;
   std::int64_t chunk_rows_;
+  bool packs_ih_;
+  bool packs_hh_;
   Buffer<T> weight_hh_;
   Buffer<O> weight_ih_;
   Buffer<T> dz_[2];

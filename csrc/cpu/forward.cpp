@@ -2,9 +2,10 @@
 //
 // The pre-activation never has a tensor of its own: the input projection of a chunk of steps is
 // written where h_t will be, while the chunk is still in cache the recurrence adds W_hh h_{t-1}
-// to it, applies φ and overwrites it. Both weights are packed once per call. Where values are
-// stored in 16 bits, the chunk stands in scratch memory and each h_t is rounded into the output,
-// while the recurrence goes on from the unrounded one.
+// to it, applies φ and overwrites it. A weight is packed once per call, or read where it is if it
+// is used too little for that. Where values are stored in 16 bits, the chunk stands in scratch
+// memory and each h_t is rounded into the output, while the recurrence goes on from the unrounded
+// one.
 #include <algorithm>
 #include <cstring>
 
@@ -26,7 +27,9 @@ class Forward {
         h_n_(task.h_n),
         kernels_(kernels),
         plan_(plan),
-        projects_once_(p_.steps.total_rows() <= 4 * projection_rows(p_.hidden_size) &&
+        packs_ih_(!std::is_same_v<O, T> || !reads_in_place(kernels, 1, p_.steps.total_rows())),
+        packs_hh_(!reads_in_place(kernels, p_.steps.count - (p_.hx ? 0 : 1), p_.steps.batch)),
+        projects_once_(packs_ih_ && p_.steps.total_rows() <= 4 * projection_rows(p_.hidden_size) &&
                        p_.hidden_size * p_.input_size >= few_weights),
         keeps_rows_(plan.split != Split::columns && !p_.steps.batch_sizes && !projects_once_),
         gathers_(!takes_stored || !(keeps_rows_ || p_.input.is_linear(p_.steps))),
@@ -34,10 +37,12 @@ class Forward {
                         ? p_.steps.total_rows()
                         : projection_rows(gathers_ ? std::max(p_.hidden_size, p_.input_size)
                                                    : p_.hidden_size)),
-        weight_ih_(packed_size(
-            kernels, projects_once_ ? plan.threads * kernels.panel_columns : p_.hidden_size,
-            p_.input_size)),
-        weight_hh_(packed_size(kernels, p_.hidden_size, p_.hidden_size)),
+        weight_ih_(packs_ih_ ? packed_size(kernels,
+                                           projects_once_ ? plan.threads * kernels.panel_columns
+                                                          : p_.hidden_size,
+                                           p_.input_size)
+                             : 0),
+        weight_hh_(packs_hh_ ? packed_size(kernels, p_.hidden_size, p_.hidden_size) : 0),
         bias_(p_.bias_ih || p_.bias_hh ? p_.hidden_size : 0),
         zeros_(p_.hx ? 0 : p_.hidden_size),
         from_zeros_(p_.hx ? 0 : p_.hidden_size) {
@@ -118,13 +123,13 @@ class Forward {
     if (columns.empty()) {
       return;
     }
-    if (!projects_once_) {
+    if (packs_ih_ && !projects_once_) {
       kernels_.pack_operand_transposed(
           p_.weight_ih.part(columns.begin, 0), columns.size(), p_.input_size,
           weight_ih_.data() + columns.begin * filled(kernels_, p_.input_size));
     }
     for (std::int64_t c = columns.begin; c < columns.end; c += kernels_.panel_columns) {
-      pack_recurrent(Range{c, c + kernels_.panel_columns}.below(columns.end));
+      prepare_recurrent(Range{c, c + kernels_.panel_columns}.below(columns.end));
     }
     if (bias_.data()) {
       const auto value = [](Matrix<const S> bias, std::int64_t c) {
@@ -136,21 +141,32 @@ class Forward {
     }
   }
 
-  // A panel of W_hh. Without hx it is multiplied by zeros right away, while it is in cache.
-  void pack_recurrent(Range columns) const {
-    T* const panel = weight_hh_.data() + columns.begin * p_.hidden_size;
-    kernels_.pack_transposed(p_.weight_hh.part(columns.begin, 0), columns.size(), p_.hidden_size,
-                             panel);
+  // A panel of W_hh: packs it, and without hx multiplies it by zeros while it is in cache.
+  void prepare_recurrent(Range columns) const {
+    if (packs_hh_) {
+      kernels_.pack_transposed(p_.weight_hh.part(columns.begin, 0), columns.size(), p_.hidden_size,
+                               weight_hh_.data() + columns.begin * p_.hidden_size);
+    }
     if (!p_.hx) {
-      Product<S> product;
+      Product<S> product = recurrent_product(columns);
       product.rows = 1;
       product.inner = p_.hidden_size;
-      product.columns = columns.size();
       product.a = zeros_.data();
-      product.b = panel;
       product.c = from_zeros_.data() + columns.begin;
       kernels_.product(product);
     }
+  }
+
+  // A product by these columns of W_hhᵀ.
+  Product<S> recurrent_product(Range columns) const {
+    Product<S> product;
+    product.columns = columns.size();
+    if (packs_hh_) {
+      product.b = weight_hh_.data() + columns.begin * p_.hidden_size;
+    } else {
+      product.unpacked = p_.weight_hh.transposed().part(0, columns.begin);
+    }
+    return product;
   }
 
   // What stands for a missing hx: nothing where its product can be left out. It means zeros, but
@@ -168,7 +184,9 @@ class Forward {
   void project(const Chunk& chunk, const Sequence<T>& h, const StepShare& share,
                Team::Member& member) const {
     const Sequence<const O> x = readable_input(chunk, share, member);
-    const O* weights = weight_ih_.data() + share.columns.begin * filled(kernels_, p_.input_size);
+    const O* weights =
+        packs_ih_ ? weight_ih_.data() + share.columns.begin * filled(kernels_, p_.input_size)
+                  : nullptr;
     if (keeps_rows_) {
       for_own_runs(chunk, share, x, h, [&](std::int64_t rows, Matrix<const O> from, Matrix<T> to) {
         project_rows(rows, from, to, weights, share.columns);
@@ -204,7 +222,7 @@ class Forward {
     }
   }
 
-  // For some rows, with the packed weights of these columns.
+  // For some rows, with the packed weights of these columns; null: with W_ih in place.
   void project_rows(std::int64_t rows, Matrix<const O> x, Matrix<T> h, const O* weights,
                     Range columns) const {
     if (rows <= 0 || columns.empty()) {
@@ -216,7 +234,11 @@ class Forward {
     product.columns = columns.size();
     product.a = x.data;
     product.a_stride = x.row_stride;
-    product.b = weights;
+    if (weights) {
+      product.b = weights;
+    } else {
+      product.unpacked = p_.weight_ih.transposed().part(0, columns.begin);
+    }
     product.init = bias_.data() ? bias_.data() + columns.begin : nullptr;
     product.c = h.data + columns.begin;
     product.c_stride = h.row_stride;
@@ -310,13 +332,11 @@ class Forward {
     if (rows.empty() || columns.empty()) {
       return;
     }
-    Product<S> product;
+    Product<S> product = recurrent_product(columns);
     product.rows = rows.size();
     product.inner = previous ? p_.hidden_size : 0;
-    product.columns = columns.size();
     product.a = previous ? previous.row(rows.begin) : nullptr;
     product.a_stride = previous.row_stride;
-    product.b = weight_hh_.data() + columns.begin * p_.hidden_size;
     product.c = h.row(rows.begin) + columns.begin;
     product.c_stride = h.row_stride;
     product.init = product.c;
@@ -341,6 +361,8 @@ class Forward {
   Matrix<S> h_n_;
   const Kernels<S, O>& kernels_;
   const Plan& plan_;
+  bool packs_ih_;
+  bool packs_hh_;
   bool projects_once_;  // all steps are one chunk, and W_ih is large
   bool keeps_rows_;     // each member computes its own batch rows from first to last
   bool gathers_;        // x is copied, into rows at one stride

@@ -1,256 +1,26 @@
-// The register tile and the two products built on it.
-//
-// A tile holds MR rows × NV vectors of C in registers. For each k it loads NV vectors of B from a
-// packed panel and multiplies them by MR broadcast values of A. B streams through once per tile
-// of rows, so the limit is one fused multiply-add per B load and MR: flops for tall tiles, cache
-// bandwidth of B for a single row.
-
-// Terms<O> says how many terms of the sum a multiply-add takes of operands of type O, and in which
-// registers.
-
-template <class S>
-struct Out {
-  using T = Arithmetic<S>;
-
-  const T* init;
-  std::int64_t init_stride;
-  T* c;
-  std::int64_t c_stride;
-  int last;  // columns in the tile's last vector
-  Finish finish = Finish::none;
-  const S* seed = nullptr;
-  std::int64_t seed_stride = 0;
-  const S* h = nullptr;
-  std::int64_t h_stride = 0;
-  S* stored = nullptr;
-  std::int64_t stored_stride = 0;
-};
-
-// Calls f with the activation or derivative rule that `finish` names: f(z, h) -> result.
-template <class T, class F>
-[[gnu::always_inline]] inline void with_finish(Finish finish, F&& f) {
-  using V = Vector<T>;
-  switch (finish) {
-    case Finish::none:
-      return f([](V z, const auto&) { return z; });
-    case Finish::activate_tanh:
-      return f([](V z, const auto&) { return TanhCell::activate(z); });
-    case Finish::activate_relu:
-      return f([](V z, const auto&) { return ReluCell::activate(z); });
-    case Finish::chain_tanh:
-      return f([](V z, const auto& h) { return TanhCell::chain(z, h()); });
-    case Finish::chain_relu:
-      return f([](V z, const auto& h) { return ReluCell::chain(z, h()); });
-  }
-}
-
-// Vector j of NV in a row, of which the last holds `last` columns.
-template <int NV, class S>
-inline Vector<Arithmetic<S>> load_part(const S* row, int j, int last) {
-  using V = Vector<Arithmetic<S>>;
-  return j < NV - 1 || last == V::width ? V::load(row + j * V::width)
-                                        : V::load(row + j * V::width, last);
-}
-
-template <int NV, class S>
-inline void store_part(Vector<Arithmetic<S>> x, S* row, int j, int last) {
-  using V = Vector<Arithmetic<S>>;
-  if (j < NV - 1 || last == V::width) {
-    x.store(row + j * V::width);
-  } else {
-    x.store(row + j * V::width, last);
-  }
-}
-
-// Finishes and stores vector j of row i of a tile.
-template <int NV, class S, class Rule>
-[[gnu::always_inline]] inline void finish_part(Vector<Arithmetic<S>> z, const Out<S>& out, int i,
-                                               int j, Rule rule) {
-  if (out.seed) {
-    z = z + load_part<NV>(out.seed + i * out.seed_stride, j, out.last);
-  }
-  z = rule(z, [&] { return load_part<NV>(out.h + i * out.h_stride, j, out.last); });
-  store_part<NV>(z, out.c + i * out.c_stride, j, out.last);
-  if constexpr (!std::is_same_v<S, Arithmetic<S>>) {
-    if (out.stored) {
-      store_part<NV>(z, out.stored + i * out.stored_stride, j, out.last);
-    }
-  }
-}
-
-// Finishes a tile that has been stored; a loop, because the rules inlined for every register of a
-// large tile would not fit the instruction cache.
-template <class S, int NV>
-[[gnu::noinline]] void finish_stored(const Out<S>& out, int rows) {
-  with_finish<Arithmetic<S>>(out.finish, [&](auto rule) {
-    for (int i = 0; i < rows; ++i) {
-      for (int j = 0; j < NV; ++j) {
-        const auto z = load_part<NV>(out.c + i * out.c_stride, j, out.last);
-        finish_part<NV>(z, out, i, j, rule);
-      }
-    }
-  });
-}
-
-template <class S, int MR, int NV>
-[[gnu::always_inline]] inline void store_tile(Vector<Arithmetic<S>> (&acc)[MR][NV],
-                                              const Out<S>& out) {
-  using T = Arithmetic<S>;
-  if (out.init) {
-#pragma GCC unroll 8
-    for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) {
-        acc[i][j] = load_part<NV>(out.init + i * out.init_stride, j, out.last) + acc[i][j];
-      }
-    }
-  }
-  if constexpr (MR * NV <= 4) {
-    with_finish<T>(out.finish, [&](auto rule) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-      for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 4
-        for (int j = 0; j < NV; ++j) {
-          finish_part<NV>(acc[i][j], out, i, j, rule);
-        }
-      }
-    });
-  } else {
-#pragma GCC unroll 8
-    for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) {
-        store_part<NV>(acc[i][j], out.c + i * out.c_stride, j, out.last);
-      }
-    }
-    if (out.finish != Finish::none || out.seed || out.stored) {
-      finish_stored<S, NV>(out, MR);
-    }
-  }
-}
-
-// A is read in place with a row stride (PackedA false), or as a packed tile, of which `inner`
-// counts what it is filled up to.
-template <class S, class O, int MR, int NV, bool PackedA>
-void tile(const O* a, std::int64_t a_stride, const O* b, std::int64_t inner, const Out<S>& out) {
-  using V = Vector<Arithmetic<S>>;
-  using Register = typename Terms<O>::Register;
-  constexpr int terms = Terms<O>::count;
-  constexpr std::int64_t b_stride = NV * V::width;
-  V acc[MR][NV];
-#pragma GCC unroll 8
-  for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) {
-      acc[i][j] = V::broadcast(0);
-    }
-  }
-  const auto add = [&](std::int64_t k, auto broadcast) __attribute__((always_inline)) {
-    Register b_k[NV];
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) {
-      b_k[j] = Register::load(b + k * b_stride + j * terms * V::width);
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < MR; ++i) {
-      const Register a_ik =
-          broadcast(PackedA ? a + k * tile_rows + i * terms : a + i * a_stride + k);
-#pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) {
-        acc[i][j] = multiply_add(a_ik, b_k[j], acc[i][j]);
-      }
-    }
-  };
-  std::int64_t k = 0;
-  for (; k + terms <= inner; k += terms) {
-    add(k, Terms<O>::broadcast);
-  }
-  if constexpr (terms > 1 && !PackedA) {
-    if (k < inner) {
-      add(k, Terms<O>::broadcast_last);
-    }
-  }
-  store_tile<S, MR, NV>(acc, out);
-}
+// The products: of rows that lie anywhere, and of the rows of two packed operands.
 
 template <class S, class O>
-using TileFunction = void (*)(const O*, std::int64_t, const O*, std::int64_t, const Out<S>&);
-
-template <class S, class O, bool PackedA, int... I>
-constexpr auto make_tile_table(std::integer_sequence<int, I...>) {
-  return std::array<TileFunction<S, O>, sizeof...(I)>{
-      tile<S, O, I / tile_vectors + 1, I % tile_vectors + 1, PackedA>...};
+void packed_product(const Product<S, O>& p) {
+  using T = Arithmetic<S>;
+  const auto multiply = [&](std::int64_t rows, const O* a, std::int64_t column, std::int64_t k,
+                            std::int64_t block, Out<S>& out) {
+    const PanelShape<T> shape(p.columns - column);
+    out.last = shape.last;
+    const PanelLines<O> lines{p.b + column * filled<O>(p.inner) + k * shape.line()};
+    find_tile<S, O, false, PanelLines<O>>(rows, shape.vectors)(a, p.a_stride, lines, block, out);
+  };
+  for_each_tile(p, tile_vectors * Vector<T>::width, multiply);
 }
-
-// The tile of the given number of rows and vectors.
-template <class S, class O, bool PackedA>
-inline TileFunction<S, O> find_tile(std::int64_t rows, std::int64_t vectors) {
-  static constexpr auto table =
-      make_tile_table<S, O, PackedA>(std::make_integer_sequence<int, tile_rows * tile_vectors>{});
-  return table[(rows - 1) * tile_vectors + vectors - 1];
-}
-
-// The inner dimension of packed operands.
-template <class O>
-inline std::int64_t filled(std::int64_t inner) {
-  return (inner + Terms<O>::count - 1) / Terms<O>::count * Terms<O>::count;
-}
-
-// A column panel of C: its width in vectors and the columns in the last of them.
-template <class T>
-struct PanelShape {
-  int vectors;
-  int last;
-
-  explicit PanelShape(std::int64_t columns_left) {
-    constexpr int width = Vector<T>::width;
-    const auto columns =
-        static_cast<int>(std::min<std::int64_t>(columns_left, tile_vectors * width));
-    vectors = (columns + width - 1) / width;
-    last = columns - (vectors - 1) * width;
-  }
-  // Values that a packed panel of B holds for each k.
-  std::int64_t line() const { return vectors * Vector<T>::width; }
-};
 
 template <class S, class O>
 void product(const Product<S, O>& p) {
-  using T = Arithmetic<S>;
-  constexpr std::int64_t panel_columns = tile_vectors * Vector<T>::width;
-  const std::int64_t tiles = (p.rows + tile_rows - 1) / tile_rows;
-  for (std::int64_t column = 0; column < p.columns; column += panel_columns) {
-    const PanelShape<T> shape(p.columns - column);
-    const O* panel = p.b + column * filled<O>(p.inner);
-    std::int64_t k = 0;
-    do {
-      const std::int64_t block = std::min(reduction_block, p.inner - k);
-      const bool first = k == 0;
-      const bool last = k + block == p.inner;
-      // Tiles of even height: 8 rows go as 4 + 4 rather than 6 + 2.
-      for (std::int64_t i = 0, row = 0; i < tiles; ++i) {
-        const std::int64_t height = (p.rows - row) / (tiles - i);
-        const auto at = [&](auto* data, std::int64_t stride) {
-          return data ? data + row * stride + column : nullptr;
-        };
-        T* c = at(p.c, p.c_stride);
-        Out<S> out{first ? at(p.init, p.init_stride) : c, first ? p.init_stride : p.c_stride, c,
-                   p.c_stride, shape.last};
-        if (last) {
-          out.finish = p.finish;
-          out.seed = at(p.seed, p.seed_stride);
-          out.seed_stride = p.seed_stride;
-          out.h = at(p.h, p.h_stride);
-          out.h_stride = p.h_stride;
-          out.stored = at(p.stored, p.stored_stride);
-          out.stored_stride = p.stored_stride;
-        }
-        find_tile<S, O, false>(height, shape.vectors)(p.a + row * p.a_stride + k, p.a_stride,
-                                                      panel + k * shape.line(), block, out);
-        row += height;
-      }
-      k += block;
-    } while (k < p.inner);
+  if constexpr (std::is_same_v<O, Arithmetic<S>>) {
+    if (p.unpacked) {
+      return product_in_place(p);
+    }
   }
+  packed_product(p);
 }
 
 template <class O>
@@ -268,8 +38,8 @@ void outer_product(const OuterProduct<O>& p) {
         const bool add = p.accumulate || k > 0;
         const Out<T> out{add ? g : nullptr, p.g_stride, g, p.g_stride, shape.last};
         const std::int64_t height = std::min<std::int64_t>(tile_rows, p.rows - row);
-        find_tile<T, O, true>(height, shape.vectors)(p.a + row * inner + k * tile_rows, 0,
-                                                     panel + k * shape.line(), block, out);
+        find_tile<T, O, true, PanelLines<O>>(height, shape.vectors)(
+            p.a + row * inner + k * tile_rows, 0, {panel + k * shape.line()}, block, out);
       }
     }
   }

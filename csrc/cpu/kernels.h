@@ -26,7 +26,8 @@ enum class Finish {
   chain_relu,
 };
 
-// C[r, c] = finish(init[r, c] + Σ_k A[r, k] B[k, c] + seed[r, c]), B packed in column panels.
+// C[r, c] = finish(init[r, c] + Σ_k A[r, k] B[k, c] + seed[r, c]), B packed in column panels or,
+// for few rows, read where it is.
 template <class S, class O = Arithmetic<S>>
 struct Product {
   using T = Arithmetic<S>;
@@ -36,7 +37,8 @@ struct Product {
   std::int64_t columns = 0;
   const O* a = nullptr;
   std::int64_t a_stride = 0;
-  const O* b = nullptr;          // the panel of column 0
+  const O* b = nullptr;          // the panel of column 0; null: unpacked is read
+  Matrix<const S> unpacked;      // B in place; only where O is T
   const T* init = nullptr;       // null: zero
   std::int64_t init_stride = 0;  // 0: one row for all
   T* c = nullptr;

@@ -12,6 +12,10 @@ struct Terms {
   static Register broadcast(const O* a) { return Register::broadcast(*a); }
 };
 
+#include "cpu/tile.inl"
+
+#include "cpu/in_place.inl"
+
 #include "cpu/gemm.inl"
 #include "cpu/pack.inl"
 #include "cpu/sum.inl"

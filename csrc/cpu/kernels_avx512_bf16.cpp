@@ -55,6 +55,8 @@ struct Terms {
   static Pairs broadcast_last(const BFloat16* a) { return Pairs::broadcast(a->bits); }
 };
 
+#include "cpu/tile.inl"
+
 #include "cpu/gemm.inl"
 #include "cpu/pack_pairs.inl"
 #include "cpu/tanh.inl"

@@ -133,6 +133,9 @@ inline std::int64_t gradient_rows(std::int64_t hidden_size) {
          block;
 }
 
+// Tiles of rows that an unpacked weight is read for at most.
+inline constexpr std::int64_t most_tiles_in_place = 2;
+
 // The steps t of one chunk, in time order.
 struct Chunk {
   std::int64_t first = 0;

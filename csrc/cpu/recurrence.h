@@ -113,6 +113,13 @@ std::int64_t packed_size(const Kernels<S, O>& kernels, std::int64_t columns, std
          filled(kernels, inner);
 }
 
+// Whether a weight is read where it is, since packing it costs more than it saves in this many
+// products of `rows` rows.
+template <class S, class O>
+bool reads_in_place(const Kernels<S, O>& kernels, std::int64_t products, std::int64_t rows) {
+  return products * ((rows + kernels.tile_rows - 1) / kernels.tile_rows) <= most_tiles_in_place;
+}
+
 // The rows and columns of every step that a member computes.
 struct StepShare {
   Range rows;
