@@ -27,19 +27,31 @@ template <class O>
 void outer_product(const OuterProduct<O>& p) {
   using T = Arithmetic<O>;
   constexpr std::int64_t panel_columns = tile_vectors * Vector<T>::width;
+  // A B of fewer values stays in the second-level cache, so that G can be written along its rows.
+  constexpr std::int64_t few_values = 65536;
   const std::int64_t inner = filled<O>(p.inner);
-  for (std::int64_t column = 0; column < p.columns; column += panel_columns) {
+  const auto add = [&](std::int64_t row, std::int64_t column, std::int64_t k) {
     const PanelShape<T> shape(p.columns - column);
-    const O* panel = p.b + column * inner;
+    const std::int64_t block = std::min(reduction_block, inner - k);
+    T* g = p.g + row * p.g_stride + column;
+    const Out<T> out{p.accumulate || k > 0 ? g : nullptr, p.g_stride, g, p.g_stride, shape.last};
+    const std::int64_t height = std::min<std::int64_t>(tile_rows, p.rows - row);
+    const PanelLines<O> lines{p.b + column * inner + k * shape.line()};
+    find_tile<T, O, true, PanelLines<O>>(height, shape.vectors)(p.a + row * inner + k * tile_rows,
+                                                                0, lines, block, out);
+  };
+  if (inner <= reduction_block && inner * p.columns <= few_values) {
+    for (std::int64_t row = 0; row < p.rows; row += tile_rows) {
+      for (std::int64_t column = 0; column < p.columns; column += panel_columns) {
+        add(row, column, 0);
+      }
+    }
+    return;
+  }
+  for (std::int64_t column = 0; column < p.columns; column += panel_columns) {
     for (std::int64_t k = 0; k < inner; k += reduction_block) {
-      const std::int64_t block = std::min(reduction_block, inner - k);
       for (std::int64_t row = 0; row < p.rows; row += tile_rows) {
-        T* g = p.g + row * p.g_stride + column;
-        const bool add = p.accumulate || k > 0;
-        const Out<T> out{add ? g : nullptr, p.g_stride, g, p.g_stride, shape.last};
-        const std::int64_t height = std::min<std::int64_t>(tile_rows, p.rows - row);
-        find_tile<T, O, true, PanelLines<O>>(height, shape.vectors)(
-            p.a + row * inner + k * tile_rows, 0, {panel + k * shape.line()}, block, out);
+        add(row, column, k);
       }
     }
   }
