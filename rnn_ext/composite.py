@@ -23,7 +23,7 @@ def rnn_layer(
     nonlinearity: str,
     bidirectional: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The same as ``torch.ops.rnn_ext.rnn_forward``: see ``csrc/ops.cpp`` for the shapes."""
+    """The same as ``torch.ops.rnn_ext.rnn_forward``: see ``csrc/common/ops.h`` for the shapes."""
     directions = 2 if bidirectional else 1
     per_direction = len(weights) // directions
     rows = [input.size(1)] * input.size(0) if batch_sizes is None else batch_sizes.tolist()

@@ -1,6 +1,6 @@
 """What ``torch.ops.rnn_ext.*`` need beside their kernels: fake kernels and autograd.
 
-The schemas are in ``csrc/ops.cpp``. Importing this module needs the binary to be loaded.
+The schemas are in ``csrc/common/ops.h``. Importing this module needs the binary to be loaded.
 """
 
 from __future__ import annotations

@@ -1,38 +1,18 @@
-// The ops' CPU kernels: torch tensors in, torch tensors out. See ops.cpp for the schemas.
+// The ops' CPU kernels: torch tensors in, torch tensors out.
 #pragma once
 
-#include <torch/csrc/stable/c/shim.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <optional>
-#include <tuple>
-#include <vector>
+#include "common/call.h"
 
 namespace rnn_ext::cpu {
 
-using torch::stable::Tensor;
-
-// The kernels own the string that arrives as `nonlinearity`: torch's own conversion to std::string
-// never frees a copy that it makes.
-std::tuple<Tensor, Tensor> rnn_forward(const Tensor& input, const std::optional<Tensor>& hx,
-                                       const std::vector<Tensor>& weights,
-                                       const std::optional<Tensor>& batch_sizes,
-                                       StringHandle nonlinearity, bool bidirectional);
-
-std::vector<Tensor> rnn_backward(const std::optional<Tensor>& grad_output,
-                                 const std::optional<Tensor>& grad_h_n, const Tensor& input,
-                                 const std::optional<Tensor>& hx,
-                                 const std::vector<Tensor>& weights, const Tensor& output,
-                                 const std::optional<Tensor>& batch_sizes,
-                                 StringHandle nonlinearity, bool bidirectional,
-                                 const std::vector<bool>& output_mask);
-
-Tensor cell_forward(const Tensor& input, const std::optional<Tensor>& hx,
-                    const std::vector<Tensor>& weights, StringHandle nonlinearity);
-
-std::vector<Tensor> cell_backward(const Tensor& grad_output, const Tensor& input,
-                                  const std::optional<Tensor>& hx,
-                                  const std::vector<Tensor>& weights, const Tensor& output,
-                                  StringHandle nonlinearity, const std::vector<bool>& output_mask);
+struct Driver {
+  // h_n may be the output itself, where that is one step.
+  static void forward(const Call& call, const Tensor& output, const Tensor& h_n);
+  // The gradients of input, hx and each weight that output_mask asks for, in this order.
+  static std::vector<Tensor> backward(const Call& call, const std::optional<Tensor>& grad_output,
+                                      const std::optional<Tensor>& grad_h_n,
+                                      const std::vector<Tensor>& weights, const Tensor& output,
+                                      const std::vector<bool>& output_mask);
+};
 
 }  // namespace rnn_ext::cpu

@@ -1,0 +1,101 @@
+// The ops, on whatever device: schemas, and kernels in terms of a device's driver.
+//
+// One call covers one layer in all its directions over the whole sequence. input is (T, B, I), or
+// packed (N, I) with batch_sizes; hx is (D, B, H); weights are weight_ih, weight_hh and, where the
+// layer has them, bias_ih, bias_hh for each direction; output is (T, B, D·H) or (N, D·H).
+// rnn_backward returns the gradients that output_mask asks for, in the order input, hx, weights.
+//
+// The ops with an underscore have no autograd: rnn_ext/autograd.py calls them, which spares a small
+// call the way through torch's. Those of the cell do one step, (B, I) and (B, H) to (B, H).
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+#include <tuple>
+
+#include "common/call.h"
+
+namespace rnn_ext {
+
+using Library = torch::stable::detail::StableLibrary;
+
+inline void define_ops(Library& m) {
+  const std::string forward =
+      "(Tensor input, Tensor? hx, Tensor[] weights, Tensor? batch_sizes, "
+      "str nonlinearity, bool bidirectional) -> (Tensor output, Tensor h_n)";
+  const std::string backward =
+      "(Tensor? grad_output, Tensor? grad_h_n, Tensor input, Tensor? hx, "
+      "Tensor[] weights, Tensor output, Tensor? batch_sizes, str nonlinearity, "
+      "bool bidirectional, bool[] output_mask) -> Tensor[]";
+  m.def(("rnn_forward" + forward).c_str());
+  m.def(("_rnn_forward" + forward).c_str());
+  m.def(("rnn_backward" + backward).c_str());
+  m.def(("_rnn_backward" + backward).c_str());
+  m.def("_cell_forward(Tensor input, Tensor? hx, Tensor[] weights, str nonlinearity) -> Tensor");
+  m.def(
+      "_cell_backward(Tensor grad_output, Tensor input, Tensor? hx, Tensor[] weights, "
+      "Tensor output, str nonlinearity, bool[] output_mask) -> Tensor[]");
+}
+
+// The kernels own the string that arrives as `nonlinearity`: torch's own conversion to std::string
+// never frees a copy that it makes.
+template <class Driver>
+struct Ops {
+  static std::tuple<Tensor, Tensor> rnn_forward(const Tensor& input,
+                                                const std::optional<Tensor>& hx,
+                                                const std::vector<Tensor>& weights,
+                                                const std::optional<Tensor>& batch_sizes,
+                                                StringHandle nonlinearity, bool bidirectional) {
+    const Call call(input, hx, weights, batch_sizes, take_nonlinearity(nonlinearity), bidirectional,
+                    batch_sizes ? Layout::packed : Layout::sequence);
+    require(call.steps.count > 0, "expected at least one time step");
+    Tensor output = call.new_output();
+    Tensor h_n = call.new_state();
+    Driver::forward(call, output, h_n);
+    return {std::move(output), std::move(h_n)};
+  }
+
+  static std::vector<Tensor> rnn_backward(const std::optional<Tensor>& grad_output,
+                                          const std::optional<Tensor>& grad_h_n,
+                                          const Tensor& input, const std::optional<Tensor>& hx,
+                                          const std::vector<Tensor>& weights, const Tensor& output,
+                                          const std::optional<Tensor>& batch_sizes,
+                                          StringHandle nonlinearity, bool bidirectional,
+                                          const std::vector<bool>& output_mask) {
+    const Call call(input, hx, weights, batch_sizes, take_nonlinearity(nonlinearity), bidirectional,
+                    batch_sizes ? Layout::packed : Layout::sequence);
+    return Driver::backward(call, grad_output, grad_h_n, weights, output, output_mask);
+  }
+
+  static Tensor cell_forward(const Tensor& input, const std::optional<Tensor>& hx,
+                             const std::vector<Tensor>& weights, StringHandle nonlinearity) {
+    const Call call(input, hx, weights, std::nullopt, take_nonlinearity(nonlinearity), false,
+                    Layout::step);
+    Tensor output = call.new_output();
+    Driver::forward(call, output, output);
+    return output;
+  }
+
+  static std::vector<Tensor> cell_backward(const Tensor& grad_output, const Tensor& input,
+                                           const std::optional<Tensor>& hx,
+                                           const std::vector<Tensor>& weights, const Tensor& output,
+                                           StringHandle nonlinearity,
+                                           const std::vector<bool>& output_mask) {
+    const Call call(input, hx, weights, std::nullopt, take_nonlinearity(nonlinearity), false,
+                    Layout::step);
+    return Driver::backward(call, grad_output, std::nullopt, weights, output, output_mask);
+  }
+};
+
+template <class Driver>
+void implement_ops(Library& m) {
+  m.impl("rnn_forward", TORCH_BOX(&Ops<Driver>::rnn_forward));
+  m.impl("_rnn_forward", TORCH_BOX(&Ops<Driver>::rnn_forward));
+  m.impl("rnn_backward", TORCH_BOX(&Ops<Driver>::rnn_backward));
+  m.impl("_rnn_backward", TORCH_BOX(&Ops<Driver>::rnn_backward));
+  m.impl("_cell_forward", TORCH_BOX(&Ops<Driver>::cell_forward));
+  m.impl("_cell_backward", TORCH_BOX(&Ops<Driver>::cell_backward));
+}
+
+}  // namespace rnn_ext
