@@ -14,22 +14,22 @@ namespace rnn_ext {
 
 struct TanhCell {
   template <class N>
-  static N activate(N z) {
+  static constexpr N activate(N z) {
     return tanh(z);
   }
   template <class N>
-  static N chain(N gradient, N h) {
+  static constexpr N chain(N gradient, N h) {
     return gradient * (N::broadcast(1) - h * h);
   }
 };
 
 struct ReluCell {
   template <class N>
-  static N activate(N z) {
+  static constexpr N activate(N z) {
     return zero_where_not_positive(z, z);
   }
   template <class N>
-  static N chain(N gradient, N h) {
+  static constexpr N chain(N gradient, N h) {
     return zero_where_not_positive(gradient, h);
   }
 };

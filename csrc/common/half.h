@@ -10,10 +10,12 @@ namespace rnn_ext {
 struct BFloat16 {
   std::uint16_t bits;
 
-  explicit operator float() const { return std::bit_cast<float>(std::uint32_t{bits} << 16); }
+  constexpr explicit operator float() const {
+    return std::bit_cast<float>(std::uint32_t{bits} << 16);
+  }
 
   // To nearest, ties to even.
-  static BFloat16 from(float x) {
+  static constexpr BFloat16 from(float x) {
     const auto u = std::bit_cast<std::uint32_t>(x);
     const bool is_nan = (u & 0x7fffffff) > 0x7f800000;
     const std::uint32_t rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16;
@@ -25,7 +27,7 @@ struct BFloat16 {
 struct Half {
   std::uint16_t bits;
 
-  explicit operator float() const {
+  constexpr explicit operator float() const {
     const std::uint32_t sign = std::uint32_t{bits} << 16 & 0x80000000;
     const std::uint32_t rest = bits & 0x7fff;
     const std::uint32_t rebias = rest >= 0x7c00 ? 0x70000000 : 0x38000000;  // infinity and NaN
@@ -36,7 +38,7 @@ struct Half {
   }
 
   // To nearest, ties to even; too large becomes infinity.
-  static Half from(float x) {
+  static constexpr Half from(float x) {
     const auto u = std::bit_cast<std::uint32_t>(x);
     const std::uint32_t sign = u >> 16 & 0x8000;
     const std::uint32_t rest = u & 0x7fffffff;

@@ -2,7 +2,7 @@
 //
 // A problem is one direction of one layer over a whole sequence. Steps may hold different
 // numbers of rows (packed sequences): step t covers batch rows [0, rows(t)). Strides count
-// elements. Nothing here owns memory.
+// elements. Nothing here owns memory. What is constexpr is so for device code, which may call it.
 #pragma once
 
 #include <cstdint>
@@ -20,10 +20,14 @@ struct Steps {
   const std::int64_t* batch_sizes = nullptr;    // rows of each step; null: `batch` in all
   const std::int64_t* batch_offsets = nullptr;  // exclusive prefix sums of batch_sizes
 
-  std::int64_t rows(std::int64_t t) const { return batch_sizes ? batch_sizes[t] : batch; }
-  std::int64_t offset(std::int64_t t) const { return batch_offsets ? batch_offsets[t] : t * batch; }
+  constexpr std::int64_t rows(std::int64_t t) const { return batch_sizes ? batch_sizes[t] : batch; }
+  constexpr std::int64_t offset(std::int64_t t) const {
+    return batch_offsets ? batch_offsets[t] : t * batch;
+  }
   // Rows of step t, or 0 where t lies outside the sequence.
-  std::int64_t rows_or_none(std::int64_t t) const { return t >= 0 && t < count ? rows(t) : 0; }
+  constexpr std::int64_t rows_or_none(std::int64_t t) const {
+    return t >= 0 && t < count ? rows(t) : 0;
+  }
   std::int64_t total_rows() const { return count > 0 ? offset(count - 1) + rows(count - 1) : 0; }
 };
 
@@ -34,16 +38,16 @@ struct Matrix {
   std::int64_t row_stride = 0;
   std::int64_t column_stride = 1;
 
-  T* row(std::int64_t r) const { return data + r * row_stride; }
+  constexpr T* row(std::int64_t r) const { return data + r * row_stride; }
   // The matrix whose first element is this one's (r, c).
-  Matrix part(std::int64_t r, std::int64_t c) const {
+  constexpr Matrix part(std::int64_t r, std::int64_t c) const {
     return {data + r * row_stride + c * column_stride, row_stride, column_stride};
   }
-  Matrix transposed() const { return {data, column_stride, row_stride}; }
-  explicit operator bool() const { return data != nullptr; }
-  operator Matrix<const T>() const
-    requires(!std::is_const_v<T>)
-  {
+  constexpr Matrix transposed() const { return {data, column_stride, row_stride}; }
+  constexpr explicit operator bool() const { return data != nullptr; }
+  template <class U>
+    requires(!std::is_const_v<T> && std::is_same_v<U, const T>)
+  constexpr operator Matrix<U>() const {
     return {data, row_stride, column_stride};
   }
 };
@@ -57,8 +61,8 @@ struct Sequence {
   std::int64_t row_stride = 0;
   std::int64_t column_stride = 1;
 
-  explicit operator bool() const { return data != nullptr; }
-  Matrix<T> at(const Steps& steps, std::int64_t t) const {
+  constexpr explicit operator bool() const { return data != nullptr; }
+  constexpr Matrix<T> at(const Steps& steps, std::int64_t t) const {
     const auto start = steps.batch_offsets ? steps.batch_offsets[t] * row_stride : t * step_stride;
     return {data + start, row_stride, column_stride};
   }

@@ -1,0 +1,231 @@
+// Translates a call from torch tensors to passes over time and back. What is a product over all
+// steps is torch's matrix product: the input projection, dx and the weight gradients.
+#include "cuda/driver.h"
+
+#include <array>
+
+#include "cuda/kernels.h"
+#include "cuda/runtime.h"
+
+namespace rnn_ext::cuda {
+namespace {
+
+// a · b, written to `target`.
+void multiply(const Tensor& a, const Tensor& b, const Tensor& target) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
+                                    torch::stable::detail::from(target)};
+  require(
+      torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION) == TORCH_SUCCESS,
+      "torch's matrix product failed");
+  torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
+
+// The rows of all steps as one matrix.
+Tensor flat(const Tensor& sequence) {
+  return sequence.dim() == 2 ? sequence : torch::stable::flatten(sequence, 0, 1);
+}
+
+// W_ih of all directions, one above the other.
+Tensor stacked_weights_ih(const Call& call) {
+  if (call.directions == 1) {
+    return call.weight(0, 0);
+  }
+  Tensor stacked =
+      empty({call.directions * call.hidden_size, call.input_size}, call.dtype, call.device);
+  for (std::int64_t d = 0; d < call.directions; ++d) {
+    Tensor part = torch::stable::narrow(stacked, 0, d * call.hidden_size, call.hidden_size);
+    torch::stable::copy_(part, call.weight(d, 0));
+  }
+  return stacked;
+}
+
+// A call on its device: the walk in device memory, the plan, and whatever else has to live until
+// the kernels are launched. (Memory that is given back goes to later work on the same stream.)
+class Execution {
+ public:
+  explicit Execution(const Call& call) : call_(call), current_(call.device), steps_(call.steps) {
+    if (!call.steps.batch_sizes) {
+      return;
+    }
+    const std::int64_t count = call.steps.count;
+    const auto on_device = [&](const std::int64_t* values) {
+      keep(empty({count}, aoti_torch_dtype_int64(), call.device));
+      auto* const target = Call::data<std::int64_t>(kept_.back());
+      require_success(upload({values, static_cast<std::size_t>(count)}, target, current_.stream()),
+                      "bringing batch_sizes to the CUDA device");
+      return target;
+    };
+    steps_.batch_sizes = on_device(call.steps.batch_sizes);
+    steps_.batch_offsets = on_device(call.steps.batch_offsets);
+  }
+
+  Walk walk(bool descends) const { return {steps_, descends}; }
+
+  template <class S>
+  const S* contiguous(const Tensor& t) {
+    keep(torch::stable::contiguous(t));
+    return Call::data<const S>(kept_.back());
+  }
+
+  // The initial states, zeros where the call has none.
+  template <class S>
+  Matrix<const S> hx(const Problem<S>& problem) {
+    if (problem.hx) {
+      return problem.hx;
+    }
+    keep(call_.new_state());
+    torch::stable::zero_(kept_.back());
+    return Call::slice<const S>(kept_.back(), 0);
+  }
+
+  template <class S, class Pass>
+  void run(Nonlinearity nonlinearity, const std::vector<Pass>& passes) const {
+    const CallSizes sizes{call_.steps.batch, call_.hidden_size, call_.directions};
+    const Plan plan = make_plan<Arithmetic<S>>(sizes, current_.limits());
+    const std::span<const Pass> span(passes);
+    require_success(plan.regime == Regime::persistent
+                        ? run_persistent(plan, nonlinearity, span, current_.stream())
+                        : run_steps(plan, nonlinearity, span, current_.stream()),
+                    "launching a CUDA kernel");
+  }
+
+ private:
+  void keep(Tensor t) { kept_.push_back(std::move(t)); }
+
+  const Call& call_;
+  CurrentDevice current_;
+  Steps steps_;
+  std::vector<Tensor> kept_;
+};
+
+template <class S>
+void run_forward(const Call& call, const Tensor& output, const Tensor& h_n) {
+  Execution execution(call);
+  multiply(flat(call.input()), transposed(stacked_weights_ih(call)), flat(output));
+  std::vector<ForwardPass<S>> passes;
+  Nonlinearity nonlinearity{};
+  for (std::int64_t d = 0; d < call.directions; ++d) {
+    const Problem<S> problem = call.problem<S>(output, d);
+    nonlinearity = problem.nonlinearity;
+    ForwardPass<S> pass;
+    pass.walk = execution.walk(problem.reverse);
+    pass.hidden_size = call.hidden_size;
+    pass.weight = execution.contiguous<S>(call.weight(d, 1));
+    pass.bias_ih = problem.bias_ih;
+    pass.bias_hh = problem.bias_hh;
+    pass.hx = execution.hx(problem);
+    pass.states = problem.output;
+    pass.h_n = Call::slice<S>(h_n, d);
+    passes.push_back(pass);
+  }
+  execution.run<S>(nonlinearity, passes);
+}
+
+// Writes dz and, where the gradient of a W_hh is wanted, the states before each step.
+template <class S>
+void run_backward(const Call& call, const Tensor& output, const std::optional<Tensor>& grad_output,
+                  const std::optional<Tensor>& grad_h_n, const Tensor& dz,
+                  const std::optional<Tensor>& previous, const std::optional<Tensor>& grad_hx) {
+  Execution execution(call);
+  std::vector<BackwardPass<S>> passes;
+  Nonlinearity nonlinearity{};
+  for (std::int64_t d = 0; d < call.directions; ++d) {
+    const Problem<S> problem = call.problem<S>(output, d);
+    nonlinearity = problem.nonlinearity;
+    const auto part = [&]<class T>(Sequence<T> sequence) {
+      sequence.data += d * call.hidden_size * sequence.column_stride;
+      return sequence;
+    };
+    BackwardPass<S> pass;
+    pass.walk = execution.walk(!problem.reverse);
+    pass.hidden_size = call.hidden_size;
+    pass.weight = execution.contiguous<S>(transposed(call.weight(d, 1)));
+    pass.hx = execution.hx(problem);
+    pass.states = {problem.output.data, problem.output.step_stride, problem.output.row_stride, 1};
+    if (grad_output) {
+      pass.grad_output = part(Call::sequence<const S>(*grad_output));
+    }
+    if (grad_h_n) {
+      pass.grad_h_n = Call::slice<const S>(*grad_h_n, d);
+    }
+    pass.dz = part(Call::sequence<S>(dz));
+    if (previous) {
+      pass.previous = part(Call::sequence<S>(*previous));
+    }
+    if (grad_hx) {
+      pass.grad_hx = Call::slice<S>(*grad_hx, d);
+    }
+    passes.push_back(pass);
+  }
+  execution.run<S>(nonlinearity, passes);
+}
+
+// The gradients of a direction's weights: products of its dz, and sums over it.
+void weight_gradients(const Call& call, std::int64_t d, const Tensor& dz,
+                      const std::optional<Tensor>& previous, GradientSlots& slots) {
+  const auto part = [&](Tensor sequences) {
+    return torch::stable::narrow(sequences, 1, d * call.hidden_size, call.hidden_size);
+  };
+  const Tensor own = part(flat(dz));
+  if (const auto& slot = slots.weight(d, 0)) {
+    multiply(transposed(own), flat(call.input()), *slot);
+  }
+  if (const auto& slot = slots.weight(d, 1)) {
+    multiply(transposed(own), part(flat(*previous)), *slot);
+  }
+  for (std::int64_t i = 2; i < call.per_direction; ++i) {
+    if (auto& slot = slots.weight(d, i)) {
+      const std::int64_t rows = 0;
+      torch::stable::sum_out(*slot, own, torch::headeronly::IntHeaderOnlyArrayRef(&rows, 1));
+    }
+  }
+}
+
+}  // namespace
+
+void Driver::forward(const Call& call, const Tensor& output, const Tensor& h_n) {
+  if (output.numel() > 0) {
+    with_type(call.dtype, [&](auto zero) { run_forward<decltype(zero)>(call, output, h_n); });
+  }
+}
+
+std::vector<Tensor> Driver::backward(const Call& call, const std::optional<Tensor>& grad_output,
+                                     const std::optional<Tensor>& grad_h_n,
+                                     const std::vector<Tensor>& weights, const Tensor& output,
+                                     const std::vector<bool>& output_mask) {
+  call.check_backward(output, grad_output, grad_h_n);
+  GradientSlots slots(call, weights, output_mask);
+  if (output.numel() == 0) {
+    std::vector<Tensor> gradients = slots.take();
+    for (Tensor& gradient : gradients) {
+      torch::stable::zero_(gradient);
+    }
+    return gradients;
+  }
+
+  const Tensor dz = call.new_output();
+  std::optional<Tensor> previous;
+  for (std::int64_t d = 0; d < call.directions; ++d) {
+    if (slots.weight(d, 1) && !previous) {
+      previous = call.new_output();
+    }
+  }
+  std::optional<Tensor> h_n_gradient;
+  if (grad_h_n) {
+    h_n_gradient = Call::with_unit_columns(*grad_h_n);
+  }
+  with_type(call.dtype, [&](auto zero) {
+    run_backward<decltype(zero)>(call, output, grad_output, h_n_gradient, dz, previous, slots.hx());
+  });
+  if (slots.input()) {
+    multiply(flat(dz), stacked_weights_ih(call), flat(*slots.input()));
+  }
+  for (std::int64_t d = 0; d < call.directions; ++d) {
+    weight_gradients(call, d, dz, previous, slots);
+  }
+  return slots.take();
+}
+
+}  // namespace rnn_ext::cuda

@@ -1,0 +1,18 @@
+// The ops' CUDA kernels: torch tensors in, torch tensors out.
+#pragma once
+
+#include "common/call.h"
+
+namespace rnn_ext::cuda {
+
+struct Driver {
+  // h_n may be the output itself, where that is one step.
+  static void forward(const Call& call, const Tensor& output, const Tensor& h_n);
+  // The gradients of input, hx and each weight that output_mask asks for, in this order.
+  static std::vector<Tensor> backward(const Call& call, const std::optional<Tensor>& grad_output,
+                                      const std::optional<Tensor>& grad_h_n,
+                                      const std::vector<Tensor>& weights, const Tensor& output,
+                                      const std::vector<bool>& output_mask);
+};
+
+}  // namespace rnn_ext::cuda

@@ -1,0 +1,210 @@
+// A whole pass over time in one launch, for states small enough that one block holds all of W_hh.
+//
+//   grid      (groups of a few batch rows, directions); blocks never wait for each other
+//   block     each thread keeps the weights of some columns over a slice of the inner length, in
+//             registers and, where those do not suffice, in shared memory; the states of the
+//             block's rows stand in shared memory
+//   step      every thread multiplies its weights with the states, which it reads as broadcasts;
+//             the slices' sums are added up and finished into the new states; two barriers
+//   bound by  the latency of these phases; the other operands of step t + 1 are on their way from
+//             memory while step t is computed
+#include <iterator>
+#include <utility>
+
+#include "cuda/rules.cuh"
+
+namespace rnn_ext::cuda {
+
+template <class Rule, int shape_index>
+__global__ void __launch_bounds__(persistent_shapes<typename Rule::T>[shape_index].threads, 1)
+    persistent(const __grid_constant__ Directions<Rule> directions) {
+  using T = typename Rule::T;
+  using Operands = typename Rule::Operands;
+  constexpr PersistentShape shape = persistent_shapes<T>[shape_index];
+  constexpr int threads = shape.threads;
+  constexpr int columns = shape.columns;
+  constexpr int columns_per_thread = shape.columns_per_thread;
+  constexpr int groups = shape.column_groups();
+  constexpr int width = Lanes<T>::width;
+  constexpr int state_values = shape.states();
+  constexpr int elements = (state_values + threads - 1) / threads;  // of a step, for each thread
+  static_assert(shape.slices() * shape.slice() == columns);
+  static_assert(shape.inner_registers % width == 0 && shape.inner_shared % width == 0);
+
+  const Rule& rule = directions.of[blockIdx.y];
+  const std::int64_t hidden_size = rule.hidden_size;
+  const std::int64_t first_row = std::int64_t{blockIdx.x} * shape.rows;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int my_column = thread % groups;
+  const int my_slice = thread / groups;
+  const int my_inner = my_slice * shape.slice();
+  T* const shared_weights = shared_memory<T>();
+  T* const states = shared_weights + shape.shared_weights();
+  T* const partial_sums = states + state_values;
+  // Where lane 0 of this thread's shared weights stands: neighbors read neighboring lanes.
+  const auto shared_weight = [&](int k, int c) {
+    return shared_weights + ((k / width * columns_per_thread + c) * threads + thread) * width;
+  };
+
+  const auto weight = [&](int c, int k) {
+    return c < hidden_size && k < hidden_size ? widen(rule.weight[c * hidden_size + k]) : T{0};
+  };
+  T weights[columns_per_thread][shape.inner_registers];
+#pragma unroll
+  for (int c = 0; c < columns_per_thread; ++c) {
+    const int column = my_column + c * groups;
+#pragma unroll
+    for (int k = 0; k < shape.inner_registers; ++k) {
+      weights[c][k] = weight(column, my_inner + k);
+    }
+    // One at a time: as many loads in flight as there are weights would need as many registers.
+#pragma unroll 1
+    for (int k = 0; k < shape.inner_shared; ++k) {
+      shared_weight(k, c)[k % width] = weight(column, my_inner + shape.inner_registers + k);
+    }
+  }
+
+  // The elements of a step that are this thread's to finish.
+  const auto for_own = [&](std::int64_t rows, auto&& f) {
+#pragma unroll
+    for (int e = 0; e < elements; ++e) {
+      const int at = thread + e * threads;
+      const std::int64_t r = first_row + at / columns;
+      const std::int64_t c = at % columns;
+      if (at < state_values && r < rows && c < hidden_size) {
+        f(e, at, r, c);
+      }
+    }
+  };
+  for (int at = thread; at < state_values; at += threads) {
+    states[at] = 0;
+  }
+  for_own(rule.walk.steps.batch,
+          [&](int, int at, std::int64_t r, std::int64_t c) { states[at] = rule.initial(r, c); });
+
+  Operands operands[elements];
+  Operands next_operands[elements] = {};
+  const auto load_next = [&](std::int64_t i) {
+    const std::int64_t t = rule.walk.time(i);
+    for_own(rule.rows(t), [&](int e, int, std::int64_t r, std::int64_t c) {
+      next_operands[e] = rule.load(t, r, c);
+    });
+  };
+  const std::int64_t count = rule.step_count();
+  load_next(0);
+  __syncthreads();
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t t = rule.walk.time(i);
+    const std::int64_t rows = rule.rows(t);
+#pragma unroll
+    for (int e = 0; e < elements; ++e) {
+      operands[e] = next_operands[e];
+    }
+    if (i + 1 < count) {
+      load_next(i + 1);
+    }
+    if (first_row >= rows) {
+      continue;
+    }
+
+    T sums[shape.rows][columns_per_thread] = {};
+    const auto add = [&](int r, int c, Lanes<T> h, const auto& w) {
+#pragma unroll
+      for (int lane = 0; lane < width; ++lane) {
+        sums[r][c] += h.values[lane] * w[lane];
+      }
+    };
+    const auto state = [&](int r, int k) {
+      return Lanes<T>::load(states + r * columns + my_inner + k);
+    };
+#pragma unroll
+    for (int k = 0; k < shape.inner_registers; k += width) {
+#pragma unroll
+      for (int r = 0; r < shape.rows; ++r) {
+        const Lanes<T> h = state(r, k);
+#pragma unroll
+        for (int c = 0; c < columns_per_thread; ++c) {
+          add(r, c, h, &weights[c][k]);
+        }
+      }
+    }
+#pragma unroll 2
+    for (int k = 0; k < shape.inner_shared; k += width) {
+#pragma unroll
+      for (int c = 0; c < columns_per_thread; ++c) {
+        const Lanes<T> w = Lanes<T>::load(shared_weight(k, c));
+#pragma unroll
+        for (int r = 0; r < shape.rows; ++r) {
+          add(r, c, state(r, shape.inner_registers + k), w.values);
+        }
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < shape.rows; ++r) {
+#pragma unroll
+      for (int c = 0; c < columns_per_thread; ++c) {
+        partial_sums[(my_slice * shape.rows + r) * columns + my_column + c * groups] = sums[r][c];
+      }
+    }
+    __syncthreads();
+    for_own(rows, [&](int e, int at, std::int64_t r, std::int64_t c) {
+      T sum = 0;
+#pragma unroll
+      for (int s = 0; s < shape.slices(); ++s) {
+        sum += partial_sums[s * state_values + at];
+      }
+      const T state = rule.finish(t, r, c, operands[e], sum);
+      if (rule.keeps_state(t, r)) {
+        states[at] = state;
+      }
+    });
+    __syncthreads();
+  }
+}
+
+namespace {
+
+template <int shape_index, class Rule>
+cudaError_t run(const Directions<Rule>& directions, unsigned direction_count, cudaStream_t stream) {
+  using T = typename Rule::T;
+  constexpr PersistentShape shape = persistent_shapes<T>[shape_index];
+  const std::int64_t groups = ceil_div(directions.of[0].walk.steps.batch, shape.rows);
+  return launch(persistent<Rule, shape_index>, dim3(static_cast<unsigned>(groups), direction_count),
+                shape.threads, shape.shared_values() * sizeof(T), stream, directions);
+}
+
+// Calls the one of run<0>, run<1>, … that the plan asks for.
+template <class Rule, int... indices>
+cudaError_t run_shape(int shape, std::integer_sequence<int, indices...>,
+                      const Directions<Rule>& directions, unsigned count, cudaStream_t stream) {
+  cudaError_t error = cudaErrorInvalidValue;
+  ((shape == indices ? void(error = run<indices>(directions, count, stream)) : void()), ...);
+  return error;
+}
+
+}  // namespace
+
+template <class Pass>
+cudaError_t run_persistent(const Plan& plan, Nonlinearity nonlinearity,
+                           std::span<const Pass> passes, cudaStream_t stream) {
+  return with_rules(nonlinearity, passes, [&]<class Rule>(const Directions<Rule>& directions) {
+    constexpr int shapes = std::size(persistent_shapes<typename Rule::T>);
+    return run_shape(plan.shape, std::make_integer_sequence<int, shapes>{}, directions,
+                     static_cast<unsigned>(passes.size()), stream);
+  });
+}
+
+#define RNN_EXT_INSTANTIATE(Pass)                                                       \
+  template cudaError_t run_persistent(const Plan&, Nonlinearity, std::span<const Pass>, \
+                                      cudaStream_t)
+RNN_EXT_INSTANTIATE(ForwardPass<float>);
+RNN_EXT_INSTANTIATE(ForwardPass<double>);
+RNN_EXT_INSTANTIATE(ForwardPass<BFloat16>);
+RNN_EXT_INSTANTIATE(ForwardPass<Half>);
+RNN_EXT_INSTANTIATE(BackwardPass<float>);
+RNN_EXT_INSTANTIATE(BackwardPass<double>);
+RNN_EXT_INSTANTIATE(BackwardPass<BFloat16>);
+RNN_EXT_INSTANTIATE(BackwardPass<Half>);
+#undef RNN_EXT_INSTANTIATE
+
+}  // namespace rnn_ext::cuda

@@ -1,0 +1,48 @@
+#include "cuda/runtime.h"
+
+#include <dlfcn.h>
+
+namespace rnn_ext::cuda {
+namespace {
+
+// Torch's current stream of a device. The symbol exists in CUDA builds of torch only, so it is
+// looked up in the library that is loaded there: the same binary serves the CPU builds.
+cudaStream_t current_stream(std::int32_t device_index) {
+  using GetStream = AOTITorchError (*)(std::int32_t, void**);
+  static const auto get_stream = [] {
+    void* const library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+    return library
+               ? reinterpret_cast<GetStream>(dlsym(library, "aoti_torch_get_current_cuda_stream"))
+               : nullptr;
+  }();
+  void* stream = nullptr;
+  require(get_stream && get_stream(device_index, &stream) == TORCH_SUCCESS,
+          "torch does not tell its current CUDA stream: is this a CUDA build of torch?");
+  return static_cast<cudaStream_t>(stream);
+}
+
+}  // namespace
+
+void require_success(cudaError_t error, const char* what) {
+  require(error == cudaSuccess, what, " failed: ", cudaGetErrorString(error));
+}
+
+CurrentDevice::CurrentDevice(const Device& device) : guard_(device.index), index_(device.index) {
+  require(device.type == aoti_torch_device_type_cuda(), "input must be on a CUDA device");
+  // The runtime in this binary is not torch's own copy.
+  require_success(cudaSetDevice(index_), "choosing the CUDA device");
+  stream_ = current_stream(index_);
+}
+
+Limits CurrentDevice::limits() const {
+  const auto attribute = [&](cudaDeviceAttr name) {
+    int value = 0;
+    require_success(cudaDeviceGetAttribute(&value, name, index_), "asking the CUDA device");
+    return value;
+  };
+  return {attribute(cudaDevAttrMultiProcessorCount),
+          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+          attribute(cudaDevAttrMaxRegistersPerBlock)};
+}
+
+}  // namespace rnn_ext::cuda
