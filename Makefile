@@ -9,18 +9,16 @@ PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_
 # With its folders, so that a removed file counts as a change.
 CSRC := $(shell find csrc)
 EMULATION := $(shell find tests/cuda_emulation)
-CUDA := $(filter %.cu,$(CSRC))
-NVCC ?= $(or $(shell command -v nvcc 2>/dev/null),$(wildcard $(or $(CUDA_HOME),/usr/local/cuda)/bin/nvcc))
 
 # No GPU in sight: leave CUDA out of the build, so that a newcomer never waits for nvcc.
 ifeq ($(FORCE_CUDA)$(wildcard /dev/nvidia[0-9]* /dev/dxg),)
 export FORCE_CPU := 1
 endif
 
-.PHONY: help demo test build lint bench wheel cuda-check clean force
+.PHONY: help demo test build lint bench wheel cuda-check cuda-mutants clean force
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 demo: $(VENV)/ready ## train on one sentence and write it again (ARGS="--text ...")
 	$(RUN)/rnn-ext demo $(ARGS)
@@ -50,12 +48,11 @@ wheel: $(VENV)/ready ## write an sdist, and the wheel built from it, to dist/
 	$(RUN)/python setup.py -q sdist
 	$(RUN)/python -m pip wheel --no-cache-dir --no-build-isolation --no-deps -w dist dist/*.tar.gz
 
-cuda-check: $(if $(NVCC),$(CUDA:csrc/%.cu=build/cuda-check/%.o)) ## compile every .cu where nvcc is
-	@echo "$(if $(NVCC),nvcc compiled all $(words $(CUDA)) .cu files,no nvcc: no .cu file was compiled)"
+cuda-check: ## compile every .cu for every architecture, where nvcc is: no warning, no spilled register
+	@$(PYTHON) cuda_build.py
 
-build/cuda-check/%.o: csrc/%.cu $(CSRC)
-	@mkdir -p $(@D)
-	$(NVCC) -std=c++20 -O3 --expt-relaxed-constexpr -I csrc -c $< -o $@
+cuda-mutants: $(VENV)/ready ## delete each barrier of the CUDA kernels in turn: the emulation must notice
+	@$(RUN)/python tests/cuda_emulation/mutants.py
 
 clean: ## remove what was built, but for .venv
 	rm -rf build dist *.egg-info rnn_ext/_C.*.so
@@ -72,7 +69,7 @@ $(TOOLS): constraints.txt
 	@touch $@
 
 # The package in that environment, editable. Where C++ sources alone changed, ninja decides.
-$(VENV)/ready: $(TOOLS) pyproject.toml setup.py $(CSRC) $(if $(wildcard rnn_ext/_C.*.so),,force)
+$(VENV)/ready: $(TOOLS) pyproject.toml setup.py cuda_build.py $(CSRC) $(if $(wildcard rnn_ext/_C.*.so),,force)
 	$(if $(filter-out $(CSRC),$?),$(INSTALL),$(RUN)/python setup.py -q build_ext --inplace)
 	@touch $@
 

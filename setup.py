@@ -14,6 +14,10 @@ from typing import Any, NoReturn
 
 from setuptools import Extension, setup
 
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))
+import cuda_build  # noqa: E402
+
 
 def fail(reason: str) -> NoReturn:
     raise SystemExit(f"rnn_ext cannot be built: {reason}.")
@@ -41,9 +45,14 @@ if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 10):
         "run `pip install --upgrade torch`"
     )
 
-ROOT = Path(__file__).resolve().parent
 INSTALL_COMPILER = "`sudo apt install g++`, `sudo dnf install gcc-c++` or `xcode-select --install`"
-DEBUG = os.environ.get("DEBUG", "0") not in ("", "0")
+
+
+def is_set(name: str) -> bool:
+    return os.environ.get(name, "0") not in ("", "0")
+
+
+DEBUG = is_set("DEBUG")
 
 
 def find_compiler() -> str:
@@ -73,6 +82,21 @@ def find_compiler() -> str:
     return compiler
 
 
+def find_cuda(compiler: str) -> cuda_build.Toolkit | None:
+    """Return what to build the CUDA kernels with; None to leave them out."""
+    if is_set("FORCE_CPU"):
+        if is_set("FORCE_CUDA"):
+            fail("FORCE_CPU and FORCE_CUDA are both set: unset one of them")
+        return None
+    try:
+        return cuda_build.find_toolkit(compiler)
+    except cuda_build.UnusableError as reason:
+        if is_set("FORCE_CUDA"):
+            fail(f"FORCE_CUDA is set, but {reason}")
+        print(f"rnn_ext is built without CUDA kernels: {reason}.")
+        return None
+
+
 def check_python_headers() -> None:
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         python = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -97,11 +121,32 @@ class build_ext(BuildExtension):
         # An editable install gives a temporary folder here, in which ninja would start anew.
         platform_tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         self.build_temp = str(ROOT / "build" / f"temp.{platform_tag}")
-        self.define_constants(self.extensions[0])
+        (extension,) = self.extensions
+        self.define_constants(extension)
         try:
+            if toolkit := find_cuda(compiler):
+                self.add_cuda(extension, toolkit)
             super().build_extensions()
+        except cuda_build.UnusableError as error:
+            fail(str(error))
         except RuntimeError as error:  # ninja's; the compiler's own messages stand above it
             fail(str(error))
+
+    def add_cuda(self, extension: Extension, toolkit: cuda_build.Toolkit) -> None:
+        """Adds the kernels and their driver.
+
+        CUDA's runtime goes in statically, and none of torch's CUDA libraries is named: the binary
+        loads on machines without a GPU and under torch's CPU builds.
+        """
+        jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+        kernels = [str(path) for path in toolkit.build(Path(self.build_temp, "cuda"), jobs)]
+        extension.sources += cuda_build.DRIVER
+        extension.define_macros.append(("RNN_EXT_CUDA_ARCHS", f'"{" ".join(toolkit.archs)}"'))
+        extension.extra_compile_args.append(f"-isystem{toolkit.include}")
+        extension.extra_objects += kernels
+        runtime = toolkit.cudart
+        extension.extra_link_args += [f"-Wl,--exclude-libs,{runtime.name}", str(runtime)]
+        extension.extra_link_args += ["-ldl", "-lrt", "-lpthread"]
 
     def define_constants(self, extension: Extension) -> None:
         extension.define_macros += [

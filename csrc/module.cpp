@@ -10,6 +10,7 @@
 #include "cpu/isa.h"
 #include "cpu/probe.h"
 #include "cpu/settings.h"
+#include "cuda/plan.h"
 
 namespace py = pybind11;
 
@@ -33,7 +34,11 @@ py::dict build_info() {
   info["compiler"] = compiler;
   info["isa_compiled"] = rnn_ext::cpu::compiled_isas();
   info["isa"] = rnn_ext::cpu::kernels().name;
+#if defined(RNN_EXT_CUDA_ARCHS)
+  info["cuda_archs"] = py::str(RNN_EXT_CUDA_ARCHS).attr("split")();
+#else
   info["cuda_archs"] = py::none();
+#endif
   info["torch_built"] = RNN_EXT_TORCH_BUILT;
   return info;
 }
@@ -50,6 +55,24 @@ py::tuple plan(std::int64_t steps, std::int64_t batch, std::int64_t input_size,
                              rnn_ext::cpu::available_threads(torch_threads));
   return py::make_tuple(rnn_ext::cpu::split_names[static_cast<int>(plan.split)],
                         plan.directions_at_once, plan.threads);
+}
+
+// (regime, columns, rows) of a CUDA call: the shape that a block works in.
+py::tuple cuda_plan(std::int64_t batch, std::int64_t hidden_size, std::int64_t directions,
+                    bool is_double, std::int64_t multiprocessors, std::int64_t shared_bytes,
+                    std::int64_t registers) {
+  const rnn_ext::cuda::CallSizes call{batch, hidden_size, directions};
+  const rnn_ext::cuda::Limits limits{multiprocessors, shared_bytes, registers};
+  const auto describe = [&]<class T>(T) {
+    const rnn_ext::cuda::Plan plan = rnn_ext::cuda::make_plan<T>(call, limits);
+    const auto name = [&](const char* regime, const auto& shape) {
+      return py::make_tuple(regime, shape.columns, shape.rows);
+    };
+    return plan.regime == rnn_ext::cuda::Regime::persistent
+               ? name("persistent", rnn_ext::cuda::persistent_shapes<T>[plan.shape])
+               : name("step", rnn_ext::cuda::step_shapes[plan.shape]);
+  };
+  return is_double ? describe(double{}) : describe(float{});
 }
 
 void force_plan(const std::optional<std::string>& split, int threads, bool directions_at_once) {
@@ -101,6 +124,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &plan, py::arg("steps"), py::arg("batch"), py::arg("input_size"),
         py::arg("hidden_size"), py::arg("is_double"), py::arg("bidirectional"),
         py::arg("torch_threads"));
+  m.def("cuda_plan", &cuda_plan, py::arg("batch"), py::arg("hidden_size"), py::arg("directions"),
+        py::arg("is_double"), py::arg("multiprocessors"), py::arg("shared_bytes"),
+        py::arg("registers"));
   const py::call_guard<py::gil_scoped_release> without_gil;
   m.def("read_rate", &read_rate, py::arg("bytes"), py::arg("torch_threads"), without_gil);
   m.def("barrier_seconds", &barrier_seconds, py::arg("torch_threads"), without_gil);

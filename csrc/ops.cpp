@@ -2,7 +2,14 @@
 #include "common/ops.h"
 
 #include "cpu/driver.h"
+#if defined(RNN_EXT_CUDA_ARCHS)
+#include "cuda/driver.h"
+#endif
 
 STABLE_TORCH_LIBRARY(rnn_ext, m) { rnn_ext::define_ops(m); }
 
 STABLE_TORCH_LIBRARY_IMPL(rnn_ext, CPU, m) { rnn_ext::implement_ops<rnn_ext::cpu::Driver>(m); }
+
+#if defined(RNN_EXT_CUDA_ARCHS)
+STABLE_TORCH_LIBRARY_IMPL(rnn_ext, CUDA, m) { rnn_ext::implement_ops<rnn_ext::cuda::Driver>(m); }
+#endif

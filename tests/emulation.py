@@ -5,7 +5,6 @@ first asks for it, into `build/cuda_emulation/`; objects are kept for as long as
 """
 
 import ctypes
-import functools
 import hashlib
 import os
 import shutil
@@ -107,15 +106,19 @@ def _digest(files: list[Path], more: str = "") -> str:
     return digest.hexdigest()[:16]
 
 
-@functools.cache
+_loaded: ctypes.CDLL | None = None
+
+
 def load(library: Path | None = None) -> ctypes.CDLL:
-    """Registers `torch.ops.rnn_ext_emulated`."""
-    path = library or build_library()
-    torch.ops.load_library(path)
-    c = ctypes.CDLL(str(path))
-    c.emulation_launched.restype = ctypes.c_char_p
-    c.emulation_set_limits.argtypes = [ctypes.c_int64, ctypes.c_int64]
-    return c
+    """Register `torch.ops.rnn_ext_emulated`, once in a process, and return the library."""
+    global _loaded
+    if _loaded is None:
+        path = library or build_library()
+        torch.ops.load_library(path)
+        _loaded = ctypes.CDLL(str(path))
+        _loaded.emulation_launched.restype = ctypes.c_char_p
+        _loaded.emulation_set_limits.argtypes = [ctypes.c_int64, ctypes.c_int64]
+    return _loaded
 
 
 @contextmanager

@@ -28,6 +28,9 @@ import rnn_ext
 from rnn_ext import _C, _digest
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import cuda_build  # noqa: E402
+
 PACKAGE = Path(rnn_ext.__file__).parent
 Load = Callable[[], ModuleType]
 SetupPy = Callable[[], dict[str, Any]]
@@ -180,17 +183,25 @@ def test_stub_lists_exactly_the_public_names_of_the_binary() -> None:
     assert listed == {name for name in dir(_C) if not name.startswith("_")}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file")
-def test_binary_needs_nothing_of_torch_but_the_c_shims() -> None:
-    tools = [("nm", "-DC", "--undefined-only"), ("readelf", "-dW")]
-    symbols, dynamic = (
-        subprocess.run([*tool, str(_C.__file__)], check=True, capture_output=True, text=True).stdout
-        for tool in tools
-    )
+def output_of(*command: str | Path) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def libraries_needed(binary: str | Path) -> set[str]:
+    return set(re.findall(r"\(NEEDED\).*\[(.*)\]", output_of("readelf", "-dW", binary)))
+
+
+def assert_needs_only_the_c_shims(binary: str | Path) -> None:
+    symbols = output_of("nm", "-DC", "--undefined-only", binary)
     assert re.search(r"\baoti_torch_", symbols)
     assert not re.findall(r".*\b(?:at|c10|torch|caffe2)::.*", symbols)
-    needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic))
-    assert {name for name in needed if "torch" in name or "c10" in name} == {"libtorch_cpu.so"}
+    of_torch = {n for n in libraries_needed(binary) if re.search("torch|c10|cuda", n)}
+    assert of_torch == {"libtorch_cpu.so"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file")
+def test_binary_needs_nothing_of_torch_but_the_c_shims() -> None:
+    assert_needs_only_the_c_shims(str(_C.__file__))
 
 
 @pytest.fixture
@@ -248,9 +259,110 @@ def test_build_with_an_unfit_compiler_says_so(
         setup_py()["find_compiler"]()
 
 
+NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+
+
+def test_cuda_architectures_follow_the_list_in_pytorchs_format() -> None:
+    known = ("75", "80", "90", "90a", "120")
+    assert cuda_build.architectures(None, known) == ("75", "80", "90", "120+PTX")
+    assert cuda_build.architectures("8.0;9.0+PTX", known) == ("80", "90+PTX")
+    assert cuda_build.architectures("7.5 9.0a", known) == ("75", "90a")
+    for wanted in ("6.0", "8.7", "Hopper", "9.0;nonsense"):
+        with pytest.raises(cuda_build.UnusableError, match=wanted.split(";")[-1]):
+            cuda_build.architectures(wanted, known)
+
+
+def test_spilled_registers_are_found_in_the_compilers_report() -> None:
+    report = (
+        "ptxas info    : Function properties for {}\n"
+        "    {} bytes stack frame, {} bytes spill stores, 0 bytes spill loads\n"
+        "ptxas info    : Used 64 registers\n"
+    )
+    text = report.format("clean", 0, 0) + report.format("local_array", 64, 0)
+    found = cuda_build.faults(text + report.format("spilling", 8, 8))
+    assert [fault.split()[0] for fault in found] == ["local_array", "spilling"]
+
+
+@pytest.fixture
+def no_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.delenv("FORCE_CPU", raising=False)
+    monkeypatch.delenv("FORCE_CUDA", raising=False)
+
+
+@pytest.mark.usefixtures("no_nvcc")
+@pytest.mark.parametrize("broken", [False, True])
+def test_build_without_a_working_nvcc_leaves_cuda_out_and_says_so(
+    setup_py: SetupPy, tmp_path: Path, broken: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if broken:
+        nvcc = tmp_path / "bin" / "nvcc"
+        nvcc.parent.mkdir()
+        nvcc.write_text("#!/bin/sh\necho unsupported host compiler\nexit 1\n")
+        nvcc.chmod(0o755)
+    assert setup_py()["find_cuda"]("c++") is None
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("rnn_ext is built without CUDA kernels: ")
+    assert ("unsupported host compiler" if broken else "there is no nvcc") in line
+
+
+@pytest.mark.usefixtures("no_nvcc")
+def test_build_that_has_to_have_cuda_fails_without_nvcc(
+    setup_py: SetupPy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_CUDA", "1")
+    with pytest.raises(SystemExit, match="FORCE_CUDA is set, but there is no nvcc"):
+        setup_py()["find_cuda"]("c++")
+    monkeypatch.setenv("FORCE_CPU", "1")
+    with pytest.raises(SystemExit, match="both set"):
+        setup_py()["find_cuda"]("c++")
+
+
+def test_build_that_must_not_have_cuda_does_not_look_for_it(
+    setup_py: SetupPy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_CPU", "1")
+    monkeypatch.delenv("FORCE_CUDA", raising=False)
+    assert setup_py()["find_cuda"]("c++") is None
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
+def test_wheel_with_cuda_kernels_works_on_a_machine_without_a_gpu(tmp_path: Path) -> None:
+    environment = os.environ | {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.0;9.0+PTX"}
+    environment = {k: v for k, v in environment.items() if k not in ("FORCE_CPU", "PYTHONPATH")}
+    pip = (sys.executable, "-m", "pip", "wheel", "--no-cache-dir", "--no-build-isolation")
+    source = tmp_path / "source"
+    unwanted = shutil.ignore_patterns("build", "*.so", ".*", "*.egg-info")
+    shutil.copytree(ROOT, source, ignore=unwanted)
+    subprocess.run([*pip, "--no-deps", "-w", tmp_path, source], env=environment, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    shutil.rmtree(source)
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    program = (
+        "import rnn_ext, torch\n"
+        "assert not torch.cuda.is_available()\n"
+        "print(rnn_ext.__file__, rnn_ext.build_info()['cuda_archs'])\n"
+        "output, _ = rnn_ext.RNN(3, 4)(torch.randn(5, 2, 3))\n"
+        "output.sum().backward()\n"
+    )
+    environment["PYTHONPATH"] = str(tmp_path / "site")
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, check=True, stdout=subprocess.PIPE, text=True
+    )
+    assert done.stdout.split(" ", 1)[0].startswith(str(tmp_path / "site"))
+    assert "['80', '90+PTX']" in done.stdout
+    (binary,) = (tmp_path / "site" / "rnn_ext").glob("_C.*.so")
+    assert_needs_only_the_c_shims(binary)
+
+
 @pytest.mark.slow
 def test_wheel_from_the_sdist_works_in_an_environment_of_its_own(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["FORCE_CPU"] = "1"
 
     def run(*command: str | Path, cwd: Path = tmp_path) -> str:
         done = subprocess.run(

@@ -46,21 +46,22 @@ __global__ void __launch_bounds__(persistent_shapes<typename Rule::T>[shape_inde
     return shared_weights + ((k / width * columns_per_thread + c) * threads + thread) * width;
   };
 
-  const auto weight = [&](int c, int k) {
-    return c < hidden_size && k < hidden_size ? widen(rule.weight[c * hidden_size + k]) : T{0};
-  };
   T weights[columns_per_thread][shape.inner_registers];
 #pragma unroll
   for (int c = 0; c < columns_per_thread; ++c) {
     const int column = my_column + c * groups;
+    const int size = static_cast<int>(hidden_size);
+    const int existing = column < size ? size - my_inner : 0;
+    const auto* const row = rule.weight + column * hidden_size + my_inner;
+    const auto weight = [&](int k) { return k < existing ? widen(row[k]) : T{0}; };
 #pragma unroll
     for (int k = 0; k < shape.inner_registers; ++k) {
-      weights[c][k] = weight(column, my_inner + k);
+      weights[c][k] = weight(k);
     }
     // One at a time: as many loads in flight as there are weights would need as many registers.
 #pragma unroll 1
     for (int k = 0; k < shape.inner_shared; ++k) {
-      shared_weight(k, c)[k % width] = weight(column, my_inner + shape.inner_registers + k);
+      shared_weight(k, c)[k % width] = weight(shape.inner_registers + k);
     }
   }
 
