@@ -11,6 +11,9 @@
 #include "cpu/probe.h"
 #include "cpu/settings.h"
 #include "cuda/plan.h"
+#if defined(RNN_EXT_CUDA_ARCHS)
+#include "cuda/runtime.h"
+#endif
 
 namespace py = pybind11;
 
@@ -55,6 +58,17 @@ py::tuple plan(std::int64_t steps, std::int64_t batch, std::int64_t input_size,
                              rnn_ext::cpu::available_threads(torch_threads));
   return py::make_tuple(rnn_ext::cpu::split_names[static_cast<int>(plan.split)],
                         plan.directions_at_once, plan.threads);
+}
+
+// (multiprocessors, shared bytes, registers) of a CUDA device; throws where no kernel can run on
+// it.
+py::tuple cuda_limits([[maybe_unused]] int device) {
+#if defined(RNN_EXT_CUDA_ARCHS)
+  const rnn_ext::cuda::Limits limits = rnn_ext::cuda::limits_of(device);
+  return py::make_tuple(limits.multiprocessors, limits.shared_bytes, limits.registers);
+#else
+  throw std::runtime_error("rnn_ext was built without CUDA kernels");
+#endif
 }
 
 // (regime, columns, rows) of a CUDA call: the shape that a block works in.
@@ -124,6 +138,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &plan, py::arg("steps"), py::arg("batch"), py::arg("input_size"),
         py::arg("hidden_size"), py::arg("is_double"), py::arg("bidirectional"),
         py::arg("torch_threads"));
+  m.def("cuda_limits", &cuda_limits, py::arg("device"));
   m.def("cuda_plan", &cuda_plan, py::arg("batch"), py::arg("hidden_size"), py::arg("directions"),
         py::arg("is_double"), py::arg("multiprocessors"), py::arg("shared_bytes"),
         py::arg("registers"));

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _C, routing
+from . import _C, cuda, routing
 from .modules import RNN, RNNCell
 
 __all__ = ["build_info", "explain", "uses_openmp"]
@@ -58,9 +58,17 @@ def explain(module: nn.Module, input: Tensor | PackedSequence) -> str:
         weights += [module.bias_ih, module.bias_hh] if module.bias else []
         directions, layers, steps = 1, 1, 1
         batch = data.size(0) if data.dim() == 2 else 1
-    reason = routing.reason_for_torch(data, None, weights, module.bias, directions)
+    reason = routing.reason_for_torch(data, None, weights, module.bias, directions, module.training)
     if reason:
         return f"torch's own op: {reason}"
+    stack = "" if layers == 1 else f", {layers} layers one after the other"
+    dtype = str(data.dtype)[6:]
+    limits = cuda.limits(data.device.index) if data.is_cuda else ""
+    if not isinstance(limits, str):
+        regime, units, rows = cuda.plan(batch, module.hidden_size, directions, data.dtype, limits)
+        return (
+            f"rnn_ext CUDA kernels, {regime}, {dtype}: blocks of {rows} rows, {units} units{stack}"
+        )
     split, at_once, threads = _C.plan(
         steps,
         batch,
@@ -73,5 +81,4 @@ def explain(module: nn.Module, input: Tensor | PackedSequence) -> str:
     work = f"{threads} of {torch.get_num_threads()} threads"
     work += f", {threads // 2} for each direction" if at_once else ""
     work += f" sharing the {split}" if split != "serial" else ""
-    stack = "" if layers == 1 else f", {layers} layers one after the other"
-    return f"rnn_ext CPU kernels, {_C.isa()}, {str(data.dtype)[6:]}: {work}{stack}"
+    return f"rnn_ext CPU kernels, {_C.isa()}, {dtype}: {work}{stack}"

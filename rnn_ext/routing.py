@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import _VF, Tensor
 
-from . import autograd
+from . import autograd, cuda
 
 __all__ = ["reason_for_torch", "run", "run_cell", "weight_shapes"]
 
@@ -37,7 +37,7 @@ def run(
     """
     directions = 2 if bidirectional else 1
     if (
-        not _quick_reason(input, hx, weights)
+        not _quick_reason(input, hx, weights, training)
         # A module's attributes may say what its weights are not, or what torch's op refuses.
         and len(weights) == num_layers * directions * (4 if bias else 2)
         and (hx is not None or weights[1].size(0) == hidden_size)
@@ -61,7 +61,7 @@ def run(
         except RuntimeError:
             # The op checks its operands; to check them here too would cost small calls dear.
             packs_input = batch_sizes is None or int(batch_sizes.sum()) == input.size(0)
-            if packs_input and not reason_for_torch(input, hx, weights, bias, directions):
+            if packs_input and not reason_for_torch(input, hx, weights, bias, directions, training):
                 raise
     if hx is None:
         batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
@@ -129,10 +129,15 @@ def run_cell(
 
 
 def reason_for_torch(
-    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], bias: bool, directions: int
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    bias: bool,
+    directions: int,
+    training: bool = True,
 ) -> str | None:
     """Why torch's own op has to take the call; None where the kernels serve it."""
-    reason = _quick_reason(input, hx, weights)
+    reason = _quick_reason(input, hx, weights, training)
     if reason:
         return reason
     if any(t.dtype != input.dtype for t in (weights if hx is None else [hx, *weights])):
@@ -151,10 +156,12 @@ def reason_for_torch(
     return None
 
 
-def _quick_reason(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> str | None:
+def _quick_reason(
+    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], training: bool = True
+) -> str | None:
     """The part of the above that the op could not find out itself."""
     if not input.is_cpu:
-        return f"no kernel for device type {input.device.type}"
+        return _reason_beside_cpu(input, hx, weights, training)
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled("cpu"):
         return "autocast is on"
     if input.dtype not in _KERNEL_DTYPES:
@@ -166,6 +173,21 @@ def _quick_reason(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -
         if weight is None or not weight.is_cpu:
             return "a weight is missing or on another device than input"
     return None
+
+
+def _reason_beside_cpu(
+    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], training: bool
+) -> str | None:
+    if not input.is_cuda:
+        return f"no kernel for device type {input.device.type}"
+    if torch.is_autocast_enabled("cuda"):
+        return "autocast is on"
+    if input.dtype not in _KERNEL_DTYPES:
+        return f"no CUDA kernel for {input.dtype}"
+    for tensor in [*weights] if hx is None else [hx, *weights]:
+        if tensor is None or tensor.device != input.device:
+            return "a weight or hx is missing or on another device than input"
+    return cuda.reason_for_torch(input, weights[1].size(0), training)
 
 
 def weight_shapes(

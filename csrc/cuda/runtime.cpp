@@ -34,10 +34,14 @@ CurrentDevice::CurrentDevice(const Device& device) : guard_(device.index), index
   stream_ = current_stream(index_);
 }
 
-Limits CurrentDevice::limits() const {
+Limits CurrentDevice::limits() const { return limits_of(index_); }
+
+Limits limits_of(std::int32_t device_index) {
   const auto attribute = [&](cudaDeviceAttr name) {
     int value = 0;
-    require_success(cudaDeviceGetAttribute(&value, name, index_), "asking the CUDA device");
+    const cudaError_t error = cudaDeviceGetAttribute(&value, name, device_index);
+    // Among the reasons: a driver older than the runtime in this binary.
+    require(error == cudaSuccess, "the CUDA kernels cannot run here: ", cudaGetErrorString(error));
     return value;
   };
   return {attribute(cudaDevAttrMultiProcessorCount),

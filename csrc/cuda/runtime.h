@@ -13,6 +13,9 @@ namespace rnn_ext::cuda {
 // Throws where `error` is one, in words that name what failed.
 void require_success(cudaError_t error, const char* what);
 
+// What a plan needs to know of a device. Throws where the runtime cannot use it.
+Limits limits_of(std::int32_t device_index);
+
 // Makes a device the current one while it lives.
 class CurrentDevice {
  public:
