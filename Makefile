@@ -15,7 +15,7 @@ ifeq ($(FORCE_CUDA)$(wildcard /dev/nvidia[0-9]* /dev/dxg),)
 export FORCE_CPU := 1
 endif
 
-.PHONY: help demo test build lint bench wheel cuda-check cuda-mutants clean force
+.PHONY: help demo test build lint bench wheel cuda-check cuda-mutants gpu-test clean force
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -53,6 +53,12 @@ cuda-check: ## compile every .cu for every architecture, where nvcc is: no warni
 
 cuda-mutants: $(VENV)/ready ## delete each barrier of the CUDA kernels in turn: the emulation must notice
 	@$(RUN)/python tests/cuda_emulation/mutants.py
+
+gpu-test: ## with a GPU, nvcc and torch's CUDA build at hand (PYTHON=...), no network: build for it, test on it
+	FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=$$($(PYTHON) -c '$(CAPABILITY)') $(PYTHON) setup.py -q build_ext --inplace
+	$(PYTHON) -m pytest -q -m gpu tests/gpu $(ARGS)
+
+CAPABILITY = import torch; print("%d.%d" % torch.cuda.get_device_capability())
 
 clean: ## remove what was built, but for .venv
 	rm -rf build dist *.egg-info rnn_ext/_C.*.so
