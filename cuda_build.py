@@ -108,7 +108,10 @@ def find_toolkit(compiler: str) -> Toolkit:
     codes = _run(nvcc, "--list-gpu-code")
     known = tuple(re.findall(r"sm_(\d+[a-z]?)", codes))
     settings = _run(nvcc, "--dryrun", "-c", str(KERNELS[0]))
-    top = Path(re.search(r"^#\$ TOP=(.*)$", settings, re.MULTILINE)[1])  # type: ignore[index]
+    found = re.search(r"^#\$ TOP=(.*)$", settings, re.MULTILINE)
+    if found is None:
+        raise UnusableError(f"{nvcc} does not tell where its toolkit is")
+    top = Path(found[1])
     toolkit = Toolkit(
         nvcc,
         compiler,
@@ -158,10 +161,9 @@ def _run(*command: str) -> str:
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError) as error:
-        output = getattr(error, "stdout", None) or str(error)
-        raise UnusableError(
-            f"{command[0]} does not work ({output.strip().splitlines()[-1]})"
-        ) from None
+        output = getattr(error, "stdout", None) or ""
+        complaint = (output.strip() or str(error)).splitlines()[-1]
+        raise UnusableError(f"{command[0]} does not work ({complaint})") from None
     return done.stdout
 
 

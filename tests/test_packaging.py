@@ -291,19 +291,32 @@ def no_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_nvcc")
-@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (None, "there is no nvcc"),
+        ("echo unsupported host compiler; exit 1", "unsupported host compiler"),
+        ("echo; exit 1", "non-zero exit status 1"),
+        ("exit 0", "does not tell where its toolkit is"),
+    ],
+    ids=["absent", "complaining", "silent", "empty"],
+)
 def test_build_without_a_working_nvcc_leaves_cuda_out_and_says_so(
-    setup_py: SetupPy, tmp_path: Path, broken: bool, capsys: pytest.CaptureFixture[str]
+    setup_py: SetupPy,
+    tmp_path: Path,
+    script: str | None,
+    reason: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    if broken:
+    if script is not None:
         nvcc = tmp_path / "bin" / "nvcc"
         nvcc.parent.mkdir()
-        nvcc.write_text("#!/bin/sh\necho unsupported host compiler\nexit 1\n")
+        nvcc.write_text(f"#!/bin/sh\n{script}\n")
         nvcc.chmod(0o755)
     assert setup_py()["find_cuda"]("c++") is None
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("rnn_ext is built without CUDA kernels: ")
-    assert ("unsupported host compiler" if broken else "there is no nvcc") in line
+    assert reason in line
 
 
 @pytest.mark.usefixtures("no_nvcc")
