@@ -90,6 +90,11 @@ def test_the_choice_does_not_break_a_compiled_graph(choose: Choose) -> None:
     assert f(torch.zeros(4)).tolist() == [1] * 4
 
 
+def test_importing_the_package_does_not_import_the_compiler() -> None:
+    program = "import sys, rnn_ext; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_a_wrong_setting_is_an_error_that_lists_the_valid_ones() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import rnn_ext"],
