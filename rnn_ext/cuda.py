@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _C
 
-__all__ = ["Limits", "choose", "limits", "plan", "reason_for_torch", "runs_on"]
+__all__ = ["Choice", "Limits", "choose", "decide", "limits", "plan", "runs_on"]
 
 # What a plan needs to know of a device: multiprocessors, and the bytes of shared memory and the
 # registers that a block may have.
@@ -19,6 +20,13 @@ Limits = tuple[int, int, int]
 
 _SETTINGS = ("auto", "ours", "torch")
 _LONGEST_OF_TORCH = 65535
+
+
+class Choice(NamedTuple):
+    """Whether our kernels take a call, and why they do or do not."""
+
+    ours: bool
+    reason: str
 
 
 def _setting() -> str:
@@ -71,36 +79,88 @@ def plan(
     return _C.cuda_plan(batch, hidden_size, directions, dtype == torch.float64, *limits)
 
 
-def reason_for_torch(input: Tensor, hidden_size: int, training: bool) -> str | None:
-    """Why torch's own op takes a call with CUDA tensors; None where our kernels do."""
-    torch_refuses = (
-        (input.dim() == 3 and input.size(0) > _LONGEST_OF_TORCH)
-        or torch.are_deterministic_algorithms_enabled()
-        or (not training and torch.is_grad_enabled())
-    )
-    return choose(setting, input.device.index, hidden_size, input.dtype, torch_refuses)
-
-
 def choose(
-    setting: str, index: int, hidden_size: int, dtype: torch.dtype, torch_refuses: bool
-) -> str | None:
-    """``reason_for_torch`` in terms of what it depends on."""
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    directions: int,
+    training: bool,
+) -> Choice:
+    """Who takes a call whose tensors are on one CUDA device, in ``setting``.
+
+    Args:
+        input: ``(T, B, I)``, packed ``(N, I)`` with ``batch_sizes``, or one step ``(B, I)``.
+        training: whether torch's op could run backward; True for one step, where it always can.
+    """
+    steps = 1
+    if batch_sizes is not None:
+        steps = batch_sizes.size(0)
+        batch = int(batch_sizes[0]) if hx is None else hx.size(1)
+    elif input.dim() == 3:
+        steps, batch = input.size(0), input.size(1)
+    else:
+        batch = input.size(0)
+    operands = [input, *weights] if hx is None else [input, hx, *weights]
+    refusal = None
+    if steps > _LONGEST_OF_TORCH:
+        refusal = f"cuDNN takes no sequence of more than {_LONGEST_OF_TORCH} steps"
+    elif not training and torch.is_grad_enabled() and any(t.requires_grad for t in operands):
+        refusal = "cuDNN has no backward in eval mode"
+    elif torch.are_deterministic_algorithms_enabled():
+        refusal = "deterministic algorithms are asked for, and cuDNN promises none"
+    return decide(
+        *(setting, input.device.index, input.dtype, batch, weights[1].size(0), directions),
+        torch_refusal=refusal,
+    )
+
+
+def decide(
+    setting: str,
+    index: int,
+    dtype: torch.dtype,
+    batch: int,
+    hidden_size: int,
+    directions: int,
+    torch_refusal: str | None,
+) -> Choice:
+    """``choose`` in terms of what it depends on; ``torch_refusal``: why torch's op cannot do it."""
     if setting == "torch":
-        return "RNN_EXT_CUDA=torch"
-    regime = _regime(index, hidden_size, dtype)
-    if regime not in ("persistent", "step"):
-        return regime
-    if setting == "ours" or regime == "persistent" or torch_refuses:
-        return None
-    return f"no persistent CUDA kernel holds {hidden_size} units of {dtype} on this device"
+        return Choice(False, "RNN_EXT_CUDA=torch")
+    most = _most_persistent_rows(index, hidden_size, directions, dtype)
+    if isinstance(most, str):
+        return Choice(False, most)
+    if setting == "ours":
+        return Choice(True, "RNN_EXT_CUDA=ours")
+    if torch_refusal:
+        return Choice(True, torch_refusal)
+    if batch <= most:
+        return Choice(True, "a persistent kernel takes all rows at once")
+    units = f"{hidden_size} units of {dtype}"
+    return Choice(
+        False,
+        f"persistent CUDA kernels take up to {most} rows of {units} at once on this device"
+        if most
+        else f"no persistent CUDA kernel holds {units} on this device",
+    )
 
 
-def _regime(index: int, hidden_size: int, dtype: torch.dtype) -> str:
-    """The regime of a call on a device, or why none of our kernels can run on it."""
+def _most_persistent_rows(
+    index: int, hidden_size: int, directions: int, dtype: torch.dtype
+) -> int | str:
+    """The largest batch whose persistent blocks all run at once, one to a multiprocessor.
+
+    0 where W_hh does not fit a block; or why none of our kernels can run on the device.
+    """
     found = limits(index)
-    return found if isinstance(found, str) else plan(1, hidden_size, 1, dtype, found)[0]
+    if isinstance(found, str):
+        return found
+    many = 2**40
+    regime, _, rows = plan(many, hidden_size, directions, dtype, found)
+    return found[0] // directions * rows if regime == "persistent" else 0
 
 
 # torch.compile does not trace calls of the binary. This is all that
 # torch.compiler.assume_constant_result does, which imports the compiler: a second for every user.
-_regime._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# (The batch size, which varies from call to call, is no argument for that reason.)
+_most_persistent_rows._dynamo_marked_constant = True  # type: ignore[attr-defined]

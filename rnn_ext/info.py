@@ -43,31 +43,35 @@ def explain(module: nn.Module, input: Tensor | PackedSequence) -> str:
     """
     if not isinstance(module, (RNN, RNNCell)):
         return f"{type(module).__name__} is not an rnn_ext module: this package takes no part"
-    data = input.data if isinstance(input, PackedSequence) else input
+    if isinstance(input, PackedSequence):
+        data, batch_sizes = input.data, input.batch_sizes
+        steps, batch = len(batch_sizes), int(batch_sizes[0])
+    else:
+        data, batch_sizes = _time_major(module, input), None
+        steps, batch = data.size(0), data.size(1)
     if isinstance(module, RNN):
         weights = module._read_weights()
         directions, layers = (2 if module.bidirectional else 1), module.num_layers
-        batch_axis = 0 if module.batch_first else 1
-        steps, batch = data.size(1 - batch_axis if data.dim() == 3 else 0), 1
-        if isinstance(input, PackedSequence):
-            steps, batch = len(input.batch_sizes), int(input.batch_sizes[0])
-        elif data.dim() == 3:
-            batch = data.size(batch_axis)
+        training = module.training
     else:
         weights = [module.weight_ih, module.weight_hh]
         weights += [module.bias_ih, module.bias_hh] if module.bias else []
-        directions, layers, steps = 1, 1, 1
-        batch = data.size(0) if data.dim() == 2 else 1
-    reason = routing.reason_for_torch(data, None, weights, module.bias, directions, module.training)
+        directions, layers, training = 1, 1, True
+    reason = routing.reason_for_torch(
+        data, None, weights, module.bias, directions, training, batch_sizes
+    )
     if reason:
         return f"torch's own op: {reason}"
     stack = "" if layers == 1 else f", {layers} layers one after the other"
     dtype = str(data.dtype)[6:]
-    limits = cuda.limits(data.device.index) if data.is_cuda else ""
-    if not isinstance(limits, str):
+    if data.is_cuda:
+        limits = cuda.limits(data.device.index)
+        assert not isinstance(limits, str), limits  # a reason for torch
         regime, units, rows = cuda.plan(batch, module.hidden_size, directions, data.dtype, limits)
+        why = cuda.choose(data, None, weights, batch_sizes, directions, training).reason
         return (
-            f"rnn_ext CUDA kernels, {regime}, {dtype}: blocks of {rows} rows, {units} units{stack}"
+            f"rnn_ext CUDA kernels, {regime}, {dtype}: blocks of {rows} rows, {units} units{stack} "
+            f"({why})"
         )
     split, at_once, threads = _C.plan(
         steps,
@@ -82,3 +86,12 @@ def explain(module: nn.Module, input: Tensor | PackedSequence) -> str:
     work += f", {threads // 2} for each direction" if at_once else ""
     work += f" sharing the {split}" if split != "serial" else ""
     return f"rnn_ext CPU kernels, {_C.isa()}, {dtype}: {work}{stack}"
+
+
+def _time_major(module: RNN | RNNCell, input: Tensor) -> Tensor:
+    """An unpacked input as ``(T, B, I)``."""
+    if isinstance(module, RNNCell):
+        return (input if input.dim() == 2 else input.unsqueeze(0)).unsqueeze(0)
+    if input.dim() == 2:
+        return input.unsqueeze(1)
+    return input.transpose(0, 1) if module.batch_first else input

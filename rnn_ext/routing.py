@@ -37,7 +37,7 @@ def run(
     """
     directions = 2 if bidirectional else 1
     if (
-        not _quick_reason(input, hx, weights, training)
+        not _quick_reason(input, hx, weights, batch_sizes, directions, training)
         # A module's attributes may say what its weights are not, or what torch's op refuses.
         and len(weights) == num_layers * directions * (4 if bias else 2)
         and (hx is not None or weights[1].size(0) == hidden_size)
@@ -61,7 +61,9 @@ def run(
         except RuntimeError:
             # The op checks its operands; to check them here too would cost small calls dear.
             packs_input = batch_sizes is None or int(batch_sizes.sum()) == input.size(0)
-            if packs_input and not reason_for_torch(input, hx, weights, bias, directions, training):
+            if packs_input and not reason_for_torch(
+                input, hx, weights, bias, directions, training, batch_sizes
+            ):
                 raise
     if hx is None:
         batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
@@ -135,9 +137,10 @@ def reason_for_torch(
     bias: bool,
     directions: int,
     training: bool = True,
+    batch_sizes: Tensor | None = None,
 ) -> str | None:
     """Why torch's own op has to take the call; None where the kernels serve it."""
-    reason = _quick_reason(input, hx, weights, training)
+    reason = _quick_reason(input, hx, weights, batch_sizes, directions, training)
     if reason:
         return reason
     if any(t.dtype != input.dtype for t in (weights if hx is None else [hx, *weights])):
@@ -157,11 +160,16 @@ def reason_for_torch(
 
 
 def _quick_reason(
-    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], training: bool = True
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None = None,
+    directions: int = 1,
+    training: bool = True,
 ) -> str | None:
     """The part of the above that the op could not find out itself."""
     if not input.is_cpu:
-        return _reason_beside_cpu(input, hx, weights, training)
+        return _reason_beside_cpu(input, hx, weights, batch_sizes, directions, training)
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled("cpu"):
         return "autocast is on"
     if input.dtype not in _KERNEL_DTYPES:
@@ -176,7 +184,12 @@ def _quick_reason(
 
 
 def _reason_beside_cpu(
-    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], training: bool
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    directions: int,
+    training: bool,
 ) -> str | None:
     if not input.is_cuda:
         return f"no kernel for device type {input.device.type}"
@@ -187,7 +200,10 @@ def _reason_beside_cpu(
     for tensor in [*weights] if hx is None else [hx, *weights]:
         if tensor is None or tensor.device != input.device:
             return "a weight or hx is missing or on another device than input"
-    return cuda.reason_for_torch(input, weights[1].size(0), training)
+    if len(weights) < 2:
+        return "weights are missing"
+    choice = cuda.choose(input, hx, weights, batch_sizes, directions, training)
+    return None if choice.ours else choice.reason
 
 
 def weight_shapes(

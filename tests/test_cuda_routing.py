@@ -1,54 +1,230 @@
-"""Who takes a call on a CUDA device: what can be told without having one."""
+"""Who takes a call on a CUDA device: what can be told without having one.
+
+The calls run on fake tensors, which have a device and shapes but no data. Autograd cannot record
+them where torch has no CUDA; who would take a call under autograd is asked of `explain`.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import rnn_ext
 from rnn_ext import _C, cuda
+from rnn_ext.functional import rnn
 
 H100: cuda.Limits = (132, 227 << 10, 65536)
-Choose = Callable[..., str | None]
+# Persistent blocks on it: of four rows, of two in float64.
+MOST_ROWS = 132 * 4
+
+
+class Recorder(TorchDispatchMode):
+    """Collects the names of the ops that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ops.add(func.name())
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture
-def choose(monkeypatch: pytest.MonkeyPatch) -> Choose:
-    """The choice on an H100 for a fp32 layer."""
+def h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All CUDA devices are like an H100, which our kernels were built for."""
     monkeypatch.setattr(cuda, "limits", lambda _: H100)
-
-    def call(setting: str, hidden_size: int, *, torch_refuses: bool = False) -> str | None:
-        return cuda.choose(setting, 0, hidden_size, torch.float32, torch_refuses)
-
-    return call
+    monkeypatch.setattr(cuda, "setting", "auto")
 
 
-def test_auto_takes_our_kernels_where_persistent_ones_fit_or_torchs_op_refuses(
-    choose: Choose,
+FAKE = FakeTensorMode(allow_non_fake_inputs=True)  # batch_sizes are real
+
+
+def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    with FAKE:
+        return torch.empty(shape, dtype=dtype, device="cuda")
+
+
+def on_cuda(module: nn.Module, dtype: torch.dtype = torch.float32) -> Any:
+    for name, parameter in list(module.named_parameters()):
+        with FAKE:
+            fake = nn.Parameter(tensor(*parameter.shape, dtype=dtype))
+        setattr(module, name, fake)
+    return module
+
+
+def layer(hidden_size: int, dtype: torch.dtype = torch.float32, **options: Any) -> rnn_ext.RNN:
+    return on_cuda(rnn_ext.RNN(17, hidden_size, device="meta", **options), dtype)
+
+
+def op_of(module: nn.Module, *arguments: Any) -> str:
+    """Our op if the call runs one, else torch's."""
+    with torch.no_grad(), Recorder() as recorder:
+        module(*arguments)
+    found = {name for name in recorder.ops if name.startswith("rnn_ext::")}
+    return found.pop() if found else "torch's own op"
+
+
+def packed(*batch_sizes: int) -> PackedSequence:
+    return PackedSequence(tensor(sum(batch_sizes), 17), torch.tensor(batch_sizes))
+
+
+def assert_ours(module: nn.Module, input: Tensor | PackedSequence, why: str) -> None:
+    line = rnn_ext.explain(module, input)
+    assert line.startswith("rnn_ext CUDA kernels")
+    assert line.endswith(f"({why})")
+    assert op_of(module, input).startswith("rnn_ext::")
+
+
+def assert_torchs(module: nn.Module, input: Tensor | PackedSequence, why: str) -> None:
+    assert rnn_ext.explain(module, input) == f"torch's own op: {why}"
+    assert op_of(module, input) == "torch's own op"
+
+
+FITS = "a persistent kernel takes all rows at once"
+
+
+@pytest.mark.usefixtures("h100")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("hidden_size", [1, 64, 256])
+def test_auto_takes_our_kernels_up_to_the_rows_that_persistent_blocks_hold_at_once(
+    hidden_size: int, dtype: torch.dtype
 ) -> None:
-    assert choose("auto", 256) is None
-    assert choose("auto", 257, torch_refuses=True) is None
-    reason = choose("auto", 257)
-    assert reason is not None
-    assert "257 units" in reason
+    module = layer(hidden_size, dtype)
+    for batch in (1, 0, MOST_ROWS):
+        assert_ours(module, tensor(2, batch, 17, dtype=dtype), FITS)
+    assert_torchs(
+        module,
+        tensor(2, MOST_ROWS + 1, 17, dtype=dtype),
+        f"persistent CUDA kernels take up to {MOST_ROWS} rows of {hidden_size} units of {dtype} "
+        "at once on this device",
+    )
 
 
-def test_a_setting_overrules_what_would_be_chosen(choose: Choose) -> None:
-    assert choose("ours", 5000) is None
-    assert choose("torch", 16, torch_refuses=True) == "RNN_EXT_CUDA=torch"
+@pytest.mark.usefixtures("h100")
+def test_auto_counts_the_blocks_of_both_directions_and_of_float64() -> None:
+    both = layer(64, bidirectional=True, num_layers=2)
+    assert_ours(both, tensor(2, MOST_ROWS // 2, 17), FITS)
+    assert op_of(both, tensor(2, MOST_ROWS // 2 + 1, 17)) == "torch's own op"
+    wide = layer(128, torch.float64)
+    assert_ours(wide, tensor(2, MOST_ROWS // 2, 17, dtype=torch.float64), FITS)
+    assert op_of(wide, tensor(2, MOST_ROWS // 2 + 1, 17, dtype=torch.float64)) == "torch's own op"
 
 
+@pytest.mark.usefixtures("h100")
+def test_auto_leaves_states_that_fit_no_block_to_torchs_op() -> None:
+    reason = "no persistent CUDA kernel holds {} on this device"
+    assert_torchs(layer(257), tensor(2, 1, 17), reason.format("257 units of torch.float32"))
+    module, x = layer(129, torch.float64), tensor(2, 1, 17, dtype=torch.float64)
+    assert_torchs(module, x, reason.format("129 units of torch.float64"))
+
+
+@pytest.mark.usefixtures("h100")
+def test_auto_sees_steps_and_rows_in_every_layout() -> None:
+    batch_first = layer(64, batch_first=True)
+    assert_ours(batch_first, tensor(MOST_ROWS, 3, 17), FITS)
+    assert op_of(batch_first, tensor(MOST_ROWS + 1, 3, 17)) == "torch's own op"
+    assert_ours(layer(64), tensor(MOST_ROWS + 1, 17), FITS)  # steps of one row
+    assert_ours(layer(64), packed(MOST_ROWS, 3, 1), FITS)
+    assert op_of(layer(64), packed(MOST_ROWS + 1, 3, 1)) == "torch's own op"
+
+
+@pytest.mark.usefixtures("h100")
+def test_auto_treats_a_cell_as_a_layer_of_one_step() -> None:
+    cell = on_cuda(rnn_ext.RNNCell(17, 64, device="meta")).eval()
+    assert_ours(cell, tensor(MOST_ROWS, 17), FITS)
+    assert_ours(cell, tensor(17), FITS)
+    assert op_of(cell, tensor(MOST_ROWS + 1, 17)) == "torch's own op"
+    assert "torch's own op" in rnn_ext.explain(cell, tensor(MOST_ROWS + 1, 17))
+
+
+LONG = "cuDNN takes no sequence of more than 65535 steps"
+
+
+@pytest.mark.usefixtures("h100")
+def test_auto_takes_sequences_longer_than_cudnn_does() -> None:
+    assert_ours(layer(300), tensor(65536, 1, 17), LONG)
+    assert_ours(layer(300), packed(*[1] * 65536), LONG)
+    # 65536 rows are no steps.
+    for shorter in (tensor(65535, 1, 17), packed(*[1] * 65535), packed(65536)):
+        assert rnn_ext.explain(layer(300), shorter).startswith("torch's own op")
+
+
+@pytest.mark.usefixtures("h100")
+def test_auto_takes_backward_in_eval_mode_but_not_inference() -> None:
+    module, x = layer(300).eval(), tensor(2, 1, 17)
+    ours, reason = "rnn_ext CUDA kernels", "(cuDNN has no backward in eval mode)"
+    line = rnn_ext.explain(module, x)
+    assert line.startswith(ours)
+    assert line.endswith(reason)
+    with torch.no_grad():
+        assert_torchs(
+            module, x, "no persistent CUDA kernel holds 300 units of torch.float32 on this device"
+        )
+    module.requires_grad_(False)
+    assert rnn_ext.explain(module, x).startswith("torch's own op")
+    assert rnn_ext.explain(module, x.requires_grad_()).startswith(ours)
+
+
+@pytest.mark.usefixtures("h100")
+def test_auto_takes_calls_where_deterministic_algorithms_are_asked_for() -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert_ours(
+            layer(300),
+            tensor(2, 1, 17),
+            "deterministic algorithms are asked for, and cuDNN promises none",
+        )
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("h100")
+def test_a_setting_overrules_what_would_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "setting", "ours")
+    assert_ours(layer(5000), tensor(2, 4096, 17), "RNN_EXT_CUDA=ours")
+    monkeypatch.setattr(cuda, "setting", "torch")
+    assert_torchs(layer(16), tensor(2, 1, 17), "RNN_EXT_CUDA=torch")
+    line = rnn_ext.explain(layer(16), tensor(65536, 1, 17))
+    assert line == "torch's own op: RNN_EXT_CUDA=torch"
+
+
+@pytest.mark.usefixtures("h100")
+@pytest.mark.parametrize("setting", ["auto", "ours"])
 def test_a_device_that_cannot_run_them_gets_torchs_op_and_the_reason(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:
+    monkeypatch.setattr(cuda, "setting", setting)
     monkeypatch.setattr(cuda, "limits", lambda _: "the driver is too old")
-    for setting in ("auto", "ours"):
-        chosen = cuda.choose(setting, 0, 16, torch.float32, torch_refuses=True)
-        assert chosen == "the driver is too old"
+    assert_torchs(layer(16), tensor(2, 1, 17), "the driver is too old")
+
+
+@pytest.mark.usefixtures("h100")
+def test_autocast_and_dtypes_without_kernels_go_to_torchs_op() -> None:
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        assert rnn_ext.explain(layer(16), tensor(2, 1, 17)) == "torch's own op: autocast is on"
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+    module, x = layer(16, torch.complex64), tensor(2, 1, 17, dtype=torch.complex64)
+    assert_torchs(module, x, "no CUDA kernel for torch.complex64")
+
+
+@pytest.mark.usefixtures("h100")
+def test_too_few_weights_are_the_callers_mistake_on_cuda_too() -> None:
+    with pytest.raises(ValueError, match="weights"):
+        rnn(tensor(2, 1, 17), None, [])
+    reason = rnn_ext.routing.reason_for_torch(tensor(2, 1, 17), None, [], True, 1)
+    assert reason == "weights are missing"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
@@ -81,13 +257,25 @@ def test_code_runs_on_devices_of_its_major_version_and_ptx_on_later_ones(
     assert cuda.runs_on(archs, capability) == expected
 
 
-def test_the_choice_does_not_break_a_compiled_graph(choose: Choose) -> None:
-    @torch.compile(fullgraph=True, backend="eager")
-    def f(x: torch.Tensor) -> torch.Tensor:
-        reason = cuda.choose("auto", 0, x.size(0), x.dtype, torch_refuses=False)
-        return x + 1 if reason is None else x
+def test_the_choice_does_not_break_a_compiled_graph_nor_compile_anew_for_each_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cuda, "limits", lambda _: H100)
+    compiled = []
 
-    assert f(torch.zeros(4)).tolist() == [1] * 4
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    @torch.compile(fullgraph=True, backend=backend, dynamic=True)
+    def f(x: Tensor) -> Tensor:
+        choice = cuda.decide("auto", 0, x.dtype, x.size(0), 64, 1, None)
+        return x + 1 if choice.ours else x
+
+    for batch in (2, 3, 100, MOST_ROWS):
+        assert f(torch.zeros(batch)).tolist() == [1] * batch
+    assert len(compiled) == 1
+    assert f(torch.zeros(MOST_ROWS + 1)).sum() == 0
 
 
 def test_importing_the_package_does_not_import_the_compiler() -> None:
