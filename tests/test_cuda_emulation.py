@@ -351,6 +351,38 @@ def test_nan_of_one_batch_row_stays_in_it(case: Case) -> None:
         assert same_bits(output[:, others], clean[:, others])
 
 
+@pytest.mark.filterwarnings("ignore:Warning only once for all operators")
+@pytest.mark.parametrize("during", ["rnn_forward", "rnn_backward"])
+@pytest.mark.parametrize(
+    ("reason", "beginning"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB.", "rnn_ext: out of memory: "),
+        ("CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasSgemm`", "rnn_ext: "),
+    ],
+)
+def test_a_matrix_product_that_fails_tells_torchs_reason(
+    during: str, reason: str, beginning: str
+) -> None:
+    tensors = Tensors.of(KINDS[0])
+    settings = (tensors.batch_sizes, "tanh", True)
+    operands = (tensors.input, tensors.hx, tensors.weights)
+    output, h_n = emulation.OPS.rnn_forward(*operands, *settings)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError(reason)
+
+    with torch.library._scoped_library("aten", "IMPL") as aten:
+        aten.impl("mm.out", fail, "CPU", allow_override=True)
+        with pytest.raises(RuntimeError) as caught:
+            if during == "rnn_forward":
+                emulation.OPS.rnn_forward(*operands, *settings)
+            else:
+                mask = [True] * (2 + len(tensors.weights))
+                emulation.OPS.rnn_backward(output, h_n, *operands, output, *settings, mask)
+    assert str(caught.value).startswith(beginning)
+    assert reason in str(caught.value)
+
+
 FAULTS = {
     "divergent": "do not meet at the same barrier",
     "early_exit": "do not meet at the same barrier",

@@ -166,3 +166,11 @@ def test_no_memory_for_the_result_is_torchs_out_of_memory_error() -> None:
     x = torch.zeros(1, 1, 1).expand(2**22, 2**22, 1)  # a result of 64 TiB
     with pytest.raises(torch.OutOfMemoryError, match="could not allocate a tensor of"):
         rnn(x, None, layer_weights(1, 1))
+
+
+def test_no_memory_for_a_copy_that_torch_makes_is_its_out_of_memory_error_too() -> None:
+    features = 2**45
+    x = torch.zeros(1, 1, 1).expand(1, 1, features)
+    w_ih = torch.zeros(1, 1).expand(1, features)
+    with pytest.raises(torch.OutOfMemoryError, match="tried to allocate"):
+        rnn(x, None, [w_ih, torch.zeros(1, 1)], bias=False)

@@ -9,27 +9,16 @@
 #include <algorithm>
 #include <memory>
 #include <optional>
-#include <sstream>
-#include <stdexcept>
 #include <string_view>
 #include <vector>
 
+#include "common/errors.h"
 #include "common/half.h"
 #include "common/problem.h"
 
 namespace rnn_ext {
 
 using torch::stable::Tensor;
-
-template <class... Parts>
-void require(bool condition, const Parts&... parts) {
-  if (!condition) {
-    std::ostringstream text;
-    text << "rnn_ext: ";
-    (text << ... << parts);
-    throw std::runtime_error(text.str());
-  }
-}
 
 // A dtype or device as torch's C interface numbers it: to compare these numbers takes one call,
 // where Tensor::scalar_type and Tensor::is_cpu take up to ten.

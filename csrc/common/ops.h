@@ -90,12 +90,13 @@ struct Ops {
 
 template <class Driver>
 void implement_ops(Library& m) {
-  m.impl("rnn_forward", TORCH_BOX(&Ops<Driver>::rnn_forward));
-  m.impl("_rnn_forward", TORCH_BOX(&Ops<Driver>::rnn_forward));
-  m.impl("rnn_backward", TORCH_BOX(&Ops<Driver>::rnn_backward));
-  m.impl("_rnn_backward", TORCH_BOX(&Ops<Driver>::rnn_backward));
-  m.impl("_cell_forward", TORCH_BOX(&Ops<Driver>::cell_forward));
-  m.impl("_cell_backward", TORCH_BOX(&Ops<Driver>::cell_backward));
+  using O = Ops<Driver>;
+  m.impl("rnn_forward", TORCH_BOX(&WithTorchsWords<&O::rnn_forward>::call));
+  m.impl("_rnn_forward", TORCH_BOX(&WithTorchsWords<&O::rnn_forward>::call));
+  m.impl("rnn_backward", TORCH_BOX(&WithTorchsWords<&O::rnn_backward>::call));
+  m.impl("_rnn_backward", TORCH_BOX(&WithTorchsWords<&O::rnn_backward>::call));
+  m.impl("_cell_forward", TORCH_BOX(&WithTorchsWords<&O::cell_forward>::call));
+  m.impl("_cell_backward", TORCH_BOX(&WithTorchsWords<&O::cell_backward>::call));
 }
 
 }  // namespace rnn_ext

@@ -1,0 +1,64 @@
+// Errors in words that Python passes on: ours, and those of torch beneath its C interface.
+#pragma once
+
+#include <initializer_list>
+#include <sstream>
+#include <stdexcept>
+#include <string_view>
+#include <utility>
+
+// Why the last call of torch's C interface failed. Torch before 2.13 does not have it.
+extern "C" [[gnu::weak, gnu::visibility("default")]] const char*
+torch_exception_get_what_without_backtrace();
+
+namespace rnn_ext {
+
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream text;
+  text << "rnn_ext: ";
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+template <class... Parts>
+void require(bool condition, const Parts&... parts) {
+  if (!condition) {
+    fail(parts...);
+  }
+}
+
+// An error's type does not cross the C interface: whether the text is one of out of memory.
+inline bool is_out_of_memory(std::string_view text) {
+  for (const std::string_view part :
+       {"out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED"}) {
+    if (text.find(part) != text.npos) {
+      return true;
+    }
+  }
+  return false;
+}
+
+// `op` with torch's own words for what torch threw in it, of which its headers tell only the place.
+template <auto op>
+struct WithTorchsWords;
+
+template <class Result, class... Arguments, Result (*op)(Arguments...)>
+struct WithTorchsWords<op> {
+  static Result call(Arguments... arguments) {
+    try {
+      return op(std::forward<Arguments>(arguments)...);
+    } catch (const std::runtime_error& error) {
+      if (std::string_view(error.what()).starts_with("rnn_ext: ")) {
+        throw;
+      }
+      if (!torch_exception_get_what_without_backtrace) {
+        fail("an operation of torch's failed; torch before 2.13 prints the reason on stderr");
+      }
+      const std::string_view reason = torch_exception_get_what_without_backtrace();
+      fail(is_out_of_memory(reason) ? "out of memory: " : "", reason);
+    }
+  }
+};
+
+}  // namespace rnn_ext
