@@ -175,6 +175,7 @@ def shapes_of(dtype: torch.dtype) -> Iterator[Case]:
         for hidden_size in widths:
             yield Case(hidden_size, multiprocessors, dtype=dtype)
         yield Case(70, multiprocessors, NO_PERSISTENT, dtype=dtype)
+    yield Case(70, MANY, NO_PERSISTENT, dtype=dtype, batch=3)
 
 
 SWEEP = [
@@ -352,7 +353,7 @@ def test_nan_of_one_batch_row_stays_in_it(case: Case) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Warning only once for all operators")
-@pytest.mark.parametrize("during", ["rnn_forward", "rnn_backward"])
+@pytest.mark.parametrize("is_backward", [False, True])
 @pytest.mark.parametrize(
     ("reason", "beginning"),
     [
@@ -361,12 +362,16 @@ def test_nan_of_one_batch_row_stays_in_it(case: Case) -> None:
     ],
 )
 def test_a_matrix_product_that_fails_tells_torchs_reason(
-    during: str, reason: str, beginning: str
+    is_backward: bool, reason: str, beginning: str
 ) -> None:
     tensors = Tensors.of(KINDS[0])
     settings = (tensors.batch_sizes, "tanh", True)
     operands = (tensors.input, tensors.hx, tensors.weights)
     output, h_n = emulation.OPS.rnn_forward(*operands, *settings)
+    mask = [True] * (2 + len(tensors.weights))
+    op, arguments = emulation.OPS.rnn_forward, [*operands, *settings]
+    if is_backward:
+        op, arguments = emulation.OPS.rnn_backward, [output, h_n, *operands, output, *settings, mask]
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError(reason)
@@ -374,11 +379,7 @@ def test_a_matrix_product_that_fails_tells_torchs_reason(
     with torch.library._scoped_library("aten", "IMPL") as aten:
         aten.impl("mm.out", fail, "CPU", allow_override=True)
         with pytest.raises(RuntimeError) as caught:
-            if during == "rnn_forward":
-                emulation.OPS.rnn_forward(*operands, *settings)
-            else:
-                mask = [True] * (2 + len(tensors.weights))
-                emulation.OPS.rnn_backward(output, h_n, *operands, output, *settings, mask)
+            op(*arguments)
     assert str(caught.value).startswith(beginning)
     assert reason in str(caught.value)
 

@@ -75,8 +75,14 @@ def test_a_block_takes_several_rows_once_every_multiprocessor_has_one() -> None:
     assert H100.plan(67, 64, directions=2) == ("persistent", 64, 4)
 
 
+def test_tiles_are_thin_for_few_rows() -> None:
+    for batch in (1, 4):
+        assert H100.plan(batch, 1024, directions=2) == ("step", 16, 4)
+        assert Device(1, 227).plan(batch, 4096) == ("step", 16, 4)
+
+
 def test_tiles_are_large_once_there_is_one_for_every_multiprocessor() -> None:
-    assert H100.plan(32, 1024) == ("step", 32, 16)
+    assert H100.plan(5, 1024) == H100.plan(32, 1024) == ("step", 32, 16)
     assert H100.plan(4096, 1024) == ("step", 64, 64)
 
 
@@ -90,7 +96,9 @@ def test_every_device_gets_a_plan_that_it_can_launch(
     size = 8 if d else 4
     if regime == "step":
         # What every kernel is granted without asking.
-        assert rows * columns * size * (8 if rows == 16 else 1) <= 48 << 10
+        slices = {4: 64, 16: 8, 64: 1}[rows]
+        assert rows * columns * size * slices <= 48 << 10
+        assert rows == 4 or batch > 4
         return
     assert hidden_size <= columns
     assert device.registers >= 65536

@@ -163,7 +163,7 @@ class Call {
     return weights_[direction * per_direction + i];
   }
   const Tensor& input() const { return input_; }
-  bool has_hx() const { return hx_.has_value(); }
+  const std::optional<Tensor>& hx() const { return hx_; }
   // What a backward call brings beside the operands of its forward.
   void check_backward(const Tensor& output, const std::optional<Tensor>& grad_output,
                       const std::optional<Tensor>& grad_h_n) const {
@@ -322,7 +322,7 @@ class GradientSlots {
       : slots_(output_mask.size()), per_direction_(call.per_direction) {
     require(output_mask.size() == 2 + weights.size(),
             "output_mask needs a flag for input, hx and each weight");
-    require(!output_mask[1] || call.has_hx(), "there is no hx to compute a gradient for");
+    require(!output_mask[1] || call.hx(), "there is no hx to compute a gradient for");
     if (output_mask[0]) {
       slots_[0] = call.new_input_gradient();
     }

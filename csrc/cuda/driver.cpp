@@ -18,11 +18,21 @@ void multiply(const Tensor& a, const Tensor& b, const Tensor& target) {
   torch::stable::detail::to<Tensor>(stack[0]);
 }
 
+Tensor narrowed(Tensor t, std::int64_t dim, std::int64_t start, std::int64_t length) {
+  return torch::stable::narrow(t, dim, start, length);
+}
+
 Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
 
 // The rows of all steps as one matrix.
 Tensor flat(const Tensor& sequence) {
   return sequence.dim() == 2 ? sequence : torch::stable::flatten(sequence, 0, 1);
+}
+
+// The sum over the first dimension, written to `target`.
+void sum_rows(const Tensor& t, Tensor& target) {
+  const std::int64_t rows = 0;
+  torch::stable::sum_out(target, t, torch::headeronly::IntHeaderOnlyArrayRef(&rows, 1));
 }
 
 // W_ih of all directions, one above the other.
@@ -33,7 +43,7 @@ Tensor stacked_weights_ih(const Call& call) {
   Tensor stacked =
       empty({call.directions * call.hidden_size, call.input_size}, call.dtype, call.device);
   for (std::int64_t d = 0; d < call.directions; ++d) {
-    Tensor part = torch::stable::narrow(stacked, 0, d * call.hidden_size, call.hidden_size);
+    Tensor part = narrowed(stacked, 0, d * call.hidden_size, call.hidden_size);
     torch::stable::copy_(part, call.weight(d, 0));
   }
   return stacked;
@@ -65,17 +75,6 @@ class Execution {
   const S* contiguous(const Tensor& t) {
     keep(torch::stable::contiguous(t));
     return Call::data<const S>(kept_.back());
-  }
-
-  // The initial states, zeros where the call has none.
-  template <class S>
-  Matrix<const S> hx(const Problem<S>& problem) {
-    if (problem.hx) {
-      return problem.hx;
-    }
-    keep(call_.new_state());
-    torch::stable::zero_(kept_.back());
-    return Call::slice<const S>(kept_.back(), 0);
   }
 
   template <class S, class Pass>
@@ -113,7 +112,7 @@ void run_forward(const Call& call, const Tensor& output, const Tensor& h_n) {
     pass.weight = execution.contiguous<S>(call.weight(d, 1));
     pass.bias_ih = problem.bias_ih;
     pass.bias_hh = problem.bias_hh;
-    pass.hx = execution.hx(problem);
+    pass.hx = problem.hx;
     pass.states = problem.output;
     pass.h_n = Call::slice<S>(h_n, d);
     passes.push_back(pass);
@@ -121,7 +120,7 @@ void run_forward(const Call& call, const Tensor& output, const Tensor& h_n) {
   execution.run<S>(nonlinearity, passes);
 }
 
-// Writes dz and, where the gradient of a W_hh is wanted, the states before each step.
+// Writes dz and, where they are wanted, the states before each step.
 template <class S>
 void run_backward(const Call& call, const Tensor& output, const std::optional<Tensor>& grad_output,
                   const std::optional<Tensor>& grad_h_n, const Tensor& dz,
@@ -140,7 +139,6 @@ void run_backward(const Call& call, const Tensor& output, const std::optional<Te
     pass.walk = execution.walk(!problem.reverse);
     pass.hidden_size = call.hidden_size;
     pass.weight = execution.contiguous<S>(transposed(call.weight(d, 1)));
-    pass.hx = execution.hx(problem);
     pass.states = {problem.output.data, problem.output.step_stride, problem.output.row_stride, 1};
     if (grad_output) {
       pass.grad_output = part(Call::sequence<const S>(*grad_output));
@@ -151,6 +149,7 @@ void run_backward(const Call& call, const Tensor& output, const std::optional<Te
     pass.dz = part(Call::sequence<S>(dz));
     if (previous) {
       pass.previous = part(Call::sequence<S>(*previous));
+      pass.hx = problem.hx;
     }
     if (grad_hx) {
       pass.grad_hx = Call::slice<S>(*grad_hx, d);
@@ -160,23 +159,61 @@ void run_backward(const Call& call, const Tensor& output, const std::optional<Te
   execution.run<S>(nonlinearity, passes);
 }
 
-// The gradients of a direction's weights: products of its dz, and sums over it.
-void weight_gradients(const Call& call, std::int64_t d, const Tensor& dz,
-                      const std::optional<Tensor>& previous, GradientSlots& slots) {
-  const auto part = [&](Tensor sequences) {
-    return torch::stable::narrow(sequences, 1, d * call.hidden_size, call.hidden_size);
+// The columns of one direction, of the rows of all steps.
+Tensor part(const Call& call, const Tensor& sequences, std::int64_t d) {
+  return narrowed(flat(sequences), 1, d * call.hidden_size, call.hidden_size);
+}
+
+// Σ_t dz_tᵀ h_{t-1}, written to `target`. Where all steps have the same rows, the h_{t-1} are rows
+// of output, but for those that hx has.
+void gradient_of_weight_hh(const Call& call, std::int64_t d, const Tensor& dz, const Tensor& output,
+                           const std::optional<Tensor>& previous, Tensor& target) {
+  const Tensor own = part(call, dz, d);
+  if (previous) {
+    multiply(transposed(own), part(call, *previous, d), target);
+    return;
+  }
+  const std::int64_t batch = call.steps.batch;
+  const std::int64_t rest = (call.steps.count - 1) * batch;
+  const bool reverse = d == 1;
+  const auto add_rest = [&](const Tensor& to) {
+    multiply(transposed(narrowed(own, 0, reverse ? 0 : batch, rest)),
+             narrowed(part(call, output, d), 0, reverse ? batch : 0, rest), to);
   };
-  const Tensor own = part(flat(dz));
+  const auto add_first = [&](const Tensor& to) {
+    const Tensor& hx = *call.hx();
+    multiply(transposed(narrowed(own, 0, reverse ? rest : 0, batch)),
+             hx.dim() == 2 ? hx : flat(narrowed(hx, 0, d, 1)), to);
+  };
+  if (!call.hx()) {
+    add_rest(target);  // of no rows: zeros
+  } else if (rest == 0) {
+    add_first(target);
+  } else {
+    const Tensor both = empty({2, call.hidden_size, call.hidden_size}, call.dtype, call.device);
+    add_rest(flat(narrowed(both, 0, 0, 1)));
+    add_first(flat(narrowed(both, 0, 1, 1)));
+    sum_rows(both, target);
+  }
+}
+
+void weight_gradients(const Call& call, std::int64_t d, const Tensor& dz, const Tensor& output,
+                      const std::optional<Tensor>& previous, GradientSlots& slots) {
   if (const auto& slot = slots.weight(d, 0)) {
-    multiply(transposed(own), flat(call.input()), *slot);
+    multiply(transposed(part(call, dz, d)), flat(call.input()), *slot);
   }
-  if (const auto& slot = slots.weight(d, 1)) {
-    multiply(transposed(own), part(flat(*previous)), *slot);
+  if (auto& slot = slots.weight(d, 1)) {
+    gradient_of_weight_hh(call, d, dz, output, previous, *slot);
   }
+  // Both biases have the same gradient.
+  const Tensor* sum = nullptr;
   for (std::int64_t i = 2; i < call.per_direction; ++i) {
-    if (auto& slot = slots.weight(d, i)) {
-      const std::int64_t rows = 0;
-      torch::stable::sum_out(*slot, own, torch::headeronly::IntHeaderOnlyArrayRef(&rows, 1));
+    auto& slot = slots.weight(d, i);
+    if (slot && sum) {
+      torch::stable::copy_(*slot, *sum);
+    } else if (slot) {
+      sum_rows(part(call, dz, d), *slot);
+      sum = &*slot;
     }
   }
 }
@@ -204,11 +241,11 @@ std::vector<Tensor> Driver::backward(const Call& call, const std::optional<Tenso
   }
 
   const Tensor dz = call.new_output();
+  // Among steps of different lengths no view finds the states before each.
   std::optional<Tensor> previous;
-  for (std::int64_t d = 0; d < call.directions; ++d) {
-    if (slots.weight(d, 1) && !previous) {
-      previous = call.new_output();
-    }
+  if (call.steps.batch_sizes &&
+      (slots.weight(0, 1) || (call.directions == 2 && slots.weight(1, 1)))) {
+    previous = call.new_output();
   }
   std::optional<Tensor> h_n_gradient;
   if (grad_h_n) {
@@ -221,7 +258,7 @@ std::vector<Tensor> Driver::backward(const Call& call, const std::optional<Tenso
     multiply(flat(dz), stacked_weights_ih(call), flat(*slots.input()));
   }
   for (std::int64_t d = 0; d < call.directions; ++d) {
-    weight_gradients(call, d, dz, previous, slots);
+    weight_gradients(call, d, dz, output, previous, slots);
   }
   return slots.take();
 }

@@ -34,7 +34,7 @@ struct ForwardPass {
   const S* weight = nullptr;  // W_hh, contiguous
   Matrix<const S> bias_ih;    // one row each; null: none
   Matrix<const S> bias_hh;
-  Matrix<const S> hx;
+  Matrix<const S> hx;  // null: zeros
   Sequence<S> states;
   Matrix<S> h_n;
 };
@@ -44,14 +44,16 @@ template <class S>
 struct BackwardPass {
   Walk walk;
   std::int64_t hidden_size = 0;
-  const S* weight = nullptr;  // W_hhᵀ, contiguous
-  Matrix<const S> hx;
+  const S* weight = nullptr;      // W_hhᵀ, contiguous
   Sequence<const S> states;       // h_t
   Sequence<const S> grad_output;  // any strides; null: zeros
   Matrix<const S> grad_h_n;       // null: zeros
   Sequence<S> dz;
-  Sequence<S> previous;  // receives h_{t-1} for the gradient of W_hh; null: not wanted
-  Matrix<S> grad_hx;     // null: not wanted
+  Matrix<S> grad_hx;  // null: not wanted
+  // What receives h_{t-1}, and the hx that it starts with, for the gradient of W_hh; null: not
+  // wanted.
+  Sequence<S> previous;
+  Matrix<const S> hx;
 };
 
 template <class Pass>

@@ -7,7 +7,7 @@
 //   step      every thread multiplies its weights with the states, which it reads as broadcasts;
 //             the slices' sums are added up and finished into the new states; two barriers
 //   bound by  the latency of these phases; the other operands of step t + 1 are on their way from
-//             memory while step t is computed
+//             memory while step t is computed, untouched until then
 #include <iterator>
 #include <utility>
 
@@ -27,7 +27,11 @@ __global__ void __launch_bounds__(persistent_shapes<typename Rule::T>[shape_inde
   constexpr int groups = shape.column_groups();
   constexpr int width = Lanes<T>::width;
   constexpr int state_values = shape.states();
-  constexpr int elements = (state_values + threads - 1) / threads;  // of a step, for each thread
+  // A thread finishes the elements of a step that are in its own column, some rows apart.
+  static_assert(threads % columns == 0);
+  constexpr int block_rows = shape.rows;
+  constexpr int rows_apart = threads / columns;
+  constexpr int elements = (block_rows + rows_apart - 1) / rows_apart;
   static_assert(shape.slices() * shape.slice() == columns);
   static_assert(shape.inner_registers % width == 0 && shape.inner_shared % width == 0);
 
@@ -65,15 +69,16 @@ __global__ void __launch_bounds__(persistent_shapes<typename Rule::T>[shape_inde
     }
   }
 
-  // The elements of a step that are this thread's to finish.
+  const int own_column = thread % columns;
+  const int own_row = thread / columns;
+  const bool has_column = own_column < hidden_size;
+  // Calls f for each element of a step of `rows` that is this thread's to finish.
   const auto for_own = [&](std::int64_t rows, auto&& f) {
 #pragma unroll
     for (int e = 0; e < elements; ++e) {
-      const int at = thread + e * threads;
-      const std::int64_t r = first_row + at / columns;
-      const std::int64_t c = at % columns;
-      if (at < state_values && r < rows && c < hidden_size) {
-        f(e, at, r, c);
+      const int row = own_row + e * rows_apart;
+      if (has_column && row < block_rows && first_row + row < rows) {
+        f(e, row * columns + own_column, first_row + row);
       }
     }
   };
@@ -81,15 +86,15 @@ __global__ void __launch_bounds__(persistent_shapes<typename Rule::T>[shape_inde
     states[at] = 0;
   }
   for_own(rule.walk.steps.batch,
-          [&](int, int at, std::int64_t r, std::int64_t c) { states[at] = rule.initial(r, c); });
+          [&](int, int at, std::int64_t r) { states[at] = rule.initial(r, own_column); });
 
+  const T constant = has_column ? rule.constant(own_column) : T{0};
   Operands operands[elements];
   Operands next_operands[elements] = {};
   const auto load_next = [&](std::int64_t i) {
     const std::int64_t t = rule.walk.time(i);
-    for_own(rule.rows(t), [&](int e, int, std::int64_t r, std::int64_t c) {
-      next_operands[e] = rule.load(t, r, c);
-    });
+    for_own(rule.rows(t),
+            [&](int e, int, std::int64_t r) { next_operands[e] = rule.load(t, r, own_column); });
   };
   const std::int64_t count = rule.step_count();
   load_next(0);
@@ -148,13 +153,13 @@ __global__ void __launch_bounds__(persistent_shapes<typename Rule::T>[shape_inde
       }
     }
     __syncthreads();
-    for_own(rows, [&](int e, int at, std::int64_t r, std::int64_t c) {
+    for_own(rows, [&](int e, int at, std::int64_t r) {
       T sum = 0;
 #pragma unroll
       for (int s = 0; s < shape.slices(); ++s) {
         sum += partial_sums[s * state_values + at];
       }
-      const T state = rule.finish(t, r, c, operands[e], sum);
+      const T state = rule.finish(t, r, own_column, constant, operands[e], sum);
       if (rule.keeps_state(t, r)) {
         states[at] = state;
       }

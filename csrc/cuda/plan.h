@@ -67,7 +67,7 @@ inline constexpr PersistentShape persistent_shapes<double>[] = {
 };
 
 // Small tiles keep many multiprocessors busy, large ones read less.
-inline constexpr StepShape step_shapes[] = {{16, 32, 64, 8}, {64, 64, 16, 1}};
+inline constexpr StepShape step_shapes[] = {{4, 16, 256, 64}, {16, 32, 64, 8}, {64, 64, 16, 1}};
 
 // What the plan needs to know of a device.
 struct Limits {
@@ -117,10 +117,11 @@ constexpr Plan make_plan(const CallSizes& call, const Limits& limits) {
     ++i;
   }
   if (best.regime == Regime::steps) {
-    const StepShape& large = step_shapes[1];
+    const StepShape& large = step_shapes[2];
     const std::int64_t tiles = ceil_div(call.batch, large.rows) *
                                ceil_div(call.hidden_size, large.columns) * call.directions;
-    best.shape = tiles >= limits.multiprocessors ? 1 : 0;
+    // A tile of more rows than there are would multiply by nothing.
+    best.shape = call.batch <= step_shapes[0].rows ? 0 : tiles >= limits.multiprocessors ? 2 : 1;
   }
   return best;
 }

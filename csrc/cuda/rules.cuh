@@ -2,8 +2,9 @@
 //
 // A rule is a pass and a cell. For step t, batch row r and column c it says which state the product
 // with the weights starts from, loads the other operands ahead of that product, and finishes the
-// sum into a new state. Rows r that step t has are "carried" where the step before it in the walk
-// has them too; the others start at t.
+// sum into a new state. Loading does no arithmetic, which would wait for what is loaded. Rows r
+// that step t has are "carried" where the step before it in the walk has them too; the others start
+// at t.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -15,7 +16,7 @@ template <class S, class Cell>
 struct Forward : ForwardPass<S> {
   using Stored = S;
   using T = Arithmetic<S>;
-  using Operands = T;  // W_ih x_t + b
+  using Operands = S;  // W_ih x_t
 
   __host__ __device__ std::int64_t step_count() const { return this->walk.steps.count; }
   // The rows that a step has to do with.
@@ -23,26 +24,31 @@ struct Forward : ForwardPass<S> {
   __device__ bool keeps_state(std::int64_t t, std::int64_t r) const { return r < rows(t); }
 
   // The state of row r before its first step.
-  __device__ T initial(std::int64_t r, std::int64_t c) const { return widen(this->hx.row(r)[c]); }
+  __device__ T initial(std::int64_t r, std::int64_t c) const {
+    return this->hx ? widen(this->hx.row(r)[c]) : T{0};
+  }
   // The states that row r brings into step t; null: zeros.
   __device__ const S* source(std::int64_t t, std::int64_t r) const {
     const std::int64_t before = this->walk.before(t);
-    return r < this->walk.steps.rows_or_none(before)
-               ? this->states.at(this->walk.steps, before).row(r)
-               : this->hx.row(r);
-  }
-
-  __device__ Operands load(std::int64_t t, std::int64_t r, std::int64_t c) const {
-    T z = widen(this->states.at(this->walk.steps, t).row(r)[c]);
-    if (this->bias_ih) {
-      z += widen(this->bias_ih.data[c * this->bias_ih.column_stride]) +
-           widen(this->bias_hh.data[c * this->bias_hh.column_stride]);
+    if (r < this->walk.steps.rows_or_none(before)) {
+      return this->states.at(this->walk.steps, before).row(r);
     }
-    return z;
+    return this->hx ? this->hx.row(r) : nullptr;
   }
 
-  __device__ T finish(std::int64_t t, std::int64_t r, std::int64_t c, Operands z, T sum) const {
-    const S h = narrow<S>(Cell::activate(Number<T>{z + sum}).value);
+  // What column c adds in every step and row.
+  __device__ T constant(std::int64_t c) const {
+    return this->bias_ih ? widen(this->bias_ih.data[c * this->bias_ih.column_stride]) +
+                               widen(this->bias_hh.data[c * this->bias_hh.column_stride])
+                         : T{0};
+  }
+  __device__ Operands load(std::int64_t t, std::int64_t r, std::int64_t c) const {
+    return this->states.at(this->walk.steps, t).row(r)[c];
+  }
+
+  __device__ T finish(std::int64_t t, std::int64_t r, std::int64_t c, T constant, Operands x,
+                      T sum) const {
+    const S h = narrow<S>(Cell::activate(Number<T>{widen(x) + constant + sum}).value);
     this->states.at(this->walk.steps, t).row(r)[c] = h;
     if (r >= this->walk.steps.rows_or_none(this->walk.after(t))) {
       this->h_n.row(r)[c] = h;
@@ -56,8 +62,8 @@ struct Backward : BackwardPass<S> {
   using Stored = S;
   using T = Arithmetic<S>;
   struct Operands {
-    T gradient;  // of h_t, but for what later steps contribute
-    T h;
+    S dy;
+    S h;
   };
 
   // After the last step of the walk comes one outside the sequence: the gradient of hx.
@@ -81,20 +87,18 @@ struct Backward : BackwardPass<S> {
     return r < carried(t) ? this->dz.at(this->walk.steps, this->walk.before(t)).row(r) : nullptr;
   }
 
+  __device__ T constant(std::int64_t) const { return 0; }
   __device__ Operands load(std::int64_t t, std::int64_t r, std::int64_t c) const {
     if (!keeps_state(t, r)) {
-      return {0, 0};
+      return {};
     }
     const Matrix<const S> dy =
         this->grad_output ? this->grad_output.at(this->walk.steps, t) : Matrix<const S>{};
-    T gradient = dy ? widen(dy.row(r)[c * dy.column_stride]) : T{0};
-    if (this->grad_h_n && r >= carried(t)) {
-      gradient += widen(this->grad_h_n.row(r)[c]);
-    }
-    return {gradient, widen(this->states.at(this->walk.steps, t).row(r)[c])};
+    return {dy ? dy.row(r)[c * dy.column_stride] : S{},
+            this->states.at(this->walk.steps, t).row(r)[c]};
   }
 
-  __device__ T finish(std::int64_t t, std::int64_t r, std::int64_t c, Operands x, T sum) const {
+  __device__ T finish(std::int64_t t, std::int64_t r, std::int64_t c, T, Operands x, T sum) const {
     const Steps& steps = this->walk.steps;
     const bool is_carried = r < carried(t);
     if (!keeps_state(t, r)) {
@@ -103,12 +107,17 @@ struct Backward : BackwardPass<S> {
       }
       return 0;
     }
-    const T gradient = is_carried ? x.gradient + sum : x.gradient;
-    const S dz = narrow<S>(Cell::chain(Number<T>{gradient}, Number<T>{x.h}).value);
+    T gradient = widen(x.dy);
+    if (is_carried) {
+      gradient += sum;
+    } else if (this->grad_h_n) {
+      gradient += widen(this->grad_h_n.row(r)[c]);
+    }
+    const S dz = narrow<S>(Cell::chain(Number<T>{gradient}, Number<T>{widen(x.h)}).value);
     this->dz.at(steps, t).row(r)[c] = dz;
     if (this->previous) {
       if (is_carried) {
-        this->previous.at(steps, this->walk.before(t)).row(r)[c] = narrow<S>(x.h);
+        this->previous.at(steps, this->walk.before(t)).row(r)[c] = x.h;
       }
       if (r >= steps.rows_or_none(this->walk.after(t))) {
         this->previous.at(steps, t).row(r)[c] = this->hx.row(r)[c];
@@ -143,11 +152,12 @@ cudaError_t with_rules(Nonlinearity nonlinearity, std::span<const Pass> passes, 
   return nonlinearity == Nonlinearity::tanh ? call(TanhCell{}) : call(ReluCell{});
 }
 
+constexpr std::size_t granted_shared_bytes = 48 << 10;  // to every kernel, without asking
+
 template <class Kernel, class... Arguments>
 cudaError_t launch(Kernel* kernel, dim3 grid, int threads, std::size_t shared, cudaStream_t stream,
                    const Arguments&... arguments) {
-  constexpr std::size_t granted = 48 << 10;  // to every kernel, without asking
-  if (shared > granted) {
+  if (shared > granted_shared_bytes) {
     const cudaError_t error = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     if (error != cudaSuccess) {

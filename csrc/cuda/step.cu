@@ -30,6 +30,7 @@ __global__ void __launch_bounds__(StepShape::threads, 2)
   constexpr int width = Lanes<T>::width;
   static_assert(row_threads * column_threads * shape.slices == StepShape::threads);
   static_assert(slice % width == 0);
+  static_assert(shape.shared_values(padding<T>) * sizeof(T) <= granted_shared_bytes);
 
   const Rule& rule = directions.of[blockIdx.y];
   const std::int64_t hidden_size = rule.hidden_size;
@@ -112,7 +113,7 @@ __global__ void __launch_bounds__(StepShape::threads, 2)
       for (int s = 0; s < shape.slices; ++s) {
         sum += partial_sums[s * shape.rows * shape.columns + e];
       }
-      rule.finish(t, r, c, rule.load(t, r, c), sum);
+      rule.finish(t, r, c, rule.constant(c), rule.load(t, r, c), sum);
     }
   }
 }
@@ -145,7 +146,9 @@ cudaError_t run_steps(const Plan& plan, Nonlinearity nonlinearity, std::span<con
                       cudaStream_t stream) {
   const auto count = static_cast<unsigned>(passes.size());
   return with_rules(nonlinearity, passes, [&](const auto& directions) {
-    return plan.shape == 0 ? run<0>(directions, count, stream) : run<1>(directions, count, stream);
+    return plan.shape == 0   ? run<0>(directions, count, stream)
+           : plan.shape == 1 ? run<1>(directions, count, stream)
+                             : run<2>(directions, count, stream);
   });
 }
 

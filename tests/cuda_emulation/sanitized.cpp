@@ -82,9 +82,9 @@ struct Case {
     const auto readable = [&](std::vector<S>& values) {
       return Sequence<const S>{values.data(), 0, hidden_size, 1};
     };
-    return {{steps, !reverse},  hidden_size,           transposed.data(), matrix(hx),
-            readable(states),   readable(grad_output), matrix(grad_h_n),  sequence(dz),
-            sequence(previous), matrix(grad_hx)};
+    return {{steps, !reverse},     hidden_size,      transposed.data(), readable(states),
+            readable(grad_output), matrix(grad_h_n), sequence(dz),      matrix(grad_hx),
+            sequence(previous),    matrix(hx)};
   }
 
   // The largest difference from the recurrence in fp64, forward and backward, of states in [-1, 1].
@@ -183,7 +183,7 @@ int failures(int& count, double tolerance) {
   for (int i = 0; const PersistentShape& shape : persistent_shapes<Arithmetic<S>>) {
     check(shape.columns - 3, {Regime::persistent, i++});
   }
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < static_cast<int>(std::size(step_shapes)); ++i) {
     check(70, {Regime::steps, i});
   }
   return failed;
