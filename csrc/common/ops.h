@@ -11,7 +11,9 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <memory>
 #include <string>
+#include <string_view>
 #include <tuple>
 
 #include "common/call.h"
@@ -36,6 +38,19 @@ inline void define_ops(Library& m) {
   m.def(
       "_cell_backward(Tensor grad_output, Tensor input, Tensor? hx, Tensor[] weights, "
       "Tensor output, str nonlinearity, bool[] output_mask) -> Tensor[]");
+}
+
+// Frees the string.
+inline Nonlinearity take_nonlinearity(StringHandle handle) {
+  const std::unique_ptr<StringOpaque, decltype(&torch_delete_string)> owner(handle,
+                                                                            &torch_delete_string);
+  const char* data = nullptr;
+  std::size_t length = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+  const std::string_view name(data, length);
+  require(name == "tanh" || name == "relu", "nonlinearity must be 'tanh' or 'relu'");
+  return name == "tanh" ? Nonlinearity::tanh : Nonlinearity::relu;
 }
 
 // The kernels own the string that arrives as `nonlinearity`: torch's own conversion to std::string

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <new>
 
+#include "common/gradient_slots.h"
 #include "cpu/isa.h"
 #include "cpu/recurrence.h"
 #include "cpu/settings.h"
@@ -52,7 +53,7 @@ void Driver::forward(const Call& call, const Tensor& output, const Tensor& h_n) 
     guarded([&] {
       std::vector<ForwardTask<T>> tasks;
       for (std::int64_t d = 0; d < call.directions; ++d) {
-        tasks.push_back({call.problem<T>(output, d), Call::slice<T>(h_n, d)});
+        tasks.push_back({call.problem<T>(output, d), view::slice<T>(h_n, d)});
       }
       run_forward(tasks, kernels, thread_limit(), torch_parallel_for);
     });
@@ -66,7 +67,7 @@ std::vector<Tensor> Driver::backward(const Call& call, const std::optional<Tenso
   call.check_backward(output, grad_output, grad_h_n);
   std::optional<Tensor> h_n_gradient;
   if (grad_h_n) {
-    h_n_gradient = Call::with_unit_columns(*grad_h_n);
+    h_n_gradient = with_unit_columns(*grad_h_n);
   }
   GradientSlots slots(call, weights, output_mask);
   if (output.numel() > 0) {
@@ -76,29 +77,29 @@ std::vector<Tensor> Driver::backward(const Call& call, const std::optional<Tenso
         for (std::int64_t d = 0; d < call.directions; ++d) {
           Gradients<T> g;
           if (grad_output) {
-            g.output = Call::sequence<const T>(*grad_output);
+            g.output = view::sequence<const T>(*grad_output);
             g.output.data += d * call.hidden_size * g.output.column_stride;
           }
           if (h_n_gradient) {
-            g.h_n = Call::slice<const T>(*h_n_gradient, d);
+            g.h_n = view::slice<const T>(*h_n_gradient, d);
           }
           if (slots.input()) {
-            g.input = Call::sequence<T>(*slots.input());
+            g.input = view::sequence<T>(*slots.input());
             g.add_to_input = d > 0;
           }
           if (slots.hx()) {
-            g.hx = Call::slice<T>(*slots.hx(), d);
+            g.hx = view::slice<T>(*slots.hx(), d);
           }
           if (const auto& slot = slots.weight(d, 0)) {
-            g.weight_ih = Call::matrix<T>(*slot);
+            g.weight_ih = view::matrix<T>(*slot);
           }
           if (const auto& slot = slots.weight(d, 1)) {
-            g.weight_hh = Call::matrix<T>(*slot);
+            g.weight_hh = view::matrix<T>(*slot);
           }
           if (call.per_direction == 4) {
             const auto row = [&](std::int64_t i) {
               const auto& slot = slots.weight(d, i);
-              return slot ? Call::row<T>(*slot) : Matrix<T>{};
+              return slot ? view::row<T>(*slot) : Matrix<T>{};
             };
             g.bias_ih = row(2);
             g.bias_hh = row(3);

@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "common/gradient_slots.h"
 #include "cuda/kernels.h"
 #include "cuda/runtime.h"
 
@@ -60,7 +61,7 @@ class Execution {
     const std::int64_t count = call.steps.count;
     const auto on_device = [&](const std::int64_t* values) {
       keep(empty({count}, aoti_torch_dtype_int64(), call.device));
-      auto* const target = Call::data<std::int64_t>(kept_.back());
+      auto* const target = view::data<std::int64_t>(kept_.back());
       require_success(upload({values, static_cast<std::size_t>(count)}, target, current_.stream()),
                       "bringing batch_sizes to the CUDA device");
       return target;
@@ -74,7 +75,7 @@ class Execution {
   template <class S>
   const S* contiguous(const Tensor& t) {
     keep(torch::stable::contiguous(t));
-    return Call::data<const S>(kept_.back());
+    return view::data<const S>(kept_.back());
   }
 
   template <class S, class Pass>
@@ -114,7 +115,7 @@ void run_forward(const Call& call, const Tensor& output, const Tensor& h_n) {
     pass.bias_hh = problem.bias_hh;
     pass.hx = problem.hx;
     pass.states = problem.output;
-    pass.h_n = Call::slice<S>(h_n, d);
+    pass.h_n = view::slice<S>(h_n, d);
     passes.push_back(pass);
   }
   execution.run<S>(nonlinearity, passes);
@@ -141,18 +142,18 @@ void run_backward(const Call& call, const Tensor& output, const std::optional<Te
     pass.weight = execution.contiguous<S>(transposed(call.weight(d, 1)));
     pass.states = {problem.output.data, problem.output.step_stride, problem.output.row_stride, 1};
     if (grad_output) {
-      pass.grad_output = part(Call::sequence<const S>(*grad_output));
+      pass.grad_output = part(view::sequence<const S>(*grad_output));
     }
     if (grad_h_n) {
-      pass.grad_h_n = Call::slice<const S>(*grad_h_n, d);
+      pass.grad_h_n = view::slice<const S>(*grad_h_n, d);
     }
-    pass.dz = part(Call::sequence<S>(dz));
+    pass.dz = part(view::sequence<S>(dz));
     if (previous) {
-      pass.previous = part(Call::sequence<S>(*previous));
+      pass.previous = part(view::sequence<S>(*previous));
       pass.hx = problem.hx;
     }
     if (grad_hx) {
-      pass.grad_hx = Call::slice<S>(*grad_hx, d);
+      pass.grad_hx = view::slice<S>(*grad_hx, d);
     }
     passes.push_back(pass);
   }
@@ -249,7 +250,7 @@ std::vector<Tensor> Driver::backward(const Call& call, const std::optional<Tenso
   }
   std::optional<Tensor> h_n_gradient;
   if (grad_h_n) {
-    h_n_gradient = Call::with_unit_columns(*grad_h_n);
+    h_n_gradient = with_unit_columns(*grad_h_n);
   }
   with_type(call.dtype, [&](auto zero) {
     run_backward<decltype(zero)>(call, output, grad_output, h_n_gradient, dz, previous, slots.hx());

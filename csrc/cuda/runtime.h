@@ -5,7 +5,7 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 
-#include "common/call.h"
+#include "common/tensors.h"
 #include "cuda/plan.h"
 
 namespace rnn_ext::cuda {

@@ -3,7 +3,7 @@
 
 #include <cuda_runtime.h>
 
-#include "common/call.h"
+#include "common/tensors.h"
 #include "emulation.h"
 
 namespace rnn_ext::cuda {
