@@ -33,6 +33,14 @@ class UnusableError(Exception):
     """Why CUDA kernels cannot be built here: the rest of a sentence."""
 
 
+class CompileError(Exception):
+    """Which kernels nvcc could not compile: a clause. `output` is what it printed."""
+
+    def __init__(self, nvcc: str, source: Path, output: str) -> None:
+        super().__init__(f"{nvcc} could not compile {source.relative_to(ROOT)}")
+        self.output = output
+
+
 @dataclass(frozen=True)
 class Toolkit:
     """An nvcc that works with the host compiler."""
@@ -47,15 +55,13 @@ class Toolkit:
         """Compile a .cu file; return what the compiler printed.
 
         Raises:
-            UnusableError: if it did not compile.
+            CompileError: if it did not compile.
         """
         target.parent.mkdir(parents=True, exist_ok=True)
         command = self._command(source, target, archs, *flags)
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode != 0:
-            raise UnusableError(
-                f"{self.nvcc} could not compile {source.relative_to(ROOT)}:\n{done.stdout}"
-            )
+            raise CompileError(self.nvcc, source, done.stdout)
         return done.stdout
 
     def build(self, folder: Path, jobs: int) -> list[Path]:
@@ -176,8 +182,8 @@ def check(toolkit: Toolkit, jobs: int) -> list[str]:
         target = ROOT / "build" / "cuda-check" / f"{source.stem}-{arch}.o"
         try:
             report = toolkit.compile(source, target, (arch,), *flags)
-        except UnusableError as error:
-            return [str(error)]
+        except CompileError as error:
+            return [f"{error} for {arch}:\n{error.output}"]
         return [f"{source.name} for {arch}: {fault}" for fault in faults(report)]
 
     work = [(source, arch) for source in KERNELS for arch in toolkit.archs]

@@ -127,8 +127,9 @@ class build_ext(BuildExtension):
             if toolkit := find_cuda(compiler):
                 self.add_cuda(extension, toolkit)
             super().build_extensions()
-        except cuda_build.UnusableError as error:
-            fail(str(error))
+        except cuda_build.CompileError as error:
+            print(error.output, file=sys.stderr)
+            fail(f"{error} (see above): set FORCE_CPU=1 to leave the CUDA kernels out")
         except RuntimeError as error:  # ninja's; the compiler's own messages stand above it
             fail(str(error))
 

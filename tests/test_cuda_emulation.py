@@ -204,7 +204,7 @@ def test_every_kernel_was_executed_in_every_instantiation() -> None:
     assert len(names) == sum(source.count("__global__") for source in sources)
     assert {re.search(r"rnn_ext::cuda::(\w+)", k)[1] for k in launched} == names  # type: ignore[index]
 
-    command = ["nm", "-C", "--defined-only", emulation.build_library()]
+    command = ["nm", "-C", "--defined-only", str(emulation.build_library())]
     listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     pattern = rf".* [TW] ((?:void )?rnn_ext::cuda::(?:{'|'.join(names)})(?:<.*>)?\(.*\))"
     assert set(re.findall(pattern, listing)) == launched
@@ -230,8 +230,9 @@ def test_results_do_not_depend_on_the_order_of_threads(case: Case, order: str) -
 @pytest.mark.parametrize("hidden_size", [1, 64, 65])
 def test_sizes_at_the_edges_of_tiles(case: Case, hidden_size: int) -> None:
     for batch, seq_len, input_size in [(1, 1, 1), (2, 3, 17), (33, 2, 1)]:
-        sizes = {"batch": batch, "seq_len": seq_len, "input_size": input_size}
-        sized = replace(case, hidden_size=hidden_size, **sizes)
+        sized = replace(
+            case, hidden_size=hidden_size, batch=batch, seq_len=seq_len, input_size=input_size
+        )
         assert parity_error(sized) <= PRECISION[case.dtype]
 
 
@@ -369,9 +370,10 @@ def test_a_matrix_product_that_fails_tells_torchs_reason(
     operands = (tensors.input, tensors.hx, tensors.weights)
     output, h_n = emulation.OPS.rnn_forward(*operands, *settings)
     mask = [True] * (2 + len(tensors.weights))
-    op, arguments = emulation.OPS.rnn_forward, [*operands, *settings]
+    op, arguments = emulation.OPS.rnn_forward, (*operands, *settings)
     if is_backward:
-        op, arguments = emulation.OPS.rnn_backward, [output, h_n, *operands, output, *settings, mask]
+        op = emulation.OPS.rnn_backward
+        arguments = (output, h_n, *operands, output, *settings, mask)  # type: ignore[assignment]
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError(reason)

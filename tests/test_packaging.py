@@ -17,7 +17,7 @@ import venv
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -340,36 +340,97 @@ def test_build_that_must_not_have_cuda_does_not_look_for_it(
     assert not capsys.readouterr().out
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
-def test_wheel_with_cuda_kernels_works_on_a_machine_without_a_gpu(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_nvcc")
+def test_kernels_that_nvcc_cannot_compile_are_told_with_its_words_and_the_way_out(
+    setup_py: SetupPy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise cuda_build.CompileError("nvcc", cuda_build.KERNELS[0], "error: too new a compiler")
+
+    names = setup_py()
+    monkeypatch.setattr(names["build_ext"], "add_cuda", fail)
+    monkeypatch.setattr(cuda_build, "find_toolkit", lambda _: "a toolkit")
+    distribution = setuptools.Distribution({"ext_modules": [names["extension"]]})
+    command = names["build_ext"](distribution)
+    command.ensure_finalized()
+    command.compiler = SimpleNamespace(set_executable=lambda *_: None)
+    with pytest.raises(SystemExit, match=r"could not compile csrc/cuda/.*: set FORCE_CPU=1"):
+        command.build_extensions()
+    assert "too new a compiler" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def cuda_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the package of a wheel that holds CUDA kernels."""
+    folder = tmp_path_factory.mktemp("cuda_wheel")
     environment = os.environ | {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.0;9.0+PTX"}
-    environment = {k: v for k, v in environment.items() if k not in ("FORCE_CPU", "PYTHONPATH")}
-    pip = (sys.executable, "-m", "pip", "wheel", "--no-cache-dir", "--no-build-isolation")
-    source = tmp_path / "source"
+    environment.pop("FORCE_CPU", None)
+    source = folder / "source"
     unwanted = shutil.ignore_patterns("build", "*.so", ".*", "*.egg-info")
     shutil.copytree(ROOT, source, ignore=unwanted)
-    subprocess.run([*pip, "--no-deps", "-w", tmp_path, source], env=environment, check=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    pip = (sys.executable, "-m", "pip", "wheel", "--no-cache-dir", "--no-build-isolation")
+    subprocess.run([*pip, "--no-deps", "-w", folder, source], env=environment, check=True)
     shutil.rmtree(source)
+    (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "site")
-    program = (
-        "import rnn_ext, torch\n"
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+def run_with(site: Path, program: str) -> str:
+    """What a program prints that finds the package in `site`."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import rnn_ext, torch\n{program}"],
+        cwd=site.parent,
+        env=os.environ | {"PYTHONPATH": str(site), "CUDA_VISIBLE_DEVICES": ""},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return done.stdout.strip()
+
+
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
+
+
+@pytest.mark.slow
+@needs_nvcc
+def test_wheel_with_cuda_kernels_works_on_a_machine_without_a_gpu(cuda_wheel: Path) -> None:
+    printed = run_with(
+        cuda_wheel,
         "assert not torch.cuda.is_available()\n"
-        "print(rnn_ext.__file__, rnn_ext.build_info()['cuda_archs'])\n"
         "output, _ = rnn_ext.RNN(3, 4)(torch.randn(5, 2, 3))\n"
         "output.sum().backward()\n"
+        "print(rnn_ext.__file__, rnn_ext.build_info()['cuda_archs'])\n",
     )
-    environment["PYTHONPATH"] = str(tmp_path / "site")
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, check=True, stdout=subprocess.PIPE, text=True
-    )
-    assert done.stdout.split(" ", 1)[0].startswith(str(tmp_path / "site"))
-    assert "['80', '90+PTX']" in done.stdout
-    (binary,) = (tmp_path / "site" / "rnn_ext").glob("_C.*.so")
+    assert printed.startswith(str(cuda_wheel))
+    assert printed.endswith("['80', '90+PTX']")
+    (binary,) = (cuda_wheel / "rnn_ext").glob("_C.*.so")
     assert_needs_only_the_c_shims(binary)
+
+
+@pytest.mark.slow
+@needs_nvcc
+def test_without_a_driver_the_cuda_kernels_say_so(cuda_wheel: Path) -> None:
+    reason = run_with(cuda_wheel, "print(rnn_ext.cuda.limits(0))")
+    assert reason.startswith("rnn_ext: the CUDA kernels cannot run here: ")
+    assert len(reason.splitlines()) == 1
+
+
+@pytest.mark.slow
+@needs_nvcc
+def test_cuda_ops_refuse_input_elsewhere(cuda_wheel: Path) -> None:
+    # As where the weights alone are on a device.
+    reason = run_with(
+        cuda_wheel,
+        "x, w = torch.zeros(5, 2, 3), [torch.zeros(4, 3), torch.zeros(4, 4)]\n"
+        "op = torch.ops.rnn_ext.rnn_forward.default\n"
+        "try:\n"
+        "    op._op_dk(torch._C.DispatchKey.CUDA, x, None, w, None, 'tanh', False)\n"
+        "except RuntimeError as error:\n"
+        "    print(error)\n",
+    )
+    assert reason == "rnn_ext: input must be on a CUDA device, as another argument is"
 
 
 @pytest.mark.slow

@@ -21,14 +21,19 @@ cudaStream_t current_stream(std::int32_t device_index) {
   return static_cast<cudaStream_t>(stream);
 }
 
+std::int32_t index_on_cuda(const Device& device) {
+  require(device.type == aoti_torch_device_type_cuda(),
+          "input must be on a CUDA device, as another argument is");
+  return device.index;
+}
+
 }  // namespace
 
 void require_success(cudaError_t error, const char* what) {
   require(error == cudaSuccess, what, " failed: ", cudaGetErrorString(error));
 }
 
-CurrentDevice::CurrentDevice(const Device& device) : guard_(device.index), index_(device.index) {
-  require(device.type == aoti_torch_device_type_cuda(), "input must be on a CUDA device");
+CurrentDevice::CurrentDevice(const Device& device) : index_(index_on_cuda(device)), guard_(index_) {
   // The runtime in this binary is not torch's own copy.
   require_success(cudaSetDevice(index_), "choosing the CUDA device");
   stream_ = current_stream(index_);

@@ -25,8 +25,8 @@ class CurrentDevice {
   Limits limits() const;
 
  private:
-  torch::stable::accelerator::DeviceGuard guard_;
   std::int32_t index_;
+  torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;
 };
 
