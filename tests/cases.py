@@ -3,7 +3,7 @@
 import random
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import combinations
 from typing import Any
 
@@ -204,6 +204,15 @@ class Problem:
         wanted = {"output": ("output",), "h_n": ("h_n",)}.get(case.upstream, ("output", "h_n"))
         upstream = {name: draw(case.upstream, shapes[name]) for name in wanted}
         return cls(case, leaves, upstream, packing, shapes)
+
+    def to(self, device: str) -> "Problem":
+        """The same tensors on another device."""
+        return replace(
+            self,
+            leaves={name: leaf.to(device) for name, leaf in self.leaves.items()},
+            upstream={name: base.to(device) for name, base in self.upstream.items()},
+            packing=None if self.packing is None else self.packing.to(device),
+        )
 
     def run(self, module: nn.Module) -> dict[str, Tensor]:
         """Output, h_n and the gradient of every leaf, through `module`'s forward."""

@@ -3,16 +3,14 @@
 import functools
 import itertools
 import statistics
-import sys
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from cases import Case, Problem, base_shape, covering_design, viewed
-from reference import reference_rnn
+from parity import Error, assert_as_exact_as_nn_rnn, errors_of, expected
 from support import ISA_LEVELS, SPLITS, same_bits, using_isa, using_threads
-from torch import Tensor, nn
 
 import rnn_ext
 
@@ -34,110 +32,6 @@ HALVES = (torch.bfloat16, torch.float16)
 LONG_HALVES = tuple(replace(case, dtype=dtype) for case in LONG for dtype in HALVES)
 
 
-@dataclass(frozen=True)
-class Error:
-    """Errors of one tensor against the fp64 reference."""
-
-    name: str
-    ours_max: float
-    theirs_max: float
-    ours_rms: float
-    theirs_rms: float
-    scale: float
-    eps: float
-
-    @classmethod
-    def of(cls, name: str, ours: Tensor, theirs: Tensor, exact: Tensor, scale: float) -> "Error":
-        assert ours.dtype == theirs.dtype
-        assert ours.shape == theirs.shape == exact.shape, name
-        errors = [(t.double() - exact).flatten() for t in (ours, theirs)]
-        ours_max, theirs_max = (e.abs().max().item() for e in errors)
-        ours_rms, theirs_rms = (e.square().mean().sqrt().item() for e in errors)
-        eps = torch.finfo(ours.dtype).eps
-        return cls(name, ours_max, theirs_max, ours_rms, theirs_rms, scale, eps)
-
-    @property
-    def ratio(self) -> float:
-        """Our error over theirs. The floor, 1/64 ulp of the scale, is far below a rounding error;
-        it only keeps a tensor that came out exact from dividing by zero."""
-        floor = self.eps / 64 * self.scale + sys.float_info.min
-        return (self.ours_rms + floor) / (self.theirs_rms + floor)
-
-
-@dataclass(frozen=True)
-class Exact:
-    """What the fp64 reference says of a problem.
-
-    `scales` are the sizes that errors are measured by: the largest value of each tensor, of a
-    gradient also under upstream gradients of other signs, for a gradient of few elements may
-    come out small only because large terms cancel. `nearest_to_kink` is the pre-activation
-    nearest to zero over their root mean square; exact zeros, of rows that are zero altogether,
-    are the same in any precision.
-    """
-
-    results: dict[str, Tensor]
-    scales: dict[str, float]
-    nearest_to_kink: float
-
-
-@functools.lru_cache(maxsize=4)
-def expected(case: Case) -> tuple[Problem, Exact, dict[str, Tensor]]:
-    """The case's tensors, the fp64 reference's results and nn.RNN's.
-
-    At a relu pre-activation within rounding of zero either gradient is right, so such draws are
-    passed over; in the 16-bit types, where hardly a draw would be left, `check` passes over the
-    gradients instead.
-    """
-    for attempt in range(50):
-        problem = Problem.of(case, attempt)
-        with using_threads(1):  # tensors this small gain nothing from torch's own threads
-            exact = run_reference(problem)
-            theirs = problem.run(case.module(nn.RNN))
-        smooth = case.nonlinearity == "tanh" or case.dtype != torch.float32
-        if smooth or exact.nearest_to_kink > 4e-6:
-            return problem, exact, theirs
-    raise AssertionError(f"no draw of {case} is clear of the kink: make it smaller")
-
-
-def run_reference(problem: Problem) -> Exact:
-    case, packing = problem.case, problem.packing
-    exact = {name: leaf.double().requires_grad_() for name, leaf in problem.leaves.items()}
-    x, hx = problem.arguments(exact)
-    if case.form == "unbatched":
-        x, hx = x.unsqueeze(1), None if hx is None else hx.unsqueeze(1)
-    elif case.batch_first and packing is None:
-        x = x.transpose(0, 1)
-    if packing is not None and packing.sorted_indices is not None and hx is not None:
-        hx = hx[:, packing.sorted_indices]
-    preactivations: list[Tensor] = []
-    output, h_n = reference_rnn(
-        x,
-        hx,
-        [leaf for name, leaf in exact.items() if name not in ("input", "hx")],
-        nonlinearity=case.nonlinearity,
-        num_layers=case.num_layers,
-        bias=case.bias,
-        bidirectional=case.bidirectional,
-        batch_sizes=None if packing is None else packing.batch_sizes,
-        preactivations=preactivations,
-    )
-    if case.form == "unbatched":
-        output, h_n = output.squeeze(1), h_n.squeeze(1)
-    elif case.batch_first and packing is None:
-        output = output.transpose(0, 1)
-    if packing is not None and packing.unsorted_indices is not None:
-        h_n = h_n[:, packing.unsorted_indices]
-    z = torch.cat([z.abs().flatten() for z in preactivations])
-    nearest = (z.where(z > 0, torch.inf).min() / z.square().mean().sqrt()).item()
-    scales = {}
-    if case.dtype != torch.float64:
-        scales = problem.typical_gradients(exact, output, h_n)
-    results = problem.results(exact, output, h_n)
-    for name, result in results.items():
-        scales[name] = max(scales.get(name, 0.0), result.abs().max().item())
-    return Exact(results, scales, nearest)
-
-
 @functools.cache
 def errors(case: Case, isa: str) -> tuple[Error, ...]:
     """Every tensor's error. Cached: the case's own test and the means over all cases share it."""
@@ -146,28 +40,7 @@ def errors(case: Case, isa: str) -> tuple[Error, ...]:
     split = SPLITS[case.hidden_size % 2] if case.thread_count > 1 else None
     with using_isa(isa), using_threads(case.thread_count, split):
         ours = problem.run(case.module(rnn_ext.RNN))
-    assert ours.keys() == theirs.keys() == exact.results.keys()
-    with using_threads(1):
-        return tuple(
-            Error.of(name, ours[name], theirs[name], result, exact.scales[name])
-            for name, result in exact.results.items()
-        )
-
-
-def check(case: Case, isa: str) -> None:
-    """The contract's bounds on single tensors."""
-    for error in errors(case, isa):
-        if case.dtype == torch.float64:
-            bound = 1e-9 * error.scale
-        elif case.dtype == torch.float32:
-            bound = 8 * error.theirs_max + 64 * error.eps * error.scale
-        elif case.nonlinearity == "relu" and error.name.startswith("grad"):
-            continue
-        else:
-            # Twice nn.RNN's, and one unit in the last place of what is stored: a tensor of few
-            # elements comes out exact in nn.RNN by luck.
-            bound = 2 * error.theirs_max + error.eps * error.scale
-        assert error.ours_max <= bound, (str(case), isa, error)
+    return errors_of(ours, theirs, exact)
 
 
 def mean_ratios(
@@ -190,7 +63,7 @@ def replayable(cases: tuple[Case, ...]) -> list[object]:
 
 @pytest.mark.parametrize(("case", "isa"), replayable(GRID + LONG + LONG_HALVES))
 def test_forward_and_every_gradient_are_as_exact_as_nn_rnn(case: Case, isa: str) -> None:
-    check(case, isa)
+    assert_as_exact_as_nn_rnn(case, errors(case, isa), isa)
 
 
 @pytest.mark.parametrize("isa", ISA_LEVELS)
@@ -221,7 +94,7 @@ def test_mean_error_in_16_bits_is_below_that_of_nn_rnn(isa: str, dtype: torch.dt
 def test_further_covering_designs(seed: int) -> None:
     cases = tuple(covering_design(seed))
     for case, isa in itertools.product(cases, ISA_LEVELS):
-        check(case, isa)
+        assert_as_exact_as_nn_rnn(case, errors(case, isa), isa)
     for isa in ISA_LEVELS:
         means = mean_ratios(cases, isa)
         assert means["all"] <= 1.25, (isa, means)
