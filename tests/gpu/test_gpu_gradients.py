@@ -1,0 +1,97 @@
+"""Calls on a GPU as training makes them: higher derivatives, autocast, torch.compile, same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from gpu_support import DEVICE, NEEDS_GPU, REGIMES, assert_parity, draw, in_fp64, layer, results
+from support import assert_same_bits, leaves
+from torch import nn
+
+import rnn_ext
+
+pytestmark = NEEDS_GPU
+
+
+@REGIMES
+def test_twenty_runs_give_the_same_bits(hidden_size: int) -> None:
+    rnn, x = layer(hidden_size, num_layers=2), draw(50, 33, 17)
+    first = results(rnn, x)
+    for _ in range(20):
+        assert_same_bits(results(rnn, x), first)
+
+
+@pytest.fixture
+def deterministic_algorithms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch's products ask for it
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("deterministic_algorithms")
+@REGIMES
+def test_trains_under_deterministic_algorithms(hidden_size: int) -> None:
+    rnn, x = layer(hidden_size), draw(9, 4, 17)
+    assert_same_bits(results(rnn, x), results(rnn, x))
+
+
+@REGIMES
+def test_backward_works_in_eval_mode(hidden_size: int) -> None:
+    rnn, x = layer(hidden_size), draw(9, 4, 17)
+    assert_same_bits(results(rnn.eval(), x), results(rnn.train(), x))
+
+
+@REGIMES
+def test_without_gradients_the_bits_are_the_same(hidden_size: int) -> None:
+    rnn, x = layer(hidden_size), draw(9, 4, 17)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            without = rnn(x)
+        assert_same_bits(without, rnn(x))
+
+
+def test_double_backward_is_right() -> None:
+    rnn = layer(5, torch.float64, input_size=3, bidirectional=True)
+    (x,) = leaves(draw(4, 2, 3, dtype=torch.float64))
+    assert torch.autograd.gradgradcheck(lambda x: rnn(x)[0], x)
+
+
+def test_double_backward_of_the_cell_is_right() -> None:
+    cell = rnn_ext.RNNCell(3, 5, device=DEVICE, dtype=torch.float64)
+    x, hx = leaves(draw(2, 3, dtype=torch.float64), draw(2, 5, dtype=torch.float64))
+    assert torch.autograd.gradgradcheck(cell, (x, hx))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@REGIMES
+def test_autocast_gives_nn_rnns_dtypes_and_is_as_exact(
+    hidden_size: int, dtype: torch.dtype
+) -> None:
+    rnn, x = layer(hidden_size), draw(5, 3, 17)
+    theirs = nn.RNN(17, hidden_size, device=DEVICE)
+    theirs.load_state_dict(rnn.state_dict())
+    with torch.autocast(DEVICE, dtype):
+        of_ours, of_theirs = results(rnn, x), results(theirs, x)
+    for ours, other, exact in zip(
+        of_ours, of_theirs, results(in_fp64(rnn), x.double().cpu()), strict=True
+    ):
+        assert ours.dtype == other.dtype
+        # Their error, and 16 roundings to the dtype of what stands in between.
+        bound = (other.cpu() - exact).abs().max() + 16 * torch.finfo(dtype).eps * exact.abs().max()
+        assert (ours.cpu() - exact).abs().max() <= bound
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])  # the latter replays CUDA graphs
+@REGIMES
+def test_torch_compile_traces_a_training_step_without_graph_break(
+    hidden_size: int, mode: str
+) -> None:
+    rnn, hx = layer(hidden_size, num_layers=2), draw(2, 4, hidden_size)
+    torch.compiler.reset()
+    compiled = torch.compile(rnn, fullgraph=True, mode=mode)
+    for _ in range(3):  # to warm up, to record, to replay
+        x = draw(9, 4, 17)
+        assert_parity(results(compiled, x, hx), results(rnn, x, hx))
