@@ -311,7 +311,9 @@ def test_training_leaves_every_gradient_of_one_call(
 
     norms: list[list[float]] = []
 
-    def call_twice(theirs: Callable[[], object], ours: Callable[[], object], _: float) -> Timing:
+    def call_twice(
+        theirs: Callable[[], object], ours: Callable[[], object], *_: float, **__: object
+    ) -> Timing:
         for _repeat in range(2):
             ours()
             norms.append([float(p.grad.norm()) for p in made[0].parameters() if p.grad is not None])

@@ -1,14 +1,24 @@
 """The least time that a call can take on a machine whose limits are known: pure arithmetic."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from .cases import Case, Mode, Nonlinearity
 
-__all__ = ["Bound", "CallCost", "Level", "Limit", "Limits", "StepProduct", "bound"]
+__all__ = [
+    "Bound",
+    "CallCost",
+    "CallCosts",
+    "Level",
+    "Limit",
+    "Limits",
+    "StepProduct",
+    "add_up",
+    "bound",
+]
 
-Limit = Literal["flops", "weights", "sync", "latency", "call"]
+Limit = Literal["flops", "weights", "memory", "sync", "latency", "call"]
 # What csrc/cpu/plan.h chooses from, in its words.
 Split = Literal["serial", "batch rows", "hidden columns"]
 
@@ -35,6 +45,25 @@ class CallCost:
     step_seconds: float
 
 
+class CallCosts:
+    """Limits that know what calls cost, by mode and nonlinearity."""
+
+    calls: tuple[CallCost, ...]
+
+    def call_cost(self, mode: Mode, nonlinearity: Nonlinearity) -> CallCost:
+        """Of such calls; ``StopIteration`` where they were not measured."""
+        wanted = (mode, nonlinearity)
+        return next(cost for cost in self.calls if (cost.mode, cost.nonlinearity) == wanted)
+
+    def latencies(self, mode: Mode, nonlinearity: Nonlinearity) -> dict[str, float]:
+        """Seconds of a step of one unit, for each walk over time that ``mode`` makes."""
+        forward = self.call_cost("forward", nonlinearity).step_seconds
+        if mode == "forward":
+            return {"forward": forward}
+        both = self.call_cost("training", nonlinearity).step_seconds
+        return {"forward": forward, "backward": max(0.0, both - forward)}
+
+
 @dataclass(frozen=True)
 class StepProduct:
     """FLOP/s, by library, of ``(batch_size, hidden_size)`` times a square matrix."""
@@ -45,7 +74,7 @@ class StepProduct:
 
 
 @dataclass(frozen=True)
-class Limits:
+class Limits(CallCosts):
     """What was measured with one number of threads; ``flop_rate`` is the best of any product.
 
     ``members`` are the threads that work on a call: no more than there are cores.
@@ -70,11 +99,6 @@ class Limits:
         """The fields as JSON has them."""
         return asdict(self)
 
-    def call_cost(self, mode: Mode, nonlinearity: Nonlinearity) -> CallCost:
-        """Of such calls; ``StopIteration`` where they were not measured."""
-        wanted = (mode, nonlinearity)
-        return next(cost for cost in self.calls if (cost.mode, cost.nonlinearity) == wanted)
-
     def read_seconds(self, size: float) -> float:
         """Of reading the same ``size`` bytes once more: each level has as many as it can hold."""
         seconds = 0.0
@@ -87,11 +111,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Bound:
-    """Seconds that a call takes at least, what most of them are spent on, and the best split."""
+    """Seconds that a call takes at least, what most of them are spent on, and the best split.
+
+    On a GPU, where no split is reckoned with, that is None.
+    """
 
     seconds: float
     limit: Limit
-    split: Split
+    split: Split | None
 
 
 def bound(case: Case, mode: Mode, alone: Limits, team: Limits) -> Bound:
@@ -111,11 +138,16 @@ def bound(case: Case, mode: Mode, alone: Limits, team: Limits) -> Bound:
 
 
 def _bound(case: Case, mode: Mode, limits: Limits, split: Split, members: int) -> Bound:
-    spent = dict.fromkeys(get_args(Limit), 0.0)
-    for costs in _work(case, mode, limits, split, members):
+    return Bound(*add_up(_work(case, mode, limits, split, members)), split)
+
+
+def add_up(work: Iterable[dict[Limit, float]]) -> tuple[float, Limit]:
+    """Seconds of ``work``, each part taking its longest cost, and what most of them are for."""
+    spent: dict[Limit, float] = dict.fromkeys(get_args(Limit), 0.0)
+    for costs in work:
         limit = max(costs, key=costs.__getitem__)
         spent[limit] += costs[limit]
-    return Bound(sum(spent.values()), max(spent, key=spent.__getitem__), split)
+    return sum(spent.values()), max(spent, key=spent.__getitem__)
 
 
 def _work(
@@ -137,7 +169,7 @@ def _work(
     yield {"call": limits.call_cost(mode, case.nonlinearity).call_seconds}
     recurrence = product_seconds(case.hidden_size)
     for input_size in case.input_sizes:
-        for walk, latency in _latencies(mode, case.nonlinearity, limits).items():
+        for walk, latency in limits.latencies(mode, case.nonlinearity).items():
             if members > 1:
                 yield {"sync": limits.fork_join_seconds}
             # Step after step. The two directions could take theirs at the same time.
@@ -154,12 +186,3 @@ def _work(
                 "flops": projection if walk == "forward" else 2 * projection + recurrence,
                 "weights": weight_seconds(input_size, members),
             }
-
-
-def _latencies(mode: Mode, nonlinearity: Nonlinearity, limits: Limits) -> dict[str, float]:
-    """Seconds of a step of one unit, for each walk over time that ``mode`` makes."""
-    forward = limits.call_cost("forward", nonlinearity).step_seconds
-    if mode == "forward":
-        return {"forward": forward}
-    both = limits.call_cost("training", nonlinearity).step_seconds
-    return {"forward": forward, "backward": max(0.0, both - forward)}

@@ -45,8 +45,8 @@ def first_difference(
     """Say which of our results differs first and by how much; ``None`` where none does.
 
     Ours are compared with ``nn.RNN``'s. Half precision is too coarse for that: over a long sequence
-    ``nn.RNN`` itself is many eps off. There ``precise`` are its results in float32, and our
-    distance from them may be twice theirs.
+    ``nn.RNN`` itself is many eps off. There ``precise`` are its results in float32 (on a GPU
+    float64), and our distance from them may be twice theirs.
     """
     for name, expected in (precise or theirs).items():
         actual = ours.get(name)

@@ -10,9 +10,10 @@ import torch
 from ..arguments import output_file
 from ..errors import UserError
 from .cases import BATCH_SIZES, HIDDEN_SIZES, LEFT_OUT, MODES, SEQ_LENS, Case, Mode, shapes
+from .gpu import check_support
 from .real import real_cases
 
-__all__ = ["add_arguments", "cases_from", "refuse_beside"]
+__all__ = ["add_arguments", "cases_from", "device_from", "refuse_beside"]
 
 # Keeps every product of sizes within a float's range.
 MAX_SIZE = 2**31 - 1
@@ -41,6 +42,7 @@ CELL_FLAGS = {
     "plot": "--plot",
     "peers": "--peers",
 }
+CPU_FLAGS = {"threads": "--threads", "memory": "--memory"}
 
 # What not every other runtime can do, or not alike.
 NOT_FOR_PEERS = {
@@ -50,6 +52,8 @@ NOT_FOR_PEERS = {
 RUN_FLAGS = SHAPE_FLAGS | {
     "real": "--real",
     "dtype": "--dtype",
+    "device": "--device",
+    "tf32": "--tf32",
     "mode": "--mode",
     "threads": "--threads",
     "seconds_per_cell": "--seconds-per-cell",
@@ -63,7 +67,7 @@ RUN_FLAGS = SHAPE_FLAGS | {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``rnn-ext bench`` to ``parser``."""
     parser.description = (
-        "Time rnn_ext.RNN against torch.nn.RNN on the CPU, in turns, with the same weights and "
+        "Time rnn_ext.RNN against torch.nn.RNN, in turns, with the same weights and "
         "input, after comparing their results. With none of the first three flags the grid lacks "
         "its largest cell, {}x{}x{}.".format(*LEFT_OUT)
     )
@@ -78,6 +82,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="calls as public projects make them, all or those named, instead of the grid",
     )
     add("--dtype", choices=("float32", "float64", "bfloat16", "float16"), help="default: float32")
+    add("--device", choices=("cpu", "cuda"), help="where the calls run (default: cpu)")
+    add(
+        "--tf32",
+        action="store_true",
+        default=None,
+        help="with --device cuda: products in float32 may be rounded to TF32, everybody's alike",
+    )
     add(
         "--mode",
         type=_modes,
@@ -116,8 +127,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         help="also time other runtimes, each in a process of its own: nn.RNN, a loop under "
-        "torch.compile, ONNX Runtime, OpenVINO and JAX, as far as they are installed; fewer sizes "
-        "are the default then (batch {}; hidden {})".format(
+        "torch.compile, and on the CPU ONNX Runtime, OpenVINO and JAX, as far as they are "
+        "installed; fewer sizes are the default then (batch {}; hidden {})".format(
             *(",".join(map(str, sizes)) for sizes in (PEERS_BATCH_SIZES, PEERS_HIDDEN_SIZES))
         ),
     )
@@ -150,6 +161,19 @@ def cases_from(args: argparse.Namespace) -> list[Case]:
         )
         for seq_len, batch_size, hidden_size in shapes(args.seq_len, batch_sizes, hidden_sizes)
     ]
+
+
+def device_from(args: argparse.Namespace) -> str:
+    """What the calls run on; ``UserError`` where other flags have no meaning there."""
+    device: str = args.device or "cpu"
+    if device == "cuda":
+        check_support()
+        refuse_beside("--device cuda", "measures neither", args, CPU_FLAGS)
+    elif args.tf32:
+        raise UserError("--tf32 is about a GPU: give --device cuda too")
+    if args.tf32 and args.dtype not in (None, "float32"):
+        raise UserError(f"--tf32 is about float32: leave out --dtype {args.dtype}")
+    return device
 
 
 def refuse_beside(

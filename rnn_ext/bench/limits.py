@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
+from torch import nn
 
 import rnn_ext
 from rnn_ext import _C
@@ -15,7 +16,7 @@ from .machine import caches, cores
 from .timing import least_seconds
 from .workload import Workload, build_module
 
-__all__ = ["measure_limits"]
+__all__ = ["call_cost", "measure_limits"]
 
 # Each a fraction of a second apart from the next, since disturbances may last as long.
 SWEEPS = 3
@@ -50,7 +51,7 @@ def measure_limits(
         barrier_seconds=min(_C.barrier_seconds(threads) for _ in range(SWEEPS)),
         fork_join_seconds=min(_C.fork_join_seconds(threads) for _ in range(SWEEPS)),
         calls=tuple(
-            _call_cost(mode, nonlinearity, dtype)
+            call_cost(mode, nonlinearity, dtype)
             for nonlinearity in dict.fromkeys(case.nonlinearity for case in cases)
             for mode in MODES
         ),
@@ -80,18 +81,27 @@ def _sizes(threads: int) -> Iterator[tuple[str, int | None, int]]:
     yield "memory", None, total // threads
 
 
-def _call_cost(mode: Mode, nonlinearity: Nonlinearity, dtype: torch.dtype) -> CallCost:
-    short, long = (
-        _call(Case(steps, 1, 1, 1, nonlinearity=nonlinearity, dtype=dtype), mode)
-        for steps in (1, 1 + STEPS)
-    )
+def call_cost(
+    mode: Mode,
+    nonlinearity: Nonlinearity,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    *,
+    kinds: Sequence[Callable[..., nn.Module]] = (rnn_ext.RNN,),
+    least: Callable[[Callable[[], object], float], float] = least_seconds,
+) -> CallCost:
+    """What a net of one unit costs in the quickest of ``kinds``; ``least`` times a call."""
+
+    def call(kind: Callable[..., nn.Module], steps: int) -> Callable[[], object]:
+        case = Case(steps, 1, 1, 1, nonlinearity=nonlinearity, dtype=dtype)
+        module = build_module(kind, case, mode, device)
+        return Workload.draw(case, mode, device).step(module)
+
+    calls = [[call(kind, steps) for kind in kinds] for steps in (1, 1 + STEPS)]
     with torch.set_grad_enabled(mode == "training"):
         times = [
-            [least_seconds(call, CALL_SECONDS) for call in (short, long)] for _ in range(SWEEPS)
+            [min(least(call, CALL_SECONDS) for call in same_steps) for same_steps in calls]
+            for _ in range(SWEEPS)
         ]
     of_short, of_long = map(min, zip(*times, strict=True))
     return CallCost(mode, nonlinearity, of_short, max(0.0, of_long - of_short) / STEPS)
-
-
-def _call(case: Case, mode: Mode) -> Callable[[], object]:
-    return Workload.draw(case, mode).step(build_module(rnn_ext.RNN, case, mode))

@@ -50,10 +50,16 @@ def facts() -> dict[str, Any]:
 
 
 def describe(facts: Mapping[str, Any]) -> str:
-    """Processor, cores, ISA level and versions in one line."""
-    return (
+    """Processor, cores, ISA level, versions, and the GPU of the run, in one line."""
+    text = (
         "{cpu}, {cores} cores, ISA {isa}; rnn_ext {rnn_ext}, torch {torch}, Python {python}"
     ).format_map(facts)
+    if gpu := facts.get("gpu"):
+        text += (
+            "; {name}, {multiprocessors} multiprocessors, CUDA {cuda}, cuDNN {cudnn}, "
+            "RNN_EXT_CUDA={rnn_ext_cuda}"
+        ).format_map(gpu)
+    return text
 
 
 def available_memory() -> int:

@@ -10,7 +10,7 @@ from ..errors import UserError
 from .cases import Mode
 from .machine import describe
 from .panels import FAINT, INK, PAPER, draw_bars, draw_heat, draw_key
-from .report import format_threads
+from .report import format_place
 from .results import Row, Run, summarize
 
 __all__ = ["draw", "save"]
@@ -42,7 +42,7 @@ def draw(run: Run) -> Figure:
             rows.sort(key=lambda row: row.ratio(modes[0]) or 0, reverse=True)
         for mode, axes in zip(modes, line, strict=True):
             draw_panel(axes, rows, mode, with_labels=axes is line[0])
-            axes.set_title(_panel_title(rows, threads, mode), color=INK, fontsize=12, pad=10)
+            axes.set_title(_panel_title(run, threads, mode), color=INK, fontsize=12, pad=10)
             axes.spines[:].set_visible(False)
             axes.tick_params(length=0, colors=INK, labelsize=10.5)
     if not named:
@@ -57,10 +57,10 @@ def _count(rows: Sequence[Row]) -> int:
     return len({row.case.name or (row.case.seq_len, row.case.batch_size) for row in rows})
 
 
-def _panel_title(rows: Sequence[Row], threads: int, mode: Mode) -> str:
+def _panel_title(run: Run, threads: int, mode: Mode) -> str:
     what = {"forward": "forward", "training": "forward + backward"}[mode]
-    title = f"{what}, {format_threads(threads)}"
-    if found := summarize(rows, mode):
+    title = f"{what}, {format_place(run, threads)}"
+    if found := summarize(run.rows_of(threads), mode):
         title += f"\n{found.mean:.2f}× in geometric mean, {found.worst:.2f}× at worst"
     return title
 

@@ -1,18 +1,21 @@
 """The benchmark's report: Markdown tables for each number of threads, and what they amount to."""
 
+import re
 from collections.abc import Callable, Sequence
 
-from .bounds import Limits
+from .bounds import CallCosts, Limits
 from .cases import Case, Mode
 from .machine import describe
 from .memory import LIBRARIES, Memory
 from .results import Row, Run, summarize
+from .roofline import Roofline
 
 __all__ = [
     "case_cells",
     "case_header",
     "format_bytes",
     "format_limits",
+    "format_place",
     "format_report",
     "format_seconds",
     "format_summary",
@@ -28,6 +31,9 @@ BOUND_LEGEND = (
     "; bound: what the least time that this machine allows is mostly spent on, and that time as a "
     "share of rnn_ext's"
 )
+GPU_LEGEND = (
+    "; a step: time of rnn_ext over T; kernels: those of rnn_ext that the call takes, or torch's op"
+)
 MEMORY_LEGEND = (
     "peak: how far the call raises resident memory, to about 0.5 MiB; saved: what the forward pass "
     "keeps for backward beside parameters, input and hx"
@@ -37,7 +43,8 @@ MEMORY_LEGEND = (
 def format_report(run: Run) -> str:
     """All tables of ``run``, their legend, and the machine."""
     tables = [part for threads in run.threads for part in _tables(run, threads)]
-    legend = LEGEND + (BOUND_LEGEND if run.limits else "")
+    legend = LEGEND + (BOUND_LEGEND if run.limits or run.roofline else "")
+    legend += GPU_LEGEND if run.roofline else ""
     return "\n\n".join([*_limits(run), *tables, legend, describe(run.machine)])
 
 
@@ -61,9 +68,18 @@ def format_threads(threads: int) -> str:
     return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
+def format_place(run: Run, threads: int) -> str:
+    """What the calls ran on: the GPU and its precision, or the number of threads."""
+    if not (gpu := run.machine.get("gpu")):
+        return format_threads(threads)
+    return f"{gpu['name']}, TF32 {'on' if gpu['tf32'] else 'off'}"
+
+
 def _limits(run: Run) -> list[str]:
     """For each number of threads a list, and a table of what the libraries make of a step."""
     parts = []
+    if run.roofline:
+        parts.append("\n- ".join(["limits of the GPU", *_roofline_lines(run.roofline)]))
     for threads, limits in run.limits.items():
         title = f"limits of the machine, {format_threads(threads)}"
         parts.append("\n- ".join([title, *_limit_lines(limits)]))
@@ -86,11 +102,23 @@ def _limit_lines(limits: Limits) -> list[str]:
         f"matrix product {limits.flop_rate / 1e9:.0f} GFLOP/s",
         f"each thread reads {', '.join(levels)}",
         *([", ".join(waits)] if limits.members > 1 else []),
-        *(
-            f"{cost.nonlinearity}, {cost.mode}: smallest call {format_seconds(cost.call_seconds)}, "
-            f"each further step {format_seconds(cost.step_seconds)}"
-            for cost in limits.calls
-        ),
+        *_call_lines(limits),
+    ]
+
+
+def _roofline_lines(roofline: Roofline) -> list[str]:
+    return [
+        f"matrix product {roofline.flop_rate / 1e9:.0f} GFLOP/s",
+        f"copies {roofline.memory_rate / 1e9:.0f} GB/s, read and written",
+        *_call_lines(roofline),
+    ]
+
+
+def _call_lines(limits: CallCosts) -> list[str]:
+    return [
+        f"{cost.nonlinearity}, {cost.mode}: smallest call {format_seconds(cost.call_seconds)}, "
+        f"each further step {format_seconds(cost.step_seconds)}"
+        for cost in limits.calls
     ]
 
 
@@ -140,7 +168,7 @@ def _tables(run: Run, threads: int) -> list[str]:
     """The tables of one number of threads, with title, notes and a summary for each mode."""
     rows = run.rows_of(threads)
     if not rows:
-        return [f"{format_threads(threads)}: nothing was measured"]
+        return [f"{format_place(run, threads)}: nothing was measured"]
     modes = run.modes
     notes = [note for row in rows for measured in row.measured.values() if (note := measured.note)]
     summaries = [line for mode in modes if (line := format_summary(mode, rows))]
@@ -155,7 +183,7 @@ def _title(run: Run, threads: int, rows: Sequence[Row]) -> str:
     facts = [rows[0].case.dtype_name]
     if len(settings := {row.case.settings for row in rows}) == 1:
         facts += settings
-    facts += [format_threads(threads), f"matrix product {rate / 1e9:.0f} GFLOP/s ({name})"]
+    facts += [format_place(run, threads), f"matrix product {rate / 1e9:.0f} GFLOP/s ({name})"]
     return ", ".join(facts)
 
 
@@ -163,7 +191,7 @@ def _times(run: Run, rows: Sequence[Row], modes: Sequence[Mode]) -> str:
     header = case_header(rows)
     for mode in modes:
         header += [f"{mode}: nn.RNN", "rnn_ext", "ratio", "GFLOP/s", "GEMM"]
-        header += ["bound"] if run.limits else []
+        header += _further_titles(run)
     return markdown(
         header,
         [
@@ -176,7 +204,7 @@ def _times(run: Run, rows: Sequence[Row], modes: Sequence[Mode]) -> str:
 def _time_cells(run: Run, row: Row, mode: Mode) -> list[str]:
     timing, rate, share = row.timing(mode), row.flop_rate(mode), run.gemm_share(row, mode)
     if timing is None or rate is None or share is None:
-        empty = 5 if run.limits else 4
+        empty = 4 + len(_further_titles(run))
         return ["skipped" if mode in row.measured else "", *[""] * empty]
     return [
         format_seconds(timing.theirs.median),
@@ -185,12 +213,27 @@ def _time_cells(run: Run, row: Row, mode: Mode) -> list[str]:
         _three_digits(rate / 1e9),
         f"{share:.0%}",
         *_bound_cell(run, row, mode),
+        *(_gpu_cells(row, mode) if run.roofline else []),
     ]
+
+
+def _further_titles(run: Run) -> list[str]:
+    if run.roofline:
+        return ["bound", "a step", "kernels"]
+    return ["bound"] if run.limits else []
 
 
 def _bound_cell(run: Run, row: Row, mode: Mode) -> list[str]:
     bound, share = run.bound(row, mode), run.bound_share(row, mode)
     return [] if bound is None else [f"{bound.limit} {share:.0%}"]
+
+
+def _gpu_cells(row: Row, mode: Mode) -> list[str]:
+    measured = row.measured[mode]
+    assert measured.timing is not None
+    kernels = re.match(r"rnn_ext CUDA kernels, (\w+)", measured.route)
+    step = format_seconds(measured.timing.ours.median / row.case.seq_len)
+    return [step, kernels[1] if kernels else "torch"]
 
 
 def _memory(rows: Sequence[Row], modes: Sequence[Mode]) -> str | None:

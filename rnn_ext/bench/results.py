@@ -13,6 +13,7 @@ from .bounds import Bound, Limits, bound
 from .cases import MODES, Case, Mode
 from .memory import Library, Memory
 from .peers.runtimes import OURS
+from .roofline import Roofline
 from .timing import Spread, Timing
 
 __all__ = ["Measured", "Row", "Run", "Summary", "read", "summarize", "write"]
@@ -25,12 +26,14 @@ class Measured:
     """One case in one mode; ``note`` says why a number is missing.
 
     ``peers`` has seconds per call in each round, by runtime: ``rnn_ext`` and those beside it.
+    ``route`` is what ``rnn_ext.explain`` says of a call on a GPU, empty on the CPU.
     """
 
     timing: Timing | None = None
     memory: dict[Library, Memory] = field(default_factory=dict)
     note: str = ""
     peers: dict[str, list[float]] = field(default_factory=dict)
+    route: str = ""
 
 
 @dataclass
@@ -66,7 +69,8 @@ class Row:
 class Run:
     """Everything about one run; ``gemm`` has FLOP/s by threads and library.
 
-    ``limits`` are those of each number of threads and of one; none in a run of an older version.
+    ``limits`` are those of each number of threads and of one; none in a run of an older version, or
+    on a GPU, where ``roofline`` has its limits and ``threads`` are those that called it.
     ``peers`` has the versions of the other runtimes, None for those that are not installed.
     """
 
@@ -77,6 +81,7 @@ class Run:
     complete: bool = False
     gemm: dict[int, dict[str, float]] = field(default_factory=dict)
     limits: dict[int, Limits] = field(default_factory=dict)
+    roofline: Roofline | None = None
     rows: list[Row] = field(default_factory=list)
     peers: dict[str, str | None] = field(default_factory=dict)
 
@@ -101,6 +106,8 @@ class Run:
 
     def bound(self, row: Row, mode: Mode) -> Bound | None:
         """The least time that the machine allows; None where its limits were not measured."""
+        if self.roofline:
+            return self.roofline.bound(row.case, mode)
         if not self.limits:
             return None
         return bound(row.case, mode, self.limits[1], self.limits[row.threads])
@@ -164,6 +171,7 @@ def _to_json(run: Run) -> dict[str, Any]:
         "limits": [
             {"threads": threads, **limits.to_dict()} for threads, limits in run.limits.items()
         ],
+        "roofline": run.roofline.to_dict() if run.roofline else None,
         "summary": [
             {
                 "threads": threads,
@@ -190,7 +198,8 @@ def _to_json(run: Run) -> dict[str, Any]:
 
 def _measured_to_json(run: Run, row: Row, mode: Mode) -> dict[str, Any]:
     measured = row.measured[mode]
-    values: dict[str, Any] = {"note": measured.note} if measured.note else {}
+    texts = {"note": measured.note, "route": measured.route}
+    values: dict[str, Any] = {name: text for name, text in texts.items() if text}
     if timing := measured.timing:
         values |= {
             "rounds": timing.rounds,
@@ -223,6 +232,7 @@ def _from_json(values: dict[str, Any]) -> Run:
             for entry in values["gemm"]
         },
         limits={entry["threads"]: Limits.from_dict(entry) for entry in values.get("limits", [])},
+        roofline=Roofline.from_dict(roofline) if (roofline := values.get("roofline")) else None,
         rows=[
             Row(
                 Case.from_dict(cell["case"]),
@@ -243,4 +253,7 @@ def _measured_from_json(values: dict[str, Any]) -> Measured:
             *(Spread(**values[key]) for key in ("nn_rnn_seconds", "rnn_ext_seconds", "ratio")),
         )
     memory = {name: Memory(**sizes) for name, sizes in values.get("memory_bytes", {}).items()}
-    return Measured(timing, memory, values.get("note", ""), values.get("peer_seconds", {}))
+    return Measured(
+        *(timing, memory, values.get("note", ""), values.get("peer_seconds", {})),
+        route=values.get("route", ""),
+    )

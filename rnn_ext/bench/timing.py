@@ -12,6 +12,7 @@ __all__ = [
     "Blocks",
     "Spread",
     "Timing",
+    "fastest_block",
     "least_seconds",
     "time_pair",
 ]
@@ -100,6 +101,18 @@ def least_seconds(function: Callable[[], object], seconds: float) -> float:
         start = clock()
         function()
         times.append(clock() - start)
+    return min(times)
+
+
+def fastest_block(
+    function: Callable[[], object], seconds: float, clock: Callable[[], float]
+) -> float:
+    """Seconds per call in the fastest of at least ``MIN_ROUNDS`` blocks, for about ``seconds``."""
+    end = clock() + seconds
+    blocks = Blocks(function, clock)
+    times: list[float] = []
+    while len(times) < MIN_ROUNDS or clock() < end:
+        times.append(blocks.run())
     return min(times)
 
 

@@ -14,7 +14,9 @@ from .check import GRADIENT
 __all__ = ["Workload", "build_module"]
 
 
-def build_module(kind: Callable[..., nn.Module], case: Case, mode: Mode) -> nn.Module:
+def build_module(
+    kind: Callable[..., nn.Module], case: Case, mode: Mode, device: str = "cpu"
+) -> nn.Module:
     """A module for ``case``; one that is not trained is in eval mode."""
     module = kind(
         case.input_size,
@@ -25,6 +27,7 @@ def build_module(kind: Callable[..., nn.Module], case: Case, mode: Mode) -> nn.M
         batch_first=case.batch_first,
         dropout=case.dropout,
         bidirectional=case.bidirectional,
+        device=device,
         dtype=case.dtype,
     )
     return module.train(mode == "training")
@@ -43,7 +46,7 @@ class Workload:
     grad_output: Tensor | None
 
     @classmethod
-    def draw(cls, case: Case, mode: Mode) -> "Workload":
+    def draw(cls, case: Case, mode: Mode, device: str = "cpu") -> "Workload":
         """Random tensors for ``case``; in training, those that need gradients are leaves."""
         training = mode == "training"
         shape, batch = [case.seq_len, case.batch_size], [case.batch_size]
@@ -51,17 +54,21 @@ class Workload:
             shape, batch = [case.seq_len], []
         elif case.batch_first:
             shape.reverse()
-        data, batch_sizes = torch.randn(*shape, case.input_size, dtype=case.dtype), None
+
+        def random(*sizes: int) -> Tensor:
+            return torch.randn(*sizes, dtype=case.dtype, device=device)
+
+        data, batch_sizes = random(*shape, case.input_size), None
         if case.layout == "packed":
             packed = pack_padded_sequence(data, torch.tensor(case.lengths), case.batch_first)
             data, batch_sizes = packed.data, packed.batch_sizes
         hx = grad_output = None
         if case.hx != "zeros":
             states = case.num_layers * (2 if case.bidirectional else 1)
-            hx = torch.randn(states, *batch, case.hidden_size, dtype=case.dtype)
+            hx = random(states, *batch, case.hidden_size)
             hx.requires_grad_(training and case.hx == "learned")
         if training:
-            grad_output = torch.randn(*data.shape[:-1], case.output_size, dtype=case.dtype)
+            grad_output = random(*data.shape[:-1], case.output_size)
         return cls(data.requires_grad_(training), batch_sizes, hx, grad_output)
 
     def redraw_input(self) -> None:

@@ -30,24 +30,27 @@ class PeerError(Exception):
     """A runtime gave no answer, for the reason that the message tells."""
 
 
-def versions() -> dict[str, str | None]:
-    """Of every runtime that comes with a package of its own; None where it is not installed."""
-    return {runtime.name: runtime.version() for runtime in RUNTIMES if runtime.packages}
+def versions(device: str = "cpu") -> dict[str, str | None]:
+    """Of the runtimes of ``device`` that come with a package of their own; None: not installed."""
+    with_packages = (r for r in RUNTIMES if r.packages and device in r.devices)
+    return {runtime.name: runtime.version() for runtime in with_packages}
 
 
 class Worker:
     """One runtime's process, started when first asked and again after it ended."""
 
-    def __init__(self, runtime: Runtime, threads: int) -> None:
+    def __init__(
+        self, runtime: Runtime, threads: int, device: str = "cpu", *, tf32: bool = False
+    ) -> None:
         self.runtime = runtime
-        self._threads = threads
+        self._settings = [str(threads), device, str(tf32)]
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Wait for the answer, up to ``LIMIT_SECONDS``; ``PeerError`` where none comes."""
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", worker.__name__, self.runtime.name, str(self._threads)],
+                [sys.executable, "-m", worker.__name__, self.runtime.name, *self._settings],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,  # to end it together with a compiler that it started
@@ -81,11 +84,15 @@ class Worker:
 
 
 class Pool:
-    """A worker for each runtime, for one number of threads; a context that ends them."""
+    """A worker for each runtime of a device; a context that ends them."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, device: str = "cpu", *, tf32: bool = False) -> None:
         installed = (r for r in RUNTIMES if not r.packages or r.version() is not None)
-        self._workers = [Worker(runtime, threads) for runtime in installed]
+        self._workers = [
+            Worker(runtime, threads, device, tf32=tf32)
+            for runtime in installed
+            if device in runtime.devices
+        ]
 
     def __enter__(self) -> "Pool":
         return self

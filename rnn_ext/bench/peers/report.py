@@ -7,9 +7,9 @@ from ..cases import Mode
 from ..report import (
     case_cells,
     case_header,
+    format_place,
     format_seconds,
     format_summary,
-    format_threads,
     markdown,
 )
 from ..results import Row, Run
@@ -25,24 +25,25 @@ LEGEND = (
 
 def format_peers(run: Run) -> list[str]:
     """The parts of the report; none where no other runtime was asked for."""
-    if not run.peers:
-        return []
     tables = [
         part
         for threads in run.threads
         for mode in run.modes
-        for part in _table(run.rows_of(threads), mode)
+        for part in _table(run.rows_of(threads), mode, format_place(run, threads))
     ]
+    if not tables and not run.peers:
+        return []
     absent = [
         f"skipped {name}: it is not installed; pip install 'rnn_ext[peers]'"
         for name, version in run.peers.items()
         if version is None
     ]
     present = [f"{name} {version}" for name, version in run.peers.items() if version is not None]
-    return [*tables, LEGEND, "\n".join([*absent, *([", ".join(present)] if present else [])])]
+    lines = [*absent, *([", ".join(present)] if present else [])]
+    return [*tables, LEGEND, *(["\n".join(lines)] if lines else [])]
 
 
-def _table(rows: Sequence[Row], mode: Mode) -> list[str]:
+def _table(rows: Sequence[Row], mode: Mode, place: str) -> list[str]:
     """A title, the table, and what its ratios amount to; nothing where nothing was measured."""
     rows = [row for row in rows if mode in row.measured and row.measured[mode].peers]
     if not rows:
@@ -55,7 +56,7 @@ def _table(rows: Sequence[Row], mode: Mode) -> list[str]:
     )
     peers = [name for name in names if name != OURS]
     lines = [line for name in peers if (line := format_summary(mode, rows, name))]
-    title = f"runtimes, {mode}, {rows[0].case.settings}, {format_threads(rows[0].threads)}"
+    title = f"runtimes, {mode}, {rows[0].case.settings}, {place}"
     return [title, table, "\n".join([*lines, _faster(rows, mode, peers)])]
 
 

@@ -27,11 +27,11 @@ class Problem:
     work: Workload
 
     @classmethod
-    def draw(cls, case: Case, mode: Mode, threads: int) -> "Problem":
+    def draw(cls, case: Case, mode: Mode, threads: int, device: str = "cpu") -> "Problem":
         """From a fixed seed."""
         torch.manual_seed(0)
-        module = build_module(nn.RNN, case, mode)
-        return cls(case, mode, threads, module, Workload.draw(case, mode))
+        module = build_module(nn.RNN, case, mode, device)
+        return cls(case, mode, threads, module, Workload.draw(case, mode, device))
 
     def array(self, name: str) -> Any:
         """The NumPy array of a weight, ``"input"`` or ``"grad_output"``."""
@@ -58,6 +58,7 @@ class Runtime:
     function: str = "prepare"
     packages: tuple[str, ...] = ()
     modes: tuple[Mode, ...] = MODES
+    devices: tuple[str, ...] = ("cpu",)
 
     def version(self) -> str | None:
         """That of the first package, without an import; None where one is not installed."""
@@ -76,9 +77,9 @@ class Runtime:
 
 
 RUNTIMES = (
-    Runtime(OURS, "torch_modules", "prepare_ours"),
-    Runtime("nn.RNN", "torch_modules", "prepare_nn_rnn"),
-    Runtime("torch.compile", "torch_modules", "prepare_compiled"),
+    Runtime(OURS, "torch_modules", "prepare_ours", devices=("cpu", "cuda")),
+    Runtime("nn.RNN", "torch_modules", "prepare_nn_rnn", devices=("cpu", "cuda")),
+    Runtime("torch.compile", "torch_modules", "prepare_compiled", devices=("cpu", "cuda")),
     Runtime("ONNX Runtime", "onnx_runtime", packages=("onnxruntime", "onnx"), modes=("forward",)),
     Runtime("OpenVINO", "open_vino", packages=("openvino", "onnx"), modes=("forward",)),
     Runtime("JAX", "jax_scan", packages=("jax",)),

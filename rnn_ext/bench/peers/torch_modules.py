@@ -1,6 +1,7 @@
 """What runs on torch: ``rnn_ext.RNN``, ``nn.RNN``, a written-out loop under ``torch.compile``."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,18 +35,22 @@ def prepare_compiled(problem: Problem) -> Prepared:
     """The loop, compiled anew for this case."""
     torch._inductor.config.compile_threads = 1  # no pool of processes beside what is timed
     torch.compiler.reset()
-    return _prepare(CompiledLoop, problem)
+    # On a GPU launching the kernels would take longest. Several blocks would each overwrite what
+    # the one before has returned.
+    with_graphs = problem.work.data.is_cuda and problem.case.seq_len <= BLOCK
+    return _prepare(partial(CompiledLoop, with_graphs=with_graphs), problem)
 
 
 class CompiledLoop(nn.RNNBase):
     """One tanh layer, written in torch's operations and compiled in blocks of steps.
 
-    A sequence that is no longer than a block is one compiled function.
+    A sequence that is no longer than a block is one compiled function, and may be a CUDA graph.
     """
 
-    def __init__(self, *args: Any, nonlinearity: str, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, nonlinearity: str, with_graphs: bool, **kwargs: Any) -> None:
         super().__init__(f"RNN_{nonlinearity.upper()}", *args, **kwargs)
-        self._steps = torch.compile(_steps, fullgraph=True, dynamic=False)
+        mode = "reduce-overhead" if with_graphs else None
+        self._steps = torch.compile(_steps, fullgraph=True, dynamic=False, mode=mode)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``hx`` has to be left out."""
@@ -68,7 +73,7 @@ def _steps(
 
 
 def _prepare(kind: Callable[..., nn.Module], problem: Problem) -> Prepared:
-    module = build_module(kind, problem.case, problem.mode)
+    module = build_module(kind, problem.case, problem.mode, problem.work.data.device.type)
     module.load_state_dict(problem.module.state_dict())
     work = problem.work
     return Prepared(work.step(module), lambda: work.results(module))

@@ -1,8 +1,9 @@
 """The process of one runtime: prepares a case when asked to, then times blocks of calls of it.
 
-``python -m rnn_ext.bench.peers.worker NAME THREADS`` reads requests from stdin, one JSON object a
-line, and answers each with one: ``{"case": …, "mode": …}`` prepares and compares the results with
-``nn.RNN``'s, ``{"seconds": …}`` times. An answer with ``error`` says why there is no other.
+``python -m rnn_ext.bench.peers.worker NAME THREADS DEVICE TF32`` reads requests from stdin, one
+JSON object a line, and answers each with one: ``{"case": …, "mode": …}`` prepares and compares the
+results with ``nn.RNN``'s, ``{"seconds": …}`` times. An answer with ``error`` says why there is no
+other.
 """
 
 import json
@@ -16,7 +17,8 @@ from typing import Any
 import torch
 
 from ..cases import Case, Mode
-from ..check import first_difference
+from ..gpu import set_precision
+from ..measure import clock_of, difference
 from ..timing import Blocks
 from .runtimes import RUNTIMES, Problem, Runtime
 
@@ -26,9 +28,10 @@ __all__ = ["Desk"]
 class Desk:
     """Answers requests for one runtime."""
 
-    def __init__(self, runtime: Runtime, threads: int) -> None:
+    def __init__(self, runtime: Runtime, threads: int, device: str = "cpu") -> None:
         self._runtime = runtime
         self._threads = threads
+        self._device = device
         self._mode: Mode = "forward"
         # The input among it, which native runtimes read in place without holding it.
         self._problem: Problem | None = None
@@ -49,12 +52,12 @@ class Desk:
             return {"error": f"{type(error).__name__}: {line}"}
 
     def _prepare(self, case: Case) -> dict[str, Any]:
-        self._problem = problem = Problem.draw(case, self._mode, self._threads)
+        self._problem = problem = Problem.draw(case, self._mode, self._threads, self._device)
         prepared = self._runtime.load()(problem)
-        expected = problem.work.results(problem.module)
-        if difference := first_difference(case, expected, prepared.results()):
-            return {"error": f"differs from nn.RNN, {difference}"}
-        self._blocks = Blocks(prepared.call, time.perf_counter)
+        results = prepared.results()
+        if found := difference(case, self._mode, problem.work, problem.module, results):
+            return {"error": f"differs from nn.RNN, {found}"}
+        self._blocks = Blocks(prepared.call, clock_of(self._device))
         self._blocks.run()
         return {}
 
@@ -73,9 +76,11 @@ def _main() -> None:
     # What a library prints must not come between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    name, threads = sys.argv[1], int(sys.argv[2])
+    name, number, device, tf32 = sys.argv[1:]
+    threads = int(number)
     torch.set_num_threads(threads)
-    desk = Desk(next(runtime for runtime in RUNTIMES if runtime.name == name), threads)
+    set_precision(tf32 == "True")
+    desk = Desk(next(runtime for runtime in RUNTIMES if runtime.name == name), threads, device)
     for line in sys.stdin:
         print(json.dumps(desk.answer(json.loads(line))), file=answers, flush=True)
 
