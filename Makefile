@@ -15,7 +15,8 @@ ifeq ($(FORCE_CUDA)$(wildcard /dev/nvidia[0-9]* /dev/dxg),)
 export FORCE_CPU := 1
 endif
 
-.PHONY: help demo test build lint bench wheel cuda-check cuda-mutants gpu-test clean force
+.PHONY: help demo test build lint bench wheel cuda-check cuda-mutants gpu-test gpu-bench gpu-sanitize \
+    gpu-build clean force
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -54,11 +55,53 @@ cuda-check: ## compile every .cu for every architecture, where nvcc is: no warni
 cuda-mutants: $(VENV)/ready ## delete each barrier of the CUDA kernels in turn: the emulation must notice
 	@$(RUN)/python tests/cuda_emulation/mutants.py
 
-gpu-test: ## with a GPU, nvcc and torch's CUDA build at hand (PYTHON=...), no network: build for it, test on it
-	FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=$$($(PYTHON) -c '$(CAPABILITY)') $(PYTHON) setup.py -q build_ext --inplace
+# On a machine with a GPU, nvcc and torch's CUDA build at hand (PYTHON=...); no network is needed.
+gpu-test: gpu-build ## with a GPU: build for it and run the tests on it
 	$(PYTHON) -m pytest -q -m gpu tests/gpu $(ARGS)
 
+gpu-bench: gpu-build ## with a GPU: against cuDNN and torch.compile, to bench/results or RESULTS=FOLDER
+	@$(SHELL) -c "$$GPU_BENCH"
+
+gpu-sanitize: gpu-build ## with a GPU: every kernel under compute-sanitizer
+	@for tool in memcheck racecheck synccheck; do \
+	    echo "compute-sanitizer --tool $$tool"; \
+	    $(SANITIZER) --tool $$tool $(PYTHON) -m pytest -q -m gpu tests/gpu -k test_every_kernel $(ARGS) \
+	        || exit 1; \
+	done
+
+gpu-build:
+	capability=$$($(PYTHON) -c '$(CAPABILITY)') && \
+	    env -u FORCE_CPU FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=$$capability \
+	    $(PYTHON) setup.py -q build_ext --inplace
+
 CAPABILITY = import torch; print("%d.%d" % torch.cuda.get_device_capability())
+
+# Without torch's cache each tensor is an allocation of its own, past whose end memcheck sees.
+SANITIZER = PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 \
+    --report-api-errors no --kernel-name kernel_substring=rnn_ext
+
+RESULTS ?= bench/results
+
+# What fails is told at the end, after the rest. The limit of a cell keeps all of it in five minutes.
+define GPU_BENCH
+failed=
+measure() {
+    name=gpu-$$1
+    shift
+    echo "$$name: rnn-ext bench --device cuda $$*"
+    RNN_EXT_CUDA=ours $(PYTHON) -m rnn_ext bench --device cuda --json "$(RESULTS)/$$name.json" "$$@" ||
+        failed="$$failed $$name"
+}
+mkdir -p "$(RESULTS)"
+measure grid --seconds-per-cell 0.5
+measure real --real --seconds-per-cell 0.4
+measure float64 --dtype float64 --seq-len 128 --seconds-per-cell 0.3
+measure bfloat16 --dtype bfloat16 --seq-len 128 --seconds-per-cell 0.3
+measure tf32 --tf32 --seq-len 128 --seconds-per-cell 0.3
+measure peers --peers --seq-len 128 --batch-size 1,32 --hidden-size 128
+test -z "$$failed" || { echo "make: these had failures:$$failed" >&2; exit 1; }
+endef
+export GPU_BENCH
 
 clean: ## remove what was built, but for .venv
 	rm -rf build dist *.egg-info rnn_ext/_C.*.so
