@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import unwrap_if_dead
 
-from . import composite, ops
+from . import composite, onnx, ops
 
 __all__ = ["rnn_cell", "rnn_layer"]
 
@@ -43,9 +43,13 @@ def rnn_layer(
         torch.OutOfMemoryError: no memory for the outputs or for scratch.
     """
     if _is_watched():
-        # A graph takes the op with its registered autograd, tied weights included.
-        recorded = torch.compiler.is_compiling() or torch._C._is_tracing()
-        forward = torch.ops.rnn_ext.rnn_forward.default if recorded else composite.rnn_layer
+        if torch.onnx.is_in_onnx_export() and batch_sizes is None:
+            forward = onnx.rnn_layer
+        elif torch.compiler.is_compiling() or torch._C._is_tracing():
+            # A graph takes the op with its registered autograd, tied weights included.
+            forward = torch.ops.rnn_ext.rnn_forward.default
+        else:
+            forward = composite.rnn_layer
         return forward(input, hx, weights, batch_sizes, nonlinearity, bidirectional)
     try:
         if torch.is_grad_enabled() and _any_requires_grad(input, hx, weights):

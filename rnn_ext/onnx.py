@@ -1,0 +1,95 @@
+"""A layer as the standard ONNX operator ``RNN``, for ``torch.onnx.export(..., dynamo=True)``.
+
+A model needs nothing of this module: its layers put the operator into the graph as they are
+exported. An :class:`~torch.export.ExportedProgram` that exists already holds this package's op
+instead, for which :func:`translation_table` is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["rnn_layer", "translation_table"]
+
+
+def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """What ``torch.onnx.export`` needs for an ExportedProgram: the translations of our ops.
+
+    Raises:
+        ModuleNotFoundError: the package ``onnxscript`` is not installed (extra ``onnx``).
+
+    Example::
+
+        >>> program = torch.export.export(model, (x,))
+        >>> table = rnn_ext.onnx.translation_table()
+        >>> torch.onnx.export(program, custom_translation_table=table).save("model.onnx")
+    """
+    from onnxscript import opset18 as op
+
+    def rnn_forward(
+        input: Any,
+        hx: Any,
+        weights: Sequence[Any],
+        batch_sizes: Any,
+        nonlinearity: str,
+        bidirectional: bool,
+    ) -> tuple[Any, Any]:
+        if batch_sizes is not None:
+            raise NotImplementedError(
+                "ONNX has no packed sequences: export a model that gives its rnn_ext layers padded "
+                "input"
+            )
+        stacked = [
+            op.Concat(*(op.Unsqueeze(w, [0]) for w in group), axis=0)
+            for group in _by_kind(weights, bidirectional)
+        ]
+        w_ih, w_hh, *biases = stacked
+        bias = op.Concat(*biases, axis=1) if biases else None
+        attributes = _attributes(nonlinearity, bidirectional, weights[1].shape[0])
+        output, h_n = op.RNN(input, w_ih, w_hh, bias, None, hx, **attributes)
+        # (T, D, B, H) to (T, B, D·H); zeros are sizes to keep.
+        return op.Reshape(op.Transpose(output, perm=[0, 2, 1, 3]), [0, 0, -1]), h_n
+
+    return {torch.ops.rnn_ext.rnn_forward.default: rnn_forward}
+
+
+def rnn_layer(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    nonlinearity: str,
+    bidirectional: bool,
+) -> tuple[Tensor, Tensor]:
+    """``torch.ops.rnn_ext.rnn_forward`` as ``torch.onnx.export`` records it; never packed."""
+    assert batch_sizes is None
+    w_ih, w_hh, *biases = (torch.stack(group) for group in _by_kind(weights, bidirectional))
+    steps, batch = input.shape[:2]
+    directions, hidden_size, _ = w_hh.shape
+    output, h_n = torch.onnx.ops.symbolic_multi_out(
+        "RNN",
+        [input, w_ih, w_hh, torch.cat(biases, 1) if biases else None, None, hx],
+        _attributes(nonlinearity, bidirectional, hidden_size),
+        dtypes=(input.dtype, input.dtype),
+        shapes=((steps, directions, batch, hidden_size), (directions, batch, hidden_size)),
+        version=14,  # the oldest that is as described here
+    )
+    return output.transpose(1, 2).flatten(2), h_n
+
+
+def _by_kind(weights: Sequence[Any], bidirectional: bool) -> list[list[Any]]:
+    """All ``weight_ih``, all ``weight_hh`` and so on, where ``weights`` go by direction."""
+    kinds = len(weights) // 2 if bidirectional else len(weights)
+    return [list(weights[kind::kinds]) for kind in range(kinds)]
+
+
+def _attributes(nonlinearity: str, bidirectional: bool, hidden_size: int) -> dict[str, Any]:
+    return {
+        "activations": [nonlinearity.capitalize()] * (2 if bidirectional else 1),
+        "direction": "bidirectional" if bidirectional else "forward",
+        "hidden_size": hidden_size,
+    }

@@ -1,0 +1,122 @@
+"""ONNX export: a layer becomes the standard operator RNN, and ONNX Runtime computes the same.
+
+Needs the extra `onnx`.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from support import assert_like
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn.utils.rnn import PackedSequence
+
+import rnn_ext
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+# The exporter's own.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:# The axis name:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights:UserWarning"),
+]
+
+LAYERS: list[dict[str, Any]] = [
+    {},
+    {"num_layers": 2, "bidirectional": True, "nonlinearity": "relu", "batch_first": True},
+    {"num_layers": 2, "bias": False},
+]
+WAYS = ("module", "program")
+
+
+def export(way: str, model: nn.Module, args: tuple[Tensor, ...], sizes: Any) -> Any:
+    """The model itself, or an ExportedProgram of it, as an ONNX program."""
+    if way == "module":
+        return torch.onnx.export(
+            model, args, dynamo=True, dynamic_shapes=sizes, verbose=False, input_names=names(args)
+        )
+    program = torch.export.export(model, args, dynamic_shapes=sizes)
+    table = rnn_ext.onnx.translation_table()
+    return torch.onnx.export(
+        program, custom_translation_table=table, verbose=False, input_names=names(args)
+    )
+
+
+def names(args: tuple[Tensor, ...]) -> list[str]:
+    return ["x", "hx"][: len(args)]
+
+
+def run(exported: Any, args: tuple[Tensor, ...]) -> list[Tensor]:
+    session = onnxruntime.InferenceSession(exported.model_proto.SerializeToString())
+    feed = dict(zip(names(args), (t.numpy() for t in args), strict=True))
+    return [torch.from_numpy(result) for result in session.run(None, feed)]
+
+
+def operators(exported: Any) -> list[str]:
+    return [node.op_type for node in exported.model.graph]
+
+
+def arguments(module: rnn_ext.RNN, seq_len: int, batch: int, given: bool) -> tuple[Tensor, ...]:
+    x = torch.randn(*((batch, seq_len) if module.batch_first else (seq_len, batch)), 5)
+    states = module.num_layers * (1 + module.bidirectional)
+    return (x, torch.randn(states, batch, 6)) if given else (x,)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["hx None", "hx given"])
+@pytest.mark.parametrize("options", LAYERS, ids=str)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_layer_is_one_node_that_serves_all_lengths_and_batches(
+    way: str, options: dict[str, Any], given: bool
+) -> None:
+    module = rnn_ext.RNN(5, 6, **options).eval()
+    seq_len, batch = Dim("seq_len"), Dim("batch")
+    axes = (batch, seq_len) if module.batch_first else (seq_len, batch)
+    sizes = (dict(enumerate(axes)), {1: batch})[: 1 + given]
+    exported = export(way, module, arguments(module, 4, 3, given), sizes)
+    assert operators(exported).count("RNN") == module.num_layers
+    assert not {"Loop", "Scan", "Tanh", "Relu", "MatMul", "Gemm"} & set(operators(exported))
+    others = arguments(module, 9, 2, given)
+    assert_like(run(exported, others), module(*others))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_cell_is_a_node_of_one_step(way: str) -> None:
+    cell = rnn_ext.RNNCell(5, 6, nonlinearity="relu").eval()
+    batch = {0: Dim("batch")}
+    exported = export(way, cell, (torch.randn(3, 5), torch.randn(3, 6)), (batch, batch))
+    assert operators(exported).count("RNN") == 1
+    others = torch.randn(2, 5), torch.randn(2, 6)
+    assert_like(run(exported, others), [cell(*others)])
+
+
+class _OnPackedData(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = rnn_ext.RNN(5, 6)
+
+    def forward(self, data: Tensor, hx: Tensor, batch_sizes: Tensor) -> Tensor:
+        return self.rnn(PackedSequence(data, batch_sizes), hx)[0].data
+
+
+def test_packed_input_is_refused_in_one_sentence() -> None:
+    args = torch.randn(6, 5), torch.randn(1, 3, 6), torch.tensor([3, 2, 1])
+    program = torch.export.export(_OnPackedData(), args)
+    table = rnn_ext.onnx.translation_table()
+    with pytest.raises(torch.onnx.errors.OnnxExporterError) as caught:
+        torch.onnx.export(program, custom_translation_table=table, verbose=False)
+    causes: list[BaseException] = [caught.value]
+    while causes[-1].__cause__:
+        causes.append(causes[-1].__cause__)
+    assert str(causes[-1]).startswith("ONNX has no packed sequences: export a model that")
+
+
+def test_nn_rnn_is_unrolled_for_one_length() -> None:
+    """The row of the README's table."""
+    module = nn.RNN(5, 6).eval()
+    sizes = ({0: Dim("seq_len"), 1: Dim("batch")},)
+    exported = export("module", module, (torch.randn(4, 3, 5),), sizes)
+    assert "RNN" not in operators(exported)
+    assert operators(exported).count("Tanh") == 4
