@@ -84,8 +84,11 @@ def rnn(
     if time_major:
         input = input.transpose(0, 1)
     if batch_sizes is not None:
-        _check_batch_sizes(batch_sizes, input.size(0))
-        batch = int(batch_sizes[0])
+        # A graph cannot depend on the lengths; there the op alone checks them.
+        recorded = torch.compiler.is_compiling()
+        if not recorded:
+            _check_batch_sizes(batch_sizes, input.size(0))
+        batch = hx.size(1) if recorded and hx is not None else int(batch_sizes[0])
     else:
         batch = input.size(1)
     _check_weights(weights, input.size(-1), num_layers, directions, bias)

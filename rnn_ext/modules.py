@@ -237,7 +237,12 @@ class RNN(nn.RNNBase):
                 "input.size(-1) must be equal to input_size. "
                 f"Expected {self.input_size}, got {shape[-1]}"
             )
-        batch = shape[1] if batch_sizes is None else int(batch_sizes[0])
+        if batch_sizes is None:
+            batch = shape[1]
+        elif hx is not None and torch.compiler.is_compiling():
+            batch = hx.shape[1]  # a graph cannot depend on the lengths; the op compares them
+        else:
+            batch = int(batch_sizes[0])
         states = self.num_layers * (2 if self.bidirectional else 1)
         actual = (states, batch, self.hidden_size) if hx is None else hx.shape
         expected = (states, batch, self.proj_size or self.hidden_size)

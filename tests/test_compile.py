@@ -1,4 +1,7 @@
-"""torch.compile, torch.export, torch.fx and tracing: graph capture only, no code is generated."""
+"""torch.compile, torch.export, torch.fx and tracing: graph capture alone.
+
+Code is generated in test_inductor.py.
+"""
 
 import io
 from collections.abc import Callable
@@ -6,14 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_same_bits, leaves
+from support import assert_same_bits, layer_weights, leaves
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
 
 import rnn_ext
+from rnn_ext.functional import rnn
 
 
-def compiled(module: nn.Module, dynamic: bool | None = None) -> Callable[..., Any]:
+def compiled(module: Callable[..., Any], dynamic: bool | None = None) -> Callable[..., Any]:
     torch._dynamo.reset()
     return torch.compile(module, fullgraph=True, dynamic=dynamic, backend="aot_eager")
 
@@ -62,12 +70,105 @@ def test_cell_compiles() -> None:
     assert_same_bits([compiled(cell)(x, hx)], [cell(x, hx)])
 
 
-def test_exports_with_dynamic_length_and_batch() -> None:
+def test_no_graph_is_added_after_the_second_shape() -> None:
+    module = rnn_ext.RNN(5, 6, 2, dropout=0.5)
+    graph = compiled(module)
+    for seq_len, batch in ((4, 3), (7, 5)):
+        step(graph, module, torch.randn(seq_len, batch, 5), torch.randn(2, batch, 6))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for seq_len, batch in ((9, 2), (2, 9)):
+            step(graph, module, torch.randn(seq_len, batch, 5), torch.randn(2, batch, 6))
+
+
+def test_packed_input_compiles_and_one_graph_serves_all_lengths() -> None:
     module = rnn_ext.RNN(5, 6, 2, bidirectional=True)
-    sizes = {0: torch.export.Dim("seq_len"), 1: torch.export.Dim("batch")}
-    program = torch.export.export(module, (torch.randn(4, 3, 5),), dynamic_shapes=(sizes,))
-    x = torch.randn(8, 2, 5)
-    assert_same_bits(program.module()(x), module(x))
+    graph = compiled(module, dynamic=True)
+
+    def results(call: Callable[..., Any], lengths: list[int], given: bool) -> list[Tensor]:
+        (x,) = leaves(torch.randn(max(lengths), len(lengths), 5, generator=rng(0)))
+        hx = torch.randn(4, len(lengths), 6, generator=rng(1)) if given else None
+        output, h_n = call(pack_padded_sequence(x, lengths, enforce_sorted=False), hx)
+        wanted = [x, *module.parameters()]
+        return [output.data, h_n, *torch.autograd.grad(output.data.square().sum(), wanted)]
+
+    for given in (False, True):
+        for lengths in ([4, 1, 3], [2, 2], [1, 5, 5, 7]):
+            with torch._dynamo.config.patch(error_on_recompile=len(lengths) > 3):
+                assert_same_bits(results(graph, lengths, given), results(module, lengths, given))
+
+
+def rng(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["hx None", "hx given"])
+def test_functional_form_compiles_with_batch_sizes(given: bool) -> None:
+    weights = layer_weights(5, 6)
+    graph = compiled(lambda *args: rnn(*args[:2], weights, batch_sizes=args[2]))
+    for sizes in ([3, 2, 1], [2, 2]):
+        args = torch.randn(sum(sizes), 5), torch.randn(1, sizes[0], 6), torch.tensor(sizes)
+        args = (args[0], args[1] if given else None, args[2])
+        assert_same_bits(graph(*args), rnn(*args[:2], weights, batch_sizes=args[2]))
+    refused = (torch.randn(4, 5), torch.randn(1, 2, 6), torch.tensor([1, 3]))
+    with pytest.raises(RuntimeError, match="batch_sizes must be positive and must not increase"):
+        graph(*refused)
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_exports_with_dynamic_length_and_batch_and_survives_a_file(
+    batch_first: bool, strict: bool
+) -> None:
+    module = rnn_ext.RNN(5, 6, 2, bidirectional=True, batch_first=batch_first)
+    seq_len, batch = torch.export.Dim("seq_len"), torch.export.Dim("batch")
+    sizes = ({0: batch, 1: seq_len} if batch_first else {0: seq_len, 1: batch}, {1: batch})
+    args = torch.randn(3, 4, 5) if batch_first else torch.randn(4, 3, 5), torch.randn(4, 3, 6)
+    program = torch.export.export(module, args, dynamic_shapes=sizes, strict=strict)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file)
+    x, hx = torch.randn(2, 2, 5), torch.randn(4, 2, 6)
+    assert_same_bits(loaded.module()(x, hx), module(x, hx))
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_make_fx_records_forward_and_backward_as_one_op_each(mode: str) -> None:
+    module = rnn_ext.RNN(5, 6)
+
+    def gradient(x: Tensor, *weights: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(rnn(x, None, weights)[0].sum(), x)[0]
+
+    args = torch.randn(4, 3, 5), *(p.detach() for p in module.parameters())
+    graph = make_fx(gradient, tracing_mode=mode)(*args)
+    ops = [str(node.target) for node in graph.graph.nodes if "rnn_ext" in str(node.target)]
+    assert [op.split(".")[1] for op in ops] == ["_rnn_forward", "_rnn_backward"]
+    other = torch.randn(9, 2, 5), *args[1:]
+    args = other if mode == "symbolic" else args
+    assert_same_bits([graph(*args)], [gradient(*args)])
+
+
+def test_fake_tensors_pass_through_modules_forward_and_backward() -> None:
+    with FakeTensorMode():
+        module, cell = rnn_ext.RNN(5, 6, 2, bidirectional=True), rnn_ext.RNNCell(12, 7)
+        x = torch.randn(4, 3, 5, requires_grad=True)
+        output, h_n = module(x)
+        cell(output[-1]).sum().backward()
+    assert h_n.shape == (4, 3, 6)
+    for tensor in (x, *module.parameters(), *cell.parameters()):
+        assert isinstance(tensor.grad, FakeTensor)
+        assert tensor.grad.shape == tensor.shape
+
+
+def test_activation_checkpointing_compiles() -> None:
+    module = rnn_ext.RNN(5, 6)
+
+    def call(x: Tensor, hx: Tensor | None) -> Any:
+        return checkpoint(module, x, hx, use_reentrant=False)
+
+    x = torch.randn(4, 3, 5)
+    assert_same_bits(step(compiled(call), module, x), step(module, module, x))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
