@@ -57,6 +57,7 @@ def explain(module: nn.Module, input: Tensor | PackedSequence) -> str:
         weights = [module.weight_ih, module.weight_hh]
         weights += [module.bias_ih, module.bias_hh] if module.bias else []
         directions, layers, training = 1, 1, True
+    data, _, weights = routing.under_autocast(data, None, weights)
     reason = routing.reason_for_torch(
         data, None, weights, module.bias, directions, training, batch_sizes
     )

@@ -11,7 +11,7 @@ from torch import _VF, Tensor
 
 from . import autograd, cuda
 
-__all__ = ["reason_for_torch", "run", "run_cell", "weight_shapes"]
+__all__ = ["reason_for_torch", "run", "run_cell", "under_autocast", "weight_shapes"]
 
 _KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -36,6 +36,8 @@ def run(
     it or raises the error that users know.
     """
     directions = 2 if bidirectional else 1
+    if torch._C._is_any_autocast_enabled():
+        input, hx, weights = under_autocast(input, hx, weights)
     if (
         not _quick_reason(input, hx, weights, batch_sizes, directions, training)
         # A module's attributes may say what its weights are not, or what torch's op refuses.
@@ -114,6 +116,8 @@ def run_cell(
 
     There are four weights, of which biases may be None.
     """
+    if torch._C._is_any_autocast_enabled():
+        input, hx, weights = under_autocast(input, hx, weights)
     w_ih, w_hh, b_ih, b_hh = weights
     if b_ih is None or b_hh is None:
         weights = [w_ih, w_hh, *(b for b in (b_ih, b_hh) if b is not None)]
@@ -128,6 +132,22 @@ def run_cell(
         hx = input.new_zeros(input.size(0), hidden_size)
     op = _VF.rnn_tanh_cell if nonlinearity == "tanh" else _VF.rnn_relu_cell
     return op(input, hx, w_ih, w_hh, b_ih, b_hh)
+
+
+def under_autocast(
+    input: Tensor, hx: Tensor | None, weights: Sequence[Any]
+) -> tuple[Tensor, Tensor | None, list[Any]]:
+    """What autocast makes of the tensors of torch's own op: all but float64 in its dtype."""
+    if not (input.is_cpu and torch.is_autocast_enabled("cpu")):
+        return input, hx, list(weights)
+    dtype = torch.get_autocast_dtype("cpu")
+
+    def cast(t: Any) -> Any:
+        if t is None or not t.is_floating_point() or t.dtype == torch.float64:
+            return t
+        return t.to(dtype)
+
+    return cast(input), cast(hx), [cast(w) for w in weights]
 
 
 def reason_for_torch(
@@ -170,8 +190,6 @@ def _quick_reason(
     """The part of the above that the op could not find out itself."""
     if not input.is_cpu:
         return _reason_beside_cpu(input, hx, weights, batch_sizes, directions, training)
-    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled("cpu"):
-        return "autocast is on"
     if input.dtype not in _KERNEL_DTYPES:
         return f"no CPU kernel for {input.dtype}"
     # A tensor elsewhere would take the call to another device's kernel, or to the meta one.

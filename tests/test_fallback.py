@@ -1,7 +1,5 @@
 """Where we have no kernel, torch's own op runs and gives nn.RNN's results; `explain` says so."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -9,7 +7,6 @@ import torch
 from support import (
     ISA_LEVELS,
     assert_like,
-    assert_same_bits,
     outcome,
     twins,
     using_isa,
@@ -79,58 +76,6 @@ def test_meta_device_gives_shapes_like_nn_rnn() -> None:
     cell = rnn_ext.RNNCell(5, 6, device="meta")
     assert cell(x[0]).is_meta
     assert cell(x[0]).shape == (9, 6)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("input_dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_autocast_gives_exactly_nn_rnns_results(
-    dtype: torch.dtype, input_dtype: torch.dtype
-) -> None:
-    theirs, ours = twins(5, 6, 2)
-    x, hx = torch.randn(9, 3, 5, dtype=input_dtype), torch.randn(2, 3, 6)
-    results = []
-    with torch.autocast("cpu", dtype=dtype):
-        for module in (theirs, ours):
-            output, h_n = module(x, hx)
-            grads = torch.autograd.grad(output.float().sum(), list(module.parameters()))
-            results.append((output, h_n, *grads))
-        line = rnn_ext.explain(ours, x)
-    assert_equal(results[1], results[0])
-    assert "torch" in line
-    assert "autocast" in line
-
-
-def test_cell_under_autocast_gives_exactly_nn_rnn_cells_results() -> None:
-    theirs, ours = nn.RNNCell(5, 6), rnn_ext.RNNCell(5, 6)
-    ours.load_state_dict(theirs.state_dict())
-    x, hx = torch.randn(3, 5), torch.randn(3, 6)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert_equal([ours(x, hx)], [theirs(x, hx)])
-
-
-def test_autocast_switched_off_inside_runs_our_kernels() -> None:
-    module = rnn_ext.RNN(5, 6)
-    x = torch.randn(9, 3, 5)
-    expected = module(x)
-    with torch.autocast("cpu", dtype=torch.bfloat16), torch.autocast("cpu", enabled=False):
-        assert_same_bits(module(x), expected)
-
-
-def _of_gpu_autocast() -> AbstractContextManager[Any]:
-    return torch.autocast("cuda", dtype=torch.float16)
-
-
-@pytest.mark.filterwarnings("ignore:.*CUDA is not available.*:UserWarning")
-@pytest.mark.filterwarnings("ignore:.*device_type of 'cuda'.*:UserWarning")
-@pytest.mark.parametrize("context", [nullcontext, _of_gpu_autocast])
-def test_autocast_of_another_device_is_none_of_ours(
-    context: Callable[[], AbstractContextManager[Any]],
-) -> None:
-    module = rnn_ext.RNN(5, 6)
-    x = torch.randn(9, 3, 5)
-    expected = module(x)
-    with context():
-        assert_same_bits(module(x), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
