@@ -3,7 +3,11 @@
 Needs expecttest, which torch's internal test modules import.
 """
 
-from collections.abc import Iterator
+import copy
+import io
+import pickle
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -82,6 +86,89 @@ def test_samples_pass_their_own_reference() -> None:
             args, kwargs = sample.forward_input.args, sample.forward_input.kwargs
             expected = sample.reference_fn(ours, *args, **kwargs)
             assert_close_fp64(flat(ours(*args, **kwargs)), flat(expected))
+
+
+def test_samples_pass_gradcheck_and_gradgradcheck() -> None:
+    """Over input, hx and all parameters at once."""
+    for _, ours, sample in samples():
+        args = sample.forward_input.args
+        function = partial(call_with, ours, [name for name, _ in ours.named_parameters()])
+        tensors = (*ours.parameters(), *args)
+        assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
+        assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
+
+
+def call_with(module: nn.Module, names: list[str], *tensors: torch.Tensor) -> Any:
+    weights = dict(zip(names, tensors, strict=False))
+    return torch.func.functional_call(module, weights, tensors[len(names) :])
+
+
+def saved_and_loaded(module: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    copied = copy.deepcopy(module)
+    for parameter in copied.parameters():
+        nn.init.zeros_(parameter)
+    copied.load_state_dict(torch.load(file))
+    return copied
+
+
+def through_float_and_back(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).to(torch.float32).to(torch.float64)
+
+
+def in_memory_formats(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).to(memory_format=torch.channels_last)
+
+
+def emptied_and_filled(module: nn.Module) -> nn.Module:
+    empty = copy.deepcopy(module).to("meta").to_empty(device="cpu")
+    empty.load_state_dict(module.state_dict())
+    return empty
+
+
+CHANGES = (
+    lambda module: pickle.loads(pickle.dumps(module)),
+    saved_and_loaded,
+    through_float_and_back,
+    in_memory_formats,
+    emptied_and_filled,
+)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_samples_survive_what_happens_to_modules(
+    change: Callable[[nn.Module], nn.Module],
+) -> None:
+    for theirs, ours, sample in samples():
+        changed = change(ours)
+        assert type(changed) is type(ours)
+        assert_close_fp64(results(changed, sample), results(change(theirs), sample))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_samples_are_built_where_the_factory_arguments_or_a_context_say(
+    device: str, dtype: torch.dtype
+) -> None:
+    for _, ours, sample in samples():
+        args, kwargs = sample.constructor_input.args, sample.constructor_input.kwargs
+        by_arguments = type(ours)(*args, **kwargs, device=device, dtype=dtype)
+        with torch.device(device):
+            in_context = type(ours)(*args, **kwargs, dtype=dtype)
+        for module in (by_arguments, in_context):
+            assert {(p.device.type, p.dtype) for p in module.parameters()} == {(device, dtype)}
+
+
+def test_forward_depends_on_the_mode_exactly_where_torchs_does() -> None:
+    """As PyTorch tests it: without the attribute `training`, such a module fails."""
+    for theirs, ours, sample in samples():
+        errors = []
+        for module in (theirs, ours):
+            del module.training
+            errors.append(outcome(partial(module, *sample.forward_input.args)).error)
+        assert errors == [AttributeError if isinstance(theirs, nn.RNN) else None] * 2
 
 
 def test_error_samples_fail_in_nn_rnns_words() -> None:
