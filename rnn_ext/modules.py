@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,13 @@ def _fx_node(module: nn.Module, input: Proxy, hx: Any) -> Any:
         raise TraceError(f"torch.fx cannot look into the forward of {name}: trace it as a leaf")
     tracer: Any = input.tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, hx), {})
+
+
+def _refuse_script(module: nn.Module) -> NoReturn:
+    raise NotImplementedError(
+        f"torch.jit.script cannot compile {type(module).__name__}: call rnn_ext.restore_rnn(model) "
+        "before it, which makes torch's own modules of ours, or use torch.jit.trace or torch.export"
+    )
 
 
 class RNN(nn.RNNBase):
@@ -139,6 +146,9 @@ class RNN(nn.RNNBase):
             )
         self.nonlinearity = nonlinearity
         super().__init__("RNN_TANH" if nonlinearity == "tanh" else "RNN_RELU", *args, **kwargs)
+
+    # What torch.jit.script asks a module for first.
+    __prepare_scriptable__ = _refuse_script
 
     def flatten_parameters(self) -> None:
         """Does nothing: the weights stay where they are."""
@@ -280,6 +290,7 @@ class RNNCell(nn.RNNCellBase):
 
     __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]  # noqa: RUF012
     nonlinearity: str
+    __prepare_scriptable__ = _refuse_script
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_same_bits, layer_weights, leaves
+from support import assert_like, assert_same_bits, layer_weights, leaves
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -181,6 +181,21 @@ def test_traces_for_other_lengths_and_saves_like_nn_rnn(grad: bool) -> None:
         x = torch.randn(7, 2, 5)
         assert_same_bits(traced(x), module(x))
     torch.jit.save(traced, io.BytesIO())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_script_says_what_to_do_instead() -> None:
+    model = _Tagger(rnn_ext.RNN(3, 4), rnn_ext.RNNCell(4, 4))
+    for module in (model, model.rnn, model.cell):
+        with pytest.raises(
+            NotImplementedError,
+            match=r"script cannot compile RNN(Cell)?: call rnn_ext\.restore_rnn\(model\)",
+        ):
+            torch.jit.script(module)
+    x = torch.randn(5, 2, 3)
+    expected = model(x)
+    scripted = torch.jit.script(rnn_ext.restore_rnn(model))
+    assert_like([scripted(x)], [expected])
 
 
 class _Tagger(nn.Module):
