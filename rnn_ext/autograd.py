@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch._C._functorch import unwrap_if_dead
 
-from . import composite, onnx, ops
+from . import composite, derivatives, onnx, ops
+from .vectorize import is_in_legacy_vmap
+from .walk import Walk
 
 __all__ = ["rnn_cell", "rnn_layer"]
 
@@ -45,11 +47,13 @@ def rnn_layer(
     if _is_watched():
         if torch.onnx.is_in_onnx_export() and batch_sizes is None:
             forward = onnx.rnn_layer
-        elif torch.compiler.is_compiling() or torch._C._is_tracing():
-            # A graph takes the op with its registered autograd, tied weights included.
-            forward = torch.ops.rnn_ext.rnn_forward.default
-        else:
+        elif not (torch.compiler.is_compiling() or torch._C._is_tracing()):
+            forward = derivatives.rnn_layer
+        elif derivatives.is_transformed():
             forward = composite.rnn_layer
+        else:
+            # With its registered autograd; takes tied weights, which a Function would not there.
+            forward = torch.ops.rnn_ext.rnn_forward.default
         return forward(input, hx, weights, batch_sizes, nonlinearity, bidirectional)
     try:
         if torch.is_grad_enabled() and _any_requires_grad(input, hx, weights):
@@ -79,12 +83,7 @@ def rnn_cell(
 
 def _is_watched() -> bool:
     """Whether a graph is being recorded, or a transform or forward-mode AD is active."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-    )
+    return torch.compiler.is_compiling() or torch._C._is_tracing() or derivatives.is_transformed()
 
 
 def _any_requires_grad(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool:
@@ -151,12 +150,14 @@ class _RNNLayer(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         input, hx, batch_sizes, output, *weights = ctx.saved_tensors
         mask = ctx.needs_input_grad[3:]
-        # With create_graph, the backward is to be differentiated itself.
-        op = torch.ops.rnn_ext.rnn_backward.default if torch.is_grad_enabled() else _rnn_backward
+        operands = (input, hx, weights, output)
         try:
-            grads = op(
-                *(grad_output, grad_h_n, input, hx, weights, output, batch_sizes),
-                *(*ctx.settings, mask),
+            if _is_differentiated(grad_output, grad_h_n):
+                walk = Walk(batch_sizes, *ctx.settings)
+                found = derivatives.layer_backward(grad_output, grad_h_n, *operands, walk, mask)
+                return (None, None, None, *found)
+            grads = _rnn_backward(
+                *(grad_output, grad_h_n, *operands, batch_sizes, *ctx.settings, mask)
             )
         except RuntimeError as error:
             _raise_if_out_of_memory(error)
@@ -182,17 +183,25 @@ class _RNNCell(torch.autograd.Function):
         mask = ctx.needs_input_grad[1:]
         arguments = (grad_output, input, hx, weights, output, ctx.nonlinearity, mask)
         try:
-            if torch.is_grad_enabled():
-                grads = _differentiable_cell_backward(*arguments)
-            else:
-                grads = _cell_backward(*arguments)
+            if _is_differentiated(grad_output):
+                return (None, *_further_cell_backward(*arguments))
+            grads = _cell_backward(*arguments)
         except RuntimeError as error:
             _raise_if_out_of_memory(error)
             raise
         return (None, *ops.in_places(grads, mask))
 
 
-def _differentiable_cell_backward(
+def _is_differentiated(*grads: Tensor | None) -> bool:
+    """Whether a backward is to be differentiated itself (create_graph), or is under vmap."""
+    return (
+        torch.is_grad_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or is_in_legacy_vmap(grads)
+    )
+
+
+def _further_cell_backward(
     grad_output: Tensor,
     input: Tensor,
     hx: Tensor | None,
@@ -200,12 +209,16 @@ def _differentiable_cell_backward(
     output: Tensor,
     nonlinearity: str,
     output_mask: Sequence[bool],
-) -> list[Tensor]:
-    """``_cell_backward`` by the op that has autograd."""
-    hx = None if hx is None else hx.unsqueeze(0)
-    grads = torch.ops.rnn_ext.rnn_backward.default(
-        *(grad_output.unsqueeze(0), None, input.unsqueeze(0), hx, weights, output.unsqueeze(0)),
-        *(None, nonlinearity, False, output_mask),
+) -> list[Tensor | None]:
+    grad_input, grad_hx, *grad_weights = derivatives.layer_backward(
+        grad_output.unsqueeze(0),
+        None,
+        input.unsqueeze(0),
+        None if hx is None else hx.unsqueeze(0),
+        weights,
+        output.unsqueeze(0),
+        Walk(None, nonlinearity, False),
+        output_mask,
     )
-    states = sum(output_mask[:2])  # the gradients of input and hx, which come first
-    return [*(g.squeeze(0) for g in grads[:states]), *grads[states:]]
+    states = (None if g is None else g.squeeze(0) for g in (grad_input, grad_hx))
+    return [*states, *grad_weights]

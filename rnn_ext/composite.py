@@ -1,18 +1,18 @@
-"""One RNN layer written out in torch's own differentiable operations.
+"""A layer and its tangent recurrence written out in torch's own operations.
 
-Slow, and exact: the derivatives that the fused kernels do not have (double backward, forward mode,
-``torch.func`` transforms) are taken through it.
+Slow, and exact: the layer where torch.compile traces a torch.func transform, which sees through
+nothing else; the recurrence on devices that have no kernel for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["double_backward", "rnn_layer"]
+__all__ = ["rnn_layer", "rnn_tangent"]
 
 
 def rnn_layer(
@@ -26,7 +26,8 @@ def rnn_layer(
     """The same as ``torch.ops.rnn_ext.rnn_forward``: see ``csrc/common/ops.h`` for the shapes."""
     directions = 2 if bidirectional else 1
     per_direction = len(weights) // directions
-    rows = [input.size(1)] * input.size(0) if batch_sizes is None else batch_sizes.tolist()
+    rows = _rows(input, batch_sizes)
+    activation = torch.tanh if nonlinearity == "tanh" else torch.relu
     outputs, finals = [], []
     for direction in range(directions):
         w_ih, w_hh, *biases = weights[direction * per_direction : (direction + 1) * per_direction]
@@ -37,7 +38,7 @@ def rnn_layer(
             w_hh,
             rows,
             packed=batch_sizes is not None,
-            activation=torch.tanh if nonlinearity == "tanh" else torch.relu,
+            activate=lambda _, z: activation(z),
             reverse=direction == 1,
         )
         outputs.append(output)
@@ -52,7 +53,7 @@ def _direction(
     rows: list[int],
     *,
     packed: bool,
-    activation: object,
+    activate: Callable[[int, Tensor], Tensor],
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
     steps = list(projected.split(rows) if packed else projected.unbind(0))
@@ -65,73 +66,43 @@ def _direction(
             h = h[: rows[t]]
         elif rows[t] > h.size(0):
             h = torch.cat([h, h0[h.size(0) : rows[t]]]) if position else h0[: rows[t]]
-        h = activation(steps[t] + F.linear(h, w_hh))  # type: ignore[operator]
+        h = activate(t, steps[t] + F.linear(h, w_hh))
         steps[t] = h
     h_n = torch.cat([h, *reversed(ended)]) if ended else h
     return (torch.cat(steps) if packed else torch.stack(steps)), h_n
 
 
-def double_backward(
-    operands: Sequence[Tensor | None],
-    wanted: Sequence[bool],
-    grads: Sequence[Tensor | None],
-    output_mask: Sequence[bool],
+def rnn_tangent(
+    seed: Tensor,
+    initial: Tensor | None,
+    matrices: Sequence[Tensor],
+    output: Tensor,
     batch_sizes: Tensor | None,
     nonlinearity: str,
-    bidirectional: bool,
-) -> list[Tensor | None]:
-    """The derivative of a layer's backward, itself differentiable.
+    reverse: bool,
+) -> Tensor:
+    """The same as ``torch.ops.rnn_ext._rnn_tangent``."""
+    rows = _rows(seed, batch_sizes)
+    packed = batch_sizes is not None
+    results = []
+    for d, (s, h, w) in enumerate(
+        zip(seed.chunk(len(matrices), -1), output.chunk(len(matrices), -1), matrices, strict=True)
+    ):
+        states = h.split(rows) if packed else h.unbind(0)
 
-    Args:
-        operands: ``grad_output``, ``grad_h_n``, ``input``, ``hx`` and the weights.
-        wanted: which of them need a gradient.
-        grads: the gradients of what the backward returned, that is, of those of ``input``, ``hx``
-            and the weights that ``output_mask`` asked for.
+        def chain(t: int, z: Tensor, states: Sequence[Tensor] = states) -> Tensor:
+            if nonlinearity == "tanh":
+                return z * (1 - states[t] * states[t])
+            return z.masked_fill(states[t] <= 0, 0)
 
-    Returns:
-        One gradient for each of ``operands``, None where not wanted or zero.
-    """
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Fresh aliases: the same tensor may stand in several places, and each has its own share.
-        alias = [
-            None if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
-            for t in operands
-        ]
-        grad_output, grad_h_n, input, hx, *weights = alias
-        assert input is not None
-        outputs = rnn_layer(input, hx, weights, batch_sizes, nonlinearity, bidirectional)  # type: ignore[arg-type]
-        pairs = [
-            (o, g) for o, g in zip(outputs, (grad_output, grad_h_n), strict=True) if g is not None
-        ]
-        inputs = [t for t, m in zip([input, hx, *weights], output_mask, strict=True) if m]
-        if not pairs or not inputs:
-            return [None] * len(operands)
-        first = torch.autograd.grad(
-            [o for o, _ in pairs],
-            inputs,  # type: ignore[arg-type]
-            [g for _, g in pairs],
-            create_graph=True,
-            allow_unused=True,
+        first = s.new_zeros(rows[0], w.size(0)) if initial is None else initial[d]
+        y, _ = _direction(
+            s, first, w, rows, packed=packed, activate=chain, reverse=reverse != (d == 1)
         )
-        chosen = [
-            (f, g)
-            for f, g in zip(first, grads, strict=True)
-            if f is not None and g is not None and f.requires_grad
-        ]
-        targets = [t for t, w in zip(alias, wanted, strict=True) if w and t is not None]
-        if not chosen or not targets:
-            return [None] * len(operands)
-        second = iter(
-            torch.autograd.grad(
-                [f for f, _ in chosen],
-                targets,
-                [g for _, g in chosen],
-                create_graph=create_graph,
-                allow_unused=True,
-            )
-        )
-        return [
-            next(second) if w and t is not None else None
-            for t, w in zip(alias, wanted, strict=True)
-        ]
+        results.append(y)
+    return torch.cat(results, -1)
+
+
+def _rows(input: Tensor, batch_sizes: Tensor | None) -> list[int]:
+    """How many rows each step has."""
+    return [input.size(1)] * input.size(0) if batch_sizes is None else batch_sizes.tolist()

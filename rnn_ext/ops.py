@@ -6,12 +6,14 @@ The schemas are in ``csrc/common/ops.h``. Importing this module needs the binary
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import composite
+from . import composite, derivatives
+from .walk import Walk
 
 __all__ = ["in_places"]
 
@@ -74,6 +76,14 @@ def _(
     return _empty_gradients([input, hx, *weights], output_mask)
 
 
+@torch.library.register_fake("rnn_ext::_rnn_tangent")
+def _(seed: Tensor, *_: Any) -> Tensor:
+    return seed.new_empty(seed.shape)
+
+
+torch.library.impl("rnn_ext::_rnn_tangent", "CUDA")(composite.rnn_tangent)
+
+
 def _empty_gradients(operands: list[Tensor | None], output_mask: list[bool]) -> list[Tensor]:
     return [
         t.new_empty(t.shape)
@@ -82,10 +92,12 @@ def _empty_gradients(operands: list[Tensor | None], output_mask: list[bool]) -> 
     ]
 
 
-def in_places(found: list[Tensor], output_mask: Sequence[bool]) -> list[Tensor | None]:
+def in_places(
+    found: Sequence[Tensor | None], output_mask: Sequence[bool]
+) -> Sequence[Tensor | None]:
     """What a backward op returns, with None where ``output_mask`` is False."""
     if len(found) == len(output_mask):
-        return found  # type: ignore[return-value]
+        return found
     rest = iter(found)
     return [next(rest) if wanted else None for wanted in output_mask]
 
@@ -127,39 +139,22 @@ torch.library.register_autograd(
 
 
 def _save_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    (
-        grad_output,
-        grad_h_n,
-        input,
-        hx,
-        weights,
-        _,
-        batch_sizes,
-        nonlinearity,
-        bidirectional,
-        output_mask,
-    ) = inputs
-    ctx.save_for_backward(grad_output, grad_h_n, input, hx, batch_sizes, *weights)
-    ctx.nonlinearity = nonlinearity
-    ctx.bidirectional = bidirectional
-    ctx.output_mask = output_mask
+    grad_output, grad_h_n, input, hx, weights, states, *settings, ctx.output_mask = inputs
+    batch_sizes, *flags = settings
+    ctx.walk = Walk(None, *flags)
+    ctx.save_for_backward(batch_sizes, grad_output, grad_h_n, input, hx, states, *weights)
     ctx.set_materialize_grads(False)
 
 
 def _backward_op_backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
-    """Differentiates the gradients through the composite layer.
-
-    The op's argument ``output`` is a function of the others, so its share of the derivative is
-    already in theirs.
-    """
-    grad_output, grad_h_n, input, hx, batch_sizes, *weights = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    wanted = [*needs[:4], *needs[4]]
-    operands = [grad_output, grad_h_n, input, hx, *weights]
-    second = composite.double_backward(
-        operands, wanted, grads, ctx.output_mask, batch_sizes, ctx.nonlinearity, ctx.bidirectional
+    batch_sizes, grad_output, grad_h_n, input, hx, states, *weights = ctx.saved_tensors
+    found = derivatives.layer_double_backward(
+        in_places(grads, ctx.output_mask),
+        *(grad_output, grad_h_n, input, hx, weights, states),
+        replace(ctx.walk, batch_sizes=batch_sizes),
     )
-    return (*second[:4], second[4:], None, None, None, None, None)
+    grad_states, *grad_weights = found[4:]
+    return (*found[:4], grad_weights, grad_states, None, None, None, None)
 
 
 torch.library.register_autograd(

@@ -407,14 +407,48 @@ CHECKS = [
 
 @pytest.mark.parametrize("case", CHECKS, ids=str)
 def test_gradcheck(case: Check) -> None:
+    """In reverse and forward mode, and both of them batched."""
     function, inputs = case.function_and_inputs(seq_len=3, hidden_size=3)
-    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradcheck(
+        function,
+        inputs,
+        check_forward_ad=True,
+        check_batched_grad=True,
+        check_batched_forward_grad=True,
+    )
 
 
 @pytest.mark.parametrize("case", CHECKS, ids=str)
 def test_gradgradcheck(case: Check) -> None:
+    """Reverse over reverse, batched too, and forward over reverse."""
     function, inputs = case.function_and_inputs(seq_len=2, hidden_size=2)
-    assert torch.autograd.gradgradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(
+        function, inputs, check_batched_grad=True, check_fwd_over_rev=True, fast_mode=True
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_third_derivatives(form: str) -> None:
+    function, inputs = Check(form, "tanh").function_and_inputs(seq_len=3, hidden_size=2)
+
+    def gradient(*inputs: Tensor) -> tuple[Tensor, ...]:
+        loss = sum(output.square().sum() for output in function(*inputs))
+        return torch.autograd.grad(loss, inputs, create_graph=True)
+
+    assert torch.autograd.gradgradcheck(gradient, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "stacked"])
+def test_double_backward_through_the_raw_ops(form: str) -> None:
+    """Which have an autograd of their own, as graphs use it."""
+    options = FORMS[form]
+    _, inputs = Check(form, "tanh").function_and_inputs(seq_len=2, hidden_size=2)
+    settings = (options.get("batch_sizes"), "tanh", options.get("bidirectional", False))
+
+    def function(x: Tensor, hx: Tensor, *weights: Tensor) -> Any:
+        return torch.ops.rnn_ext.rnn_forward(x, hx, weights, *settings)
+
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
@@ -442,7 +476,7 @@ def test_gradcheck_and_gradgradcheck_of_the_module(options: dict[str, Any]) -> N
         return torch.func.functional_call(module, dict(zip(names, weights, strict=True)), (x,))
 
     assert torch.autograd.gradcheck(function, inputs)
-    assert torch.autograd.gradgradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
 def test_create_graph_changes_no_first_gradient() -> None:

@@ -78,11 +78,22 @@ class Call {
   }
   const Tensor& input() const { return input_; }
   const std::optional<Tensor>& hx() const { return hx_; }
+  void require_output(const Tensor& t, const char* name) const {
+    require_like_input(t, name);
+    if (layout_ == Layout::sequence) {
+      require_sizes(t, name, {steps.count, steps.batch, directions * hidden_size});
+    } else {
+      require_sizes(t, name, {steps.total_rows(), directions * hidden_size});
+    }
+  }
+  void require_states(const Tensor& output) const {
+    require_output(output, "output");
+    require(output.is_contiguous(), "output must be contiguous, as rnn_forward made it");
+  }
   // What a backward call brings beside the operands of its forward.
   void check_backward(const Tensor& output, const std::optional<Tensor>& grad_output,
                       const std::optional<Tensor>& grad_h_n) const {
-    require_output(output, "output");
-    require(output.is_contiguous(), "output must be contiguous, as rnn_forward made it");
+    require_states(output);
     if (grad_output) {
       require_output(*grad_output, "grad_output");
     }
@@ -113,14 +124,13 @@ class Call {
       steps.batch = input_.size(dims - 2);
       return;
     }
-    require(hx_.has_value(), "packed input needs hx");
     require(Device::of(*batch_sizes).type == aoti_torch_device_type_cpu() &&
                 batch_sizes->dim() == 1 && dtype_of(*batch_sizes) == aoti_torch_dtype_int64(),
             "batch_sizes must be a 1-D int64 tensor on the CPU");
     batch_sizes_ = torch::stable::contiguous(*batch_sizes);
     steps.count = batch_sizes_->numel();
-    steps.batch = hx_->size(1);
     steps.batch_sizes = view::data<const std::int64_t>(*batch_sizes_);
+    steps.batch = hx_ ? hx_->size(1) : steps.count > 0 ? steps.batch_sizes[0] : 0;
     offsets_.reserve(steps.count);
     std::int64_t total = 0;
     for (std::int64_t t = 0; t < steps.count; ++t) {
@@ -139,14 +149,6 @@ class Call {
   void require_like_input(const Tensor& t, const char* name) const {
     require(Device::of(t) == device && dtype_of(t) == dtype, name,
             " must be on the input's device and of its dtype");
-  }
-  void require_output(const Tensor& t, const char* name) const {
-    require_like_input(t, name);
-    if (layout_ == Layout::sequence) {
-      require_sizes(t, name, {steps.count, steps.batch, directions * hidden_size});
-    } else {
-      require_sizes(t, name, {steps.total_rows(), directions * hidden_size});
-    }
   }
   void require_state(const Tensor& t, const char* name) const {
     require_like_input(t, name);

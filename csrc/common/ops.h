@@ -7,6 +7,10 @@
 //
 // The ops with an underscore have no autograd: rnn_ext/autograd.py calls them, which spares a small
 // call the way through torch's. Those of the cell do one step, (B, I) and (B, H) to (B, H).
+// _rnn_tangent, of which rnn_ext/derivatives.py makes all further derivatives, is the recurrence
+// y_t = φ'(z_t) (seed_t + W y_{t-1}), in a layer's directions or, with reverse, in the opposite
+// ones; output is the layer's, initial what stands before the first y, and matrices has a W for
+// each.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -38,6 +42,9 @@ inline void define_ops(Library& m) {
   m.def(
       "_cell_backward(Tensor grad_output, Tensor input, Tensor? hx, Tensor[] weights, "
       "Tensor output, str nonlinearity, bool[] output_mask) -> Tensor[]");
+  m.def(
+      "_rnn_tangent(Tensor seed, Tensor? initial, Tensor[] matrices, Tensor output, "
+      "Tensor? batch_sizes, str nonlinearity, bool reverse) -> Tensor");
 }
 
 // Frees the string.
@@ -64,6 +71,7 @@ struct Ops {
                                                 StringHandle nonlinearity, bool bidirectional) {
     const Call call(input, hx, weights, batch_sizes, take_nonlinearity(nonlinearity), bidirectional,
                     batch_sizes ? Layout::packed : Layout::sequence);
+    require(!batch_sizes || hx, "packed input needs hx");
     require(call.steps.count > 0, "expected at least one time step");
     Tensor output = call.new_output();
     Tensor h_n = call.new_state();
@@ -101,6 +109,32 @@ struct Ops {
                     Layout::step);
     return Driver::backward(call, grad_output, std::nullopt, weights, output, output_mask);
   }
+
+  static Tensor rnn_tangent(const Tensor& seed, const std::optional<Tensor>& initial,
+                            const std::vector<Tensor>& matrices, const Tensor& output,
+                            const std::optional<Tensor>& batch_sizes, StringHandle nonlinearity,
+                            bool reverse) {
+    // For the checks it is a layer whose input is the seed of one direction.
+    std::vector<Tensor> weights;
+    for (const Tensor& matrix : matrices) {
+      weights.insert(weights.end(), 2, matrix);
+    }
+    const Nonlinearity kind = take_nonlinearity(nonlinearity);
+    require(matrices.size() == 1 || matrices.size() == 2, "expected one or two matrices");
+    const std::int64_t last = seed.dim() - 1;
+    require(last >= 1 && matrices[0].dim() == 2 && seed.size(last) >= matrices[0].size(0),
+            "seed or matrices have an unexpected shape");
+    const Tensor readable = with_unit_columns(seed);
+    Tensor whole = readable;
+    const Call call(torch::stable::narrow(whole, last, 0, matrices[0].size(0)), initial, weights,
+                    batch_sizes, kind, matrices.size() == 2,
+                    batch_sizes ? Layout::packed : Layout::sequence);
+    call.require_output(readable, "seed");
+    call.require_states(output);
+    Tensor tangent = call.new_output();
+    Driver::tangent(call, readable, output, tangent, reverse);
+    return tangent;
+  }
 };
 
 template <class Driver>
@@ -112,6 +146,9 @@ void implement_ops(Library& m) {
   m.impl("_rnn_backward", TORCH_BOX(&WithTorchsWords<&O::rnn_backward>::call));
   m.impl("_cell_forward", TORCH_BOX(&WithTorchsWords<&O::cell_forward>::call));
   m.impl("_cell_backward", TORCH_BOX(&WithTorchsWords<&O::cell_backward>::call));
+  if constexpr (requires { &Driver::tangent; }) {
+    m.impl("_rnn_tangent", TORCH_BOX(&WithTorchsWords<&O::rnn_tangent>::call));
+  }
 }
 
 }  // namespace rnn_ext

@@ -120,4 +120,25 @@ std::vector<Tensor> Driver::backward(const Call& call, const std::optional<Tenso
   return gradients;
 }
 
+void Driver::tangent(const Call& call, const Tensor& seed, const Tensor& output,
+                     const Tensor& tangent, bool reverse) {
+  if (tangent.numel() == 0) {
+    return;
+  }
+  with_kernels(call.dtype, [&]<class T, class O>(const Kernels<T, O>& kernels) {
+    guarded([&] {
+      std::vector<TangentTask<T>> tasks;
+      for (std::int64_t d = 0; d < call.directions; ++d) {
+        TangentTask<T> task{call.problem<T>(output, d), view::sequence<const T>(seed),
+                            view::sequence<T>(tangent)};
+        task.problem.reverse = task.problem.reverse != reverse;
+        task.seed.data += d * call.hidden_size;
+        task.tangent.data += d * call.hidden_size;
+        tasks.push_back(task);
+      }
+      run_tangent(tasks, kernels, thread_limit(), torch_parallel_for);
+    });
+  });
+}
+
 }  // namespace rnn_ext::cpu

@@ -1,5 +1,5 @@
-// The whole sequence, forward and backward, on a team of threads: forward.cpp and backward.cpp.
-// Neither sees torch.
+// The whole sequence, forward and backward, on a team of threads: forward.cpp, backward.cpp and
+// tangent.cpp. None sees torch.
 #pragma once
 
 #include <vector>
@@ -25,6 +25,13 @@ struct BackwardTask {
   Gradients<S> gradients;
 };
 
+template <class S>
+struct TangentTask {
+  Problem<S> problem;      // weight_hh is W, hx is what stands before the first y, output is h
+  Sequence<const S> seed;  // column stride 1
+  Sequence<S> tangent;     // linear, column stride 1; written
+};
+
 // One task for each direction of a layer. All have the same steps, of at least one row each.
 template <class S, class O>
 void run_forward(const std::vector<ForwardTask<S>>& tasks, const Kernels<S, O>& kernels,
@@ -32,6 +39,9 @@ void run_forward(const std::vector<ForwardTask<S>>& tasks, const Kernels<S, O>& 
 template <class S, class O>
 void run_backward(const std::vector<BackwardTask<S>>& tasks, const Kernels<S, O>& kernels,
                   int threads, ParallelFor parallel_for);
+template <class S, class O>
+void run_tangent(const std::vector<TangentTask<S>>& tasks, const Kernels<S, O>& kernels,
+                 int threads, ParallelFor parallel_for);
 
 // Values stored as S are computed in T = Arithmetic<S>. Where these differ, what the kernels read
 // or write stands in a copy in T: of a step or a chunk, so that it stays in cache.

@@ -1,0 +1,128 @@
+// The linear recurrence that all higher derivatives are made of,
+//
+//   y_t = φ'(z_t) (s_t + W y_{t-1}), with φ' in terms of the states h,
+//
+// for a whole sequence. With W = W_hh it is the tangent of the states, where s has what a change of
+// the input, of the weights and of hx brings in; backward in time and with W_hhᵀ it is the gradient
+// of the pre-activations, where s is the gradient of the output.
+//
+// Members share the steps as in the forward pass. Where values are stored in 16 bits, the
+// recurrence goes on from the unrounded y of the last step.
+#include "cpu/recurrence.h"
+
+namespace rnn_ext::cpu {
+namespace {
+
+template <class S, class O>
+class Tangent {
+  using T = Arithmetic<S>;
+
+ public:
+  Tangent(const TangentTask<S>& task, const Kernels<S, O>& kernels, const Plan& plan)
+      : p_(task.problem),
+        seed_(task.seed),
+        tangent_(task.tangent),
+        kernels_(kernels),
+        plan_(plan),
+        weight_hh_(packed_size(kernels, p_.hidden_size, p_.hidden_size)) {
+    if (is_widened<S>) {
+      const std::int64_t states = p_.steps.batch * p_.hidden_size;
+      hx_ = Buffer<T>(p_.hx ? states : 0);
+      for (auto& step : steps_) {
+        step = Buffer<T>(states);
+      }
+    }
+  }
+
+  void run(Team::Member& member) const {
+    const Range columns = column_share(kernels_, p_.hidden_size, member);
+    if (!columns.empty()) {
+      kernels_.pack_transposed(p_.weight_hh.part(columns.begin, 0), columns.size(), p_.hidden_size,
+                               weight_hh_.data() + columns.begin * p_.hidden_size);
+    }
+    const auto share = StepShare::of(plan_, p_, kernels_, member);
+    const Matrix<const T> first =
+        p_.hx ? readable(kernels_, p_.hx, share.rows, share.columns, as_rows(hx_, p_.hidden_size))
+              : Matrix<const T>{};
+    member.barrier();
+    Matrix<const T> previous;
+    for (std::int64_t s = 0; s < p_.steps.count; ++s) {
+      const std::int64_t t = p_.step(s);
+      const std::int64_t carried = p_.steps.rows_or_none(p_.previous(t));
+      const Range rows = share.rows.below(p_.steps.rows(t));
+      const Matrix<T> y =
+          writable(tangent_.at(p_.steps, t), as_rows(steps_[s % 2], p_.hidden_size));
+      advance(t, y, rows.below(carried), share.columns, previous);
+      advance(t, y, rows.from(carried), share.columns, first);
+      previous = y;
+      if (share.meets) {
+        member.barrier();
+      }
+    }
+  }
+
+ private:
+  // y for some rows of step t; previous null: zeros.
+  void advance(std::int64_t t, Matrix<T> y, Range rows, Range columns,
+               Matrix<const T> previous) const {
+    if (rows.empty() || columns.empty()) {
+      return;
+    }
+    const auto at = [&](auto m) { return m.row(rows.begin) + columns.begin; };
+    const Matrix<const S> h = p_.output.at(p_.steps, t);
+    const Matrix<const S> seed = seed_.at(p_.steps, t);
+    const Matrix<S> stored = tangent_.at(p_.steps, t);
+    Product<S> product;
+    product.rows = rows.size();
+    product.inner = previous ? p_.hidden_size : 0;
+    product.columns = columns.size();
+    product.a = previous ? previous.row(rows.begin) : nullptr;
+    product.a_stride = previous.row_stride;
+    product.b = weight_hh_.data() + columns.begin * p_.hidden_size;
+    product.c = at(y);
+    product.c_stride = y.row_stride;
+    product.finish =
+        p_.nonlinearity == Nonlinearity::tanh ? Finish::chain_tanh : Finish::chain_relu;
+    product.seed = at(seed);
+    product.seed_stride = seed.row_stride;
+    product.h = at(h);
+    product.h_stride = h.row_stride;
+    if (is_widened<S>) {
+      product.stored = at(stored);
+      product.stored_stride = stored.row_stride;
+    }
+    kernels_.product(product);
+  }
+
+  const Problem<S>& p_;
+  Sequence<const S> seed_;
+  Sequence<S> tangent_;
+  const Kernels<S, O>& kernels_;
+  const Plan& plan_;
+  Buffer<T> weight_hh_;
+  Buffer<T> hx_;
+  Buffer<T> steps_[2];  // y of the step at hand and of the one before it
+};
+
+}  // namespace
+
+template <class S, class O>
+void run_tangent(const std::vector<TangentTask<S>>& tasks, const Kernels<S, O>& kernels,
+                 int threads, ParallelFor parallel_for) {
+  const Scratch::Scope scratch;
+  const Plan plan = plan_of(tasks, true, kernels, threads);
+  run_directions<Tangent<S, O>>(tasks, plan, kernels, parallel_for, [](Team::Member&) {});
+}
+
+template void run_tangent(const std::vector<TangentTask<float>>&, const Kernels<float>&, int,
+                          ParallelFor);
+template void run_tangent(const std::vector<TangentTask<double>>&, const Kernels<double>&, int,
+                          ParallelFor);
+template void run_tangent(const std::vector<TangentTask<BFloat16>>&, const Kernels<BFloat16>&, int,
+                          ParallelFor);
+template void run_tangent(const std::vector<TangentTask<BFloat16>>&,
+                          const Kernels<BFloat16, BFloat16>&, int, ParallelFor);
+template void run_tangent(const std::vector<TangentTask<Half>>&, const Kernels<Half>&, int,
+                          ParallelFor);
+
+}  // namespace rnn_ext::cpu

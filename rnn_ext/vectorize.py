@@ -1,0 +1,89 @@
+"""Rules for vmap: that of ``torch.func``, and the older one of ``torch.autograd``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
+
+__all__ = ["folded_or_looped", "is_in_legacy_vmap", "legacy_vmap"]
+
+
+def folded_or_looped(
+    call: Callable[..., Any],
+    rowwise: int,
+    count: int,
+    in_dims: Sequence[int | None],
+    tensors: Sequence[Tensor | None],
+    packed: bool,
+) -> tuple[Any, Any]:
+    """``call`` for tensors with one more axis, in the manner of ``Function.vmap``.
+
+    The first ``rowwise`` of them have a batch axis, 1, into which that axis is folded. Where each
+    call has weights of its own, or packed input, it is one after the other.
+    """
+    if not packed and all(dim is None for dim in in_dims[rowwise:]):
+        folded = [
+            t if t is None else _folded(t, dim, count)
+            for t, dim in zip(tensors[:rowwise], in_dims, strict=False)
+        ]
+        found = call(*folded, *tensors[rowwise:])
+        if isinstance(found, Tensor):
+            return _unfolded(found, count), 1
+        return tuple(_unfolded(t, count) for t in found), (1,) * len(found)
+    results = [
+        call(
+            *(
+                t if t is None or dim is None else t.select(dim, i)
+                for t, dim in zip(tensors, in_dims, strict=True)
+            )
+        )
+        for i in range(count)
+    ]
+    if isinstance(results[0], Tensor):
+        return torch.stack(results), 0
+    return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+
+
+def _folded(t: Tensor, dim: int | None, count: int) -> Tensor:
+    if dim is not None:
+        return t.movedim(dim, 1).flatten(1, 2)
+    return t.unsqueeze(1).expand(t.size(0), count, *t.shape[1:]).flatten(1, 2)
+
+
+def _unfolded(t: Tensor, count: int) -> Tensor:
+    return t.unflatten(1, (count, t.size(1) // count))
+
+
+def is_in_legacy_vmap(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether this is in the vmap of ``torch.autograd``, as with ``is_grads_batched=True``."""
+    return any(t is not None and is_legacy_batchedtensor(t) for t in tensors)
+
+
+def legacy_vmap(
+    function: Callable[..., Sequence[Tensor | None]], tensors: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """``function(*tensors)`` there: that vmap is older than Functions with rules for it."""
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    dims = tuple(0 if t is not None and is_legacy_batchedtensor(t) else None for t in tensors)
+    plain = [
+        t if t is None or dim is None else torch._remove_batch_dim(t, level, 0, 0)
+        for t, dim in zip(tensors, dims, strict=True)
+    ]
+    present: list[bool] = []
+
+    def call(*tensors: Tensor | None) -> tuple[Tensor, ...]:
+        results = function(*tensors)
+        present[:] = [r is not None for r in results]
+        return tuple(r for r in results if r is not None)
+
+    found = iter(torch.func.vmap(call, dims)(*plain))
+    # Its rules for views need the new axis to be the first in memory too.
+    return [
+        torch._add_batch_dim(next(found).contiguous(), 0, level) if is_present else None
+        for is_present in present
+    ]
