@@ -1,0 +1,114 @@
+"""What looks inside a model: Opacus and Captum (extra `integrations`), pruning, safetensors."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import assert_close_fp64, assert_same_bits
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.utils import prune
+
+import rnn_ext
+
+
+class Classifier(nn.Module):
+    """Reads the last output and the final state."""
+
+    def __init__(self, cls: type[nn.Module] = rnn_ext.RNN, num_layers: int = 2) -> None:
+        super().__init__()
+        self.rnn = cls(5, 6, num_layers, batch_first=True)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output, h_n = self.rnn(x)
+        return self.head(output.mean(1) + h_n[-1])
+
+
+X, TARGET = torch.randn(8, 7, 5, dtype=torch.float64), torch.randint(3, (8,))
+
+
+def loss_of_one(model: nn.Module, weights: dict[str, Tensor], x: Tensor, target: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(functional_call(model, weights, (x[None],)), target[None])
+
+
+def per_sample(model: nn.Module) -> dict[str, Tensor]:
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    gradient: Callable[..., Any] = grad(lambda w, x, y: loss_of_one(model, w, x, y))
+    return vmap(gradient, in_dims=(None, 0, 0))(weights, X, TARGET)
+
+
+def looped(model: nn.Module) -> dict[str, Tensor]:
+    rows: list[tuple[Tensor, ...]] = []
+    for x, target in zip(X, TARGET, strict=True):
+        loss = nn.functional.cross_entropy(model(x[None]), target[None])
+        rows.append(torch.autograd.grad(loss, list(model.parameters())))
+    names = [name for name, _ in model.named_parameters()]
+    return dict(zip(names, map(torch.stack, zip(*rows, strict=True)), strict=True))
+
+
+def test_opacus_trains_privately_on_our_per_sample_gradients() -> None:
+    opacus = pytest.importorskip("opacus")
+    model = Classifier().double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = torch.utils.data.TensorDataset(X, TARGET)
+    engine = opacus.PrivacyEngine()
+    _, private, _ = engine.make_private(
+        module=model,
+        optimizer=optimizer,
+        data_loader=torch.utils.data.DataLoader(data, batch_size=8),
+        noise_multiplier=0.0,
+        max_grad_norm=0.5,
+        poisson_sampling=False,
+        grad_sample_mode="no_op",
+    )
+    expected = looped(model)
+    norms = sum(g.flatten(1).square().sum(1) for g in expected.values()).sqrt()
+    assert (norms > 0.5).any(), "nothing is clipped"
+    scale = (0.5 / (norms + 1e-6)).clamp(max=1)  # as Opacus guards its division
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    private.zero_grad()
+    for name, sampled in per_sample(model).items():
+        model.get_parameter(name).grad_sample = sampled
+    private.step()
+    for name, p in model.named_parameters():
+        clipped = torch.einsum("b,b...->...", scale, expected[name]) / 8
+        assert_close_fp64([p.detach()], [before[name] - 0.1 * clipped])
+
+
+def test_pruned_weights_train_through_their_mask() -> None:
+    model = Classifier().double()
+    prune.l1_unstructured(model.rnn, "weight_hh_l1", amount=0.5)
+    mask = model.rnn.weight_hh_l1_mask
+    model(X).sum().backward()
+    gradient = model.rnn.weight_hh_l1_orig.grad
+    assert gradient is not None
+    assert not gradient[mask == 0].any()
+    assert gradient[mask == 1].all()
+
+
+def test_captum_attributes_in_eval_mode() -> None:
+    attr = pytest.importorskip("captum.attr")
+    model, theirs = Classifier().double().eval(), Classifier(nn.RNN).double().eval()
+    theirs.load_state_dict(model.state_dict())
+    results = [
+        attr.IntegratedGradients(m).attribute(X, target=1, n_steps=20, method="gausslegendre")
+        for m in (model, theirs)
+    ]
+    assert_close_fp64([results[0]], [results[1]])
+    change = model(X)[:, 1] - model(torch.zeros_like(X))[:, 1]
+    # 20 nodes integrate so smooth a function to nine digits.
+    torch.testing.assert_close(results[0].sum((1, 2)), change, rtol=1e-8, atol=1e-9)
+
+
+def test_safetensors_keeps_tied_weights(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    model = Classifier()
+    model.rnn.weight_hh_l1 = model.rnn.weight_hh_l0
+    safetensors.save_model(model, str(tmp_path / "model.safetensors"))
+    other = Classifier()
+    other.rnn.weight_hh_l1 = other.rnn.weight_hh_l0
+    safetensors.load_model(other, str(tmp_path / "model.safetensors"))
+    assert_same_bits([other(X.float())], [model(X.float())])
