@@ -40,6 +40,8 @@ bench: $(VENV)/ready ## measure anew what bench/results holds: 40 minutes on an 
 	$(BENCH) --memory $(call results,grid)
 	$(BENCH) --threads 1 $(call results,grid-1-thread)
 	$(BENCH) --real --memory $(call results,real)
+	$(BENCH) --threads 2,1 --seq-len 1 --batch-size 1,8,32 --hidden-size 32,128,256,512,1024 \
+	    --json bench/results/single-step.json
 
 BENCH = $(RUN)/rnn-ext bench
 results = --json bench/results/$(1).json --plot bench/results/$(1).png
