@@ -236,12 +236,14 @@ def test_without_a_gpu_the_command_says_so(capsys: pytest.CaptureFixture[str]) -
 def test_tf32_is_switched_for_everybody() -> None:
     products, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = products.allow_tf32, cudnn.allow_tf32
-    try:
-        for tf32 in (True, False):
-            gpu.set_precision(tf32)
-            assert products.allow_tf32 == cudnn.allow_tf32 == tf32
-    finally:
-        products.allow_tf32, cudnn.allow_tf32 = before
+    # torch's test helpers, which other tests import, freeze the switch for the whole process.
+    with torch.backends.__allow_nonbracketed_mutation():
+        try:
+            for tf32 in (True, False):
+                gpu.set_precision(tf32)
+                assert products.allow_tf32 == cudnn.allow_tf32 == tf32
+        finally:
+            products.allow_tf32, cudnn.allow_tf32 = before
 
 
 def test_results_on_a_gpu_are_compared_with_nn_rnn_in_float64() -> None:
