@@ -10,7 +10,15 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["device", "output_file", "positive_float", "positive_int", "seed"]
+__all__ = [
+    "device",
+    "fraction",
+    "non_negative_float",
+    "output_file",
+    "positive_float",
+    "positive_int",
+    "seed",
+]
 
 # Beyond this, torch stops with errors about its own integer and float types.
 _LARGEST = 10**9
@@ -28,12 +36,25 @@ def seed(word: str) -> int:
 
 def positive_float(word: str) -> float:
     """A finite number above 0, at most 10⁹."""
-    try:
-        value = float(word)
-    except ValueError:
-        value = math.nan
+    value = _number(word)
     if not 0 < value <= _LARGEST:
         raise ArgumentTypeError(f"must be a number above 0 and at most {_LARGEST}, not {word!r}")
+    return value
+
+
+def non_negative_float(word: str) -> float:
+    """A finite number from 0 to 10⁹."""
+    value = _number(word)
+    if not 0 <= value <= _LARGEST:
+        raise ArgumentTypeError(f"must be a number from 0 to {_LARGEST}, not {word!r}")
+    return value
+
+
+def fraction(word: str) -> float:
+    """A number from 0 to 1, without 1."""
+    value = _number(word)
+    if not 0 <= value < 1:
+        raise ArgumentTypeError(f"must be a number from 0 to below 1, not {word!r}")
     return value
 
 
@@ -59,6 +80,13 @@ def output_file(word: str) -> Path:
     if not os.access(path.parent, os.W_OK):
         raise ArgumentTypeError(f"the folder {str(path.parent)!r} can't be written to")
     return path
+
+
+def _number(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        return math.nan
 
 
 def _whole_number(word: str, low: int, high: int) -> int:

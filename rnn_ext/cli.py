@@ -23,6 +23,8 @@ __all__ = ["main"]
 # name -> module with add_arguments(parser) and run(args) -> exit code, line for --help
 _COMMANDS = {
     "demo": ("rnn_ext.charlm.demo", "learn one sentence by heart, character by character"),
+    "train": ("rnn_ext.charlm.train_command", "train a character model on text files"),
+    "generate": ("rnn_ext.charlm.generate_command", "let a trained model write"),
     "bench": ("rnn_ext.bench.command", "time rnn_ext.RNN against torch.nn.RNN"),
     "info": ("rnn_ext.cli", "show how this copy was built and what it runs on"),
 }

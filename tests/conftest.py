@@ -51,3 +51,11 @@ def fake_limits(monkeypatch: pytest.MonkeyPatch) -> None:
         "rnn_ext.bench.command.measure_limits",
         lambda *_, **__: round_limits(torch.get_num_threads()),
     )
+
+
+@pytest.fixture
+def small_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For training of a second: a net that small gains nothing from two threads, and on a busy
+    machine waits for the other; and the plot would take as long as all the rest."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr("rnn_ext.charlm.training.plot", lambda *_: None)

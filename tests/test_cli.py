@@ -64,7 +64,7 @@ def test_help_lists_the_commands(capsys):
         cli.main(["--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    assert all(f"\n    {name} " in out for name in ("demo", "bench", "info"))
+    assert all(f"\n    {name} " in out for name in ("demo", "train", "generate", "bench", "info"))
 
 
 def test_help_of_the_demo_shows_every_default(capsys):
@@ -98,7 +98,7 @@ def test_info_prints_every_build_fact_aligned(capsys):
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        ([], "name a command: demo, bench, info (see rnn-ext --help)"),
+        ([], "name a command: demo, train, generate, bench, info (see rnn-ext --help)"),
         (["--nope"], "unrecognized arguments: --nope"),
         (["demo", "--nope"], "unrecognized arguments: --nope"),
         (["demo", "--hidden", "8"], "unrecognized arguments: --hidden 8"),
@@ -116,7 +116,7 @@ def test_unknown_command_is_told_with_those_that_exist(capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("rnn-ext: argument COMMAND: invalid choice: 'nope' (choose from ")
-    assert all(name in err for name in ("demo", "bench", "info"))
+    assert all(name in err for name in ("demo", "train", "generate", "bench", "info"))
     assert err.count("\n") == 1
 
 

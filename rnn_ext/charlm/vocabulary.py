@@ -5,7 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-__all__ = ["Vocabulary"]
+__all__ = ["UNKNOWN", "Vocabulary"]
+
+UNKNOWN = "<unk>"
 
 
 class Vocabulary:
@@ -14,20 +16,29 @@ class Vocabulary:
     The numbering depends on which characters occur and on nothing else, so that a seed gives the
     same model on every run.
 
+    Args:
+        text: the characters.
+        with_unknown: adds ``<unk>`` at the end, for characters of a corpus that are too rare to
+            learn. Text to :meth:`encode` cannot have it.
+
     Attributes:
         idx2char: the characters; ``idx2char[i]`` is the one with index ``i``.
         char2idx: the index of each character.
+        unknown: the index of ``<unk>``, or None.
     """
 
-    def __init__(self, text: Iterable[str]) -> None:
-        self.idx2char: tuple[str, ...] = tuple(sorted(set(text)))
-        self.char2idx: dict[str, int] = {char: i for i, char in enumerate(self.idx2char)}
+    def __init__(self, text: Iterable[str], *, with_unknown: bool = False) -> None:
+        characters = sorted(set(text))
+        self.char2idx: dict[str, int] = {char: i for i, char in enumerate(characters)}
+        self.unknown = len(characters) if with_unknown else None
+        self.idx2char: tuple[str, ...] = (*characters, *[UNKNOWN] * with_unknown)
 
     def __len__(self) -> int:
         return len(self.idx2char)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({''.join(self.idx2char)!r})"
+        unknown = ", with_unknown=True" if self.unknown is not None else ""
+        return f"{type(self).__name__}({''.join(self.char2idx)!r}{unknown})"
 
     def encode(self, text: str) -> Tensor:
         """Indices of the characters of ``text``: int64, shape ``(len(text),)``.

@@ -1,0 +1,160 @@
+"""Text files to vocabulary, tokens and what each step reads."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rnn_ext.charlm import corpus
+from rnn_ext.charlm.corpus import prepare
+from rnn_ext.charlm.streams import Streams, windows
+from rnn_ext.errors import UserError
+
+
+@pytest.fixture
+def tokenize(tmp_path):
+    """Writes these texts to files; returns vocabulary and tokens."""
+
+    def make(*texts, min_count=1):
+        paths = []
+        for i, text in enumerate(texts):
+            paths.append(tmp_path / f"{i}.txt")
+            paths[-1].write_bytes(text if isinstance(text, bytes) else text.encode())
+        vocabulary, facts = prepare(paths, tmp_path / "tokens.bin", min_count)
+        return vocabulary, facts.map(tmp_path / "tokens.bin")
+
+    return make
+
+
+def test_tokens_are_the_characters_of_all_files_in_order(tokenize):
+    vocabulary, tokens = tokenize("hello\n", "wörld 春\r\n")
+    assert vocabulary.unknown is None
+    assert vocabulary.decode(tokens) == "hello\nwörld 春\r\n"
+    assert tokens.dtype == torch.uint8
+    assert vocabulary.idx2char == tuple(sorted(set("hello\nwörld 春\r\n")))
+
+
+def test_byte_order_mark_is_no_part_of_the_text(tokenize):
+    vocabulary, tokens = tokenize(b"\xef\xbb\xbfabcd")
+    assert vocabulary.decode(tokens) == "abcd"
+
+
+def test_text_is_read_in_pieces(tokenize, monkeypatch):
+    text = "".join(chr(c) for c in range(0x20, 0x600)) + "🎈" * 5
+    whole = tokenize(text)[1].clone()
+    monkeypatch.setattr(corpus, "_CHUNK", 333)
+    vocabulary, tokens = tokenize(text)
+    assert torch.equal(tokens, whole)
+    assert vocabulary.decode(tokens) == text
+
+
+@pytest.mark.parametrize(
+    ("distinct", "dtype"), [(256, torch.uint8), (257, torch.int16), (40000, torch.int32)]
+)
+def test_tokens_take_the_narrowest_type(tokenize, distinct, dtype):
+    text = "".join(map(chr, range(0x10000, 0x10000 + distinct)))
+    vocabulary, tokens = tokenize(text)
+    assert tokens.dtype == dtype
+    assert vocabulary.decode(tokens) == text
+
+
+def test_rare_characters_become_unknown(tokenize):
+    vocabulary, tokens = tokenize("aabbcaabbd", min_count=2)
+    assert vocabulary.idx2char == ("a", "b", "<unk>")
+    assert vocabulary.unknown == 2
+    assert tokens.tolist() == [0, 0, 1, 1, 2, 0, 0, 1, 1, 2]
+    assert tokenize("aabb", min_count=2)[0].unknown is None
+
+
+def test_unknown_cannot_be_asked_for(tokenize):
+    vocabulary, _ = tokenize("aabbcaabbd", min_count=2)
+    with pytest.raises(ValueError, match=r"^not in the vocabulary: 'c', 'k'$"):
+        vocabulary.encode("ack")
+    assert repr(vocabulary) == "Vocabulary('ab', with_unknown=True)"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "0.txt is empty; name text files to learn from"),
+        (b"\xef\xbb\xbf", "0.txt is empty; name text files to learn from"),
+        (bytes(range(128)), "0.txt holds zero bytes, so it is no text; name another"),
+        (b"abc\xff\xfe", "0.txt is not UTF-8 text; convert it, as with iconv, or name another"),
+        (b"abc", "the text has 3 characters, and 4 are the least"),
+    ],
+)
+def test_what_is_no_text_is_told(tokenize, tmp_path, content, sentence):
+    with pytest.raises(UserError, match=sentence):
+        tokenize(content)
+    assert not [*tmp_path.glob("tokens*"), *tmp_path.glob(".*")]
+
+
+def test_min_count_that_leaves_nothing_is_told(tokenize):
+    with pytest.raises(UserError, match="no character occurs 3 times; choose a smaller"):
+        tokenize("abcdabcd", min_count=3)
+
+
+def test_folder_is_no_text(tmp_path):
+    with pytest.raises(UserError, match="is not a file"):
+        prepare([tmp_path], tmp_path / "tokens.bin", 1)
+
+
+def test_text_that_changes_meanwhile_is_told(tokenize, monkeypatch, tmp_path):
+    count = corpus._count
+
+    def count_and_append(paths: list[Path]):
+        counts = count(paths)
+        paths[0].write_text("abcdabcd")
+        return counts
+
+    monkeypatch.setattr(corpus, "_count", count_and_append)
+    with pytest.raises(UserError, match="a text changed while it was read"):
+        tokenize("abcd")
+
+
+@pytest.mark.parametrize("damage", [b"", b"abc", b"12345678"])
+def test_other_tokens_than_those_of_the_run_are_told(tmp_path, damage):
+    text, file = tmp_path / "text", tmp_path / "tokens.bin"
+    text.write_text("abcdabcd")
+    _, facts = prepare([text], file, 1)
+    assert facts.count == 8
+    file.write_bytes(damage)
+    with pytest.raises(UserError, match=r"tokens\.bin is missing or not the one"):
+        facts.map(file)
+
+
+def test_streams_carry_on_where_the_step_before_ended():
+    tokens = torch.arange(50)
+    streams = Streams(tokens, 3, 4, slice(None))
+    first, second = streams.read(1), streams.read(2)
+    assert first[0].tolist() == [[0, 16, 33], [1, 17, 34], [2, 18, 35], [3, 19, 36]]
+    assert torch.equal(first[1], first[0] + 1)
+    assert torch.equal(second[0][0], first[1][-1])
+
+
+def test_streams_go_round_and_any_step_can_be_read_by_itself():
+    tokens = torch.arange(7)
+    inputs, targets = Streams(tokens, 2, 5, slice(None)).read(1000)
+    assert inputs[:, 0].tolist() == [(999 * 5 + i) % 7 for i in range(5)]
+    assert torch.equal(targets, (inputs + 1) % 7)
+
+
+def test_shares_of_the_streams_are_columns_of_all():
+    tokens = torch.randint(9, (100,))
+    whole = Streams(tokens, 4, 6, slice(None)).read(3)[0]
+    parts = [Streams(tokens, 4, 6, slice(i, i + 2)).read(3)[0] for i in (0, 2)]
+    assert torch.equal(torch.cat(parts, dim=1), whole)
+
+
+@pytest.mark.parametrize(("length", "count", "seq_len"), [(23, 3, 3), (2, 8, 5), (41, 4, 100)])
+def test_windows_predict_every_character_but_the_first_of_a_stream(length, count, seq_len):
+    tokens = torch.arange(length)
+    found = windows(tokens, count, seq_len)
+    streams = min(count, length // 2)
+    each = length // streams
+    targets = torch.cat([targets for _, targets in found])
+    assert targets.t().tolist() == [
+        list(range(s * each + 1, (s + 1) * each)) for s in range(streams)
+    ]
+    assert all(torch.equal(inputs + 1, targets) for inputs, targets in found)
+    assert all(len(inputs) <= seq_len for inputs, _ in found)

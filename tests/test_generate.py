@@ -1,0 +1,148 @@
+"""`rnn-ext generate` and `charlm.generate`: text from a model."""
+
+import pytest
+import torch
+from charlm_support import train, write_text
+
+from rnn_ext import charlm
+from rnn_ext.charlm import CharRNN, Vocabulary
+from rnn_ext.cli import main
+
+LETTERS = "abcdefgh"
+
+
+@pytest.fixture
+def vocabulary():
+    return Vocabulary(LETTERS)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return CharRNN(len(LETTERS), 16).eval()
+
+
+def text_of(*args, **kwargs):
+    return "".join(charlm.generate(*args, **kwargs))
+
+
+def step_by_step(model, vocabulary, prompt, length):
+    """The likeliest characters, each from the whole text before it."""
+    text = prompt
+    for _ in range(length):
+        logits, _ = model(vocabulary.encode(text).unsqueeze(1))
+        text += vocabulary.idx2char[int(logits[-1, 0].argmax())]
+    return text[len(prompt) :]
+
+
+@pytest.mark.parametrize("prompt", ["a", "hgfedcba"])
+def test_greedy_takes_the_likeliest_character_every_time(model, vocabulary, prompt):
+    found = text_of(model, vocabulary, prompt, 40)
+    assert found == step_by_step(model, vocabulary, prompt, 40)
+    assert len(set(found)) > 1
+
+
+def test_seed_decides_what_is_drawn(model, vocabulary):
+    draw = {"length": 60, "temperature": 1.0}
+    first = text_of(model, vocabulary, "a", seed=1, **draw)
+    assert first == text_of(model, vocabulary, "a", seed=1, **draw)
+    assert first != text_of(model, vocabulary, "a", seed=2, **draw)
+    assert text_of(model, vocabulary, "a", 30, temperature=1.0, seed=1) == first[:30]
+
+
+def test_characters_are_drawn_as_often_as_the_model_says(vocabulary):
+    model = CharRNN(len(LETTERS), 4).eval()
+    with torch.no_grad():
+        model.linear.weight.zero_()  # every character's odds are those of the bias
+        model.linear.bias.copy_(torch.tensor([3.0, 2, 2, 1, 0, 0, -1, -20]))
+    for temperature in (0.5, 1.0, 2.0):
+        odds = (model.linear.bias / temperature).softmax(0)
+        found = vocabulary.encode(text_of(model, vocabulary, "a", 4000, temperature=temperature))
+        frequency = torch.bincount(found, minlength=len(LETTERS)) / 4000
+        # Four standard deviations of a share among 4000 draws, at most.
+        assert (frequency - odds).abs().max() < 4 * 0.5 / 4000**0.5
+
+
+def test_top_k_leaves_the_likeliest(vocabulary):
+    model = CharRNN(len(LETTERS), 4).eval()
+    with torch.no_grad():
+        model.linear.weight.zero_()
+        model.linear.bias.copy_(torch.tensor([0.0, 0.3, 0.1, 0.2, 0, 0, 0, 0]))
+    draw = {"length": 300, "temperature": 1.0}
+    assert set(text_of(model, vocabulary, "a", top_k=3, **draw)) == set("bcd")
+    assert set(text_of(model, vocabulary, "a", top_k=1, **draw)) == {"b"}
+    assert set(text_of(model, vocabulary, "a", top_k=99, **draw)) == set(LETTERS)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_unknown_is_never_written(temperature):
+    vocabulary = Vocabulary("abc", with_unknown=True)
+    model = CharRNN(4, 8).eval()
+    with torch.no_grad():
+        model.linear.bias[3] = 50  # which is what the model would write
+    assert set(text_of(model, vocabulary, "a", 200, temperature=temperature)) <= set("abc")
+
+
+def test_characters_come_one_at_a_time(model, vocabulary):
+    pieces = charlm.generate(model, vocabulary, "a", 10**6)
+    assert len(next(pieces)) == 1
+
+
+def test_prompt_of_unknown_characters_names_them(model, vocabulary):
+    with pytest.raises(ValueError, match=r"^not in the vocabulary: 'X', '☃'$"):
+        charlm.generate(model, vocabulary, "aX☃b")
+    with pytest.raises(ValueError, match=r"^the prompt is empty; give at least one character"):
+        charlm.generate(model, vocabulary, "")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder that `rnn-ext train` wrote."""
+    folder = tmp_path_factory.mktemp("run")
+    assert train(write_text(folder / "text.txt"), out=folder / "run") == 0
+    return folder / "run"
+
+
+def test_command_prints_the_prompt_and_as_many_characters_as_asked(run, capsys):
+    assert main(["generate", str(run), "--prompt", "the ca", "--length", "30"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith("the ca")
+    assert out.endswith("\n")
+    assert len(out) == len("the ca") + 30 + 1
+
+
+def test_flags_of_the_command_reach_the_draws(run, capsys):
+    def printed(*flags):
+        assert main(["generate", str(run), "--prompt", "the", *flags]) == 0
+        return capsys.readouterr().out
+
+    greedy = printed()
+    assert len(greedy) == len("the") + 200 + 1
+    assert greedy == printed("--temperature", "0") == printed("--top-k", "1", "--temperature", "1")
+    drawn = printed("--temperature", "1")
+    assert drawn != greedy
+    assert drawn == printed("--temperature", "1", "--seed", "0")
+    assert drawn != printed("--temperature", "1", "--seed", "1")
+    model, vocabulary = charlm.load(run)
+    expected = text_of(model, vocabulary, "the", temperature=0.7, seed=5)
+    assert printed("--temperature", "0.7", "--seed", "5") == f"the{expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--prompt", "the Cat"], "argument --prompt: not in the vocabulary: 'C'"),
+        (["--prompt", ""], "argument --prompt: the prompt is empty; give at least one character"),
+        ([], "the following arguments are required: --prompt"),
+        (["--prompt=a", "--temperature=-1"], "argument --temperature: must be a number from 0"),
+        (["--prompt=a", "--length=0"], "argument --length: must be a whole number from 1"),
+        (["--prompt=a", "--top-k=0"], "argument --top-k: must be a whole number from 1"),
+    ],
+)
+def test_bad_command_is_one_sentence(run, capsys, flags, sentence):
+    assert main(["generate", str(run), *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"rnn-ext: {sentence}")
+    assert err.count("\n") == 1

@@ -1,0 +1,230 @@
+"""`rnn-ext train`: what it learns, what it writes, what it refuses."""
+
+import math
+import os
+
+import pytest
+import torch
+from charlm_support import FLAGS, checkpoints, log_of, resume, state_of, train, write_text
+from torch import nn
+
+import rnn_ext
+from rnn_ext import charlm
+from rnn_ext.charlm import training
+from rnn_ext.charlm.plot import plot
+from rnn_ext.charlm.settings import Settings
+from rnn_ext.cli import main
+
+pytestmark = pytest.mark.usefixtures("small_runs")
+
+
+@pytest.fixture
+def text(tmp_path):
+    return write_text(tmp_path / "text.txt")
+
+
+def test_log_has_a_line_where_the_flags_say(text, tmp_path):
+    assert train(text, out=tmp_path / "run", steps=13) == 0
+    lines = log_of(tmp_path / "run")
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12, 13]
+    assert [line["step"] for line in lines if "val_bpc" in line] == [4, 8, 12, 13]
+    assert [line["step"] for line in lines if "sample" in line] == [6, 12, 13]
+    assert {key for line in lines for key in line} == {"step", "train_bpc", "val_bpc", "sample"}
+
+
+def test_intervals_that_do_not_meet_the_log_have_lines_of_their_own(text, tmp_path):
+    train(text, out=tmp_path, steps=7, log_every=5, eval_every=3, sample_every=100)
+    assert [line["step"] for line in log_of(tmp_path)] == [3, 5, 6, 7]
+
+
+def test_it_learns(text, tmp_path):
+    train(text, out=tmp_path, steps=150, lr=0.02, eval_every=1000, checkpoint_every=1000)
+    first, *_, last = log_of(tmp_path)
+    assert first["train_bpc"] > math.log2(12) - 0.7  # twelve characters; nothing known of them
+    # Six words, one of them ended by a full stop: log2(6) bits for every 4.2 characters are 0.62.
+    assert last["val_bpc"] < 1.1
+
+
+def test_reference_is_nn_rnn_and_logs_the_same_losses(text, tmp_path):
+    # 60 steps, in which rounding differences of 1e-7 have not grown to be seen.
+    flags = {"steps": 60, "sample_every": 100, "num_layers": 2}
+    assert train(text, out=tmp_path / "ours", **flags) == 0
+    assert train(text, out=tmp_path / "theirs", reference=True, **flags) == 0
+    ours, theirs = log_of(tmp_path / "ours"), log_of(tmp_path / "theirs")
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["train_bpc"] == pytest.approx(b["train_bpc"], abs=1e-3)
+    assert type(charlm.load(tmp_path / "ours")[0].rnn) is rnn_ext.RNN
+    assert type(charlm.load(tmp_path / "theirs")[0].rnn) is nn.RNN
+
+
+def test_same_command_leaves_the_same_files(text, tmp_path):
+    for out in ("a", "b"):
+        train(text, out=tmp_path / out, dropout=0.3, num_layers=2)
+    assert state_of(tmp_path / "a") == state_of(tmp_path / "b")
+
+
+def test_watching_a_run_does_not_change_it(text, tmp_path):
+    train(text, out=tmp_path / "a", dropout=0.3)
+    train(text, out=tmp_path / "b", dropout=0.3, eval_every=1, sample_every=1, log_every=1)
+    losses = {line["step"]: line["train_bpc"] for line in log_of(tmp_path / "b")}
+    assert all(losses[line["step"]] == line["train_bpc"] for line in log_of(tmp_path / "a"))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"hidden_size": 24},
+        {"num_layers": 2},
+        {"seq_len": 9},
+        {"batch_size": 5},
+        {"nonlinearity": "relu"},
+        {"dropout": 0.5},
+        {"tied": True},
+        {"lr": 0.01},
+        {"schedule": "cosine"},
+        {"clip": 0.1},
+        {"min_count": 200},
+        {"val_fraction": 0.2},
+        {"dtype": "bf16"},
+        {"seed": 1},
+    ],
+    ids=lambda flags: next(iter(flags)),
+)
+def test_flag_changes_the_run(text, tmp_path, flags):
+    quiet = {"eval_every": 100, "sample_every": 100, "checkpoint_every": 100, "steps": 6}
+    assert train(text, out=tmp_path / "a", **quiet) == 0
+    assert train(text, out=tmp_path / "b", **quiet, **flags) == 0
+    assert log_of(tmp_path / "a") != log_of(tmp_path / "b")
+
+
+def test_tied_layers_share_one_matrix(text, tmp_path):
+    train(text, out=tmp_path, tied=True)
+    model, _ = charlm.load(tmp_path)
+    assert model.embedding.weight is model.linear.weight
+
+
+def test_bfloat16_leaves_weights_in_float32(text, tmp_path):
+    train(text, out=tmp_path, dtype="bf16")
+    model, _ = charlm.load(tmp_path)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_cosine_goes_from_the_rate_asked_for_to_zero():
+    settings = Settings(steps=100, lr=0.5, schedule="cosine")
+    rates = [settings.learning_rate(step) for step in range(1, 101)]
+    assert rates[0] == 0.5
+    assert rates[50] == pytest.approx(0.25)
+    assert rates == sorted(rates, reverse=True)
+    assert 0 < rates[-1] < 0.001
+    assert Settings(lr=0.5).learning_rate(77) == 0.5
+
+
+def test_text_shorter_than_a_step_will_do(tmp_path):
+    text = tmp_path / "text"
+    text.write_text("abab")
+    assert train(text, out=tmp_path / "run", batch_size=8, seq_len=100) == 0
+
+
+def test_unknown_characters_are_neither_learned_from_nor_written(text, tmp_path):
+    train(text, out=tmp_path, min_count=200)
+    _, vocabulary = charlm.load(tmp_path)
+    assert vocabulary.unknown is not None
+    assert all("<unk>" not in line["sample"] for line in log_of(tmp_path) if "sample" in line)
+
+
+def test_plot_is_a_picture(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "plot", plot)
+    train(text, out=tmp_path)
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_progress_is_told_on_stdout(text, tmp_path, capsys):
+    train(text, out=tmp_path, steps=4)
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith("Step [4/4], bits per character: ")
+    assert log_of(tmp_path)[-1]["sample"] in out
+
+
+def test_python_does_it_in_a_few_lines(text, tmp_path):
+    model, vocabulary = charlm.train([text], tmp_path / "run", **FLAGS)
+    assert not model.training
+    again, _ = charlm.load(tmp_path / "run")
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
+    assert len("".join(charlm.generate(model, vocabulary, "the", 5))) == 5
+    with pytest.raises(TypeError, match="hidden"):
+        charlm.train([text], tmp_path / "other", hidden=8)
+
+
+def test_callers_random_state_is_left_alone(text, tmp_path):
+    before = torch.get_rng_state()
+    charlm.train([text], tmp_path, **FLAGS, dropout=0.5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_diverging_training_is_told_and_loses_no_checkpoint(text, tmp_path, capsys):
+    flags = {"nonlinearity": "relu", "lr": 1e9, "checkpoint_every": 1, "steps": 100}
+    assert train(text, out=tmp_path, **flags) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("rnn-ext: the training diverges in step ")
+    assert err.endswith("; choose a smaller --lr\n")
+    assert checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--resume", "--out", "{}/new"], "{}/new holds no run to go on with; name text files"),
+        (["{}/none", "--out", "{}/new"], "[Errno 2] No such file or directory: '{}/none'"),
+        (["{}/text.txt", "--out", "{}/text.txt"], "{}/text.txt is not a folder; name one"),
+        (["{}/text.txt", "--out", "/proc/new"], "[Errno 2] No such file or directory: '/proc/new'"),
+        (["{}/text.txt"], "the following arguments are required: --out"),
+        (["{}/text.txt", "--out", "x", "--dropout", "1"], "argument --dropout: must be a number"),
+        (["{}/text.txt", "--out", "x", "--steps", "0"], "argument --steps: must be a whole number"),
+        (["{}/text.txt", "--out", "x", "--dtype", "fp8"], "argument --dtype: invalid choice"),
+        (["{}/text.txt", "--out", "x", "--device", "hpu"], "argument --device: cannot use 'hpu'"),
+    ],
+)
+def test_bad_command_is_one_sentence(text, tmp_path, capsys, words, sentence):
+    assert main(["train", *(word.format(tmp_path) for word in words)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"rnn-ext: {sentence.format(tmp_path)}")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"\0\0"])
+def test_bad_text_leaves_no_run_behind(tmp_path, capsys, content):
+    file = tmp_path / "file"
+    file.write_bytes(content)
+    assert train(file, out=tmp_path / "run") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert os.listdir(tmp_path) == ["file"]
+    file.write_text("better now")
+    assert train(file, out=tmp_path / "run") == 0
+
+
+def test_folder_with_a_run_is_refused_without_resume(text, tmp_path, capsys):
+    train(text, out=tmp_path)
+    before = state_of(tmp_path)
+    assert train(text, out=tmp_path) == 2
+    assert "holds a run already; go on with it by --resume" in capsys.readouterr().err
+    assert state_of(tmp_path) == before
+
+
+def test_first_run_may_be_asked_to_resume(text, tmp_path):
+    assert train(text, out=tmp_path / "a", resume=True) == 0
+    train(text, out=tmp_path / "b")
+    assert state_of(tmp_path / "a") == state_of(tmp_path / "b")
+
+
+def test_finished_run_resumed_stays_as_it_is(text, tmp_path):
+    train(text, out=tmp_path)
+    before = state_of(tmp_path)
+    assert resume(tmp_path) == 0
+    assert resume(tmp_path, steps=3) == 0
+    assert state_of(tmp_path) == before
