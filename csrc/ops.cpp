@@ -2,13 +2,20 @@
 #include "common/ops.h"
 
 #include "cpu/driver.h"
+#include "cpu/text_ops.h"
 #if defined(RNN_EXT_CUDA_ARCHS)
 #include "cuda/driver.h"
 #endif
 
-STABLE_TORCH_LIBRARY(rnn_ext, m) { rnn_ext::define_ops(m); }
+STABLE_TORCH_LIBRARY(rnn_ext, m) {
+  rnn_ext::define_ops(m);
+  rnn_ext::cpu::define_text_ops(m);
+}
 
-STABLE_TORCH_LIBRARY_IMPL(rnn_ext, CPU, m) { rnn_ext::implement_ops<rnn_ext::cpu::Driver>(m); }
+STABLE_TORCH_LIBRARY_IMPL(rnn_ext, CPU, m) {
+  rnn_ext::implement_ops<rnn_ext::cpu::Driver>(m);
+  rnn_ext::cpu::implement_text_ops(m);
+}
 
 #if defined(RNN_EXT_CUDA_ARCHS)
 STABLE_TORCH_LIBRARY_IMPL(rnn_ext, CUDA, m) { rnn_ext::implement_ops<rnn_ext::cuda::Driver>(m); }

@@ -1,11 +1,14 @@
 """`rnn-ext generate` and `charlm.generate`: text from a model."""
 
+import string
+
 import pytest
 import torch
 from charlm_support import train, write_text
+from torch import nn
 
 from rnn_ext import charlm
-from rnn_ext.charlm import CharRNN, Vocabulary
+from rnn_ext.charlm import CharRNN, Vocabulary, generation
 from rnn_ext.cli import main
 
 LETTERS = "abcdefgh"
@@ -93,6 +96,94 @@ def test_prompt_of_unknown_characters_names_them(model, vocabulary):
         charlm.generate(model, vocabulary, "aX☃b")
     with pytest.raises(ValueError, match=r"^the prompt is empty; give at least one character"):
         charlm.generate(model, vocabulary, "")
+
+
+def by_the_loop(monkeypatch, *args, **kwargs):
+    with monkeypatch.context() as patch:
+        patch.setattr(generation, "_can_fuse", lambda _: False)
+        return text_of(*args, **kwargs)
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9}, {"temperature": 2.0, "top_k": 3}])
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_fused_writes_what_the_loop_writes(monkeypatch, isa, num_layers, nonlinearity, sampling):
+    vocabulary = Vocabulary(string.printable, with_unknown=True)
+    for hidden_size in (1, 33, 65, 257):
+        size = len(vocabulary)
+        model = CharRNN(size, hidden_size, num_layers=num_layers, nonlinearity=nonlinearity).eval()
+        # More than the first two calls of the op give.
+        args = (model, vocabulary, "Hello", 100)
+        fused = text_of(*args, seed=hidden_size, **sampling)
+        assert fused == by_the_loop(monkeypatch, *args, seed=hidden_size, **sampling)
+
+
+def test_fused_writes_the_same_on_any_number_of_threads(vocabulary):
+    model = CharRNN(len(LETTERS), 300, num_layers=2).eval()
+    texts = set()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        texts.add(text_of(model, vocabulary, "abc", 50, temperature=1.0))
+    assert len(texts) == 1
+
+
+def test_loop_serves_what_the_op_does_not(vocabulary):
+    model = CharRNN(len(LETTERS), 16, rnn_class=nn.RNN).eval()
+    ours = CharRNN(len(LETTERS), 16).eval()
+    ours.load_state_dict(model.state_dict())
+    expected = text_of(ours, vocabulary, "a", 40)
+    assert text_of(model, vocabulary, "a", 40) == expected
+    assert text_of(ours.double(), vocabulary, "a", 40) == expected
+
+
+def op_arguments(**change):
+    arguments = {
+        "prompt": torch.zeros(2, dtype=torch.int64),
+        "draws": torch.zeros(3, dtype=torch.float64),
+        "table": torch.zeros(5, 4),
+        "hidden": torch.zeros(2, 1, 4),
+        "weights": [torch.zeros(4, 4), torch.zeros(4, 4), torch.zeros(4, 4), torch.zeros(4)],
+        "out_weight": torch.zeros(5, 4),
+        "out_bias": torch.zeros(5),
+        "temperature": 1.0,
+        "top_k": 5,
+        "never": -1,
+        "nonlinearity": "tanh",
+    }
+    return {**arguments, **change}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"prompt": torch.tensor([0, 5])}, "tokens must be from 0 to 4"),
+        ({"prompt": torch.zeros(0, dtype=torch.int64)}, "prompt and draws must not be empty"),
+        ({"draws": torch.zeros(0, dtype=torch.float64)}, "prompt and draws must not be empty"),
+        ({"draws": torch.zeros(3)}, "draws must be on the CPU and of the dtype"),
+        ({"table": torch.zeros(5, 4).double()}, "table must be on the CPU and of the dtype"),
+        ({"hidden": torch.zeros(1, 1, 4)}, "hidden has an unexpected shape"),
+        ({"weights": [torch.zeros(4, 4)] * 2}, "expected 3 weights for each layer"),
+        ({"weights": []}, "expected 3 weights for each layer"),
+        ({"weights": [torch.zeros(4, 5)]}, "weight_hh has an unexpected shape"),
+        ({"out_weight": torch.zeros(4, 4)}, "out_weight has an unexpected shape"),
+        ({"out_bias": torch.zeros(4)}, "out_bias has an unexpected shape"),
+        ({"temperature": -1.0}, "temperature must not be negative, top_k must be positive"),
+        ({"top_k": 0}, "temperature must not be negative, top_k must be positive"),
+        ({"nonlinearity": "gelu"}, "nonlinearity must be 'tanh' or 'relu'"),
+    ],
+)
+def test_checks_of_the_op_that_keep_memory_safe(change, sentence):
+    with pytest.raises(RuntimeError, match=sentence):
+        torch.ops.rnn_ext._rnn_generate(**op_arguments(**change))
+
+
+def test_opcheck():
+    torch.library.opcheck(
+        torch.ops.rnn_ext._rnn_generate.default,
+        (),
+        op_arguments(),
+        test_utils=("test_schema", "test_faketensor"),
+    )
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,11 @@ struct Problem {
   Matrix<const T> hx;         // (batch, hidden), column stride 1; null: zeros
   Matrix<const T> weight_ih;  // (hidden, input)
   Matrix<const T> weight_hh;  // (hidden, hidden)
-  Matrix<const T> bias_ih;    // one row each; null: none
+  // In place of input, W_ih and biases: each row's W_ih x + b is the row of `table` that its token
+  // names.
+  const std::int64_t* tokens = nullptr;  // one for each row of each step
+  Matrix<const T> table;                 // (any, hidden), column stride 1
+  Matrix<const T> bias_ih;               // one row each; null: none
   Matrix<const T> bias_hh;
   Sequence<T> output;  // linear, column stride 1; written by forward, read by backward
 
@@ -108,6 +112,7 @@ struct Gradients {
   Matrix<T> weight_hh;
   Matrix<T> bias_ih;  // one row each
   Matrix<T> bias_hh;
+  Matrix<T> table;  // of zeros where no token names a row; column stride 1
 };
 
 }  // namespace rnn_ext

@@ -3,6 +3,8 @@
 //   dz_t = (dy_t + W_hhᵀ dz_{t+1}) φ'(z_t)
 //   dx_t = W_ihᵀ dz_t,  dW_ih = Σ dz_t x_tᵀ,  dW_hh = Σ dz_t h_{t-1}ᵀ,  db = Σ dz_t
 //
+// or, where tokens stand for x, dtable[k] = Σ dz_t over the rows whose token is k.
+//
 // The sequence is walked in chunks of steps, from the end. dz exists for two chunks at a time (the
 // one at hand and the one before it, whose first step the recurrence goes on from); once a
 // chunk's dz is complete, everything that is a product over many rows is done for all of it.
@@ -340,6 +342,18 @@ class Backward {
     if (const Matrix<T> bias = bias_sums()) {
       kernels_.column_sums({dz.data + rows.begin, p_.hidden_size, 1}, chunk.rows, rows.size(),
                            bias.data + rows.begin, accumulate);
+    }
+    if constexpr (!is_widened<S>) {
+      add_to_table(chunk, dz, rows);
+    }
+  }
+
+  // Of the table's gradient the columns that a member owns, in order of the chunk's rows.
+  void add_to_table(const Chunk& chunk, const Dz& dz, Range columns) const {
+    for (std::int64_t r = 0; g_.table && r < chunk.rows; ++r) {
+      const std::int64_t row = dz.first + r;
+      kernels_.column_sums({dz.row(row) + columns.begin, p_.hidden_size, 1}, 1, columns.size(),
+                           g_.table.row(p_.tokens[row]) + columns.begin, true);
     }
   }
 

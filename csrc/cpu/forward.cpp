@@ -27,7 +27,8 @@ class Forward {
         h_n_(task.h_n),
         kernels_(kernels),
         plan_(plan),
-        packs_ih_(!std::is_same_v<O, T> || !reads_in_place(kernels, 1, p_.steps.total_rows())),
+        packs_ih_(!p_.tokens &&
+                  (!std::is_same_v<O, T> || !reads_in_place(kernels, 1, p_.steps.total_rows()))),
         packs_hh_(!reads_in_place(kernels, p_.steps.count - (p_.hx ? 0 : 1), p_.steps.batch)),
         projects_once_(packs_ih_ && p_.steps.total_rows() <= 4 * projection_rows(p_.hidden_size) &&
                        p_.hidden_size * p_.input_size >= few_weights),
@@ -183,6 +184,10 @@ class Forward {
   // differ in rows, those of the chunk are shared out evenly.
   void project(const Chunk& chunk, const Sequence<T>& h, const StepShare& share,
                Team::Member& member) const {
+    if (p_.tokens) {
+      look_up(chunk, h, share);
+      return;
+    }
     const Sequence<const O> x = readable_input(chunk, share, member);
     const O* weights =
         packs_ih_ ? weight_ih_.data() + share.columns.begin * filled(kernels_, p_.input_size)
@@ -205,6 +210,19 @@ class Forward {
     }
     if (!by_columns) {
       member.barrier();
+    }
+  }
+
+  // The same from the table: a member's rows and columns, which nobody else reads before the state
+  // is there.
+  void look_up(const Chunk& chunk, const Sequence<T>& h, const StepShare& share) const {
+    for (std::int64_t t = chunk.first; t <= chunk.last; ++t) {
+      const Matrix<T> target = h.at(p_.steps, t);
+      for (std::int64_t b = share.rows.begin; b < share.rows.end; ++b) {
+        const std::int64_t token = p_.tokens[p_.steps.offset(t) + b];
+        kernels_.widen(p_.table.part(token, share.columns.begin), 1, share.columns.size(),
+                       target.part(b, share.columns.begin));
+      }
     }
   }
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from .. import RNN
+from .token_rnn import can_look_up, token_rnn
 
 __all__ = ["CharRNN"]
 
@@ -62,5 +63,8 @@ class CharRNN(nn.Module):
         Returns:
             Logits of shape ``(T, B, V)`` and the hidden state after the last, ``(L, B, H)``.
         """
-        output, h_n = self.rnn(self.embedding(tokens), hx)
+        if can_look_up(self.embedding, self.rnn, tokens):
+            output, h_n = token_rnn(self.embedding, self.rnn, tokens, hx)
+        else:
+            output, h_n = self.rnn(self.embedding(tokens), hx)
         return self.linear(self.dropout(output)), h_n

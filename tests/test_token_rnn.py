@@ -1,0 +1,261 @@
+"""Tokens looked up in a table of input projections: the same model, half the products."""
+
+import pytest
+import torch
+from support import PLANS, assert_close_fp64, assert_same_bits, using_threads
+from torch import nn
+
+import rnn_ext
+from rnn_ext.charlm import CharRNN, token_rnn
+from rnn_ext.charlm.token_rnn import can_look_up
+
+forward = torch.ops.rnn_ext._token_rnn_forward.default
+backward = torch.ops.rnn_ext._token_rnn_backward.default
+
+T, B, V, H = 9, 3, 7, 16
+
+
+def models(hidden_size=H, dtype=torch.float64, vocab_size=V, **kwargs):
+    """A model that looks up, and the same with `nn.RNN`, which multiplies every token."""
+    ours = CharRNN(vocab_size, hidden_size, **kwargs).to(dtype)
+    theirs = CharRNN(vocab_size, hidden_size, rnn_class=nn.RNN, **kwargs).to(dtype)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def results(model, tokens, hx):
+    """Outputs and every gradient of a loss that they all enter."""
+    hx = None if hx is None else hx.detach().requires_grad_()
+    logits, h_n = model(tokens, hx)
+    weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
+    loss = (weights * logits).sum() + h_n.square().sum()
+    leaves = [*model.parameters(), *([] if hx is None else [hx])]
+    return [logits, h_n, *torch.autograd.grad(loss, leaves)]
+
+
+@pytest.fixture
+def looked_up(monkeypatch):
+    """Counts the calls that look up."""
+    calls = []
+
+    def counting(*args):
+        calls.append(args)
+        return forward(*args)
+
+    monkeypatch.setattr(token_rnn, "_forward", counting)
+    return calls
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("with_hx", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_same_as_the_model_with_nn_rnn(looked_up, nonlinearity, num_layers, with_hx, tied):
+    ours, theirs = models(nonlinearity=nonlinearity, num_layers=num_layers, tied=tied)
+    tokens = torch.randint(V - 1, (T, B))  # one that never occurs: its gradient is zero
+    hx = torch.randn(num_layers, B, H, dtype=torch.float64) if with_hx else None
+    assert_close_fp64(results(ours, tokens, hx), results(theirs, tokens, hx))
+    assert len(looked_up) == 1
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("batch", [1, 17])
+def test_same_for_every_size(batch):
+    for hidden_size in (1, 7, 33, 65, 129):
+        ours, theirs = models(hidden_size, vocab_size=5)
+        tokens = torch.randint(5, (6, batch))
+        assert_close_fp64(results(ours, tokens, None), results(theirs, tokens, None))
+
+
+def test_error_in_float32_is_that_of_nn_rnn():
+    ours, theirs = models(129, torch.float32, 40, num_layers=2)
+    exact = models(129, torch.float64, 40, num_layers=2)[1]
+    exact.load_state_dict(ours.state_dict())
+    tokens, hx = torch.randint(40, (100, 16)), torch.randn(2, 16, 129)
+    expected = results(exact, tokens, hx.double())
+    errors = [
+        torch.stack([(a - b).norm() for a, b in zip(found, expected, strict=True)])
+        for found in (results(ours, tokens, hx), results(theirs, tokens, hx))
+    ]
+    # The bound that holds for the RNN itself.
+    assert (errors[0] / errors[1]).log().mean().exp() < 1.25
+    assert (errors[0] / errors[1]).max() < 8
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_same_bits_for_every_number_of_threads(dtype):
+    # More rows than a chunk of backward has, so that several chunks add to the table.
+    tokens, table = torch.randint(V, (300, 7)), torch.randn(V, 65, dtype=dtype)
+    hx, weight_hh = torch.randn(1, 7, 65, dtype=dtype), torch.randn(65, 65, dtype=dtype) / 8
+    grad = torch.randn(300, 7, 65, dtype=dtype)
+
+    def run():
+        output, h_n = forward(tokens, table, hx, weight_hh, "tanh")
+        mask = [True] * 3
+        return [
+            output,
+            h_n,
+            *backward(grad, h_n, tokens, table, hx, weight_hh, output, "tanh", mask),
+        ]
+
+    torch.set_num_threads(1)
+    expected = run()
+    for threads in (2, 3):
+        for plan in PLANS:
+            with using_threads(threads, plan):
+                assert_same_bits(run(), expected)
+
+
+def test_rows_do_not_depend_on_each_other():
+    tokens, table, weight_hh = torch.randint(V, (T, 8)), torch.randn(V, H), torch.randn(H, H) / 4
+    whole, _ = forward(tokens, table, None, weight_hh, "tanh")
+    part, _ = forward(tokens[:, 3:5], table, None, weight_hh, "tanh")
+    assert_same_bits([part], [whole[:, 3:5].contiguous()])
+
+
+@pytest.mark.parametrize("mask", [[True, False, False], [False, True, True], [False] * 3])
+def test_gradients_are_those_that_are_asked_for(mask):
+    tokens, table = torch.randint(V, (T, B)), torch.randn(V, H)
+    hx, weight_hh = torch.randn(1, B, H), torch.randn(H, H) / 4
+    output, h_n = forward(tokens, table, hx, weight_hh, "tanh")
+    rest = (tokens, table, hx, weight_hh, output, "tanh")
+    whole = backward(output, h_n, *rest, [True] * 3)
+    assert_same_bits(
+        backward(output, h_n, *rest, mask), [g for g, m in zip(whole, mask, strict=True) if m]
+    )
+
+
+def test_any_strides_will_do():
+    tokens = torch.randint(V, (B, T)).t()
+    table, weight_hh = torch.randn(H, V).t(), (torch.randn(H, H) / 4).t()
+    output, _ = forward(tokens, table, None, weight_hh, "tanh")
+    grad = torch.randn(1, 1, 1).expand(T, B, H)
+    operands = (tokens, table, None, weight_hh)
+    dense = [None if t is None else t.contiguous() for t in operands]
+    assert_same_bits([output], [forward(*dense, "tanh")[0]])
+    mask = [True, False, True]
+    assert_same_bits(
+        backward(grad, None, *operands, output, "tanh", mask),
+        backward(grad.contiguous(), None, *dense, output, "tanh", mask),
+    )
+
+
+def test_opcheck():
+    checks = ("test_schema", "test_faketensor")
+    operands = (torch.randint(V, (T, B)), torch.randn(V, H), torch.randn(1, B, H))
+    operands = (*operands, torch.randn(H, H))
+    torch.library.opcheck(forward, (*operands, "tanh"), test_utils=checks)
+    output, h_n = forward(*operands, "tanh")
+    for mask in ([True] * 3, [True, False, True]):
+        args = (output, h_n, *operands, output, "tanh", mask)
+        torch.library.opcheck(backward, args, test_utils=checks)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"tokens": torch.tensor([[0, V]])}, "tokens must be from 0 to 6"),
+        ({"tokens": torch.tensor([[0, -1]])}, "tokens must be from 0 to 6"),
+        ({"tokens": torch.zeros(1, 2)}, "tokens must be on the CPU and of the dtype"),
+        ({"tokens": torch.zeros(0, 2, dtype=torch.int64)}, "tokens must be a matrix, not an empty"),
+        ({"table": torch.zeros(V)}, "table must be a matrix"),
+        ({"table": torch.zeros(V, H, dtype=torch.bfloat16)}, "tokens go with float32 and float64"),
+        ({"table": torch.zeros(V, H).double()}, "weight_hh must be on the CPU and of the dtype"),
+        ({"weight_hh": torch.zeros(H, H + 1)}, "weight_hh has an unexpected shape"),
+        ({"hx": torch.zeros(1, 3, H)}, "hx has an unexpected shape"),
+        ({"nonlinearity": "gelu"}, "nonlinearity must be 'tanh' or 'relu'"),
+    ],
+)
+def test_checks_that_keep_memory_safe(change, sentence):
+    operands = {
+        "tokens": torch.zeros(1, 2, dtype=torch.int64),
+        "table": torch.zeros(V, H),
+        "hx": torch.zeros(1, 2, H),
+        "weight_hh": torch.zeros(H, H),
+        "nonlinearity": "tanh",
+    }
+    with pytest.raises(RuntimeError, match=sentence):
+        forward(**{**operands, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"output": torch.zeros(1, 2, H + 1)}, "output has an unexpected shape"),
+        ({"grad_output": torch.zeros(1, 1, H)}, "grad_output has an unexpected shape"),
+        ({"grad_output": torch.zeros(1, 2, H).double()}, "grad_output must have the dtype"),
+        ({"grad_h_n": torch.zeros(1, 1, H)}, "grad_h_n has an unexpected shape"),
+        ({"output_mask": [True]}, "output_mask needs a flag for table, hx and weight_hh"),
+        ({"hx": None}, "there is no hx to compute a gradient for"),
+    ],
+)
+def test_checks_of_backward_that_keep_memory_safe(change, sentence):
+    operands = {
+        "grad_output": torch.zeros(1, 2, H),
+        "grad_h_n": torch.zeros(1, 2, H),
+        "tokens": torch.zeros(1, 2, dtype=torch.int64),
+        "table": torch.zeros(V, H),
+        "hx": torch.zeros(1, 2, H),
+        "weight_hh": torch.zeros(H, H),
+        "output": torch.zeros(1, 2, H),
+        "nonlinearity": "tanh",
+        "output_mask": [True] * 3,
+    }
+    with pytest.raises(RuntimeError, match=sentence):
+        backward(**{**operands, **change})
+
+
+def test_looked_up_where_it_is_faster(looked_up):
+    model = CharRNN(V, H)
+    model(torch.zeros(T, B, dtype=torch.int64))
+    assert len(looked_up) == 1
+    model(torch.zeros(2, B, dtype=torch.int64))  # six tokens: a table has seven
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.zeros(T, B, dtype=torch.int64))
+    model.bfloat16()(torch.zeros(T, B, dtype=torch.int64))
+    CharRNN(V, H, rnn_class=nn.RNN)(torch.zeros(T, B, dtype=torch.int64))
+    assert len(looked_up) == 1
+
+
+def test_transforms_and_graphs_take_the_modules(looked_up):
+    model, tokens = CharRNN(V, H), torch.randint(V, (T, B))
+    expected = model(tokens)[0]
+    weights = dict(model.named_parameters())
+    looked_up.clear()
+
+    def loss(weights):
+        return torch.func.functional_call(model, weights, (tokens,))[0].sum()
+
+    tangents = {name: torch.zeros_like(w) for name, w in weights.items()}
+    tangents["embedding.weight"] = torch.ones(V, H)
+    assert torch.func.jvp(loss, (weights,), (tangents,))[1] != 0
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(tokens)[0], expected)
+    assert not looked_up
+
+
+def test_dropout_between_layers_draws_as_the_modules_do():
+    ours, theirs = models(num_layers=3, dropout=0.5)
+    tokens = torch.randint(V, (T, B))
+    torch.manual_seed(1)
+    expected = theirs(tokens)[0]
+    torch.manual_seed(1)
+    assert_close_fp64([ours(tokens)[0].detach()], [expected.detach()])
+
+
+def test_second_derivative_is_refused():
+    model = CharRNN(V, H)
+    logits, _ = model(torch.randint(V, (T, B)))
+    (grad,) = torch.autograd.grad(logits.square().sum(), model.rnn.weight_hh_l0, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_a_swapped_model_looks_up_too(looked_up):
+    model = CharRNN(V, H, rnn_class=nn.RNN)
+    tokens = torch.zeros(T, B, dtype=torch.int64)
+    assert not can_look_up(model.embedding, model.rnn, tokens)
+    rnn_ext.replace_rnn(model)
+    model(tokens)
+    assert len(looked_up) == 1
