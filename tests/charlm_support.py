@@ -80,16 +80,30 @@ _forks.set_forkserver_preload(["rnn_ext.charlm.training", "torch._dynamo", "pyte
 
 
 def start_child(
-    *files: Path, out: Path, kill_at: int = 0, after: bool = False, **flags: Any
-) -> multiprocessing.process.BaseProcess:
+    *files: Path,
+    out: Path,
+    kill_at: int = 0,
+    after: bool = False,
+    environment: dict[str, str] | None = None,
+    stderr: Path | None = None,
+    **flags: Any,
+) -> Any:
     """`train --resume` in a process that kills itself before or after its `kill_at`-th rename."""
-    child = _forks.Process(target=_child, args=(files, out, kill_at, after, flags))
+    child = _forks.Process(
+        target=_child, args=(files, out, kill_at, after, environment or {}, stderr, flags)
+    )
     child.start()
     return child
 
 
 def _child(
-    files: tuple[Path, ...], out: Path, kill_at: int, after: bool, flags: dict[str, Any]
+    files: tuple[Path, ...],
+    out: Path,
+    kill_at: int,
+    after: bool,
+    environment: dict[str, str],
+    stderr: Path | None,
+    flags: dict[str, Any],
 ) -> None:
     renames = 0
 
@@ -106,5 +120,8 @@ def _child(
         return call
 
     torch.set_num_threads(1)
+    os.environ.update(environment)
     os.rename, os.replace = counting(os.rename), counting(os.replace)
+    if stderr is not None:
+        sys.stderr = stderr.open("w")
     sys.exit(train(*files, out=out, resume=True, **flags))

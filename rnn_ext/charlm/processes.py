@@ -1,13 +1,12 @@
 """The processes that train one model together, as torchrun starts them; or this one alone."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
 
@@ -42,9 +41,11 @@ class Processes:
         try:
             yield cls(dist.get_rank(), size)
         except RuntimeError as error:
+            if not _is_lost_contact(error):
+                raise
             raise UserError(
-                f"process {dist.get_rank()} of {size} lost contact with another one "
-                f"({str(error).splitlines()[0]}); start all of them again with --resume"
+                f"process {dist.get_rank()} of {size} lost contact with another one; "
+                "start all of them again with --resume"
             ) from error
         finally:
             dist.destroy_process_group()
@@ -85,6 +86,22 @@ class Processes:
         dist.all_gather(parts, states.contiguous())
         return torch.cat(parts, dim=1)
 
-    def parallel(self, model: nn.Module) -> nn.Module:
-        """``model``, whose gradients become those of all processes' batches together."""
-        return DistributedDataParallel(model) if self.size > 1 else model
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Make every process's gradients the mean of all; what data parallelism comes down to.
+
+        In one message: torch's DistributedDataParallel cuts it up, to send what is done while the
+        rest of backward goes on; but a model of one RNN has its gradients all at the end.
+        """
+        if self.size == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        message = torch.cat([gradient.flatten() for gradient in gradients]) / self.size
+        dist.all_reduce(message)
+        parts = message.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _is_lost_contact(error: RuntimeError) -> bool:
+    # gloo has no exception class of its own.
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "peer" in str(error)

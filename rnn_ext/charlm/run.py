@@ -69,7 +69,6 @@ class Run:
         self._device = processes.device(settings.device)
 
         self.model = _trained(checkpoint).to(self._device)
-        self._parallel = processes.parallel(self.model)
         self._optimizer = torch.optim.Adam(
             self.model.parameters(), lr=settings.lr, fused=self._device.type in ("cpu", "cuda")
         )
@@ -101,11 +100,12 @@ class Run:
             torch.manual_seed(
                 settings.seed + self.steps_done * self._processes.size + self._processes.rank
             )
-        self._parallel.train()
+        self.model.train()
         inputs, targets = self._streams.read(self.steps_done)
-        loss, self._hidden = self._loss(self._parallel, inputs, targets, self._hidden)
+        loss, self._hidden = self._loss(inputs, targets, self._hidden)
         self._optimizer.zero_grad()
         loss.backward()
+        self._processes.average_gradients(self.model.parameters())
         try:
             nn.utils.clip_grad_norm_(
                 self.model.parameters(), settings.clip, error_if_nonfinite=True
@@ -129,20 +129,20 @@ class Run:
         streams = windows(self._validation, settings.batch_size, settings.seq_len)
         own = self._processes.share(streams[0][0].size(1))
         for inputs, targets in streams if own.start < own.stop else []:
-            loss, hidden = self._loss(self.model, inputs[:, own], targets[:, own], hidden)
+            loss, hidden = self._loss(inputs[:, own], targets[:, own], hidden)
             nats += float(loss) * targets[:, own].numel()
             count += targets[:, own].numel()
         nats, characters = self._processes.mean(nats, count)
         return nats / characters / math.log(2)
 
     def _loss(
-        self, model: nn.Module, inputs: Tensor, targets: Tensor, hidden: Tensor | None
+        self, inputs: Tensor, targets: Tensor, hidden: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The mean over all characters, and the state after them, detached."""
         with torch.autocast(
             self._device.type, torch.bfloat16, enabled=self.settings.dtype == "bf16"
         ):
-            logits, hidden = model(inputs.to(self._device), hidden)
+            logits, hidden = self.model(inputs.to(self._device), hidden)
         targets = targets.to(self._device).flatten()
         loss = cross_entropy(logits.float().flatten(0, 1), targets)
         return loss, hidden.detach().float()

@@ -55,7 +55,13 @@ def train(
         processes.wait()
         checkpoint = newest(out)
         assert checkpoint is not None
-        checkpoint = replace(checkpoint, settings=checkpoint.settings.going_on(given))
+        settings = checkpoint.settings.going_on(given)
+        if settings.batch_size % processes.size:
+            raise UserError(
+                f"{processes.size} processes cannot share {settings.batch_size} streams evenly; "
+                "choose another --batch-size or number of processes"
+            )
+        checkpoint = replace(checkpoint, settings=settings)
         run = Run(checkpoint, checkpoint.tokens.map(_token_file(out)), processes)
         with Log(out / "log.jsonl", run.steps_done) if processes.leads else nullcontext() as log:
             finished = _walk(run, out, log, processes)
