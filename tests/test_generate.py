@@ -104,12 +104,17 @@ def by_the_loop(monkeypatch, *args, **kwargs):
         return text_of(*args, **kwargs)
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9}, {"temperature": 2.0, "top_k": 3}])
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize(
+    ("num_layers", "nonlinearity", "sampling"),
+    [
+        (1, "tanh", {}),
+        (1, "relu", {"temperature": 0.9}),
+        (3, "tanh", {"temperature": 2.0, "top_k": 3}),
+    ],
+)
 def test_fused_writes_what_the_loop_writes(monkeypatch, isa, num_layers, nonlinearity, sampling):
     vocabulary = Vocabulary(string.printable, with_unknown=True)
-    for hidden_size in (1, 33, 65, 257):
+    for hidden_size in (1, 65, 257):
         size = len(vocabulary)
         model = CharRNN(size, hidden_size, num_layers=num_layers, nonlinearity=nonlinearity).eval()
         # More than the first two calls of the op give.
