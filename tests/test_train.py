@@ -98,6 +98,19 @@ def test_flag_changes_the_run(text, tmp_path, flags):
     assert log_of(tmp_path / "a") != log_of(tmp_path / "b")
 
 
+def test_dropout_differs_from_step_to_step(text, tmp_path, monkeypatch):
+    seeds, step = [], training.Run.step
+
+    def step_and_note(self):
+        loss = step(self)
+        seeds.append(torch.initial_seed())
+        return loss
+
+    monkeypatch.setattr(training.Run, "step", step_and_note)
+    train(text, out=tmp_path, dropout=0.5, seed=2**64 - 1, steps=4)
+    assert len(set(seeds)) == 4
+
+
 def test_tied_layers_share_one_matrix(text, tmp_path):
     train(text, out=tmp_path, tied=True)
     model, _ = charlm.load(tmp_path)

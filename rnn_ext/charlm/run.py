@@ -97,9 +97,8 @@ class Run:
         settings = self.settings
         if settings.dropout:
             # A function of the step, so that no generator's state has to be kept.
-            torch.manual_seed(
-                settings.seed + self.steps_done * self._processes.size + self._processes.rank
-            )
+            place = self.steps_done * self._processes.size + self._processes.rank
+            torch.manual_seed((settings.seed + place) % 2**64)
         self.model.train()
         inputs, targets = self._streams.read(self.steps_done)
         loss, self._hidden = self._loss(inputs, targets, self._hidden)
