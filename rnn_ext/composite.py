@@ -1,7 +1,7 @@
-"""A layer and its tangent recurrence written out in torch's own operations.
+"""A layer written out in torch's own operations.
 
-Slow, and exact: the layer where torch.compile traces a torch.func transform, which sees through
-nothing else; the recurrence on devices that have no kernel for it.
+Slow, and exact: for where torch.compile traces a torch.func transform, which sees through nothing
+else.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["rnn_layer", "rnn_tangent"]
+__all__ = ["rnn_layer"]
 
 
 def rnn_layer(
@@ -26,8 +26,7 @@ def rnn_layer(
     """The same as ``torch.ops.rnn_ext.rnn_forward``: see ``csrc/common/ops.h`` for the shapes."""
     directions = 2 if bidirectional else 1
     per_direction = len(weights) // directions
-    rows = _rows(input, batch_sizes)
-    activation = torch.tanh if nonlinearity == "tanh" else torch.relu
+    rows = [input.size(1)] * input.size(0) if batch_sizes is None else batch_sizes.tolist()
     outputs, finals = [], []
     for direction in range(directions):
         w_ih, w_hh, *biases = weights[direction * per_direction : (direction + 1) * per_direction]
@@ -38,7 +37,7 @@ def rnn_layer(
             w_hh,
             rows,
             packed=batch_sizes is not None,
-            activate=lambda _, z: activation(z),
+            activation=torch.tanh if nonlinearity == "tanh" else torch.relu,
             reverse=direction == 1,
         )
         outputs.append(output)
@@ -53,7 +52,7 @@ def _direction(
     rows: list[int],
     *,
     packed: bool,
-    activate: Callable[[int, Tensor], Tensor],
+    activation: Callable[[Tensor], Tensor],
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
     steps = list(projected.split(rows) if packed else projected.unbind(0))
@@ -66,43 +65,7 @@ def _direction(
             h = h[: rows[t]]
         elif rows[t] > h.size(0):
             h = torch.cat([h, h0[h.size(0) : rows[t]]]) if position else h0[: rows[t]]
-        h = activate(t, steps[t] + F.linear(h, w_hh))
+        h = activation(steps[t] + F.linear(h, w_hh))
         steps[t] = h
     h_n = torch.cat([h, *reversed(ended)]) if ended else h
     return (torch.cat(steps) if packed else torch.stack(steps)), h_n
-
-
-def rnn_tangent(
-    seed: Tensor,
-    initial: Tensor | None,
-    matrices: Sequence[Tensor],
-    output: Tensor,
-    batch_sizes: Tensor | None,
-    nonlinearity: str,
-    reverse: bool,
-) -> Tensor:
-    """The same as ``torch.ops.rnn_ext._rnn_tangent``."""
-    rows = _rows(seed, batch_sizes)
-    packed = batch_sizes is not None
-    results = []
-    for d, (s, h, w) in enumerate(
-        zip(seed.chunk(len(matrices), -1), output.chunk(len(matrices), -1), matrices, strict=True)
-    ):
-        states = h.split(rows) if packed else h.unbind(0)
-
-        def chain(t: int, z: Tensor, states: Sequence[Tensor] = states) -> Tensor:
-            if nonlinearity == "tanh":
-                return z * (1 - states[t] * states[t])
-            return z.masked_fill(states[t] <= 0, 0)
-
-        first = s.new_zeros(rows[0], w.size(0)) if initial is None else initial[d]
-        y, _ = _direction(
-            s, first, w, rows, packed=packed, activate=chain, reverse=reverse != (d == 1)
-        )
-        results.append(y)
-    return torch.cat(results, -1)
-
-
-def _rows(input: Tensor, batch_sizes: Tensor | None) -> list[int]:
-    """How many rows each step has."""
-    return [input.size(1)] * input.size(0) if batch_sizes is None else batch_sizes.tolist()

@@ -4,10 +4,10 @@ A layer's tangent and its gradients are matrix products over all steps and one l
 
     y_t = φ'(z_t) ∘ (s_t + W y_{t-1}),
 
-which is a kernel (``csrc/cpu/tangent.cpp``). With W_hh it gives the tangent of the states, where s
-is what the tangents of input, weights and hx bring in; backward in time and with W_hhᵀ it gives the
-gradient of the pre-activations, where s is the gradient of the output. Its own tangent and
-gradients are made of it again, so that there is no highest order.
+which is a kernel (``csrc/cpu/tangent.cpp``; on CUDA that of the backward pass). With W_hh it gives
+the tangent of the states, where s is what the tangents of input, weights and hx bring in; backward
+in time and with W_hhᵀ it gives the gradient of the pre-activations, where s is the gradient of the
+output. Its own tangent and gradients are made of it again, so that there is no highest order.
 """
 
 from __future__ import annotations

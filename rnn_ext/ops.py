@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import composite, derivatives
+from . import derivatives
 from .walk import Walk
 
 __all__ = ["in_places"]
@@ -79,9 +79,6 @@ def _(
 @torch.library.register_fake("rnn_ext::_rnn_tangent")
 def _(seed: Tensor, *_: Any) -> Tensor:
     return seed.new_empty(seed.shape)
-
-
-torch.library.impl("rnn_ext::_rnn_tangent", "CUDA")(composite.rnn_tangent)
 
 
 def _empty_gradients(operands: list[Tensor | None], output_mask: list[bool]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The plain RNN that every kernel is compared with: a Python loop, autograd through it."""
+"""What every kernel is compared with: the plain RNN in a Python loop, autograd through it."""
 
 from collections.abc import Sequence
 
@@ -74,3 +74,35 @@ def _one_direction(
         outputs[t] = torch.tanh(z) if nonlinearity == "tanh" else z * (z > 0)
         state = torch.cat([outputs[t], state[len(x) :]])
     return [outputs[t] for t in order], state
+
+
+def reference_tangent(
+    seed: Tensor,
+    initial: Tensor | None,
+    matrices: Sequence[Tensor],
+    output: Tensor,
+    batch_sizes: Tensor | None,
+    nonlinearity: str,
+    reverse: bool,
+) -> Tensor:
+    """Runs y_t = phi'(z_t) (seed_t + W y_{t-1}): the same as `torch.ops.rnn_ext._rnn_tangent`."""
+    sides = []
+    for direction, matrix in enumerate(matrices):
+        columns = slice(direction * len(matrix), (direction + 1) * len(matrix))
+        steps, states = (
+            t[..., columns].unbind(0)
+            if batch_sizes is None
+            else t[..., columns].split(batch_sizes.tolist())
+            for t in (seed, output)
+        )
+        y = torch.zeros_like(steps[0]) if initial is None else initial[direction]
+        results: dict[int, Tensor] = {}
+        order = range(len(steps))
+        for t in order if reverse == bool(direction) else reversed(order):
+            s, h = steps[t], states[t]
+            slope = 1 - h * h if nonlinearity == "tanh" else (h > 0).to(h)
+            results[t] = slope * (s + y[: len(s)] @ matrix.T)
+            y = torch.cat([results[t], y[len(s) :]])
+        sides.append([results[t] for t in order])
+    ys = [torch.cat(parts, dim=1) for parts in zip(*sides, strict=True)]
+    return torch.stack(ys) if batch_sizes is None else torch.cat(ys)

@@ -13,7 +13,7 @@ from typing import Any
 import emulation
 import pytest
 import torch
-from reference import reference_rnn
+from reference import reference_rnn, reference_tangent
 from support import assert_same_bits, same_bits
 from torch import Tensor
 
@@ -216,6 +216,63 @@ KINDS = [
     Case(70, MANY, NO_PERSISTENT),
     Case(70, FEW, NO_PERSISTENT, is_packed=True),
 ]
+
+
+def tangent_operands(case: Case) -> list[Any]:
+    """What `_rnn_tangent` takes, but for the flag at its end; initial where the case has an hx."""
+    tensors = Tensors.of(case)
+    seed, initial = tensors.upstream(case)
+    matrices = tensors.weights[1 :: 4 if case.bias else 2]
+    settings = (tensors.batch_sizes, case.nonlinearity)
+    return [seed, initial if case.has_hx else None, matrices, seed.sin(), *settings]
+
+
+def run_tangent(
+    case: Case, operands: Sequence[Any], reverse: bool = False, order: str = "identity"
+) -> Tensor:
+    with emulation.device(order, case.multiprocessors, case.shared_bytes):
+        return emulation.OPS._rnn_tangent(*operands, reverse)
+
+
+def expected_tangent(operands: Sequence[Any], reverse: bool = False) -> Tensor:
+    seed, initial, matrices, states, batch_sizes, nonlinearity = operands
+    start = None if initial is None else initial.double()
+    exact = (seed.double(), start, [m.double() for m in matrices], states.double())
+    return reference_tangent(*exact, batch_sizes, nonlinearity, reverse)
+
+
+@pytest.mark.parametrize(
+    ("nonlinearity", "has_hx", "reverse"), [("tanh", True, False), ("relu", False, True)]
+)
+@pytest.mark.parametrize("dtype", PRECISION, ids=str)
+@pytest.mark.parametrize("case", KINDS, ids=str)
+def test_tangent_recurrence(
+    case: Case, dtype: torch.dtype, nonlinearity: str, has_hx: bool, reverse: bool
+) -> None:
+    case = replace(case, dtype=dtype, nonlinearity=nonlinearity, has_hx=has_hx)
+    operands = tangent_operands(case)
+    found = run_tangent(case, operands, reverse)
+    assert worst_error([found], [expected_tangent(operands, reverse)]) <= PRECISION[dtype]
+    assert_same_bits([run_tangent(case, operands, reverse, "shuffled")], [found])
+
+
+@pytest.mark.parametrize("case", KINDS[::2], ids=str)
+def test_tangent_recurrence_reads_any_layout(case: Case) -> None:
+    seed, initial, matrices, *rest = operands = tangent_operands(case)
+    strided = [
+        seed.transpose(0, 1).contiguous().transpose(0, 1),
+        initial.transpose(0, 2).contiguous().transpose(0, 2),
+        [m.t().contiguous().t() for m in matrices],
+        *rest,
+    ]
+    found = run_tangent(case, strided)
+    assert worst_error([found], [expected_tangent(operands)]) <= PRECISION[case.dtype]
+
+
+def test_tangent_recurrence_of_an_empty_batch() -> None:
+    case = replace(KINDS[0], batch=0)
+    found = run_tangent(case, tangent_operands(case))
+    assert found.shape == (case.seq_len, 0, 2 * case.hidden_size)
 
 
 @pytest.mark.parametrize("order", ["reversed", "shuffled"])

@@ -146,9 +146,7 @@ void implement_ops(Library& m) {
   m.impl("_rnn_backward", TORCH_BOX(&WithTorchsWords<&O::rnn_backward>::call));
   m.impl("_cell_forward", TORCH_BOX(&WithTorchsWords<&O::cell_forward>::call));
   m.impl("_cell_backward", TORCH_BOX(&WithTorchsWords<&O::cell_backward>::call));
-  if constexpr (requires { &Driver::tangent; }) {
-    m.impl("_rnn_tangent", TORCH_BOX(&WithTorchsWords<&O::rnn_tangent>::call));
-  }
+  m.impl("_rnn_tangent", TORCH_BOX(&WithTorchsWords<&O::rnn_tangent>::call));
 }
 
 }  // namespace rnn_ext

@@ -30,6 +30,11 @@ Tensor flat(const Tensor& sequence) {
   return sequence.dim() == 2 ? sequence : torch::stable::flatten(sequence, 0, 1);
 }
 
+// The states of one direction as a matrix.
+Tensor states_of(const Tensor& states, std::int64_t d) {
+  return states.dim() == 2 ? states : flat(narrowed(states, 0, d, 1));
+}
+
 // The sum over the first dimension, written to `target`.
 void sum_rows(const Tensor& t, Tensor& target) {
   const std::int64_t rows = 0;
@@ -121,39 +126,48 @@ void run_forward(const Call& call, const Tensor& output, const Tensor& h_n) {
   execution.run<S>(nonlinearity, passes);
 }
 
-// Writes dz and, where they are wanted, the states before each step.
+// The tensors of a BackwardPass, all directions in each.
+struct Recurrence {
+  std::vector<Tensor> matrices = {};
+  bool reverse = false;  // each direction in the order opposite to its own
+  Tensor output;
+  std::optional<Tensor> grad_output;
+  std::optional<Tensor> grad_h_n = std::nullopt;
+  Tensor dz;
+  std::optional<Tensor> previous = std::nullopt;
+  std::optional<Tensor> grad_hx = std::nullopt;
+};
+
 template <class S>
-void run_backward(const Call& call, const Tensor& output, const std::optional<Tensor>& grad_output,
-                  const std::optional<Tensor>& grad_h_n, const Tensor& dz,
-                  const std::optional<Tensor>& previous, const std::optional<Tensor>& grad_hx) {
+void run_recurrence(const Call& call, const Recurrence& tensors) {
   Execution execution(call);
   std::vector<BackwardPass<S>> passes;
   Nonlinearity nonlinearity{};
   for (std::int64_t d = 0; d < call.directions; ++d) {
-    const Problem<S> problem = call.problem<S>(output, d);
+    const Problem<S> problem = call.problem<S>(tensors.output, d);
     nonlinearity = problem.nonlinearity;
     const auto part = [&]<class T>(Sequence<T> sequence) {
       sequence.data += d * call.hidden_size * sequence.column_stride;
       return sequence;
     };
     BackwardPass<S> pass;
-    pass.walk = execution.walk(!problem.reverse);
+    pass.walk = execution.walk(problem.reverse != tensors.reverse);
     pass.hidden_size = call.hidden_size;
-    pass.weight = execution.contiguous<S>(transposed(call.weight(d, 1)));
+    pass.weight = execution.contiguous<S>(tensors.matrices[d]);
     pass.states = {problem.output.data, problem.output.step_stride, problem.output.row_stride, 1};
-    if (grad_output) {
-      pass.grad_output = part(view::sequence<const S>(*grad_output));
+    if (tensors.grad_output) {
+      pass.grad_output = part(view::sequence<const S>(*tensors.grad_output));
     }
-    if (grad_h_n) {
-      pass.grad_h_n = view::slice<const S>(*grad_h_n, d);
+    if (tensors.grad_h_n) {
+      pass.grad_h_n = view::slice<const S>(*tensors.grad_h_n, d);
     }
-    pass.dz = part(view::sequence<S>(dz));
-    if (previous) {
-      pass.previous = part(view::sequence<S>(*previous));
+    pass.dz = part(view::sequence<S>(tensors.dz));
+    if (tensors.previous) {
+      pass.previous = part(view::sequence<S>(*tensors.previous));
       pass.hx = problem.hx;
     }
-    if (grad_hx) {
-      pass.grad_hx = view::slice<S>(*grad_hx, d);
+    if (tensors.grad_hx) {
+      pass.grad_hx = view::slice<S>(*tensors.grad_hx, d);
     }
     passes.push_back(pass);
   }
@@ -182,9 +196,7 @@ void gradient_of_weight_hh(const Call& call, std::int64_t d, const Tensor& dz, c
              narrowed(part(call, output, d), 0, reverse ? batch : 0, rest), to);
   };
   const auto add_first = [&](const Tensor& to) {
-    const Tensor& hx = *call.hx();
-    multiply(transposed(narrowed(own, 0, reverse ? rest : 0, batch)),
-             hx.dim() == 2 ? hx : flat(narrowed(hx, 0, d, 1)), to);
+    multiply(transposed(narrowed(own, 0, reverse ? rest : 0, batch)), states_of(*call.hx(), d), to);
   };
   if (!call.hx()) {
     add_rest(target);  // of no rows: zeros
@@ -241,27 +253,49 @@ std::vector<Tensor> Driver::backward(const Call& call, const std::optional<Tenso
     return gradients;
   }
 
-  const Tensor dz = call.new_output();
+  Recurrence recurrence{.reverse = true,
+                        .output = output,
+                        .grad_output = grad_output,
+                        .dz = call.new_output(),
+                        .grad_hx = slots.hx()};
+  for (std::int64_t d = 0; d < call.directions; ++d) {
+    recurrence.matrices.push_back(transposed(call.weight(d, 1)));
+  }
+  if (grad_h_n) {
+    recurrence.grad_h_n = with_unit_columns(*grad_h_n);
+  }
   // Among steps of different lengths no view finds the states before each.
-  std::optional<Tensor> previous;
   if (call.steps.batch_sizes &&
       (slots.weight(0, 1) || (call.directions == 2 && slots.weight(1, 1)))) {
-    previous = call.new_output();
+    recurrence.previous = call.new_output();
   }
-  std::optional<Tensor> h_n_gradient;
-  if (grad_h_n) {
-    h_n_gradient = with_unit_columns(*grad_h_n);
-  }
-  with_type(call.dtype, [&](auto zero) {
-    run_backward<decltype(zero)>(call, output, grad_output, h_n_gradient, dz, previous, slots.hx());
-  });
+  with_type(call.dtype, [&](auto zero) { run_recurrence<decltype(zero)>(call, recurrence); });
   if (slots.input()) {
-    multiply(flat(dz), stacked_weights_ih(call), flat(*slots.input()));
+    multiply(flat(recurrence.dz), stacked_weights_ih(call), flat(*slots.input()));
   }
   for (std::int64_t d = 0; d < call.directions; ++d) {
-    weight_gradients(call, d, dz, output, previous, slots);
+    weight_gradients(call, d, recurrence.dz, output, recurrence.previous, slots);
   }
   return slots.take();
+}
+
+void Driver::tangent(const Call& call, const Tensor& seed, const Tensor& output,
+                     const Tensor& tangent, bool reverse) {
+  if (tangent.numel() == 0) {
+    return;
+  }
+  Recurrence recurrence{.reverse = reverse, .output = output, .grad_output = seed, .dz = tangent};
+  if (call.hx()) {
+    recurrence.grad_h_n = call.new_state();
+  }
+  for (std::int64_t d = 0; d < call.directions; ++d) {
+    const Tensor& matrix = call.weight(d, 1);
+    recurrence.matrices.push_back(matrix);
+    if (call.hx()) {
+      multiply(states_of(*call.hx(), d), transposed(matrix), states_of(*recurrence.grad_h_n, d));
+    }
+  }
+  with_type(call.dtype, [&](auto zero) { run_recurrence<decltype(zero)>(call, recurrence); });
 }
 
 }  // namespace rnn_ext::cuda

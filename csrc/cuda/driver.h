@@ -13,6 +13,9 @@ struct Driver {
                                       const std::optional<Tensor>& grad_h_n,
                                       const std::vector<Tensor>& weights, const Tensor& output,
                                       const std::vector<bool>& output_mask);
+  // `seed` and `tangent` hold all directions; these walk time the other way where `reverse`.
+  static void tangent(const Call& call, const Tensor& seed, const Tensor& output,
+                      const Tensor& tangent, bool reverse);
 };
 
 }  // namespace rnn_ext::cuda

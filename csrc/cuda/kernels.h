@@ -39,12 +39,14 @@ struct ForwardPass {
   Matrix<S> h_n;
 };
 
-// dz_t = (dy_t + W_hhᵀ dz_{t+1}) φ'(z_t), from the last step to the first.
+// dz_t = (dy_t + W_hhᵀ dz_{t+1}) φ'(z_t), from the last step to the first. The tangent
+// y_t = φ'(z_t) (s_t + W y_{t-1}) is the same recurrence, in either order: W stands for W_hhᵀ, s
+// for dy, and W times what comes before the first y for grad_h_n.
 template <class S>
 struct BackwardPass {
   Walk walk;
   std::int64_t hidden_size = 0;
-  const S* weight = nullptr;      // W_hhᵀ, contiguous
+  const S* weight = nullptr;      // W_hhᵀ or W, contiguous
   Sequence<const S> states;       // h_t
   Sequence<const S> grad_output;  // any strides; null: zeros
   Matrix<const S> grad_h_n;       // null: zeros

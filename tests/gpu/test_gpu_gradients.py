@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
-from gpu_support import DEVICE, NEEDS_GPU, REGIMES, assert_parity, draw, in_fp64, layer, results
+from gpu_support import (
+    DEVICE,
+    DTYPES,
+    NEEDS_GPU,
+    REGIMES,
+    assert_parity,
+    draw,
+    in_fp64,
+    layer,
+    results,
+)
 from support import assert_same_bits, leaves
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnn_ext
 
@@ -57,6 +68,46 @@ def test_double_backward_is_right() -> None:
     rnn = layer(5, torch.float64, input_size=3, bidirectional=True)
     (x,) = leaves(draw(4, 2, 3, dtype=torch.float64))
     assert torch.autograd.gradgradcheck(lambda x: rnn(x)[0], x)
+
+
+@pytest.mark.parametrize("lengths", [None, [9, 7, 7, 1]], ids=["padded", "packed"])
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@REGIMES
+def test_a_gradient_penalty_has_nn_rnns_gradients(
+    hidden_size: int, nonlinearity: str, lengths: list[int] | None
+) -> None:
+    """A double backward: its gradients are those of a norm of gradients."""
+    rnn = layer(hidden_size, nonlinearity=nonlinearity, bidirectional=True)
+    x, hx = draw(9, 4, 17), draw(2, 4, hidden_size)
+
+    def penalty(rnn: nn.RNNBase, x: Tensor, hx: Tensor) -> list[Tensor]:
+        x, hx = leaves(x, hx)
+        output, h_n = rnn(x if lengths is None else pack_padded_sequence(x, lengths), hx)
+        data = output if lengths is None else output.data
+        loss = data.square().sum() + h_n.square().sum()
+        first = torch.autograd.grad(loss, [x, hx], create_graph=True)
+        norm = sum(g.square().sum() for g in first)
+        return [norm.detach(), *torch.autograd.grad(norm, [x, hx, *rnn.parameters()])]
+
+    exact = penalty(in_fp64(rnn), x.double().cpu(), hx.double().cpu())
+    assert_parity(penalty(rnn, x, hx), exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@REGIMES
+def test_forward_mode_gives_nn_rnns_tangents(
+    hidden_size: int, nonlinearity: str, dtype: torch.dtype
+) -> None:
+    rnn = layer(hidden_size, dtype, nonlinearity=nonlinearity, bidirectional=True)
+    x, hx = draw(9, 4, 17, dtype=dtype), draw(2, 4, hidden_size, dtype=dtype)
+    changes = torch.randn_like(x), torch.randn_like(hx)
+
+    def tangents(rnn: nn.RNNBase, *tensors: Tensor) -> Sequence[Tensor]:
+        return torch.func.jvp(rnn, tensors[:2], tensors[2:])[1]
+
+    exact = tangents(in_fp64(rnn), *(t.double().cpu() for t in (x, hx, *changes)))
+    assert_parity(tangents(rnn, x, hx, *changes), exact)
 
 
 def test_double_backward_of_the_cell_is_right() -> None:
