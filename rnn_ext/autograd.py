@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch._C._functorch import unwrap_if_dead
 
-from . import composite, derivatives, onnx, ops
+from . import composite, derivatives, onnx
 from .vectorize import is_in_legacy_vmap
 from .walk import Walk
 
-__all__ = ["rnn_cell", "rnn_layer"]
+__all__ = ["is_watched", "rnn_cell", "rnn_layer"]
 
 # Looked up once. None has autograd of its own.
 _rnn_forward = torch.ops.rnn_ext._rnn_forward.default
@@ -44,7 +44,7 @@ def rnn_layer(
     Raises:
         torch.OutOfMemoryError: no memory for the outputs or for scratch.
     """
-    if _is_watched():
+    if is_watched():
         if torch.onnx.is_in_onnx_export() and batch_sizes is None:
             forward = onnx.rnn_layer
         elif not (torch.compiler.is_compiling() or torch._C._is_tracing()):
@@ -68,7 +68,7 @@ def rnn_cell(
     input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], nonlinearity: str
 ) -> Tensor:
     """``rnn_layer`` for one step: input ``(B, I)``, hx and result ``(B, H)``."""
-    if _is_watched():
+    if is_watched():
         hx = None if hx is None else hx.unsqueeze(0)
         output, _ = rnn_layer(input.unsqueeze(0), hx, weights, None, nonlinearity, False)
         return output.squeeze(0)
@@ -81,7 +81,7 @@ def rnn_cell(
         raise
 
 
-def _is_watched() -> bool:
+def is_watched() -> bool:
     """Whether a graph is being recorded, or a transform or forward-mode AD is active."""
     return torch.compiler.is_compiling() or torch._C._is_tracing() or derivatives.is_transformed()
 
@@ -162,7 +162,7 @@ class _RNNLayer(torch.autograd.Function):
         except RuntimeError as error:
             _raise_if_out_of_memory(error)
             raise
-        return (None, None, None, *ops.in_places(grads, mask))
+        return (None, None, None, *derivatives.in_places(grads, mask))
 
 
 class _RNNCell(torch.autograd.Function):
@@ -189,7 +189,7 @@ class _RNNCell(torch.autograd.Function):
         except RuntimeError as error:
             _raise_if_out_of_memory(error)
             raise
-        return (None, *ops.in_places(grads, mask))
+        return (None, *derivatives.in_places(grads, mask))
 
 
 def _is_differentiated(*grads: Tensor | None) -> bool:

@@ -22,7 +22,14 @@ from torch import Tensor
 from .vectorize import folded_or_looped, is_in_legacy_vmap, legacy_vmap
 from .walk import Walk
 
-__all__ = ["is_transformed", "layer_backward", "layer_double_backward", "rnn_layer", "tangent"]
+__all__ = [
+    "in_places",
+    "is_transformed",
+    "layer_backward",
+    "layer_double_backward",
+    "rnn_layer",
+    "tangent",
+]
 
 
 def rnn_layer(
@@ -56,7 +63,7 @@ def tangent(
             return (tangent(seed, initial, matrices, states, walk),)
 
         return legacy_vmap(call, tensors)[0]  # type: ignore[return-value]
-    if _is_watched():
+    if _is_followed():
         return _Tangent.apply(walk, *tensors)
     return _Tangent.forward(walk, *tensors)
 
@@ -85,6 +92,16 @@ def layer_backward(
     if is_transformed():
         return gradients(*grads)
     return _Backward.apply(*(walk, output_mask, grad_output, grad_h_n, input, hx, output, *weights))
+
+
+def in_places(
+    found: Sequence[Tensor | None], output_mask: Sequence[bool]
+) -> Sequence[Tensor | None]:
+    """What a backward op returns, with None where ``output_mask`` is False."""
+    if len(found) == len(output_mask):
+        return found
+    rest = iter(found)
+    return [next(rest) if wanted else None for wanted in output_mask]
 
 
 def _gradients(
@@ -189,13 +206,13 @@ def _plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
     """total + a @ b; in the memory of total where nobody differentiates this."""
     if total is None:
         return a @ b
-    if _is_watched():
+    if _is_followed():
         return total + a @ b
     rows = total.flatten(0, -2)
     return rows.addmm_(a.flatten(0, -2), b).view_as(total)
 
 
-def _is_watched() -> bool:
+def _is_followed() -> bool:
     """Whether somebody differentiates or vectorizes what is computed."""
     return torch.is_grad_enabled() or is_transformed()
 
@@ -296,16 +313,14 @@ class _Backward(torch.autograd.Function):
         output: Tensor,
         *weights: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        found = iter(
-            torch.ops.rnn_ext._rnn_backward.default(
-                *(grad_output, grad_h_n, input, hx, weights, output),
-                *(walk.batch_sizes, walk.nonlinearity, walk.bidirectional, output_mask),
-            )
+        found = torch.ops.rnn_ext._rnn_backward.default(
+            *(grad_output, grad_h_n, input, hx, weights, output),
+            *(walk.batch_sizes, walk.nonlinearity, walk.bidirectional, output_mask),
         )
         ctx.walk = walk
         ctx.save_for_backward(grad_output, grad_h_n, input, hx, output, *weights)
         ctx.set_materialize_grads(False)
-        return tuple(next(found) if wanted else None for wanted in output_mask)
+        return tuple(in_places(found, output_mask))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -393,7 +408,7 @@ def _curvature(a: Tensor, y: Tensor, states: Tensor, walk: Walk) -> Tensor | Non
     if walk.nonlinearity == "relu":
         return None
     smallest = torch.finfo(states.dtype).tiny
-    if _is_watched():
+    if _is_followed():
         slope = (1 - states * states).clamp_min(smallest)
         return (a / slope) * (y / slope) * states * -2
     # In the same memory: pages that are touched for the first time cost more than the arithmetic.

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import derivatives
 from .walk import Walk
 
-__all__ = ["in_places"]
+__all__ = ["empty_gradients"]
 
 
 def _fake_forward(
@@ -49,7 +49,7 @@ def _fake_backward(
     bidirectional: bool,
     output_mask: list[bool],
 ) -> list[Tensor]:
-    return _empty_gradients([input, hx, *weights], output_mask)
+    return empty_gradients([input, hx, *weights], output_mask)
 
 
 for _name in ("rnn_forward", "_rnn_forward"):
@@ -73,7 +73,7 @@ def _(
     nonlinearity: str,
     output_mask: list[bool],
 ) -> list[Tensor]:
-    return _empty_gradients([input, hx, *weights], output_mask)
+    return empty_gradients([input, hx, *weights], output_mask)
 
 
 @torch.library.register_fake("rnn_ext::_rnn_tangent")
@@ -81,22 +81,13 @@ def _(seed: Tensor, *_: Any) -> Tensor:
     return seed.new_empty(seed.shape)
 
 
-def _empty_gradients(operands: list[Tensor | None], output_mask: list[bool]) -> list[Tensor]:
+def empty_gradients(operands: Sequence[Tensor | None], output_mask: Sequence[bool]) -> list[Tensor]:
+    """What a backward op returns, as far as shapes go."""
     return [
         t.new_empty(t.shape)
         for t, wanted in zip(operands, output_mask, strict=True)
         if wanted and t is not None
     ]
-
-
-def in_places(
-    found: Sequence[Tensor | None], output_mask: Sequence[bool]
-) -> Sequence[Tensor | None]:
-    """What a backward op returns, with None where ``output_mask`` is False."""
-    if len(found) == len(output_mask):
-        return found
-    rest = iter(found)
-    return [next(rest) if wanted else None for wanted in output_mask]
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -126,7 +117,7 @@ def _forward_op_backward(
         ctx.bidirectional,
         mask,
     )
-    grad_input, grad_hx, *grad_weights = in_places(found, mask)
+    grad_input, grad_hx, *grad_weights = derivatives.in_places(found, mask)
     return grad_input, grad_hx, grad_weights, None, None, None
 
 
@@ -146,7 +137,7 @@ def _save_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Te
 def _backward_op_backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     batch_sizes, grad_output, grad_h_n, input, hx, states, *weights = ctx.saved_tensors
     found = derivatives.layer_double_backward(
-        in_places(grads, ctx.output_mask),
+        derivatives.in_places(grads, ctx.output_mask),
         *(grad_output, grad_h_n, input, hx, weights, states),
         replace(ctx.walk, batch_sizes=batch_sizes),
     )

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .. import RNN
-from ..autograd import _is_watched
+from ..autograd import is_watched
+from ..derivatives import in_places
 from ..functional import rnn as rnn_layers
+from ..ops import empty_gradients
 
 __all__ = ["can_look_up", "projections", "token_rnn"]
 
@@ -33,7 +35,7 @@ def can_look_up(embedding: nn.Embedding, rnn: nn.Module, tokens: Tensor) -> bool
         and weight.dtype in (torch.float32, torch.float64)
         and 0 < weight.size(0) <= tokens.numel()  # else the table is the larger product
         and not torch.is_autocast_enabled("cpu")
-        and not _is_watched()
+        and not is_watched()
     )
 
 
@@ -101,8 +103,8 @@ class _TokenRNN(torch.autograd.Function):
         ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         mask = ctx.needs_input_grad[1:4]
-        found = iter(_backward(grad_output, grad_h_n, *ctx.saved_tensors, ctx.nonlinearity, mask))
-        return (None, *(next(found) if wanted else None for wanted in mask), None)
+        found = _backward(grad_output, grad_h_n, *ctx.saved_tensors, ctx.nonlinearity, mask)
+        return (None, *in_places(found, mask), None)
 
 
 @torch.library.register_fake("rnn_ext::_token_rnn_forward")
@@ -126,8 +128,4 @@ def _(
     nonlinearity: str,
     output_mask: list[bool],
 ) -> list[Tensor]:
-    return [
-        t.new_empty(t.shape)
-        for t, wanted in zip((table, hx, weight_hh), output_mask, strict=True)
-        if wanted and t is not None
-    ]
+    return empty_gradients((table, hx, weight_hh), output_mask)
