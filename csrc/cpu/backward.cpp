@@ -30,14 +30,16 @@ class Backward {
         g_(task.gradients),
         kernels_(kernels),
         plan_(plan),
-        chunk_rows_(gradient_rows(p_.hidden_size)),
-        packs_ih_(g_.input && (rounds_dz || !reads_in_place(kernels, 1, p_.steps.total_rows()))),
-        packs_hh_(!reads_in_place(kernels, p_.steps.count - (g_.hx ? 0 : 1), p_.steps.batch)) {
+        chunk_rows_(gradient_rows(p_.hidden_size)) {
     const std::int64_t h = p_.hidden_size;
     const std::int64_t rows =
         std::min(std::max(chunk_rows_, p_.steps.batch), p_.steps.total_rows());
-    weight_hh_ = Buffer<T>(packs_hh_ ? packed_size(kernels, h, h) : 0);
-    weight_ih_ = Buffer<O>(packs_ih_ ? packed_size(kernels, p_.input_size, h) : 0);
+    if (!reads_in_place(kernels, p_.steps.count - (g_.hx ? 0 : 1), p_.steps.batch)) {
+      weight_hh_ = Buffer<T>(packed_size(kernels, h, h));
+    }
+    if (g_.input && (rounds_dz || !reads_in_place(kernels, 1, p_.steps.total_rows()))) {
+      weight_ih_ = Buffer<O>(packed_size(kernels, p_.input_size, h));
+    }
     for (auto& dz : dz_) {
       dz = Buffer<T>(rows * h);
     }
@@ -118,12 +120,12 @@ class Backward {
 
   void pack_weights(const Team::Member& member) const {
     const Range states = column_share(kernels_, p_.hidden_size, member);
-    if (packs_hh_ && !states.empty()) {
+    if (weight_hh_.data() && !states.empty()) {
       kernels_.pack(p_.weight_hh.part(0, states.begin), states.size(), p_.hidden_size,
                     weight_hh_.data() + states.begin * p_.hidden_size, p_.hidden_size, 0);
     }
     const Range inputs = column_share(kernels_, p_.input_size, member);
-    if (packs_ih_ && !inputs.empty()) {
+    if (weight_ih_.data() && !inputs.empty()) {
       kernels_.pack_operand(p_.weight_ih.part(0, inputs.begin), inputs.size(), p_.hidden_size,
                             weight_ih_.data() + inputs.begin * filled(kernels_, p_.hidden_size),
                             p_.hidden_size, 0);
@@ -132,14 +134,8 @@ class Backward {
 
   // A product by these columns of W_hh.
   Product<S> recurrent_product(Range columns) const {
-    Product<S> product;
-    product.columns = columns.size();
-    if (packs_hh_) {
-      product.b = weight_hh_.data() + columns.begin * p_.hidden_size;
-    } else {
-      product.unpacked = p_.weight_hh.part(0, columns.begin);
-    }
-    return product;
+    const T* panels = weight_hh_.from(columns.begin * p_.hidden_size);
+    return product_by(p_.weight_hh, columns, panels);
   }
 
   void step(std::int64_t t, const Dz& dz, const T* later_dz, const StepShare& share) const {
@@ -206,17 +202,12 @@ class Backward {
       const Range rows = member.share(chunk.rows);
       const Matrix<S> target = g_.input.at(p_.steps, chunk.first);
       const Matrix<T> dx = writable(target, as_rows(grad_input_, p_.input_size));
-      Product<S, O> product;
+      const O* panels = weight_ih_.data();
+      Product<S, O> product = product_by(p_.weight_ih, {0, p_.input_size}, panels);
       product.rows = rows.size();
       product.inner = p_.hidden_size;
-      product.columns = p_.input_size;
       product.a = dz.operand + rows.begin * p_.hidden_size;
       product.a_stride = p_.hidden_size;
-      if (packs_ih_) {
-        product.b = weight_ih_.data();
-      } else {
-        product.unpacked = p_.weight_ih;
-      }
       product.c = dx.row(rows.begin);
       product.c_stride = dx.row_stride;
       if constexpr (is_widened<S>) {
@@ -393,10 +384,8 @@ class Backward {
   const Kernels<S, O>& kernels_;
   const Plan& plan_;
   std::int64_t chunk_rows_;
-  bool packs_ih_;
-  bool packs_hh_;
-  Buffer<T> weight_hh_;
-  Buffer<O> weight_ih_;
+  Buffer<T> weight_hh_;  // packed; without memory where the weight is read in place
+  Buffer<O> weight_ih_;  // likewise, and where no gradient of the input is wanted
   Buffer<T> dz_[2];
   Buffer<O> rounded_dz_;
   Buffer<T> seed_;

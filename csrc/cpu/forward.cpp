@@ -29,7 +29,6 @@ class Forward {
         plan_(plan),
         packs_ih_(!p_.tokens &&
                   (!std::is_same_v<O, T> || !reads_in_place(kernels, 1, p_.steps.total_rows()))),
-        packs_hh_(!reads_in_place(kernels, p_.steps.count - (p_.hx ? 0 : 1), p_.steps.batch)),
         projects_once_(packs_ih_ && p_.steps.total_rows() <= 4 * projection_rows(p_.hidden_size) &&
                        p_.hidden_size * p_.input_size >= few_weights),
         keeps_rows_(plan.split != Split::columns && !p_.steps.batch_sizes && !projects_once_),
@@ -43,7 +42,9 @@ class Forward {
                                                           : p_.hidden_size,
                                            p_.input_size)
                              : 0),
-        weight_hh_(packs_hh_ ? packed_size(kernels, p_.hidden_size, p_.hidden_size) : 0),
+        weight_hh_(reads_in_place(kernels, p_.steps.count - (p_.hx ? 0 : 1), p_.steps.batch)
+                       ? 0
+                       : packed_size(kernels, p_.hidden_size, p_.hidden_size)),
         bias_(p_.bias_ih || p_.bias_hh ? p_.hidden_size : 0),
         zeros_(p_.hx ? 0 : p_.hidden_size),
         from_zeros_(p_.hx ? 0 : p_.hidden_size) {
@@ -144,7 +145,7 @@ class Forward {
 
   // A panel of W_hh: packs it, and without hx multiplies it by zeros while it is in cache.
   void prepare_recurrent(Range columns) const {
-    if (packs_hh_) {
+    if (weight_hh_.data()) {
       kernels_.pack_transposed(p_.weight_hh.part(columns.begin, 0), columns.size(), p_.hidden_size,
                                weight_hh_.data() + columns.begin * p_.hidden_size);
     }
@@ -160,14 +161,8 @@ class Forward {
 
   // A product by these columns of W_hhᵀ.
   Product<S> recurrent_product(Range columns) const {
-    Product<S> product;
-    product.columns = columns.size();
-    if (packs_hh_) {
-      product.b = weight_hh_.data() + columns.begin * p_.hidden_size;
-    } else {
-      product.unpacked = p_.weight_hh.transposed().part(0, columns.begin);
-    }
-    return product;
+    const T* panels = weight_hh_.from(columns.begin * p_.hidden_size);
+    return product_by(p_.weight_hh.transposed(), columns, panels);
   }
 
   // What stands for a missing hx: nothing where its product can be left out. It means zeros, but
@@ -189,12 +184,10 @@ class Forward {
       return;
     }
     const Sequence<const O> x = readable_input(chunk, share, member);
-    const O* weights =
-        packs_ih_ ? weight_ih_.data() + share.columns.begin * filled(kernels_, p_.input_size)
-                  : nullptr;
+    const O* panels = weight_ih_.from(share.columns.begin * filled(kernels_, p_.input_size));
     if (keeps_rows_) {
       for_own_runs(chunk, share, x, h, [&](std::int64_t rows, Matrix<const O> from, Matrix<T> to) {
-        project_rows(rows, from, to, weights, share.columns);
+        project_rows(rows, from, to, panels, share.columns);
       });
       return;
     }
@@ -205,7 +198,7 @@ class Forward {
       project_panels(chunk.rows, from, to, member);
     } else {
       const Range rows = by_columns ? Range{0, chunk.rows} : member.share(chunk.rows);
-      project_rows(rows.size(), from.part(rows.begin, 0), to.part(rows.begin, 0), weights,
+      project_rows(rows.size(), from.part(rows.begin, 0), to.part(rows.begin, 0), panels,
                    share.columns);
     }
     if (!by_columns) {
@@ -240,23 +233,17 @@ class Forward {
     }
   }
 
-  // For some rows, with the packed weights of these columns; null: with W_ih in place.
-  void project_rows(std::int64_t rows, Matrix<const O> x, Matrix<T> h, const O* weights,
+  // For some rows, with the packed panels of these columns; null: with W_ih in place.
+  void project_rows(std::int64_t rows, Matrix<const O> x, Matrix<T> h, const O* panels,
                     Range columns) const {
     if (rows <= 0 || columns.empty()) {
       return;
     }
-    Product<S, O> product;
+    Product<S, O> product = product_by(p_.weight_ih.transposed(), columns, panels);
     product.rows = rows;
     product.inner = p_.input_size;
-    product.columns = columns.size();
     product.a = x.data;
     product.a_stride = x.row_stride;
-    if (weights) {
-      product.b = weights;
-    } else {
-      product.unpacked = p_.weight_ih.transposed().part(0, columns.begin);
-    }
     product.init = bias_.data() ? bias_.data() + columns.begin : nullptr;
     product.c = h.data + columns.begin;
     product.c_stride = h.row_stride;
@@ -380,13 +367,12 @@ class Forward {
   const Kernels<S, O>& kernels_;
   const Plan& plan_;
   bool packs_ih_;
-  bool packs_hh_;
   bool projects_once_;  // all steps are one chunk, and W_ih is large
   bool keeps_rows_;     // each member computes its own batch rows from first to last
   bool gathers_;        // x is copied, into rows at one stride
   std::int64_t chunk_rows_;
-  Buffer<O> weight_ih_;
-  Buffer<T> weight_hh_;
+  Buffer<O> weight_ih_;  // packed; without memory where the weight is read in place
+  Buffer<T> weight_hh_;  // likewise
   Buffer<T> bias_;
   Buffer<T> zeros_;
   Buffer<T> from_zeros_;  // W_hh times zeros

@@ -130,6 +130,19 @@ bool reads_in_place(const Kernels<S, O>& kernels, std::int64_t products, std::in
   return products * ((rows + kernels.tile_rows - 1) / kernels.tile_rows) <= most_tiles_in_place;
 }
 
+// A product by some columns of B: by their packed panels or, where there are none, by B in place.
+template <class S, class O>
+Product<S, O> product_by(Matrix<const S> b, Range columns, const O* panels) {
+  Product<S, O> product;
+  product.columns = columns.size();
+  if (panels) {
+    product.b = panels;
+  } else {
+    product.unpacked = b.part(0, columns.begin);
+  }
+  return product;
+}
+
 // The rows and columns of every step that a member computes.
 struct StepShare {
   Range rows;

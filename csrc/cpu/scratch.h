@@ -84,6 +84,8 @@ class Buffer {
                         : nullptr) {}
 
   T* data() const { return data_; }
+  // The values from `offset` on; null where there is no memory.
+  T* from(std::int64_t offset) const { return data_ ? data_ + offset : nullptr; }
 
  private:
   T* data_ = nullptr;
