@@ -3,7 +3,6 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/stable/c/shim.h>
 
-#include <algorithm>
 #include <cstdlib>
 #include <optional>
 
@@ -21,7 +20,6 @@ extern const char* const source_digest;
 
 using rnn_ext::cpu::KernelSet;
 using rnn_ext::cpu::Plan;
-using rnn_ext::cpu::Split;
 
 namespace {
 
@@ -46,18 +44,16 @@ py::dict build_info() {
   return info;
 }
 
-// (split, whether the directions run at once, threads) of a forward call on this many torch
-// threads.
+// (groups, whether the directions run at once, threads) of a forward call on this many threads.
 py::tuple plan(std::int64_t steps, std::int64_t batch, std::int64_t input_size,
-               std::int64_t hidden_size, bool is_double, bool bidirectional, int torch_threads) {
+               std::int64_t hidden_size, bool is_double, bool bidirectional, int threads) {
   const KernelSet& set = rnn_ext::cpu::kernels();
   const Plan plan =
-      rnn_ext::cpu::plan_for({steps, batch, input_size, hidden_size, is_double ? 8 : 4,
+      rnn_ext::cpu::plan_for({steps, batch, input_size, hidden_size, input_size, is_double ? 8 : 4,
                               is_double ? set.f64.panel_columns : set.f32.panel_columns,
                               is_double ? set.f64.tile_rows : set.f32.tile_rows, bidirectional},
-                             rnn_ext::cpu::available_threads(torch_threads));
-  return py::make_tuple(rnn_ext::cpu::split_names[static_cast<int>(plan.split)],
-                        plan.directions_at_once, plan.threads);
+                             threads);
+  return py::make_tuple(plan.groups, plan.directions_at_once, plan.threads);
 }
 
 // (multiprocessors, shared bytes, registers) of a CUDA device; throws where no kernel can run on
@@ -89,18 +85,15 @@ py::tuple cuda_plan(std::int64_t batch, std::int64_t hidden_size, std::int64_t d
   return is_double ? describe(double{}) : describe(float{});
 }
 
-void force_plan(const std::optional<std::string>& split, int threads, bool directions_at_once) {
-  if (!split) {
+void force_plan(std::optional<std::uint16_t> groups, int threads, bool directions_at_once) {
+  if (!groups) {
     rnn_ext::cpu::force_plan(std::nullopt);
     return;
   }
-  const auto& names = rnn_ext::cpu::split_names;
-  const auto found = std::find(std::begin(names), std::end(names), *split);
-  if (found == std::end(names) || threads < 1) {
+  if (*groups < 1 || threads < *groups) {
     throw std::invalid_argument("there is no such plan");
   }
-  rnn_ext::cpu::force_plan(
-      Plan{static_cast<Split>(found - std::begin(names)), directions_at_once, threads});
+  rnn_ext::cpu::force_plan(Plan{*groups, directions_at_once, threads});
 }
 
 double read_rate(std::int64_t bytes, int torch_threads) {
@@ -133,11 +126,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa_available", &rnn_ext::cpu::available_isas);
   m.def("set_isa", &rnn_ext::cpu::cap_isa, py::arg("name"));
   m.def("set_pool_is_concurrent", &rnn_ext::cpu::set_pool_is_concurrent, py::arg("concurrent"));
-  m.def("force_plan", &force_plan, py::arg("split"), py::arg("threads") = 1,
+  m.def("force_plan", &force_plan, py::arg("groups"), py::arg("threads") = 1,
         py::arg("directions_at_once") = false);
   m.def("plan", &plan, py::arg("steps"), py::arg("batch"), py::arg("input_size"),
-        py::arg("hidden_size"), py::arg("is_double"), py::arg("bidirectional"),
-        py::arg("torch_threads"));
+        py::arg("hidden_size"), py::arg("is_double"), py::arg("bidirectional"), py::arg("threads"));
+  m.def("available_threads", &rnn_ext::cpu::available_threads, py::arg("torch_threads"));
   m.def("cuda_limits", &cuda_limits, py::arg("device"));
   m.def("cuda_plan", &cuda_plan, py::arg("batch"), py::arg("hidden_size"), py::arg("directions"),
         py::arg("is_double"), py::arg("multiprocessors"), py::arg("shared_bytes"),

@@ -74,19 +74,29 @@ def explain(module: nn.Module, input: Tensor | PackedSequence) -> str:
             f"rnn_ext CUDA kernels, {regime}, {dtype}: blocks of {rows} rows, {units} units{stack} "
             f"({why})"
         )
-    split, at_once, threads = _C.plan(
+    groups, at_once, threads = _C.plan(
         steps,
         batch,
         data.size(-1),
         module.hidden_size,
         data.dtype == torch.float64,
         directions == 2,
-        torch.get_num_threads(),
+        _C.available_threads(torch.get_num_threads()),
     )
     work = f"{threads} of {torch.get_num_threads()} threads"
     work += f", {threads // 2} for each direction" if at_once else ""
-    work += f" sharing the {split}" if split != "serial" else ""
+    work += _sharing(groups, (threads // 2 if at_once else threads) // groups)
     return f"rnn_ext CPU kernels, {_C.isa()}, {dtype}: {work}{stack}"
+
+
+def _sharing(groups: int, members: int) -> str:
+    if groups * members == 1:
+        return ""
+    if members == 1:
+        return " sharing the batch rows"
+    if groups == 1:
+        return " sharing the hidden columns"
+    return f" sharing the batch rows in {groups} groups, and {members} each the hidden columns"
 
 
 def _time_major(module: RNN | RNNCell, input: Tensor) -> Tensor:

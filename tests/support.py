@@ -31,7 +31,7 @@ def using_isa(name: str) -> Iterator[None]:
 
 
 # How a team can share a call. Left to itself, a small call stays on one thread.
-SPLITS = ("batch rows", "hidden columns")
+SPLITS = ("rows", "columns", "blocks")
 PLANS = (None, *SPLITS)
 
 
@@ -44,7 +44,9 @@ def using_threads(count: int, split: str | None = None) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     if split is not None:
-        _C.force_plan(split, count, directions_at_once=count % 2 == 0)
+        # Of blocks: two members a group, but for one of an odd number of threads.
+        groups = {"rows": count, "columns": 1, "blocks": (count + 1) // 2}[split]
+        _C.force_plan(groups, count, directions_at_once=count % 2 == 0)
     try:
         yield
     finally:

@@ -57,7 +57,7 @@ def test_each_level_is_read_for_as_much_as_it_holds() -> None:
 )
 def test_flops_are_those_of_the_case(case: Case, mode: Mode) -> None:
     found = bound(case, mode, replace(FREE, flop_rate=1e9), SLOW)
-    assert (found.limit, found.split) == ("flops", "serial")
+    assert (found.limit, found.split) == ("flops", (1, 1))
     assert found.seconds == pytest.approx(case.flops(mode) / 1e9)
 
 
@@ -66,7 +66,7 @@ def test_one_thread_reads_w_hh_every_step_and_w_ih_once() -> None:
     case = Case(7, 1, 50, 20)
     seconds = 7 * alone.read_seconds(4 * 20 * 20) + alone.read_seconds(4 * 50 * 20)
     found = bound(case, "forward", alone, alone)
-    assert (found.limit, found.split) == ("weights", "serial")
+    assert (found.limit, found.split) == ("weights", (1, 1))
     assert found.seconds == pytest.approx(seconds)
     assert bound(case, "training", alone, alone).seconds == pytest.approx(2 * seconds)
     both = bound(replace(case, bidirectional=True), "forward", alone, alone)
@@ -79,21 +79,21 @@ def test_threads_that_share_columns_read_their_own() -> None:
     team = replace(TEAM, levels=MEMORY, fork_join_seconds=1e-9)
     seconds = 7 * team.read_seconds(4 * 20 * 20 / 4) + team.read_seconds(4 * 50 * 20 / 4) + 1e-9
     found = bound(Case(7, 1, 50, 20), "forward", replace(FREE, levels=MEMORY), team)
-    assert (found.limit, found.split) == ("weights", "hidden columns")
+    assert (found.limit, found.split) == ("weights", (1, 4))
     assert found.seconds == pytest.approx(seconds)
 
 
 def test_threads_that_share_columns_meet_after_every_step() -> None:
     team = replace(TEAM, barrier_seconds=2.0, fork_join_seconds=0.5)
     found = bound(Case(7, 1, 4, 8), "training", SLOW, team)
-    assert (found.limit, found.split) == ("sync", "hidden columns")
+    assert (found.limit, found.split) == ("sync", (1, 2))
     assert found.seconds == pytest.approx(2 * (7 * 2.0 + 0.5))
 
 
 def test_threads_that_share_batch_rows_never_meet_but_each_reads_all_of_w_hh() -> None:
     team = replace(TEAM, barrier_seconds=2.0, levels=MEMORY)
     found = bound(Case(7, 4, 0, 20), "forward", SLOW, team)
-    assert (found.limit, found.split) == ("weights", "batch rows")
+    assert (found.limit, found.split) == ("weights", (2, 1))
     assert found.seconds == pytest.approx(7 * team.read_seconds(4 * 20 * 20))
 
 
@@ -101,15 +101,22 @@ def test_threads_without_a_row_do_nothing() -> None:
     team = replace(TEAM, flop_rate=4e6, barrier_seconds=inf)
     case = Case(7, 2, 4, 8)
     found = bound(case, "forward", SLOW, team)
-    assert found.split == "batch rows"
+    assert found.split == (2, 1)
     assert found.seconds == pytest.approx(case.flops("forward") / 2e6)
+
+
+def test_threads_may_share_rows_and_columns() -> None:
+    case = Case(7, 2, 4, 2)
+    found = bound(case, "forward", SLOW, replace(TEAM, flop_rate=4e6))
+    assert found.split == (2, 2)
+    assert found.seconds == pytest.approx(case.flops("forward") / 4e6)
 
 
 def test_a_team_is_not_called_up_where_one_thread_is_sooner() -> None:
     case = Case(7, 2, 4, 8)
     alone = replace(FREE, flop_rate=1e9)
     found = bound(case, "forward", alone, replace(TEAM, fork_join_seconds=1.0))
-    assert (found.split, found.limit) == ("serial", "flops")
+    assert (found.split, found.limit) == ((1, 1), "flops")
 
 
 def test_every_layer_and_pass_calls_up_a_team() -> None:

@@ -78,7 +78,7 @@ def test_a_forked_child_trains(tmp_path: Path) -> None:
             output, h_n, x, hx, weights, output, None, "tanh", False, mask
         )
 
-    with using_threads(2, "hidden columns"):
+    with using_threads(2, "columns"):
         expected = step()
         assert_same_bits(in_forked_child(step, tmp_path / "child"), expected)
 

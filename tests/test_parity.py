@@ -36,8 +36,8 @@ LONG_HALVES = tuple(replace(case, dtype=dtype) for case in LONG for dtype in HAL
 def errors(case: Case, isa: str) -> tuple[Error, ...]:
     """Every tensor's error. Cached: the case's own test and the means over all cases share it."""
     problem, exact, theirs = expected(case)
-    # Both ways to share a call, over the cases that have a team.
-    split = SPLITS[case.hidden_size % 2] if case.thread_count > 1 else None
+    # Each way to share a call, over the cases that have a team.
+    split = SPLITS[case.hidden_size % len(SPLITS)] if case.thread_count > 1 else None
     with using_isa(isa), using_threads(case.thread_count, split):
         ours = problem.run(case.module(rnn_ext.RNN))
     return errors_of(ours, theirs, exact)

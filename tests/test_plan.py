@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from support import using_threads
 
 import rnn_ext
 from rnn_ext import _C
@@ -11,46 +12,79 @@ from rnn_ext import _C
 CORES = len(os.sched_getaffinity(0))
 
 
-def plan(steps: int, batch: int, hidden_size: int, threads: int) -> tuple[str, int]:
-    split, at_once, used = _C.plan(steps, batch, hidden_size, hidden_size, False, False, threads)
+def plan(steps: int, batch: int, hidden_size: int, threads: int) -> tuple[int, int]:
+    """Groups of threads, and members of each."""
+    groups, at_once, used = _C.plan(steps, batch, hidden_size, hidden_size, False, False, threads)
     assert not at_once
-    return split, used
+    assert used % groups == 0
+    return groups, used // groups
 
 
 def test_one_thread_works_alone() -> None:
-    assert plan(128, 32, 512, threads=1) == ("serial", 1)
+    assert plan(128, 32, 512, threads=1) == (1, 1)
 
 
-def test_a_call_shorter_than_waking_the_team_stays_on_one_thread() -> None:
-    assert plan(1, 1, 32, threads=CORES) == ("serial", 1)
+@pytest.mark.parametrize("threads", [2, 16, 128])
+def test_a_call_shorter_than_waking_the_team_stays_on_one_thread(threads: int) -> None:
+    assert plan(1, 1, 32, threads) == (1, 1)
 
 
-@pytest.mark.skipif(CORES < 2, reason="a team needs two cores")
 def test_many_rows_are_shared_by_rows_and_one_row_by_columns() -> None:
-    assert plan(128, 128, 128, threads=2) == ("batch rows", 2)
-    assert plan(128, 1, 512, threads=2) == ("hidden columns", 2)
+    assert plan(128, 128, 128, threads=2) == (2, 1)
+    assert plan(128, 1, 512, threads=2) == (1, 2)
+
+
+def test_many_threads_share_both() -> None:
+    groups, members = plan(128, 128, 512, threads=64)
+    assert groups > 1
+    assert members > 1
+    assert groups * members == 64
+
+
+@pytest.mark.parametrize("batch", [1, 3, 40])
+@pytest.mark.parametrize("hidden_size", [32, 100, 512])
+def test_no_thread_is_called_that_would_have_nothing_to_do(batch: int, hidden_size: int) -> None:
+    for threads in (2, 5, 16, 64, 200):
+        groups, members = plan(1000, batch, hidden_size, threads)
+        assert groups * members <= threads
+        assert groups <= batch
+        assert members <= hidden_size
 
 
 def test_no_more_threads_than_cores() -> None:
-    assert plan(128, 128, 512, threads=64)[1] <= CORES
+    assert _C.available_threads(2 * CORES) == CORES
+    assert _C.available_threads(1) == 1
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 64])
 def test_explain_tells_the_plan(batch: int) -> None:
     module = rnn_ext.RNN(256, 256)
-    split, threads = plan(50, batch, 256, torch.get_num_threads())
+    groups, members = plan(50, batch, 256, _C.available_threads(torch.get_num_threads()))
     line = rnn_ext.explain(module, torch.zeros(50, batch, 256))
-    assert f"{threads} of {torch.get_num_threads()} threads" in line
-    assert (split in line) == (threads > 1)
+    assert f"{groups * members} of {torch.get_num_threads()} threads" in line
+    assert ("batch rows" in line) == (groups > 1)
+    assert ("hidden columns" in line) == (members > 1)
+
+
+def test_explain_tells_a_plan_that_shares_both() -> None:
+    module, x = rnn_ext.RNN(8, 8), torch.zeros(5, 4, 8)
+    with using_threads(4, "blocks"):
+        line = rnn_ext.explain(module, x)
+    assert line.endswith(
+        "4 of 4 threads sharing the batch rows in 2 groups, and 2 each the hidden columns"
+    )
+
+
+def test_two_directions_run_at_once_where_neither_gains_from_two_threads() -> None:
+    def plan_of_both(steps: int, batch: int, hidden_size: int) -> tuple[int, bool, int]:
+        return _C.plan(steps, batch, hidden_size, hidden_size, False, True, 2)
+
+    assert plan_of_both(128, 1, 32) == (1, True, 2)
+    assert plan_of_both(1, 1, 32) == (1, False, 1)
 
 
 @pytest.mark.skipif(CORES < 2, reason="a team needs two cores")
-def test_two_directions_run_at_once_where_neither_gains_from_two_threads() -> None:
-    def plan_of_both(steps: int, batch: int, hidden_size: int) -> tuple[str, bool, int]:
-        return _C.plan(steps, batch, hidden_size, hidden_size, False, True, 2)
-
-    assert plan_of_both(128, 1, 32) == ("serial", True, 2)
-    assert plan_of_both(1, 1, 32) == ("serial", False, 1)
+def test_explain_tells_that_two_directions_run_at_once() -> None:
     module = rnn_ext.RNN(32, 32, bidirectional=True)
     previous = torch.get_num_threads()
     torch.set_num_threads(2)

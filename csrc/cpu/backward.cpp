@@ -25,11 +25,10 @@ class Backward {
   static constexpr bool rounds_dz = !std::is_same_v<O, T>;  // for all but the recurrence
 
  public:
-  Backward(const BackwardTask<S>& task, const Kernels<S, O>& kernels, const Plan& plan)
+  Backward(const BackwardTask<S>& task, const Kernels<S, O>& kernels, const Plan&)
       : p_(task.problem),
         g_(task.gradients),
         kernels_(kernels),
-        plan_(plan),
         chunk_rows_(gradient_rows(p_.hidden_size)) {
     const std::int64_t h = p_.hidden_size;
     const std::int64_t rows =
@@ -68,10 +67,9 @@ class Backward {
     }
   }
 
-  void run(Team::Member& member) const {
+  void run(const Team::Member& member, const StepShare& share) const {
     pack_weights(member);
     member.barrier();
-    const auto share = StepShare::of(plan_, p_, kernels_, member);
     const T* later_dz = nullptr;  // of the step after the chunk's last, in processing order
     bool accumulate = false;
     int parity = 0;
@@ -82,9 +80,7 @@ class Backward {
         const std::int64_t t = p_.step(s);
         step(t, dz, later_dz, share);
         later_dz = dz.row(p_.steps.offset(t));
-        if (share.meets) {
-          member.barrier();
-        }
+        share.group.barrier();
       }
       member.barrier();
       input_gradients(chunk, dz, member);
@@ -382,7 +378,6 @@ class Backward {
   const Problem<S>& p_;
   const Gradients<S>& g_;
   const Kernels<S, O>& kernels_;
-  const Plan& plan_;
   std::int64_t chunk_rows_;
   Buffer<T> weight_hh_;  // packed; without memory where the weight is read in place
   Buffer<O> weight_ih_;  // likewise, and where no gradient of the input is wanted
@@ -399,6 +394,14 @@ class Backward {
   Buffer<T> grad_weight_hh_;
   Buffer<T> grad_bias_;
 };
+
+// Columns of what is multiplied by the dz of all rows.
+template <class S>
+std::int64_t row_products(const BackwardTask<S>& task) {
+  const auto& [p, g] = task;
+  return (g.input ? p.input_size : 0) + (g.weight_ih ? p.input_size : 0) +
+         (g.weight_hh ? p.hidden_size : 0);
+}
 
 // Whether two directions that run at once give the dx that one after the other do, to the bit: if
 // its sums are single chains, and not rounded between the directions. The second then has memory of
@@ -418,9 +421,10 @@ void run_backward(const std::vector<BackwardTask<S>>& tasks, const Kernels<S, O>
   const Scratch::Scope scratch;
   const Problem<S>& p = tasks.front().problem;
   const Sequence<S>& dx = tasks.front().gradients.input;
-  const Plan plan = plan_of(tasks, !dx || can_add_up_dx(p), kernels, threads);
+  const Plan plan =
+      plan_of(tasks, !dx || can_add_up_dx(p), kernels, row_products(tasks.front()), threads);
   if (!plan.directions_at_once || !dx) {
-    run_directions<Backward<S, O>>(tasks, plan, kernels, parallel_for, [](Team::Member&) {});
+    run_directions<Backward<S, O>>(tasks, plan, kernels, parallel_for, [](const Team::Member&) {});
     return;
   }
   std::vector<BackwardTask<S>> apart = tasks;
@@ -428,14 +432,15 @@ void run_backward(const std::vector<BackwardTask<S>>& tasks, const Kernels<S, O>
   const Buffer<S> second(count);
   apart[1].gradients.input = {second.data(), p.steps.batch * p.input_size, p.input_size};
   apart[1].gradients.add_to_input = false;
-  run_directions<Backward<S, O>>(apart, plan, kernels, parallel_for, [&](Team::Member& member) {
-    member.barrier();
-    const Range share = member.share(count);
-    if constexpr (!is_widened<S>) {
-      std::transform(dx.data + share.begin, dx.data + share.end, second.data() + share.begin,
-                     dx.data + share.begin, std::plus<S>());
-    }
-  });
+  run_directions<Backward<S, O>>(
+      apart, plan, kernels, parallel_for, [&](const Team::Member& member) {
+        member.barrier();
+        const Range share = member.share(count);
+        if constexpr (!is_widened<S>) {
+          std::transform(dx.data + share.begin, dx.data + share.end, second.data() + share.begin,
+                         dx.data + share.begin, std::plus<S>());
+        }
+      });
 }
 
 template void run_backward(const std::vector<BackwardTask<float>>&, const Kernels<float>&, int,

@@ -26,12 +26,11 @@ class Forward {
       : p_(task.problem),
         h_n_(task.h_n),
         kernels_(kernels),
-        plan_(plan),
         packs_ih_(!p_.tokens &&
                   (!std::is_same_v<O, T> || !reads_in_place(kernels, 1, p_.steps.total_rows()))),
         projects_once_(packs_ih_ && p_.steps.total_rows() <= 4 * projection_rows(p_.hidden_size) &&
                        p_.hidden_size * p_.input_size >= few_weights),
-        keeps_rows_(plan.split != Split::columns && !p_.steps.batch_sizes && !projects_once_),
+        keeps_rows_(!p_.steps.batch_sizes && !projects_once_),
         gathers_(!takes_stored || !(keeps_rows_ || p_.input.is_linear(p_.steps))),
         chunk_rows_(projects_once_
                         ? p_.steps.total_rows()
@@ -61,9 +60,8 @@ class Forward {
     std::fill_n(zeros_.data(), p_.hx ? 0 : p_.hidden_size, T{0});
   }
 
-  void run(Team::Member& member) const {
+  void run(const Team::Member& member, const StepShare& share) const {
     pack(member);
-    const auto share = StepShare::of(plan_, p_, kernels_, member);
     const Matrix<const T> hx =
         p_.hx ? readable(kernels_, p_.hx, share.rows, share.columns, as_rows(hx_, p_.hidden_size))
               : Matrix<const T>{};
@@ -78,16 +76,13 @@ class Forward {
         const std::int64_t t = p_.step(s);
         step(t, h.at(p_.steps, t), previous, h0, share);
         previous = h.at(p_.steps, t);
-        if (share.meets) {
-          member.barrier();
-        }
+        share.group.barrier();
       }
       store(chunk, h, share);
       if (is_widened<S> && s < p_.steps.count) {
         previous = carry(p_.step(s - 1), previous, share);
-        if (!keeps_rows_) {
-          member.barrier();  // before the chunk's memory is used again
-        }
+        // Before that is read, and the chunk's memory used again.
+        (keeps_rows_ ? share.group : member).barrier();
       }
     }
   }
@@ -102,9 +97,9 @@ class Forward {
     }
   }
 
-  // A chunk in scratch memory of `columns` values a row. A member that keeps to its batch rows has
-  // those of all steps side by side, in a part that is its own through all chunks: no core writes
-  // into another's cache, and none has to wait.
+  // A chunk in scratch memory of `columns` values a row. A group that keeps to its batch rows has
+  // those of all steps side by side, in a part that is its own through all chunks: none writes into
+  // another's cache, or has to wait for it.
   template <class U>
   Sequence<U> in_scratch(const Buffer<U>& buffer, std::int64_t columns, const Chunk& chunk,
                          const StepShare& share) const {
@@ -174,11 +169,10 @@ class Forward {
     return finite ? Matrix<const T>{} : Matrix<const T>{zeros_.data(), 0, 1};
   }
 
-  // Writes W_ih x + b for the chunk where its states will be. A member that keeps to its batch
-  // rows projects these; one that keeps to its columns projects those, for all rows; where steps
-  // differ in rows, those of the chunk are shared out evenly.
+  // Writes W_ih x + b for the chunk where its states will be: each member for its rows and columns
+  // of the steps or, where these differ in rows, for an even share of the chunk's.
   void project(const Chunk& chunk, const Sequence<T>& h, const StepShare& share,
-               Team::Member& member) const {
+               const Team::Member& member) const {
     if (p_.tokens) {
       look_up(chunk, h, share);
       return;
@@ -186,22 +180,21 @@ class Forward {
     const Sequence<const O> x = readable_input(chunk, share, member);
     const O* panels = weight_ih_.from(share.columns.begin * filled(kernels_, p_.input_size));
     if (keeps_rows_) {
-      for_own_runs(chunk, share, x, h, [&](std::int64_t rows, Matrix<const O> from, Matrix<T> to) {
+      for_runs(chunk, share.rows, x, h, [&](std::int64_t rows, Matrix<const O> from, Matrix<T> to) {
         project_rows(rows, from, to, panels, share.columns);
       });
       return;
     }
-    const bool by_columns = plan_.split == Split::columns;
     const Matrix<const O> from = x.at(p_.steps, chunk.first);
     const Matrix<T> to = h.at(p_.steps, chunk.first);
     if (projects_once_) {
       project_panels(chunk.rows, from, to, member);
     } else {
-      const Range rows = by_columns ? Range{0, chunk.rows} : member.share(chunk.rows);
+      const Range rows = Range::share(chunk.rows, 1, share.group_index, share.groups);
       project_rows(rows.size(), from.part(rows.begin, 0), to.part(rows.begin, 0), panels,
                    share.columns);
     }
-    if (!by_columns) {
+    if (share.groups > 1) {
       member.barrier();
     }
   }
@@ -252,7 +245,7 @@ class Forward {
 
   // The chunk's input; gathered where the kernels can't read it in place.
   Sequence<const O> readable_input(const Chunk& chunk, const StepShare& share,
-                                   Team::Member& member) const {
+                                   const Team::Member& member) const {
     if constexpr (takes_stored) {
       if (!gathers_) {
         return p_.input;
@@ -260,10 +253,21 @@ class Forward {
     }
     const Sequence<O> gathered = in_scratch(input_, p_.input_size, chunk, share);
     if (keeps_rows_) {
-      for_own_runs(chunk, share, p_.input, gathered,
-                   [&](std::int64_t rows, Matrix<const S> x, Matrix<O> to) {
-                     kernels_.gather(x, rows, p_.input_size, to);
-                   });
+      // The members of a group divide the steps between them, or the rows if these are more.
+      Chunk steps = chunk;
+      Range rows = share.rows;
+      if (const std::int64_t count = chunk.last - chunk.first + 1; count >= rows.size()) {
+        const Range own = share.group.share(count);
+        steps = {chunk.first + own.begin, chunk.first + own.end - 1};
+      } else {
+        const Range own = share.group.share(rows.size());
+        rows = {rows.begin + own.begin, rows.begin + own.end};
+      }
+      for_runs(steps, rows, p_.input, gathered,
+               [&](std::int64_t count, Matrix<const S> x, Matrix<O> to) {
+                 kernels_.gather(x, count, p_.input_size, to);
+               });
+      share.group.barrier();
     } else {
       for_linear_runs(p_.input, p_.steps, chunk, member.share(chunk.rows),
                       [&](Range rows, Matrix<const S> x) {
@@ -275,16 +279,16 @@ class Forward {
     return {gathered.data, gathered.step_stride, gathered.row_stride, 1};
   }
 
-  // Calls f(rows, a, b) until all of a member's rows of a chunk have come, in both sequences: at
-  // once where they lie at one stride, or else steps of a batch row or batch rows of a step at a
-  // time, whichever makes fewer calls.
+  // Calls f(count, a, b) until these batch rows of a chunk have come, in both sequences: at once
+  // where they lie at one stride, or else steps of a batch row or batch rows of a step at a time,
+  // whichever makes fewer calls.
   template <class A, class B, class F>
-  void for_own_runs(const Chunk& chunk, const StepShare& share, const Sequence<A>& a,
-                    const Sequence<B>& b, F&& f) const {
+  void for_runs(const Chunk& chunk, Range rows, const Sequence<A>& a, const Sequence<B>& b,
+                F&& f) const {
     const std::int64_t steps = chunk.last - chunk.first + 1;
-    const std::int64_t own = share.rows.size();
-    const Matrix<A> first_a = a.at(p_.steps, chunk.first).part(share.rows.begin, 0);
-    const Matrix<B> first_b = b.at(p_.steps, chunk.first).part(share.rows.begin, 0);
+    const std::int64_t own = rows.size();
+    const Matrix<A> first_a = a.at(p_.steps, chunk.first).part(rows.begin, 0);
+    const Matrix<B> first_b = b.at(p_.steps, chunk.first).part(rows.begin, 0);
     if (steps == 1 ||
         (a.step_stride == own * a.row_stride && b.step_stride == own * b.row_stride)) {
       f(steps * own, first_a, first_b);
@@ -320,10 +324,10 @@ class Forward {
       return;
     }
     if (keeps_rows_) {
-      for_own_runs(chunk, share, h, p_.output,
-                   [&](std::int64_t rows, Matrix<const T> own, Matrix<S> y) {
-                     kernels_.narrow(own, rows, p_.hidden_size, y);
-                   });
+      for_runs(chunk, share.rows, h, p_.output,
+               [&](std::int64_t rows, Matrix<const T> own, Matrix<S> y) {
+                 write_back(kernels_, own, y, {0, rows}, share.columns);
+               });
       return;
     }
     for (std::int64_t t = chunk.first; t <= chunk.last; ++t) {
@@ -365,10 +369,9 @@ class Forward {
   const Problem<S>& p_;
   Matrix<S> h_n_;
   const Kernels<S, O>& kernels_;
-  const Plan& plan_;
   bool packs_ih_;
   bool projects_once_;  // all steps are one chunk, and W_ih is large
-  bool keeps_rows_;     // each member computes its own batch rows from first to last
+  bool keeps_rows_;     // each group computes its own batch rows from first to last
   bool gathers_;        // x is copied, into rows at one stride
   std::int64_t chunk_rows_;
   Buffer<O> weight_ih_;  // packed; without memory where the weight is read in place
@@ -388,8 +391,9 @@ template <class S, class O>
 void run_forward(const std::vector<ForwardTask<S>>& tasks, const Kernels<S, O>& kernels,
                  int threads, ParallelFor parallel_for) {
   const Scratch::Scope scratch;
-  const Plan plan = plan_of(tasks, true, kernels, threads);
-  run_directions<Forward<S, O>>(tasks, plan, kernels, parallel_for, [](Team::Member&) {});
+  const Problem<S>& p = tasks.front().problem;
+  const Plan plan = plan_of(tasks, true, kernels, p.tokens ? 0 : p.input_size, threads);
+  run_directions<Forward<S, O>>(tasks, plan, kernels, parallel_for, [](const Team::Member&) {});
 }
 
 template void run_forward(const std::vector<ForwardTask<float>>&, const Kernels<float>&, int,

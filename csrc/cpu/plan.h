@@ -1,9 +1,9 @@
 // Who computes what: pure arithmetic, no memory, no threads.
 //
-// A step h_t = φ(z_t + h_{t-1} W_hhᵀ) can be shared out by batch rows, which never wait for each
-// other, or by columns of h_t, where each thread keeps only its part of W_hh in its own cache but
-// all must meet after every step. The model below counts the cycles of one step on the slowest
-// thread; it decides time, never results.
+// The threads that share a step h_t = φ(z_t + h_{t-1} W_hhᵀ) form groups. A group has some of the
+// batch rows, which never wait for those of another; its members share the columns of h_t, where
+// each keeps only its part of W_hh in its own cache but all must meet after every step. The model
+// below counts the cycles of the slowest thread; it decides time, never results.
 #pragma once
 
 #include <algorithm>
@@ -13,16 +13,13 @@
 
 namespace rnn_ext::cpu {
 
-enum class Split : std::uint16_t { serial, rows, columns };
-
-// Indexed by Split.
-inline constexpr const char* split_names[] = {"serial", "batch rows", "hidden columns"};
-
 struct Plan {
-  Split split = Split::serial;  // of a direction's steps
+  std::uint16_t groups = 1;  // of a direction's threads: as many as these share batch rows only
   // The two directions of a layer at the same time, on half of the threads each.
   bool directions_at_once = false;
   int threads = 1;
+
+  int threads_of_a_direction() const { return directions_at_once ? threads / 2 : threads; }
 };
 
 // What the plan needs to know of a call.
@@ -31,6 +28,7 @@ struct Shape {
   std::int64_t batch;
   std::int64_t input_size;
   std::int64_t hidden_size;
+  std::int64_t row_products;   // columns of the products over many rows: I of them to project x
   std::int64_t element_size;   // bytes
   std::int64_t panel_columns;  // of the kernel set
   std::int64_t tile_rows;
@@ -39,10 +37,11 @@ struct Shape {
 
 namespace cost {
 
-// Measured on Zen 4 (3.7 GHz, 32 KiB L1, 1 MiB L2 a core). What passes between cores costs up to
-// eight times as much when they share no L3: 130 to 1000 cycles a barrier, 3000 to 8000 a team.
-inline constexpr double fork_join_cycles = 6000;
-inline constexpr double barrier_cycles = 800;
+// Measured on Zen 4 (3.7 GHz, 32 KiB L1, 1 MiB L2 a core) with two threads; each further one moves
+// the line on which all are counted once more. What passes between cores costs up to eight times
+// as much when they share no L3: 130 to 1000 cycles a barrier, 3000 to 8000 a team.
+inline double barrier_cycles(int members) { return members > 1 ? 400.0 * members : 0; }
+inline double team_cycles(int threads) { return threads > 1 ? 5200 + barrier_cycles(threads) : 0; }
 inline constexpr double line_from_core_cycles = 20;  // a cache line that another core wrote
 inline constexpr double tile_cycles = 30;
 inline constexpr double l1_bytes = 28 << 10;
@@ -69,54 +68,64 @@ inline double step_cycles(const Shape& s, double rows, double panels) {
 
 }  // namespace cost
 
-// The best way to run one direction on `threads` threads, and its cycles but for those of calling
-// the team together.
+// A way to run one direction.
 struct Choice {
-  Split split;
-  double cycles;
+  int groups;
+  int members;    // of each group
+  double cycles;  // but for those of calling the team together
+
+  int threads() const { return groups * members; }
 };
 
-inline Choice choose_split(const Shape& s, int threads) {
-  const auto ceil_div = [](std::int64_t a, std::int64_t b) {
-    return static_cast<double>((a + b - 1) / b);
-  };
-  const double panels = ceil_div(s.hidden_size, s.panel_columns);
-  const auto steps = static_cast<double>(s.steps);
-  const double input_share = static_cast<double>(s.input_size) / static_cast<double>(s.hidden_size);
-  const double projection =
-      cost::step_cycles(s, static_cast<double>(s.batch), panels) * input_share;
-  const double serial =
-      steps * (cost::step_cycles(s, static_cast<double>(s.batch), panels) + projection);
-  if (threads <= 1) {
-    return {Split::serial, serial};
+inline Choice judge(const Shape& s, int groups, int members) {
+  const auto ceil_div = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
+  const auto batch = static_cast<double>(s.batch);
+  const auto hidden_size = static_cast<double>(s.hidden_size);
+  const std::int64_t panels = ceil_div(s.hidden_size, s.panel_columns);
+  // Every thread packs a part of the weights, and needs those of its columns.
+  const double weight_lines =
+      static_cast<double>((s.input_size + s.hidden_size) * s.element_size) * hidden_size / 64;
+  const double foreign_lines = weight_lines * (groups - 1) / (groups * members);
+  const double row_products = cost::step_cycles(s, batch, static_cast<double>(panels)) *
+                              static_cast<double>(s.row_products) / hidden_size;
+  const double step = cost::step_cycles(s, static_cast<double>(ceil_div(s.batch, groups)),
+                                        static_cast<double>(ceil_div(panels, members)));
+  return {groups, members,
+          foreign_lines * cost::line_from_core_cycles +
+              static_cast<double>(s.steps) *
+                  (step + cost::barrier_cycles(members) + row_products / (groups * members))};
+}
+
+// The best way to run one direction on at most `threads` threads.
+inline Choice choose(const Shape& s, int threads) {
+  const std::int64_t panels = (s.hidden_size + s.panel_columns - 1) / s.panel_columns;
+  const auto total = [](const Choice& c) { return c.cycles + cost::team_cycles(c.threads()); };
+  Choice best = judge(s, 1, 1);
+  for (int members = 1; members <= std::min<std::int64_t>(threads, panels); ++members) {
+    for (int groups = 1; groups <= std::min<std::int64_t>(threads / members, s.batch); ++groups) {
+      const Choice choice = judge(s, groups, members);
+      if (total(choice) < total(best)) {
+        best = choice;
+      }
+    }
   }
-  // Every thread packs a part of the weights; one that keeps to its rows needs all of them.
-  const double foreign_lines =
-      static_cast<double>((s.input_size + s.hidden_size) * s.hidden_size * s.element_size) / 64 *
-      (threads - 1) / threads;
-  const double rows =
-      foreign_lines * cost::line_from_core_cycles +
-      steps * (cost::step_cycles(s, ceil_div(s.batch, threads), panels) + projection / threads);
-  const double column_panels = ceil_div(static_cast<std::int64_t>(panels), threads);
-  const double columns =
-      steps * (cost::step_cycles(s, static_cast<double>(s.batch), column_panels) +
-               cost::barrier_cycles + projection / threads);
-  if (serial <= std::min(rows, columns) + cost::fork_join_cycles) {
-    return {Split::serial, serial};
-  }
-  return rows <= columns ? Choice{Split::rows, rows} : Choice{Split::columns, columns};
+  return best;
 }
 
 inline Plan make_plan(const Shape& s, int threads) {
-  const Choice all = choose_split(s, threads);
+  const auto plan = [](const Choice& c, bool directions_at_once) {
+    return Plan{static_cast<std::uint16_t>(c.groups), directions_at_once,
+                c.threads() * (directions_at_once ? 2 : 1)};
+  };
+  const Choice all = choose(s, threads);
   if (s.independent_directions && threads > 1) {
-    const Choice half = choose_split(s, threads / 2);
-    const double fork_join = all.split == Split::serial ? cost::fork_join_cycles : 0;
-    if (half.cycles + fork_join < 2 * all.cycles) {
-      return {half.split, true, half.split == Split::serial ? 2 : threads / 2 * 2};
+    const Choice half = choose(s, threads / 2);
+    if (half.cycles + cost::team_cycles(2 * half.threads()) <
+        2 * all.cycles + cost::team_cycles(all.threads())) {
+      return plan(half, true);
     }
   }
-  return {all.split, false, all.split == Split::serial ? 1 : threads};
+  return plan(all, false);
 }
 
 // Rows whose input projection is computed just ahead of the steps that use them: few enough to stay

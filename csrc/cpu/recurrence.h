@@ -80,7 +80,7 @@ Matrix<Arithmetic<S>> writable(Matrix<S> m, Matrix<Arithmetic<S>> copy) {
 }
 
 template <class S, class O>
-void write_back(const Kernels<S, O>& kernels, Matrix<Arithmetic<S>> written, Matrix<S> m,
+void write_back(const Kernels<S, O>& kernels, Matrix<const Arithmetic<S>> written, Matrix<S> m,
                 Range rows, Range columns) {
   if constexpr (is_widened<S>) {
     kernels.narrow(written.part(rows.begin, columns.begin), rows.size(), columns.size(),
@@ -145,33 +145,37 @@ Product<S, O> product_by(Matrix<const S> b, Range columns, const O* panels) {
 
 // The rows and columns of every step that a member computes.
 struct StepShare {
+  Team::Member group;  // the members that share these rows, and meet after each step
+  int group_index;
+  int groups;
   Range rows;
   Range columns;
-  bool meets;  // whether the members must meet after each step
 
   template <class S, class O>
   static StepShare of(const Plan& plan, const Problem<S>& p, const Kernels<S, O>& kernels,
-                      const Team::Member& member) {
-    if (plan.split == Split::columns) {
-      return {{0, p.steps.batch}, column_share(kernels, p.hidden_size, member), member.size() > 1};
-    }
-    return {member.share(p.steps.batch), {0, p.hidden_size}, false};
+                      const Team::Member& member, Barrier* barriers) {
+    const int groups = std::min<int>(plan.groups, member.size());
+    const auto [group, index] =
+        groups > 1 ? member.in_parts(groups, barriers) : std::pair{member, 0};
+    return {group, index, groups, Range::share(p.steps.batch, 1, index, groups),
+            column_share(kernels, p.hidden_size, group)};
   }
 };
 
 // The plan for a layer's directions, which are independent if neither reads what the other writes.
 template <class Task, class S, class O>
 Plan plan_of(const std::vector<Task>& tasks, bool independent, const Kernels<S, O>& kernels,
-             int threads) {
+             std::int64_t row_products, int threads) {
   const Problem<S>& p = tasks.front().problem;
-  return plan_for({p.steps.count, p.steps.batch, p.input_size, p.hidden_size, sizeof(Arithmetic<S>),
-                   kernels.panel_columns, kernels.tile_rows, independent && tasks.size() == 2},
+  return plan_for({p.steps.count, p.steps.batch, p.input_size, p.hidden_size, row_products,
+                   sizeof(Arithmetic<S>), kernels.panel_columns, kernels.tile_rows,
+                   independent && tasks.size() == 2},
                   threads);
 }
 
 // Runs the directions of a layer on one team, at once or one after the other; then finish(member).
 // A Direction is built from a task, which takes its scratch memory, and then run by every member of
-// its team.
+// its team, each for its share of the steps.
 template <class Direction, class Task, class S, class O, class Finish>
 void run_directions(const std::vector<Task>& tasks, const Plan& plan, const Kernels<S, O>& kernels,
                     ParallelFor parallel_for, Finish finish) {
@@ -180,13 +184,21 @@ void run_directions(const std::vector<Task>& tasks, const Plan& plan, const Kern
   for (const Task& task : tasks) {
     directions.emplace_back(task, kernels, plan);
   }
-  const auto body = [&](Team::Member member) {
+  std::vector<Barrier> halves(plan.directions_at_once ? 2 : 0);
+  const bool meet_in_groups = plan.groups > 1 && plan.groups < plan.threads_of_a_direction();
+  std::vector<Barrier> groups(meet_in_groups ? 2 * plan.groups : 0);
+  const auto run = [&](std::size_t direction, const Team::Member& member, int half) {
+    Barrier* const barriers = meet_in_groups ? &groups[half * plan.groups] : nullptr;
+    directions[direction].run(
+        member, StepShare::of(plan, tasks[direction].problem, kernels, member, barriers));
+  };
+  const auto body = [&](const Team::Member& member) {
     if (plan.directions_at_once && member.size() > 1) {
-      auto [own, half] = member.in_halves();
-      directions[half].run(own);
+      const auto [own, half] = member.in_parts(2, halves.data());
+      run(half, own, half);
     } else {
-      for (const Direction& direction : directions) {
-        direction.run(member);
+      for (std::size_t direction = 0; direction < tasks.size(); ++direction) {
+        run(direction, member, 0);
       }
     }
     finish(member);

@@ -12,7 +12,8 @@ namespace {
 
 std::atomic<bool> pool_is_concurrent{false};
 std::atomic<bool> in_forked_child{false};
-std::atomic<Plan> forced{Plan{Split::serial, false, 0}};  // no threads: not forced
+constexpr Plan not_forced{1, false, 0};
+std::atomic<Plan> forced{not_forced};
 
 const int fork_handler = pthread_atfork(
     nullptr, nullptr, [] { in_forked_child.store(true, std::memory_order_relaxed); });
@@ -44,15 +45,19 @@ void set_pool_is_concurrent(bool concurrent) {
 }
 
 void force_plan(std::optional<Plan> plan) {
-  forced.store(plan.value_or(Plan{Split::serial, false, 0}), std::memory_order_relaxed);
+  forced.store(plan.value_or(not_forced), std::memory_order_relaxed);
 }
 
 Plan plan_for(const Shape& shape, int threads) {
-  const Plan plan = forced.load(std::memory_order_relaxed);
+  Plan plan = forced.load(std::memory_order_relaxed);
   if (plan.threads == 0 || !can_form_team()) {
     return make_plan(shape, threads);
   }
-  return {plan.split, plan.directions_at_once && shape.independent_directions, plan.threads};
+  plan.directions_at_once = plan.directions_at_once && shape.independent_directions;
+  if (plan.directions_at_once && plan.groups > 1) {
+    plan.groups /= 2;
+  }
+  return plan;
 }
 
 }  // namespace rnn_ext::cpu

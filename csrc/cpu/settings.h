@@ -17,7 +17,8 @@ int available_threads(int torch_threads);
 void set_pool_is_concurrent(bool concurrent);
 
 // Makes every call use this plan, whatever its size, so that small tests reach all of them; nullopt
-// for the plan that the cost model finds.
+// for the plan that the cost model finds. Where its directions can run at once, each has half of
+// its groups.
 void force_plan(std::optional<Plan> plan);
 
 // The plan of a call on at most `threads` threads.

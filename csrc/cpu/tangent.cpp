@@ -18,12 +18,11 @@ class Tangent {
   using T = Arithmetic<S>;
 
  public:
-  Tangent(const TangentTask<S>& task, const Kernels<S, O>& kernels, const Plan& plan)
+  Tangent(const TangentTask<S>& task, const Kernels<S, O>& kernels, const Plan&)
       : p_(task.problem),
         seed_(task.seed),
         tangent_(task.tangent),
         kernels_(kernels),
-        plan_(plan),
         weight_hh_(packed_size(kernels, p_.hidden_size, p_.hidden_size)) {
     if (is_widened<S>) {
       const std::int64_t states = p_.steps.batch * p_.hidden_size;
@@ -34,13 +33,12 @@ class Tangent {
     }
   }
 
-  void run(Team::Member& member) const {
+  void run(const Team::Member& member, const StepShare& share) const {
     const Range columns = column_share(kernels_, p_.hidden_size, member);
     if (!columns.empty()) {
       kernels_.pack_transposed(p_.weight_hh.part(columns.begin, 0), columns.size(), p_.hidden_size,
                                weight_hh_.data() + columns.begin * p_.hidden_size);
     }
-    const auto share = StepShare::of(plan_, p_, kernels_, member);
     const Matrix<const T> first =
         p_.hx ? readable(kernels_, p_.hx, share.rows, share.columns, as_rows(hx_, p_.hidden_size))
               : Matrix<const T>{};
@@ -55,9 +53,7 @@ class Tangent {
       advance(t, y, rows.below(carried), share.columns, previous);
       advance(t, y, rows.from(carried), share.columns, first);
       previous = y;
-      if (share.meets) {
-        member.barrier();
-      }
+      share.group.barrier();
     }
   }
 
@@ -98,7 +94,6 @@ class Tangent {
   Sequence<const S> seed_;
   Sequence<S> tangent_;
   const Kernels<S, O>& kernels_;
-  const Plan& plan_;
   Buffer<T> weight_hh_;
   Buffer<T> hx_;
   Buffer<T> steps_[2];  // y of the step at hand and of the one before it
@@ -110,8 +105,8 @@ template <class S, class O>
 void run_tangent(const std::vector<TangentTask<S>>& tasks, const Kernels<S, O>& kernels,
                  int threads, ParallelFor parallel_for) {
   const Scratch::Scope scratch;
-  const Plan plan = plan_of(tasks, true, kernels, threads);
-  run_directions<Tangent<S, O>>(tasks, plan, kernels, parallel_for, [](Team::Member&) {});
+  const Plan plan = plan_of(tasks, true, kernels, 0, threads);
+  run_directions<Tangent<S, O>>(tasks, plan, kernels, parallel_for, [](const Team::Member&) {});
 }
 
 template void run_tangent(const std::vector<TangentTask<float>>&, const Kernels<float>&, int,

@@ -47,9 +47,6 @@ class Barrier {
  public:
   // Returns when all `size` threads have called it.
   void wait(int size) {
-    if (size == 1) {
-      return;
-    }
     const std::uint32_t generation = generation_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size - 1) {
       arrived_.store(0, std::memory_order_relaxed);
@@ -72,26 +69,32 @@ class Team {
     int rank() const { return rank_; }
     int size() const { return size_; }
     bool is_leader() const { return rank_ == 0; }
-    void barrier() { barrier_->wait(size_); }
+    void barrier() const {
+      if (size_ > 1) {
+        barrier_->wait(size_);
+      }
+    }
     // This member's share of [0, count), cut at multiples of `unit`.
     Range share(std::int64_t count, std::int64_t unit = 1) const {
       return Range::share(count, unit, rank_, size());
     }
 
-    // The same thread as a member of one of two teams that go their own ways; which of the two.
-    // Needs a team of at least two.
-    std::pair<Member, int> in_halves() const {
-      const int half = rank_ % 2;
-      return {Member(*team_, team_->halves_[half], rank_ / 2, (size_ + 1 - half) / 2), half};
+    // The same thread as a member of one of `count` teams that go their own ways, and which of
+    // them. Neighbours stay together. Needs as many members, and a barrier for each of the teams
+    // unless they have but one member.
+    std::pair<Member, int> in_parts(int count, Barrier* barriers) const {
+      const int part = ((rank_ + 1) * count - 1) / size_;
+      const auto [begin, end] = Range::share(size_, 1, part, count);
+      const auto size = static_cast<int>(end - begin);
+      Barrier* const barrier = size > 1 ? barriers + part : nullptr;
+      return {Member(barrier, rank_ - static_cast<int>(begin), size), part};
     }
 
    private:
     friend Team;
 
-    Member(Team& team, Barrier& barrier, int rank, int size)
-        : team_(&team), barrier_(&barrier), rank_(rank), size_(size) {}
+    Member(Barrier* barrier, int rank, int size) : barrier_(barrier), rank_(rank), size_(size) {}
 
-    Team* team_;
     Barrier* barrier_;
     int rank_;
     int size_;
@@ -102,7 +105,7 @@ class Team {
   static void run(ParallelFor parallel_for, int threads, Body& body) {
     Team team(threads);
     if (threads == 1) {
-      body(Member(team, team.barrier_, 0, 1));
+      body(Member(nullptr, 0, 1));
       return;
     }
     struct Context {
@@ -112,9 +115,10 @@ class Team {
     const auto enter = [](std::int64_t begin, std::int64_t end, void* opaque) {
       auto& c = *static_cast<Context*>(opaque);
       const int rank = c.team.join(begin, end);
-      c.body(Member(c.team, c.team.barrier_, rank, c.team.size_));
+      const Member member(&c.team.barrier_, rank, c.team.size_);
+      c.body(member);
       // Leave together: the pool's own end of a region spins for milliseconds before it sleeps.
-      c.team.barrier_.wait(c.team.size_);
+      member.barrier();
     };
     if (parallel_for(0, threads, 1, enter, &context) != 0) {
       throw std::runtime_error("rnn_ext: torch's thread pool refused the work");
@@ -146,7 +150,6 @@ class Team {
   std::atomic<std::int64_t> covered_{0};
   std::atomic<std::uint32_t> complete_{0};
   Barrier barrier_;
-  Barrier halves_[2];
 };
 
 }  // namespace rnn_ext::cpu

@@ -19,8 +19,6 @@ __all__ = [
 ]
 
 Limit = Literal["flops", "weights", "memory", "sync", "latency", "call"]
-# What csrc/cpu/plan.h chooses from, in its words.
-Split = Literal["serial", "batch rows", "hidden columns"]
 
 
 @dataclass(frozen=True)
@@ -113,12 +111,13 @@ class Limits(CallCosts):
 class Bound:
     """Seconds that a call takes at least, what most of them are spent on, and the best split.
 
-    On a GPU, where no split is reckoned with, that is None.
+    That is in how many parts a step's batch rows are shared out, and each of these by columns; on a
+    GPU, where no split is reckoned with, None.
     """
 
     seconds: float
     limit: Limit
-    split: Split | None
+    split: tuple[int, int] | None
 
 
 def bound(case: Case, mode: Mode, alone: Limits, team: Limits) -> Bound:
@@ -126,19 +125,16 @@ def bound(case: Case, mode: Mode, alone: Limits, team: Limits) -> Bound:
 
     It is that of the best of the ways in which a step can be shared out.
     """
-    bounds = [_bound(case, mode, alone, "serial", 1)]
-    shares: dict[Split, int] = {
-        "batch rows": case.batch_size,
-        "hidden columns": case.hidden_size,
-    }
-    for split, parts in shares.items():
-        if (members := min(team.members, parts)) > 1:
-            bounds.append(_bound(case, mode, team, split, members))
+    bounds = [_bound(case, mode, alone, 1, 1)]
+    for groups in range(1, min(team.members, case.batch_size) + 1):
+        for members in range(1, min(team.members // groups, case.hidden_size) + 1):
+            if groups * members > 1:
+                bounds.append(_bound(case, mode, team, groups, members))
     return min(bounds, key=lambda found: found.seconds)
 
 
-def _bound(case: Case, mode: Mode, limits: Limits, split: Split, members: int) -> Bound:
-    return Bound(*add_up(_work(case, mode, limits, split, members)), split)
+def _bound(case: Case, mode: Mode, limits: Limits, groups: int, members: int) -> Bound:
+    return Bound(*add_up(_work(case, mode, limits, groups, members)), (groups, members))
 
 
 def add_up(work: Iterable[dict[Limit, float]]) -> tuple[float, Limit]:
@@ -151,12 +147,12 @@ def add_up(work: Iterable[dict[Limit, float]]) -> tuple[float, Limit]:
 
 
 def _work(
-    case: Case, mode: Mode, limits: Limits, split: Split, members: int
+    case: Case, mode: Mode, limits: Limits, groups: int, members: int
 ) -> Iterator[dict[Limit, float]]:
     """What must be done one after the other, each with what it costs at the same time."""
-    by_columns = split == "hidden columns"
+    threads = groups * members
     directions = 2 if case.bidirectional else 1
-    flop_rate = limits.flop_rate * members / limits.members
+    flop_rate = limits.flop_rate * threads / limits.members
 
     def product_seconds(input_size: int) -> float:
         columns = directions * case.hidden_size
@@ -170,19 +166,19 @@ def _work(
     recurrence = product_seconds(case.hidden_size)
     for input_size in case.input_sizes:
         for walk, latency in limits.latencies(mode, case.nonlinearity).items():
-            if members > 1:
+            if threads > 1:
                 yield {"sync": limits.fork_join_seconds}
             # Step after step. The two directions could take theirs at the same time.
-            step_weights = weight_seconds(case.hidden_size, members if by_columns else 1)
+            step_weights = weight_seconds(case.hidden_size, members)
             yield {
                 "flops": recurrence,
                 "weights": case.seq_len * step_weights,
-                "sync": case.seq_len * limits.barrier_seconds if by_columns else 0.0,
+                "sync": case.seq_len * limits.barrier_seconds if members > 1 else 0.0,
                 "latency": case.seq_len * latency,
             }
             # All steps at once: the input projection; backward its gradients and that of W_hh.
             projection = product_seconds(input_size)
             yield {
                 "flops": projection if walk == "forward" else 2 * projection + recurrence,
-                "weights": weight_seconds(input_size, members),
+                "weights": weight_seconds(input_size, threads),
             }
