@@ -259,3 +259,9 @@ def test_a_swapped_model_looks_up_too(looked_up):
     rnn_ext.replace_rnn(model)
     model(tokens)
     assert len(looked_up) == 1
+
+
+def test_no_memory_is_told_in_torchs_words() -> None:
+    tokens = torch.zeros(1, 1, dtype=torch.int64).expand(2**23, 2**22)  # a copy of 256 TiB
+    with pytest.raises(RuntimeError, match=r"^rnn_ext: out of memory: .* tried to allocate"):
+        forward(tokens, torch.zeros(V, H), None, torch.zeros(H, H), "tanh")

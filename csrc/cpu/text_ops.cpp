@@ -223,9 +223,9 @@ void define_text_ops(Library& m) {
 }
 
 void implement_text_ops(Library& m) {
-  m.impl("_token_rnn_forward", TORCH_BOX(&token_rnn_forward));
-  m.impl("_token_rnn_backward", TORCH_BOX(&token_rnn_backward));
-  m.impl("_rnn_generate", TORCH_BOX(&rnn_generate));
+  m.impl("_token_rnn_forward", TORCH_BOX(&WithTorchsWords<&token_rnn_forward>::call));
+  m.impl("_token_rnn_backward", TORCH_BOX(&WithTorchsWords<&token_rnn_backward>::call));
+  m.impl("_rnn_generate", TORCH_BOX(&WithTorchsWords<&rnn_generate>::call));
 }
 
 }  // namespace rnn_ext::cpu
