@@ -15,6 +15,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "one row": {"lead": (7, 1), "hidden_size": 129},
     "few rows": {"lead": (5, 3), "hidden_size": 33, "directions": 2},
     "many rows": {"lead": (4, 65), "hidden_size": 16, "reverse": True},
+    "one step": {"lead": (1, 2), "hidden_size": 65, "directions": 2},
     "one unit": {"lead": (3, 2), "hidden_size": 1, "directions": 2},
     "packed": {"lead": (9,), "hidden_size": 17, "batch_sizes": torch.tensor([4, 3, 1, 1])},
     "packed, two ways, reversed": {
@@ -85,6 +86,18 @@ def test_has_the_same_bits_at_every_thread_count(shape: str, isa: str) -> None:
         for count in (2, 3, 4):
             with using_threads(count, plan):
                 assert_same_bits([rnn_tangent(*args)], [expected])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("hidden_size", [3, 64, 300])
+def test_a_few_rows_have_the_bits_that_they_have_among_many(
+    hidden_size: int, dtype: torch.dtype, isa: str
+) -> None:
+    seed, initial, matrices, output, *rest = arguments((1, 40), hidden_size, dtype=dtype)
+    expected = rnn_tangent(seed, initial, matrices, output, *rest)
+    for rows in (1, 7):
+        few = (seed[:, :rows], initial[:, :rows], matrices, output[:, :rows], *rest)
+        assert_same_bits([rnn_tangent(*few)], [expected[:, :rows]])
 
 
 def test_strided_seeds_and_matrices_are_read_right() -> None:

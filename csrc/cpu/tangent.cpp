@@ -23,7 +23,9 @@ class Tangent {
         seed_(task.seed),
         tangent_(task.tangent),
         kernels_(kernels),
-        weight_hh_(packed_size(kernels, p_.hidden_size, p_.hidden_size)) {
+        weight_hh_(reads_in_place(kernels, p_.steps.count - (p_.hx ? 0 : 1), p_.steps.batch)
+                       ? 0
+                       : packed_size(kernels, p_.hidden_size, p_.hidden_size)) {
     if (is_widened<S>) {
       const std::int64_t states = p_.steps.batch * p_.hidden_size;
       hx_ = Buffer<T>(p_.hx ? states : 0);
@@ -35,7 +37,7 @@ class Tangent {
 
   void run(const Team::Member& member, const StepShare& share) const {
     const Range columns = column_share(kernels_, p_.hidden_size, member);
-    if (!columns.empty()) {
+    if (weight_hh_.data() && !columns.empty()) {
       kernels_.pack_transposed(p_.weight_hh.part(columns.begin, 0), columns.size(), p_.hidden_size,
                                weight_hh_.data() + columns.begin * p_.hidden_size);
     }
@@ -68,13 +70,12 @@ class Tangent {
     const Matrix<const S> h = p_.output.at(p_.steps, t);
     const Matrix<const S> seed = seed_.at(p_.steps, t);
     const Matrix<S> stored = tangent_.at(p_.steps, t);
-    Product<S> product;
+    const T* panels = weight_hh_.from(columns.begin * p_.hidden_size);
+    Product<S> product = product_by(p_.weight_hh.transposed(), columns, panels);
     product.rows = rows.size();
     product.inner = previous ? p_.hidden_size : 0;
-    product.columns = columns.size();
     product.a = previous ? previous.row(rows.begin) : nullptr;
     product.a_stride = previous.row_stride;
-    product.b = weight_hh_.data() + columns.begin * p_.hidden_size;
     product.c = at(y);
     product.c_stride = y.row_stride;
     product.finish =
@@ -94,7 +95,7 @@ class Tangent {
   Sequence<const S> seed_;
   Sequence<S> tangent_;
   const Kernels<S, O>& kernels_;
-  Buffer<T> weight_hh_;
+  Buffer<T> weight_hh_;  // packed; without memory where the weight is read in place
   Buffer<T> hx_;
   Buffer<T> steps_[2];  // y of the step at hand and of the one before it
 };
