@@ -70,9 +70,11 @@ def _dropout(probability: float, *modules: nn.Module) -> Iterator[None]:
     before = [layer.dropout for layer in layers]
     for layer in layers:
         layer.dropout = probability
-    yield
-    for layer, own in zip(layers, before, strict=True):
-        layer.dropout = own
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            layer.dropout = own
 
 
 def clock_of(device: str) -> Callable[[], float]:
