@@ -96,8 +96,7 @@ inline Vector<float> with_sign_of(Vector<float> x, Vector<float> sign) {
   return {_mm256_or_ps(x.v, _mm256_and_ps(_mm256_set1_ps(-0.0f), sign.v))};
 }
 inline Vector<float> power_of_two(Vector<float> x) {
-  const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(x.v), 23);
-  return {_mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(0x3f800000)))};
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x.v), 23))};
 }
 
 template <>
@@ -150,8 +149,7 @@ inline Vector<double> with_sign_of(Vector<double> x, Vector<double> sign) {
   return {_mm256_or_pd(x.v, _mm256_and_pd(_mm256_set1_pd(-0.0), sign.v))};
 }
 inline Vector<double> power_of_two(Vector<double> x) {
-  const __m256i n = _mm256_slli_epi64(_mm256_castpd_si256(x.v), 52);
-  return {_mm256_castsi256_pd(_mm256_add_epi64(n, _mm256_set1_epi64x(0x3ff0000000000000)))};
+  return {_mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(x.v), 52))};
 }
 
 // A vector of the first half of one row and that of another.

@@ -90,8 +90,7 @@ inline Vector<float> with_sign_of(Vector<float> x, Vector<float> sign) {
   return {_mm512_or_ps(x.v, _mm512_and_ps(_mm512_set1_ps(-0.0f), sign.v))};
 }
 inline Vector<float> power_of_two(Vector<float> x) {
-  const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(x.v), 23);
-  return {_mm512_castsi512_ps(_mm512_add_epi32(n, _mm512_set1_epi32(0x3f800000)))};
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x.v), 23))};
 }
 
 template <>
@@ -142,8 +141,7 @@ inline Vector<double> with_sign_of(Vector<double> x, Vector<double> sign) {
   return {_mm512_or_pd(x.v, _mm512_and_pd(_mm512_set1_pd(-0.0), sign.v))};
 }
 inline Vector<double> power_of_two(Vector<double> x) {
-  const __m512i n = _mm512_slli_epi64(_mm512_castpd_si512(x.v), 52);
-  return {_mm512_castsi512_pd(_mm512_add_epi64(n, _mm512_set1_epi64(0x3ff0000000000000)))};
+  return {_mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(x.v), 52))};
 }
 
 // A vector of the first half of one row and that of another.

@@ -60,8 +60,7 @@ struct Vector {
   // 2ⁿ where x = 1.5·2^(mantissa bits) + n.
   friend Vector power_of_two(Vector x) {
     constexpr int mantissa = std::numeric_limits<T>::digits - 1;
-    constexpr Int one = sizeof(T) == 4 ? Int{0x3f800000} : static_cast<Int>(0x3ff0000000000000);
-    return {(Lanes)(((IntLanes)x.v << mantissa) + one)};
+    return {(Lanes)((IntLanes)x.v << mantissa)};
   }
 
  private:
