@@ -314,8 +314,10 @@ class Forward {
 
     // Rows that the next step does not have end here.
     const Range ending = rows.from(p_.steps.rows_or_none(p_.next(t)));
-    kernels_.narrow(h.part(ending.begin, share.columns.begin), ending.size(), share.columns.size(),
-                    h_n_.part(ending.begin, share.columns.begin));
+    if (!ending.empty()) {
+      kernels_.narrow(h.part(ending.begin, share.columns.begin), ending.size(),
+                      share.columns.size(), h_n_.part(ending.begin, share.columns.begin));
+    }
   }
 
   // Brings a member's states of a chunk to the output.
