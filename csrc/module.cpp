@@ -48,11 +48,11 @@ py::dict build_info() {
 py::tuple plan(std::int64_t steps, std::int64_t batch, std::int64_t input_size,
                std::int64_t hidden_size, bool is_double, bool bidirectional, int threads) {
   const KernelSet& set = rnn_ext::cpu::kernels();
-  const Plan plan =
-      rnn_ext::cpu::plan_for({steps, batch, input_size, hidden_size, input_size, is_double ? 8 : 4,
-                              is_double ? set.f64.panel_columns : set.f32.panel_columns,
-                              is_double ? set.f64.tile_rows : set.f32.tile_rows, bidirectional},
-                             threads);
+  const Plan plan = rnn_ext::cpu::plan_for(
+      {steps, batch, input_size, hidden_size, input_size, 0, is_double ? 8 : 4,
+       is_double ? set.f64.panel_columns : set.f32.panel_columns,
+       is_double ? set.f64.tile_rows : set.f32.tile_rows, bidirectional},
+      threads);
   return py::make_tuple(plan.groups, plan.directions_at_once, plan.threads);
 }
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from support import using_threads
+from support import ISA_LEVELS, using_isa, using_threads
 
 import rnn_ext
 from rnn_ext import _C
@@ -39,6 +39,12 @@ def test_many_threads_share_both() -> None:
     assert groups > 1
     assert members > 1
     assert groups * members == 64
+
+
+@pytest.mark.skipif("avx512" not in ISA_LEVELS, reason="other levels have narrower panels")
+def test_columns_that_cannot_be_halved_are_not_shared() -> None:
+    with using_isa("avx512"):  # 200 columns are three panels of 64, and a rest
+        assert plan(50, 64, 200, threads=2) == (2, 1)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 40])

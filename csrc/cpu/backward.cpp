@@ -422,7 +422,7 @@ void run_backward(const std::vector<BackwardTask<S>>& tasks, const Kernels<S, O>
   const Problem<S>& p = tasks.front().problem;
   const Sequence<S>& dx = tasks.front().gradients.input;
   const Plan plan =
-      plan_of(tasks, !dx || can_add_up_dx(p), kernels, row_products(tasks.front()), threads);
+      plan_of(tasks, !dx || can_add_up_dx(p), kernels, 0, row_products(tasks.front()), threads);
   if (!plan.directions_at_once || !dx) {
     run_directions<Backward<S, O>>(tasks, plan, kernels, parallel_for, [](const Team::Member&) {});
     return;

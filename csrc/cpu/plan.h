@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "common/problem.h"
@@ -28,7 +29,8 @@ struct Shape {
   std::int64_t batch;
   std::int64_t input_size;
   std::int64_t hidden_size;
-  std::int64_t row_products;   // columns of the products over many rows: I of them to project x
+  std::int64_t projected;      // columns of the product over many rows shared as the steps are: I
+  std::int64_t row_products;   // of those that are shared evenly: backward's
   std::int64_t element_size;   // bytes
   std::int64_t panel_columns;  // of the kernel set
   std::int64_t tile_rows;
@@ -44,6 +46,7 @@ inline double barrier_cycles(int members) { return members > 1 ? 400.0 * members
 inline double team_cycles(int threads) { return threads > 1 ? 5200 + barrier_cycles(threads) : 0; }
 inline constexpr double line_from_core_cycles = 20;  // a cache line that another core wrote
 inline constexpr double tile_cycles = 30;
+inline constexpr double activation_cycles = 20;  // of a line's tanh
 inline constexpr double l1_bytes = 28 << 10;
 inline constexpr double l2_bytes = 768 << 10;
 
@@ -53,17 +56,23 @@ inline double fetch_cycles(double bytes) {
   return bytes <= l1_bytes ? 1 : bytes <= l2_bytes ? 2 : 2.5;
 }
 
-// One step's product for `rows` rows and `panels` column panels.
-inline double step_cycles(const Shape& s, double rows, double panels) {
-  const double lines_per_panel = static_cast<double>(s.panel_columns * s.element_size) / 64;
-  const double bytes =
-      panels * static_cast<double>(s.panel_columns * s.hidden_size * s.element_size);
-  const double tiles =
-      (rows + static_cast<double>(s.tile_rows) - 1) / static_cast<double>(s.tile_rows);
-  const double line =
-      std::max(rows * multiply_add_cycles, std::max(1.0, tiles) * fetch_cycles(bytes));
-  return panels *
-         (line * lines_per_panel * static_cast<double>(s.hidden_size) + tiles * tile_cycles);
+// A product of some rows and columns with all of the hidden units as inner dimension.
+inline double product_cycles(const Shape& s, double rows, double columns) {
+  const double lines = std::ceil(columns * static_cast<double>(s.element_size) / 64);
+  const double panels = std::ceil(columns / static_cast<double>(s.panel_columns));
+  const auto inner = static_cast<double>(s.hidden_size);
+  const double tiles = std::max(
+      1.0, (rows + static_cast<double>(s.tile_rows) - 1) / static_cast<double>(s.tile_rows));
+  const double bytes = columns * inner * static_cast<double>(s.element_size);
+  const double line = std::max(rows * multiply_add_cycles, tiles * fetch_cycles(bytes));
+  return line * lines * inner + panels * tiles * tile_cycles;
+}
+
+inline double step_cycles(const Shape& s, double rows, double columns) {
+  const double lines = std::ceil(columns * static_cast<double>(s.element_size) / 64);
+  return product_cycles(s, rows, columns) *
+             (1 + static_cast<double>(s.projected) / static_cast<double>(s.hidden_size)) +
+         rows * lines * activation_cycles;
 }
 
 }  // namespace cost
@@ -79,21 +88,22 @@ struct Choice {
 
 inline Choice judge(const Shape& s, int groups, int members) {
   const auto ceil_div = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
-  const auto batch = static_cast<double>(s.batch);
   const auto hidden_size = static_cast<double>(s.hidden_size);
-  const std::int64_t panels = ceil_div(s.hidden_size, s.panel_columns);
+  // Of the thread that has the most.
+  const std::int64_t rows = ceil_div(s.batch, groups);
+  const std::int64_t panels = ceil_div(ceil_div(s.hidden_size, s.panel_columns), members);
+  const std::int64_t columns = std::min(s.hidden_size, panels * s.panel_columns);
   // Every thread packs a part of the weights, and needs those of its columns.
   const double weight_lines =
       static_cast<double>((s.input_size + s.hidden_size) * s.element_size) * hidden_size / 64;
   const double foreign_lines = weight_lines * (groups - 1) / (groups * members);
-  const double row_products = cost::step_cycles(s, batch, static_cast<double>(panels)) *
-                              static_cast<double>(s.row_products) / hidden_size;
-  const double step = cost::step_cycles(s, static_cast<double>(ceil_div(s.batch, groups)),
-                                        static_cast<double>(ceil_div(panels, members)));
+  const double row_products = cost::product_cycles(s, static_cast<double>(s.batch), hidden_size) *
+                              static_cast<double>(s.row_products) / hidden_size /
+                              (groups * members);
+  const double step = cost::step_cycles(s, static_cast<double>(rows), static_cast<double>(columns));
   return {groups, members,
           foreign_lines * cost::line_from_core_cycles +
-              static_cast<double>(s.steps) *
-                  (step + cost::barrier_cycles(members) + row_products / (groups * members))};
+              static_cast<double>(s.steps) * (step + cost::barrier_cycles(members) + row_products)};
 }
 
 // The best way to run one direction on at most `threads` threads.

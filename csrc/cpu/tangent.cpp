@@ -106,7 +106,7 @@ template <class S, class O>
 void run_tangent(const std::vector<TangentTask<S>>& tasks, const Kernels<S, O>& kernels,
                  int threads, ParallelFor parallel_for) {
   const Scratch::Scope scratch;
-  const Plan plan = plan_of(tasks, true, kernels, 0, threads);
+  const Plan plan = plan_of(tasks, true, kernels, 0, 0, threads);
   run_directions<Tangent<S, O>>(tasks, plan, kernels, parallel_for, [](const Team::Member&) {});
 }
 
