@@ -84,8 +84,10 @@ def explain(module: nn.Module, input: Tensor | PackedSequence) -> str:
         _C.available_threads(torch.get_num_threads()),
     )
     work = f"{threads} of {torch.get_num_threads()} threads"
-    work += f", {threads // 2} for each direction" if at_once else ""
-    work += _sharing(groups, (threads // 2 if at_once else threads) // groups)
+    if at_once:
+        threads //= 2
+        work += f", {threads} for each direction"
+    work += _sharing(groups, threads // groups)
     return f"rnn_ext CPU kernels, {_C.isa()}, {dtype}: {work}{stack}"
 
 

@@ -29,13 +29,11 @@ class Backward {
       : p_(task.problem),
         g_(task.gradients),
         kernels_(kernels),
-        chunk_rows_(gradient_rows(p_.hidden_size)) {
+        chunk_rows_(gradient_rows(p_.hidden_size)),
+        weight_hh_(recurrent_size(kernels, p_, static_cast<bool>(g_.hx))) {
     const std::int64_t h = p_.hidden_size;
     const std::int64_t rows =
         std::min(std::max(chunk_rows_, p_.steps.batch), p_.steps.total_rows());
-    if (!reads_in_place(kernels, p_.steps.count - (g_.hx ? 0 : 1), p_.steps.batch)) {
-      weight_hh_ = Buffer<T>(packed_size(kernels, h, h));
-    }
     if (g_.input && (rounds_dz || !reads_in_place(kernels, 1, p_.steps.total_rows()))) {
       weight_ih_ = Buffer<O>(packed_size(kernels, p_.input_size, h));
     }
@@ -76,7 +74,7 @@ class Backward {
     for (std::int64_t s = p_.steps.count - 1; s >= 0; parity ^= 1, accumulate = true) {
       const Chunk chunk = take_chunk(p_, s, -1, chunk_rows_);
       const Dz dz = dz_of(chunk, parity);
-      for (const std::int64_t end = s - (chunk.last - chunk.first + 1); s > end; --s) {
+      for (const std::int64_t end = s - chunk.steps(); s > end; --s) {
         const std::int64_t t = p_.step(s);
         step(t, dz, later_dz, share);
         later_dz = dz.row(p_.steps.offset(t));

@@ -41,9 +41,7 @@ class Forward {
                                                           : p_.hidden_size,
                                            p_.input_size)
                              : 0),
-        weight_hh_(reads_in_place(kernels, p_.steps.count - (p_.hx ? 0 : 1), p_.steps.batch)
-                       ? 0
-                       : packed_size(kernels, p_.hidden_size, p_.hidden_size)),
+        weight_hh_(recurrent_size(kernels, p_, static_cast<bool>(p_.hx))),
         bias_(p_.bias_ih || p_.bias_hh ? p_.hidden_size : 0),
         zeros_(p_.hx ? 0 : p_.hidden_size),
         from_zeros_(p_.hx ? 0 : p_.hidden_size) {
@@ -72,7 +70,7 @@ class Forward {
       const Chunk chunk = take_chunk(p_, s, 1, chunk_rows_);
       const Sequence<T> h = states(chunk, share);
       project(chunk, h, share, member);
-      for (const std::int64_t end = s + chunk.last - chunk.first + 1; s < end; ++s) {
+      for (const std::int64_t end = s + chunk.steps(); s < end; ++s) {
         const std::int64_t t = p_.step(s);
         step(t, h.at(p_.steps, t), previous, h0, share);
         previous = h.at(p_.steps, t);
@@ -256,7 +254,7 @@ class Forward {
       // The members of a group divide the steps between them, or the rows if these are more.
       Chunk steps = chunk;
       Range rows = share.rows;
-      if (const std::int64_t count = chunk.last - chunk.first + 1; count >= rows.size()) {
+      if (const std::int64_t count = chunk.steps(); count >= rows.size()) {
         const Range own = share.group.share(count);
         steps = {chunk.first + own.begin, chunk.first + own.end - 1};
       } else {
@@ -285,7 +283,7 @@ class Forward {
   template <class A, class B, class F>
   void for_runs(const Chunk& chunk, Range rows, const Sequence<A>& a, const Sequence<B>& b,
                 F&& f) const {
-    const std::int64_t steps = chunk.last - chunk.first + 1;
+    const std::int64_t steps = chunk.steps();
     const std::int64_t own = rows.size();
     const Matrix<A> first_a = a.at(p_.steps, chunk.first).part(rows.begin, 0);
     const Matrix<B> first_b = b.at(p_.steps, chunk.first).part(rows.begin, 0);

@@ -35,6 +35,12 @@ struct Shape {
   std::int64_t panel_columns;  // of the kernel set
   std::int64_t tile_rows;
   bool independent_directions;  // there are two, and neither waits for what the other writes
+
+  std::int64_t panels() const { return (hidden_size + panel_columns - 1) / panel_columns; }
+  // Cache lines of a row of so many columns.
+  double lines(double columns) const {
+    return std::ceil(columns * static_cast<double>(element_size) / 64);
+  }
 };
 
 namespace cost {
@@ -58,21 +64,19 @@ inline double fetch_cycles(double bytes) {
 
 // A product of some rows and columns with all of the hidden units as inner dimension.
 inline double product_cycles(const Shape& s, double rows, double columns) {
-  const double lines = std::ceil(columns * static_cast<double>(s.element_size) / 64);
   const double panels = std::ceil(columns / static_cast<double>(s.panel_columns));
   const auto inner = static_cast<double>(s.hidden_size);
   const double tiles = std::max(
       1.0, (rows + static_cast<double>(s.tile_rows) - 1) / static_cast<double>(s.tile_rows));
   const double bytes = columns * inner * static_cast<double>(s.element_size);
   const double line = std::max(rows * multiply_add_cycles, tiles * fetch_cycles(bytes));
-  return line * lines * inner + panels * tiles * tile_cycles;
+  return line * s.lines(columns) * inner + panels * tiles * tile_cycles;
 }
 
 inline double step_cycles(const Shape& s, double rows, double columns) {
-  const double lines = std::ceil(columns * static_cast<double>(s.element_size) / 64);
   return product_cycles(s, rows, columns) *
              (1 + static_cast<double>(s.projected) / static_cast<double>(s.hidden_size)) +
-         rows * lines * activation_cycles;
+         rows * s.lines(columns) * activation_cycles;
 }
 
 }  // namespace cost
@@ -91,7 +95,7 @@ inline Choice judge(const Shape& s, int groups, int members) {
   const auto hidden_size = static_cast<double>(s.hidden_size);
   // Of the thread that has the most.
   const std::int64_t rows = ceil_div(s.batch, groups);
-  const std::int64_t panels = ceil_div(ceil_div(s.hidden_size, s.panel_columns), members);
+  const std::int64_t panels = ceil_div(s.panels(), members);
   const std::int64_t columns = std::min(s.hidden_size, panels * s.panel_columns);
   // Every thread packs a part of the weights, and needs those of its columns.
   const double weight_lines =
@@ -108,11 +112,11 @@ inline Choice judge(const Shape& s, int groups, int members) {
 
 // The best way to run one direction on at most `threads` threads.
 inline Choice choose(const Shape& s, int threads) {
-  const std::int64_t panels = (s.hidden_size + s.panel_columns - 1) / s.panel_columns;
   const auto total = [](const Choice& c) { return c.cycles + cost::team_cycles(c.threads()); };
   Choice best = judge(s, 1, 1);
-  for (int members = 1; members <= std::min<std::int64_t>(threads, panels); ++members) {
-    for (int groups = 1; groups <= std::min<std::int64_t>(threads / members, s.batch); ++groups) {
+  for (int members = 1; members <= std::min<std::int64_t>(threads, s.panels()); ++members) {
+    for (int groups = members == 1 ? 2 : 1;
+         groups <= std::min<std::int64_t>(threads / members, s.batch); ++groups) {
       const Choice choice = judge(s, groups, members);
       if (total(choice) < total(best)) {
         best = choice;
@@ -160,6 +164,8 @@ struct Chunk {
   std::int64_t first = 0;
   std::int64_t last = -1;  // inclusive
   std::int64_t rows = 0;
+
+  std::int64_t steps() const { return last - first + 1; }
 };
 
 // The chunk that starts with the s-th step in processing order (forward: s counts up; backward:

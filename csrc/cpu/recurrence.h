@@ -130,6 +130,15 @@ bool reads_in_place(const Kernels<S, O>& kernels, std::int64_t products, std::in
   return products * ((rows + kernels.tile_rows - 1) / kernels.tile_rows) <= most_tiles_in_place;
 }
 
+// What W_hh takes packed, or 0 where it is read in place: for a product in every step, but in the
+// first only if `at_start`.
+template <class S, class O>
+std::int64_t recurrent_size(const Kernels<S, O>& kernels, const Problem<S>& p, bool at_start) {
+  return reads_in_place(kernels, p.steps.count - (at_start ? 0 : 1), p.steps.batch)
+             ? 0
+             : packed_size(kernels, p.hidden_size, p.hidden_size);
+}
+
 // A product by some columns of B: by their packed panels or, where there are none, by B in place.
 template <class S, class O>
 Product<S, O> product_by(Matrix<const S> b, Range columns, const O* panels) {

@@ -23,9 +23,7 @@ class Tangent {
         seed_(task.seed),
         tangent_(task.tangent),
         kernels_(kernels),
-        weight_hh_(reads_in_place(kernels, p_.steps.count - (p_.hx ? 0 : 1), p_.steps.batch)
-                       ? 0
-                       : packed_size(kernels, p_.hidden_size, p_.hidden_size)) {
+        weight_hh_(recurrent_size(kernels, p_, static_cast<bool>(p_.hx))) {
     if (is_widened<S>) {
       const std::int64_t states = p_.steps.batch * p_.hidden_size;
       hx_ = Buffer<T>(p_.hx ? states : 0);
