@@ -121,7 +121,6 @@ class build_ext(BuildExtension):
         # An editable install gives a temporary folder here, in which ninja would start anew.
         platform_tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         self.build_temp = str(ROOT / "build" / f"temp.{platform_tag}")
-        (extension,) = self.extensions
         self.define_constants(extension)
         try:
             if toolkit := find_cuda(compiler):
@@ -170,28 +169,49 @@ def relative(*patterns: str) -> list[str]:
     )
 
 
+# PyPI's pybind11 goes before the copy that comes with torch.
+INCLUDE_DIRS = [str(ROOT / "csrc"), pybind11.get_include()]
+COMPILE_ARGS = [
+    "-std=c++20",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    # As system headers, torch's warn of nothing. (That leaves them out of ninja's dependencies:
+    # a macro with torch's version recompiles all for a new torch.)
+    *(f"-isystem{path}" for path in include_paths()),
+    # Python's own flags ask for -g, which makes the binary several times as large.
+    *(["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0"]),
+]
+NODE_SOURCE = "csrc/autograd.cpp"
+
 extension = CppExtension(
     "rnn_ext._C",
-    relative("csrc/*.cpp", "csrc/common/*.cpp", "csrc/cpu/*.cpp"),
-    # PyPI's pybind11 goes before the copy that comes with torch.
-    include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
+    [
+        source
+        for source in relative("csrc/*.cpp", "csrc/common/*.cpp", "csrc/cpu/*.cpp")
+        if source != NODE_SOURCE
+    ],
+    include_dirs=[*INCLUDE_DIRS],
     define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],
     extra_compile_args=[
-        "-std=c++20",
-        "-fvisibility=hidden",
+        *COMPILE_ARGS,
         "-fno-math-errno",
         "-fno-trapping-math",
         "-ffp-contract=fast",
-        "-Wall",
-        "-Wextra",
-        # As system headers, torch's warn of nothing. (That leaves them out of ninja's dependencies:
-        # RNN_EXT_TORCH_BUILT recompiles all for a new torch.)
-        *(f"-isystem{path}" for path in include_paths()),
-        # Python's own flags ask for -g, which makes the binary several times as large.
-        *(["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0"]),
     ],
 )
 # The C shims live there; the other libraries of CppExtension are for torch's C++ API.
 extension.libraries = ["torch_cpu"]
 
-setup(ext_modules=[extension], cmdclass={"build_ext": build_ext})
+# For this torch release alone: it uses torch's C++ API, which has no stable ABI.
+NODE = runpy.run_path(str(ROOT / "rnn_ext" / "_node_name.py"))["node_name"](torch.__version__)
+node = CppExtension(
+    f"rnn_ext.{NODE}",
+    [NODE_SOURCE],
+    include_dirs=[*INCLUDE_DIRS],
+    define_macros=[("RNN_EXT_NODE_MODULE", NODE)],
+    extra_compile_args=[*COMPILE_ARGS],
+)
+node.libraries = ["c10", "torch_cpu", "torch_python"]
+
+setup(ext_modules=[extension, node], cmdclass={"build_ext": build_ext})

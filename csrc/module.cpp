@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <optional>
 
+#include "common/supports.h"
 #include "cpu/isa.h"
 #include "cpu/probe.h"
 #include "cpu/settings.h"
@@ -22,6 +23,8 @@ using rnn_ext::cpu::KernelSet;
 using rnn_ext::cpu::Plan;
 
 namespace {
+
+using Shape = std::vector<std::int64_t>;
 
 #if defined(__clang__)
 constexpr const char* compiler = "clang " __clang_version__;
@@ -54,6 +57,28 @@ py::tuple plan(std::int64_t steps, std::int64_t batch, std::int64_t input_size,
        is_double ? set.f64.tile_rows : set.f32.tile_rows, bidirectional},
       threads);
   return py::make_tuple(plan.groups, plan.directions_at_once, plan.threads);
+}
+
+// Why the kernels do not take tensors of these shapes and of one dtype; "" if they do, and for
+// batch_sizes in an order that no op can take, which the kernels' op reports.
+std::string find_obstacle(const Shape& input, const std::optional<Shape>& hx,
+                          const std::vector<Shape>& weights,
+                          const std::optional<Shape>& batch_sizes, bool is_step,
+                          std::int64_t num_layers, std::int64_t directions) {
+  const auto traits_of = [](const Shape& s) { return rnn_ext::Traits{0, 0, 0, s.size(), s.data()}; };
+  const rnn_ext::Layout layout = is_step       ? rnn_ext::Layout::step
+                                 : batch_sizes ? rnn_ext::Layout::packed
+                                               : rnn_ext::Layout::sequence;
+  rnn_ext::BatchSizes sizes;
+  if (batch_sizes) {
+    sizes = {batch_sizes->data(), static_cast<std::int64_t>(batch_sizes->size())};
+  }
+  const rnn_ext::Traits hx_traits = hx ? traits_of(*hx) : rnn_ext::Traits{};
+  const rnn_ext::Obstacle obstacle = rnn_ext::find_obstacle(
+      {num_layers, directions, static_cast<std::int64_t>(weights.size())}, layout, true,
+      traits_of(input), hx ? &hx_traits : nullptr, sizes,
+      [&](std::int64_t i) { return traits_of(weights[i]); });
+  return obstacle == rnn_ext::Obstacle::batch_sizes ? "" : rnn_ext::text_of(obstacle);
 }
 
 // (multiprocessors, shared bytes, registers) of a CUDA device; throws where no kernel can run on
@@ -122,6 +147,8 @@ PYBIND11_MODULE(_C, m) {
   }
   m.attr("source_digest") = source_digest;
   m.def("build_info", &build_info);
+  m.def("find_obstacle", &find_obstacle, py::arg("input"), py::arg("hx"), py::arg("weights"),
+        py::arg("batch_sizes"), py::arg("is_step"), py::arg("num_layers"), py::arg("directions"));
   m.def("isa", [] { return rnn_ext::cpu::kernels().name; });
   m.def("isa_available", &rnn_ext::cpu::available_isas);
   m.def("set_isa", &rnn_ext::cpu::cap_isa, py::arg("name"));

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 source_digest: str
 
 def available_threads(torch_threads: int) -> int: ...
@@ -13,6 +15,15 @@ def cuda_plan(
     shared_bytes: int,
     registers: int,
 ) -> tuple[str, int, int]: ...
+def find_obstacle(
+    input: Sequence[int],
+    hx: Sequence[int] | None,
+    weights: Sequence[Sequence[int]],
+    batch_sizes: Sequence[int] | None,
+    is_step: bool,
+    num_layers: int,
+    directions: int,
+) -> str: ...
 def force_plan(groups: int | None, threads: int = 1, directions_at_once: bool = False) -> None: ...
 def fork_join_seconds(torch_threads: int) -> float: ...
 def isa() -> str: ...

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 import platform
 import sys
 from pathlib import Path
@@ -11,8 +13,9 @@ from types import ModuleType
 import torch
 
 from ._digest import source_digest
+from ._node_name import node_name
 
-__all__ = ["load"]
+__all__ = ["load", "load_node"]
 
 _PACKAGE = Path(__file__).parent
 _TREE = _PACKAGE.parent
@@ -54,6 +57,17 @@ def load() -> ModuleType:
             f"The C++ sources of rnn_ext changed after its binary was built: {_BUILD}."
         )
     return module
+
+
+def load_node() -> ModuleType | None:
+    """Import and return the autograd node in C++; None where none was built for this torch release.
+
+    It is left out as well where RNN_EXT_NODE is 0, which is for finding out what it gains.
+    """
+    name = f"{__package__}.{node_name(torch.__version__)}"
+    if os.environ.get("RNN_EXT_NODE") == "0" or importlib.util.find_spec(name) is None:
+        return None
+    return importlib.import_module(name)
 
 
 def _missing() -> str:

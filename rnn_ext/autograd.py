@@ -1,19 +1,28 @@
-"""One RNN layer, or one step of a cell, as a differentiable call on the fused kernels."""
+"""One RNN layer, or one step of a cell, as an eager call that autograd records.
+
+``csrc/autograd.cpp`` has the same in C++, for the torch release that it was built for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import unwrap_if_dead
 
-from . import composite, derivatives, onnx
+from . import derivatives
+from .torch_private import (
+    allow_in_place_change,
+    apply_function,
+    are_functorch_transforms_active,
+    is_transformed,
+)
 from .vectorize import is_in_legacy_vmap
 from .walk import Walk
 
-__all__ = ["is_watched", "rnn_cell", "rnn_layer"]
+__all__ = ["higher_order_backward", "rnn_cell", "rnn_layer"]
 
 # Looked up once. None has autograd of its own.
 _rnn_forward = torch.ops.rnn_ext._rnn_forward.default
@@ -30,7 +39,7 @@ def rnn_layer(
     nonlinearity: str,
     bidirectional: bool,
 ) -> tuple[Tensor, Tensor]:
-    """``torch.ops.rnn_ext.rnn_forward``, taken the shortest way that the call allows.
+    """Runs one layer.
 
     Args:
         input: ``(T, B, I)``, or packed ``(N, I)``.
@@ -44,50 +53,34 @@ def rnn_layer(
     Raises:
         torch.OutOfMemoryError: no memory for the outputs or for scratch.
     """
-    if is_watched():
-        if torch.onnx.is_in_onnx_export() and batch_sizes is None:
-            forward = onnx.rnn_layer
-        elif not (torch.compiler.is_compiling() or torch._C._is_tracing()):
-            forward = derivatives.rnn_layer
-        elif derivatives.is_transformed():
-            forward = composite.rnn_layer
-        else:
-            # With its registered autograd; takes tied weights, which a Function would not there.
-            forward = torch.ops.rnn_ext.rnn_forward.default
-        return forward(input, hx, weights, batch_sizes, nonlinearity, bidirectional)
-    try:
-        if torch.is_grad_enabled() and _any_requires_grad(input, hx, weights):
-            return _apply(_RNNLayer, (batch_sizes, nonlinearity, bidirectional), input, hx, weights)
-        return _rnn_forward(input, hx, weights, batch_sizes, nonlinearity, bidirectional)
-    except RuntimeError as error:
-        _raise_if_out_of_memory(error)
-        raise
+    with _memory_errors():
+        if not _needs_graph(input, hx, weights):
+            return _rnn_forward(input, hx, weights, batch_sizes, nonlinearity, bidirectional)
+        settings = (batch_sizes, nonlinearity, bidirectional)
+        output, h_n = apply_function(_RNNLayer, settings, input, hx, weights)
+    allow_in_place_change(output, _OUTPUT)
+    return output, h_n
 
 
 def rnn_cell(
-    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], nonlinearity: str
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: None,
+    nonlinearity: str,
+    bidirectional: bool,
 ) -> Tensor:
-    """``rnn_layer`` for one step: input ``(B, I)``, hx and result ``(B, H)``."""
-    if is_watched():
-        hx = None if hx is None else hx.unsqueeze(0)
-        output, _ = rnn_layer(input.unsqueeze(0), hx, weights, None, nonlinearity, False)
-        return output.squeeze(0)
-    try:
-        if torch.is_grad_enabled() and _any_requires_grad(input, hx, weights):
-            return _apply(_RNNCell, (nonlinearity,), input, hx, weights)
-        return _cell_forward(input, hx, weights, nonlinearity)
-    except RuntimeError as error:
-        _raise_if_out_of_memory(error)
-        raise
+    """Runs one step of ``rnn_layer``: input ``(B, I)``, hx and result ``(B, H)``."""
+    with _memory_errors():
+        if not _needs_graph(input, hx, weights):
+            return _cell_forward(input, hx, weights, nonlinearity)
+        output = apply_function(_RNNCell, (nonlinearity,), input, hx, weights)
+    allow_in_place_change(output, _OUTPUT)
+    return output
 
 
-def is_watched() -> bool:
-    """Whether a graph is being recorded, or a transform or forward-mode AD is active."""
-    return torch.compiler.is_compiling() or torch._C._is_tracing() or derivatives.is_transformed()
-
-
-def _any_requires_grad(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool:
-    return (
+def _needs_graph(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and (
         weights[0].requires_grad
         or input.requires_grad
         or (hx is not None and hx.requires_grad)
@@ -95,29 +88,71 @@ def _any_requires_grad(input: Tensor, hx: Tensor | None, weights: Sequence[Tenso
     )
 
 
-def _raise_if_out_of_memory(error: RuntimeError) -> None:
-    # The stable C interface carries an exception's text but not its type.
-    text = str(error)
-    if text.startswith("rnn_ext: out of memory"):
-        raise torch.OutOfMemoryError(text) from None
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Restores the type of an error of out of memory, which the ops' C interface does not carry."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if text.startswith("rnn_ext: out of memory"):
+            raise torch.OutOfMemoryError(text) from None
+        raise
 
 
-def _apply(
-    function: type[torch.autograd.Function],
-    settings: tuple[Any, ...],
+# Where the output stands among the saved tensors.
+_OUTPUT = 3
+
+
+def _save(
+    ctx: Any,
     input: Tensor,
     hx: Tensor | None,
+    batch_sizes: Tensor | None,
+    output: Tensor,
     weights: Sequence[Tensor],
-) -> Any:
-    """``function.apply`` without its wrapper in Python, which serves ``torch.func`` (5 µs)."""
-    # What the wrapper does for every call: a tensor kept from a transform that has ended stands for
-    # the one inside, which is the one that gets gradients.
-    return super(torch.autograd.Function, function).apply(  # type: ignore[misc]
-        *settings,
-        unwrap_if_dead(input),
-        None if hx is None else unwrap_if_dead(hx),
-        *map(unwrap_if_dead, weights),
+) -> None:
+    # x, h and the weights, nothing else: φ' is a function of h.
+    ctx.save_for_backward(input, hx, batch_sizes, output, *weights)
+    ctx.version, ctx.saved_version = None, 0
+    if type(output) is Tensor:
+        # It may be changed in place before backward, as nn.RNN allows. An empty tensor that shares
+        # its version, and not its memory, tells of that.
+        ctx.version = output.detach()
+        ctx.version.data = output.new_empty(0)
+        ctx.saved_version = output._version
+
+
+def _backward(
+    ctx: Any,
+    grads: tuple[Tensor | None, ...],
+    mask: Sequence[bool],
+    run_forward: Callable[..., Any],
+    run_backward: Callable[..., Sequence[Tensor]],
+) -> Sequence[Tensor | None]:
+    """Returns the gradients of input, hx and weights, None where ``mask`` is False.
+
+    Args:
+        run_forward: returns the output again from input, hx, weights and batch_sizes.
+        run_backward: the backward op, for grads, input, hx, weights, output and batch_sizes.
+    """
+    input, hx, batch_sizes, output, *weights = ctx.saved_tensors
+    if ctx.version is not None and ctx.version._version != ctx.saved_version:
+        output = None
+    is_differentiated = (
+        torch.is_grad_enabled() or are_functorch_transforms_active() or is_in_legacy_vmap(grads)
     )
+    with _memory_errors():
+        if is_differentiated:
+            grad_h_n = grads[1] if len(grads) == 2 else None
+            return higher_order_backward(
+                *(grads[0], grad_h_n, input, hx, weights, output, batch_sizes),
+                *(*ctx.settings, len(grads) == 1, mask),
+            )
+        if output is None:
+            output = run_forward(input, hx, weights, batch_sizes)
+        found = run_backward(grads, input, hx, weights, output, batch_sizes)
+    return derivatives.in_places(found, mask)
 
 
 class _RNNLayer(torch.autograd.Function):
@@ -138,8 +173,7 @@ class _RNNLayer(torch.autograd.Function):
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
         output, h_n = _rnn_forward(input, hx, weights, batch_sizes, nonlinearity, bidirectional)
-        # x, h and the weights, nothing else: φ' is a function of h.
-        ctx.save_for_backward(input, hx, batch_sizes, output, *weights)
+        _save(ctx, input, hx, batch_sizes, output, weights)
         ctx.settings = nonlinearity, bidirectional
         ctx.set_materialize_grads(False)
         return output, h_n
@@ -148,21 +182,16 @@ class _RNNLayer(torch.autograd.Function):
     def backward(
         ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        input, hx, batch_sizes, output, *weights = ctx.saved_tensors
         mask = ctx.needs_input_grad[3:]
-        operands = (input, hx, weights, output)
-        try:
-            if _is_differentiated(grad_output, grad_h_n):
-                walk = Walk(batch_sizes, *ctx.settings)
-                found = derivatives.layer_backward(grad_output, grad_h_n, *operands, walk, mask)
-                return (None, None, None, *found)
-            grads = _rnn_backward(
-                *(grad_output, grad_h_n, *operands, batch_sizes, *ctx.settings, mask)
-            )
-        except RuntimeError as error:
-            _raise_if_out_of_memory(error)
-            raise
-        return (None, None, None, *derivatives.in_places(grads, mask))
+
+        def run_forward(*operands: Any) -> Tensor:
+            return _rnn_forward(*operands, *ctx.settings)[0]
+
+        def run_backward(grads: tuple[Tensor | None, ...], *operands: Any) -> Sequence[Tensor]:
+            return _rnn_backward(*grads, *operands, *ctx.settings, mask)
+
+        grads = (grad_output, grad_h_n)
+        return (None, None, None, *_backward(ctx, grads, mask, run_forward, run_backward))
 
 
 class _RNNCell(torch.autograd.Function):
@@ -173,52 +202,60 @@ class _RNNCell(torch.autograd.Function):
         ctx: Any, nonlinearity: str, input: Tensor, hx: Tensor | None, *weights: Tensor
     ) -> Tensor:
         output = _cell_forward(input, hx, weights, nonlinearity)
-        ctx.save_for_backward(input, hx, output, *weights)
-        ctx.nonlinearity = nonlinearity
+        _save(ctx, input, hx, None, output, weights)
+        ctx.settings = nonlinearity, False
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        input, hx, output, *weights = ctx.saved_tensors
         mask = ctx.needs_input_grad[1:]
-        arguments = (grad_output, input, hx, weights, output, ctx.nonlinearity, mask)
-        try:
-            if _is_differentiated(grad_output):
-                return (None, *_further_cell_backward(*arguments))
-            grads = _cell_backward(*arguments)
-        except RuntimeError as error:
-            _raise_if_out_of_memory(error)
-            raise
-        return (None, *derivatives.in_places(grads, mask))
+        nonlinearity = ctx.settings[0]
+
+        def run_forward(
+            input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], _: None
+        ) -> Tensor:
+            return _cell_forward(input, hx, weights, nonlinearity)
+
+        def run_backward(grads: tuple[Tensor | None, ...], *operands: Any) -> Sequence[Tensor]:
+            input, hx, weights, output, _ = operands
+            return _cell_backward(*grads, input, hx, weights, output, nonlinearity, mask)
+
+        return (None, *_backward(ctx, (grad_output,), mask, run_forward, run_backward))
 
 
-def _is_differentiated(*grads: Tensor | None) -> bool:
-    """Whether a backward is to be differentiated itself (create_graph), or is under vmap."""
-    return (
-        torch.is_grad_enabled()
-        or torch._C._are_functorch_transforms_active()
-        or is_in_legacy_vmap(grads)
-    )
-
-
-def _further_cell_backward(
-    grad_output: Tensor,
+def higher_order_backward(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
     input: Tensor,
     hx: Tensor | None,
-    weights: list[Tensor],
-    output: Tensor,
+    weights: Sequence[Tensor],
+    output: Tensor | None,
+    batch_sizes: Tensor | None,
     nonlinearity: str,
+    bidirectional: bool,
+    is_step: bool,
     output_mask: Sequence[bool],
-) -> list[Tensor | None]:
-    grad_input, grad_hx, *grad_weights = derivatives.layer_backward(
-        grad_output.unsqueeze(0),
-        None,
-        input.unsqueeze(0),
-        None if hx is None else hx.unsqueeze(0),
-        weights,
-        output.unsqueeze(0),
-        Walk(None, nonlinearity, False),
-        output_mask,
+) -> Sequence[Tensor | None]:
+    """Returns what a backward op computes, differentiable, or under vmap.
+
+    Args:
+        grad_output, grad_h_n, input, hx, output: as for a layer, or, if ``is_step``, for a step.
+        output: None where it was changed in place: it is computed again.
+        output_mask: which gradients of input, hx and weights are wanted; the others are None.
+    """
+    if is_step:
+        grad_output, input, hx, output = (
+            None if t is None else t.unsqueeze(0) for t in (grad_output, input, hx, output)
+        )
+    if output is None:
+        layer = derivatives.rnn_layer if is_transformed() else rnn_layer
+        output, _ = layer(input, hx, weights, batch_sizes, nonlinearity, bidirectional)
+    found = derivatives.layer_backward(
+        *(grad_output, grad_h_n, input, hx, weights, output),
+        *(Walk(batch_sizes, nonlinearity, bidirectional), output_mask),
     )
+    if not is_step:
+        return found
+    grad_input, grad_hx, *grad_weights = found
     states = (None if g is None else g.squeeze(0) for g in (grad_input, grad_hx))
     return [*states, *grad_weights]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from . import _C
+from .call import Call
+from .torch_private import assume_constant_result
 
 __all__ = ["Choice", "Limits", "choose", "decide", "limits", "plan", "runs_on"]
 
@@ -79,38 +79,21 @@ def plan(
     return _C.cuda_plan(batch, hidden_size, directions, dtype == torch.float64, *limits)
 
 
-def choose(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    directions: int,
-    training: bool,
-) -> Choice:
-    """Who takes a call whose tensors are on one CUDA device, in ``setting``.
-
-    Args:
-        input: ``(T, B, I)``, packed ``(N, I)`` with ``batch_sizes``, or one step ``(B, I)``.
-        training: whether torch's op could run backward; True for one step, where it always can.
-    """
-    steps = 1
-    if batch_sizes is not None:
-        steps = batch_sizes.size(0)
-        batch = int(batch_sizes[0]) if hx is None else hx.size(1)
-    elif input.dim() == 3:
-        steps, batch = input.size(0), input.size(1)
-    else:
-        batch = input.size(0)
-    operands = [input, *weights] if hx is None else [input, hx, *weights]
+def choose(call: Call) -> Choice:
+    """Who takes a call whose tensors are on one CUDA device, in ``setting``."""
+    # torch's op can always run backward of a step.
+    training = call.training or call.is_step
+    operands = [call.input, *call.weights] if call.hx is None else [*call[:2], *call.weights]
     refusal = None
-    if steps > _LONGEST_OF_TORCH:
+    if call.seq_len > _LONGEST_OF_TORCH:
         refusal = f"cuDNN takes no sequence of more than {_LONGEST_OF_TORCH} steps"
     elif not training and torch.is_grad_enabled() and any(t.requires_grad for t in operands):
         refusal = "cuDNN has no backward in eval mode"
     elif torch.are_deterministic_algorithms_enabled():
         refusal = "deterministic algorithms are asked for, and cuDNN promises none"
     return decide(
-        *(setting, input.device.index, input.dtype, batch, weights[1].size(0), directions),
+        *(setting, call.input.device.index, call.input.dtype, call.batch_size),
+        *(call.weights[1].size(0), call.directions),
         torch_refusal=refusal,
     )
 
@@ -160,7 +143,6 @@ def _most_persistent_rows(
     return found[0] // directions * rows if regime == "persistent" else 0
 
 
-# torch.compile does not trace calls of the binary. This is all that
-# torch.compiler.assume_constant_result does, which imports the compiler: a second for every user.
-# (The batch size, which varies from call to call, is no argument for that reason.)
-_most_persistent_rows._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# torch.compile does not trace calls of the binary. (The batch size, which varies from call to call,
+# is no argument for that reason.)
+assume_constant_result(_most_persistent_rows)

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import routing
+from . import dispatch
+from .call import Call, weight_shapes
+from .torch_private import is_any_autocast_enabled
 
 __all__ = ["rnn", "rnn_cell"]
 
@@ -41,8 +43,7 @@ def rnn(
         hx: initial states ``(L·D, B, H)``, ``(L·D, H)`` without a batch; zeros where None.
         weights: ``weight_ih``, ``weight_hh`` and, with ``bias``, ``bias_ih``, ``bias_hh``, for each
             direction of each layer: the order of ``torch.nn.RNN``'s parameters. Shapes ``(H, I)``
-                in the
-            first layer and ``(H, D·H)`` above, ``(H, H)``, ``(H,)``, ``(H,)``.
+            in the first layer and ``(H, D·H)`` above, ``(H, H)``, ``(H,)``, ``(H,)``.
         nonlinearity: ``'tanh'`` or ``'relu'``.
         num_layers: L.
         bias: whether ``weights`` hold biases.
@@ -101,19 +102,12 @@ def rnn(
         _check_like_input(input, {"hx": hx})
     _check_like_input(input, {f"weights[{i}]": w for i, w in enumerate(weights)})
 
-    output, h_n = routing.run(
-        input,
-        hx,
-        weights,
-        batch_sizes,
-        nonlinearity=nonlinearity,
-        hidden_size=weights[0].size(0),
-        num_layers=num_layers,
-        bias=bias,
-        dropout=dropout,
-        training=training,
-        bidirectional=bidirectional,
+    call = Call(
+        *(input, hx, weights, batch_sizes, False, nonlinearity),
+        *(num_layers, bidirectional, bias, training),
+        *(input.size(-1), weights[0].size(0), dropout),
     )
+    output, h_n = dispatch.route(call).run()
     if not is_batched:
         return output.squeeze(1), h_n.squeeze(1)
     return (output.transpose(0, 1) if time_major else output), h_n
@@ -156,17 +150,23 @@ def rnn_cell(
     if w_ih.dim() != 2:
         raise ValueError(f"w_ih: expected shape (H, I), got {tuple(w_ih.shape)}")
     hidden_size = w_ih.size(0)
-    shapes = routing.weight_shapes(input.size(-1), hidden_size, 1, 1, b_ih is not None)
+    shapes = weight_shapes(input.size(-1), hidden_size, 1, 1, b_ih is not None)
     _check_shapes(named, shapes)
     if hx is not None:
         _check_shapes({"hx": hx}, [(*input.shape[:-1], hidden_size)])
         named["hx"] = hx
     _check_like_input(input, named)
-    settings = ((w_ih, w_hh, b_ih, b_hh), nonlinearity, hidden_size)
-    if input.dim() == 2:
-        return routing.run_cell(input, hx, *settings)
-    hx = None if hx is None else hx.unsqueeze(0)
-    return routing.run_cell(input.unsqueeze(0), hx, *settings).squeeze(0)
+    is_batched = input.dim() == 2
+    if not is_batched:
+        input = input.unsqueeze(0)
+        hx = None if hx is None else hx.unsqueeze(0)
+    weights = [w_ih, w_hh] if b_ih is None else [w_ih, w_hh, b_ih, b_hh]
+    call = Call(
+        *(input, hx, weights, None, True, nonlinearity),
+        *(1, False, b_ih is not None, False, input.size(-1), hidden_size, 0.0),
+    )
+    h = dispatch.route(call).run()
+    return h if is_batched else h.squeeze(0)
 
 
 def _layout(batch_first: bool) -> str:
@@ -212,7 +212,7 @@ def _check_weights(
             raise TypeError(f"weights[{i}]: expected a tensor, got {weight!r}")
     if weights[0].dim() != 2:
         raise ValueError(f"weights[0]: expected shape (H, I), got {tuple(weights[0].shape)}")
-    shapes = routing.weight_shapes(input_size, weights[0].size(0), num_layers, directions, bias)
+    shapes = weight_shapes(input_size, weights[0].size(0), num_layers, directions, bias)
     _check_shapes({f"weights[{i}]": w for i, w in enumerate(weights)}, shapes)
 
 
@@ -223,7 +223,7 @@ def _check_shapes(named: dict[str, Tensor], shapes: Sequence[tuple[int, ...]]) -
 
 
 def _check_like_input(input: Tensor, named: dict[str, Tensor]) -> None:
-    autocast = torch._C._is_any_autocast_enabled()
+    autocast = is_any_autocast_enabled()
     for name, tensor in named.items():
         if tensor.device != input.device:
             raise ValueError(

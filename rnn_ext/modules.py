@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, NoReturn, overload
 
 import torch
@@ -10,18 +9,14 @@ from torch import Tensor, nn
 from torch.fx.proxy import Proxy, TraceError
 from torch.nn.utils.rnn import PackedSequence
 
-from . import routing
+from . import _node, dispatch
+from .call import Call
+from .torch_private import flat_weights, is_any_autocast_enabled, read_parameters
 
 __all__ = ["RNN", "RNNCell"]
 
 _NONLINEARITIES = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-
-
-def _read(module: nn.Module, names: Iterable[str]) -> list[Any]:
-    """The weights as they are now, each read once: parametrized ones are computed on access."""
-    plain = module._parameters
-    return [plain[name] if name in plain else getattr(module, name) for name in names]
 
 
 def _fx_node(module: nn.Module, input: Proxy, hx: Any) -> Any:
@@ -157,84 +152,86 @@ class RNN(nn.RNNBase):
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the layers; see the class for the shapes."""
+        if not torch.compiler.is_compiling():
+            result = _node.run_rnn(self, input, hx)
+            if result is not None:
+                return result
         if isinstance(input, Proxy):
             return _fx_node(self, input, hx)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
-        dims = input.dim()
-        if dims not in (2, 3):
-            raise ValueError(f"RNN: Expected input to be 2D or 3D, got {dims}D tensor instead")
-        is_batched = dims == 3
-        # Laid out as nn.RNN does it: the bits and the errors of torch's own op depend on that.
-        batch_dim = 0 if self.batch_first else 1
-        if not is_batched:
-            if hx is not None:
-                if hx.dim() != 2:
-                    raise RuntimeError(
-                        "For unbatched 2-D input, hx should also be 2-D "
-                        f"but got {hx.dim()}-D tensor"
-                    )
-                hx = hx.unsqueeze(1)
-            input = input.unsqueeze(batch_dim)
-        elif hx is not None and hx.dim() != 3:
-            raise RuntimeError(
-                f"For batched 3-D input, hx should also be 3-D but got {hx.dim()}-D tensor"
-            )
-        if self.batch_first:
-            input = input.transpose(0, 1)
-        output, h_n = self._run(input, hx, None)
-        if self.batch_first:
+        call = self._call(input, hx)
+        output, h_n = self._run(call)
+        if self.batch_first and input.dim() == 3:
             output = output.transpose(0, 1)
-        if not is_batched:
-            return output.squeeze(batch_dim), h_n.squeeze(1)
+        elif input.dim() == 2:
+            return output.squeeze(1), h_n.squeeze(1)
         return output, h_n
-
-    def _read_weights(self) -> list[Tensor]:
-        return _read(self, self._flat_weights_names)
 
     def _forward_packed(
         self, packed: PackedSequence, hx: Tensor | None
     ) -> tuple[PackedSequence, Tensor]:
-        data, batch_sizes, sorted_indices, unsorted_indices = packed
-        if hx is None:
-            states = self.num_layers * (2 if self.bidirectional else 1)
-            hx = data.new_zeros(states, int(batch_sizes[0]), self.hidden_size)
-        else:
-            hx = self.permute_hidden(hx, sorted_indices)
-        output, h_n = self._run(data, hx, batch_sizes)
+        output, h_n = self._run(self._call(packed, hx))
+        _, batch_sizes, sorted_indices, unsorted_indices = packed
         return (
             PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices),
             self.permute_hidden(h_n, unsorted_indices),
         )
 
-    def _run(
-        self, input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        weights = self._read_weights()
-        self._check(input, hx, weights[0].dtype, batch_sizes)
+    _read_weights = flat_weights
+
+    def _call(self, input: Tensor | PackedSequence, hx: Tensor | None) -> Call:
+        """The call that ``forward`` makes: time-major, or packed in the order of the lengths."""
+        batch_sizes = None
+        if isinstance(input, PackedSequence):
+            input, batch_sizes, sorted_indices, _ = input
+            if hx is None:
+                states = self.num_layers * (2 if self.bidirectional else 1)
+                hx = input.new_zeros(states, int(batch_sizes[0]), self.hidden_size)
+            else:
+                hx = self.permute_hidden(hx, sorted_indices)
+        else:
+            input, hx = self._time_major(input, hx)
         # Not `nonlinearity`: nn.RNN ignores a later change of that, and old pickles lack it.
         nonlinearity = _NONLINEARITIES.get(self.mode)
         if nonlinearity is None:
             raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {self.mode}")
-        return routing.run(
-            input,
-            hx,
-            weights,
-            batch_sizes,
-            nonlinearity=nonlinearity,
-            hidden_size=self.hidden_size,
-            num_layers=self.num_layers,
-            bias=self.bias,
-            dropout=self.dropout,
-            training=self.training,
-            bidirectional=self.bidirectional,
+        return Call(
+            *(input, hx, self._read_weights(), batch_sizes, False, nonlinearity),
+            *(self.num_layers, self.bidirectional, self.bias, self.training),
+            *(self.input_size, self.hidden_size, self.dropout),
         )
+
+    def _time_major(self, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        dims = input.dim()
+        if dims == 3:
+            if hx is not None and hx.dim() != 3:
+                raise RuntimeError(
+                    f"For batched 3-D input, hx should also be 3-D but got {hx.dim()}-D tensor"
+                )
+            return (input.transpose(0, 1) if self.batch_first else input), hx
+        if dims != 2:
+            raise ValueError(f"RNN: Expected input to be 2D or 3D, got {dims}D tensor instead")
+        if hx is not None:
+            if hx.dim() != 2:
+                raise RuntimeError(
+                    f"For unbatched 2-D input, hx should also be 2-D but got {hx.dim()}-D tensor"
+                )
+            hx = hx.unsqueeze(1)
+        return input.unsqueeze(1), hx
+
+    def _run(self, call: Call) -> tuple[Tensor, Tensor]:
+        route = dispatch.route(call)
+        # The node takes no call that these checks would refuse.
+        if route.path is not dispatch.Path.NODE or self.proj_size:
+            self._check(call.input, call.hx, call.weights[0].dtype, call.batch_sizes)
+        return route.run()
 
     def _check(
         self, input: Tensor, hx: Tensor | None, dtype: torch.dtype, batch_sizes: Tensor | None
     ) -> None:
         """What ``RNNBase.check_forward_args`` does, on weights read once."""
-        if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
+        if input.dtype != dtype and not is_any_autocast_enabled():
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
                 f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
@@ -306,6 +303,10 @@ class RNNCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next state; see the class for the shapes."""
+        if not torch.compiler.is_compiling():
+            result = _node.run_cell(self, input, hx)
+            if result is not None:
+                return result
         if isinstance(input, Proxy):
             return _fx_node(self, input, hx)
         if input.dim() not in (1, 2):
@@ -314,10 +315,19 @@ class RNNCell(nn.RNNCellBase):
             raise ValueError(f"RNNCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        is_batched = input.dim() == 2
-        if not is_batched:
+        h = dispatch.route(self._call(input, hx)).run()
+        return h if input.dim() == 2 else h.squeeze(0)
+
+    def _call(self, input: Tensor, hx: Tensor | None) -> Call:
+        """The call that ``forward`` makes, on a batch."""
+        if input.dim() == 1:
             input = input.unsqueeze(0)
             hx = None if hx is None else hx.unsqueeze(0)
-        weights = _read(self, _CELL_WEIGHTS)
-        h = routing.run_cell(input, hx, weights, self.nonlinearity, self.hidden_size)
-        return h if is_batched else h.squeeze(0)
+        weights = read_parameters(self, _CELL_WEIGHTS)
+        if weights[2] is None and weights[3] is None:
+            del weights[2:]
+        return Call(
+            *(input, hx, weights, None, True, self.nonlinearity),
+            *(1, False, len(weights) == 4, self.training),
+            *(self.input_size, self.hidden_size, 0.0),
+        )

@@ -7,9 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
 
-__all__ = ["folded_or_looped", "is_in_legacy_vmap", "legacy_vmap"]
+from .torch_private import (
+    add_batch_dim,
+    is_legacy_batchedtensor,
+    legacy_vmap_level,
+    remove_batch_dim,
+)
+
+__all__ = ["folded_or_looped", "is_in_legacy_vmap", "legacy_vmap", "loops_over_samples"]
 
 
 def folded_or_looped(
@@ -25,7 +31,7 @@ def folded_or_looped(
     The first ``rowwise`` of them have a batch axis, 1, into which that axis is folded. Where each
     call has weights of its own, or packed input, it is one after the other.
     """
-    if not packed and all(dim is None for dim in in_dims[rowwise:]):
+    if not loops_over_samples(rowwise, [dim is not None for dim in in_dims], packed):
         folded = [
             t if t is None else _folded(t, dim, count)
             for t, dim in zip(tensors[:rowwise], in_dims, strict=False)
@@ -48,6 +54,17 @@ def folded_or_looped(
     return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
 
 
+def loops_over_samples(rowwise: int, are_batched: Sequence[bool], packed: bool) -> bool:
+    """Whether a vmap runs one call for each sample, and not one for all of them.
+
+    Args:
+        rowwise: how many of the tensors, from the first, have a batch axis to fold samples into.
+        are_batched: for each tensor, whether it differs between samples.
+        packed: whether the calls have packed input.
+    """
+    return any(are_batched[rowwise:]) or (packed and any(are_batched))
+
+
 def _folded(t: Tensor, dim: int | None, count: int) -> Tensor:
     if dim is not None:
         return t.movedim(dim, 1).flatten(1, 2)
@@ -67,11 +84,10 @@ def legacy_vmap(
     function: Callable[..., Sequence[Tensor | None]], tensors: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """``function(*tensors)`` there: that vmap is older than Functions with rules for it."""
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
+    level = legacy_vmap_level()
     dims = tuple(0 if t is not None and is_legacy_batchedtensor(t) else None for t in tensors)
     plain = [
-        t if t is None or dim is None else torch._remove_batch_dim(t, level, 0, 0)
+        t if t is None or dim is None else remove_batch_dim(t, level, 0, 0)
         for t, dim in zip(tensors, dims, strict=True)
     ]
     present: list[bool] = []
@@ -84,6 +100,6 @@ def legacy_vmap(
     found = iter(torch.func.vmap(call, dims)(*plain))
     # Its rules for views need the new axis to be the first in memory too.
     return [
-        torch._add_batch_dim(next(found).contiguous(), 0, level) if is_present else None
+        add_batch_dim(next(found).contiguous(), 0, level) if is_present else None
         for is_present in present
     ]

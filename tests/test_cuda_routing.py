@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnn_ext
-from rnn_ext import _C, cuda, routing
+from rnn_ext import _C, cuda
 from rnn_ext.functional import rnn
 
 H100: cuda.Limits = (132, 227 << 10, 65536)
@@ -78,9 +78,9 @@ class TorchsOp(Exception):
 
 def op_of(module: nn.Module, *arguments: Any) -> str:
     """The one of our ops that the call runs, or torch's."""
-    torchs = SimpleNamespace(rnn_tanh=TorchsOp.call, rnn_tanh_cell=TorchsOp.call)
+    torchs = {"rnn_tanh": TorchsOp.call, "rnn_tanh_cell": TorchsOp.call}
     try:
-        with torch.no_grad(), Recorder() as recorder, patch.object(routing, "_VF", torchs):
+        with torch.no_grad(), Recorder() as recorder, patch.multiple(torch, **torchs):
             module(*arguments)
     except TorchsOp:
         return "torch's own op"
@@ -235,8 +235,10 @@ def test_autocast_and_dtypes_without_kernels_go_to_torchs_op() -> None:
 def test_too_few_weights_are_the_callers_mistake_on_cuda_too() -> None:
     with pytest.raises(ValueError, match="weights"):
         rnn(tensor(2, 1, 17), None, [])
-    reason = routing.reason_for_torch(tensor(2, 1, 17), None, [], True, 1)
-    assert reason == "weights are missing"
+    module = layer(64)
+    module.num_layers = 2
+    line = rnn_ext.explain(module, tensor(2, 1, 17))
+    assert line == "torch's own op: num_layers, bidirectional and bias do not fit the weights"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")

@@ -6,13 +6,34 @@
 #include <optional>
 #include <vector>
 
+#include "common/supports.h"
 #include "common/views.h"
 
 namespace rnn_ext {
 
-// How steps lie in input and output: (T, B, ·), (N, ·) with the rows of each step, or one step
-// (B, ·) with an hx (B, H).
-enum class Layout { sequence, packed, step };
+inline Traits traits_of(const Tensor& t) {
+  const Device device = Device::of(t);
+  const auto sizes = t.sizes();
+  return {dtype_of(t), device.type, device.index, sizes.size(), sizes.data()};
+}
+
+inline Tensor readable_batch_sizes(const Tensor& t) {
+  require(Device::of(t).type == aoti_torch_device_type_cpu() && t.dim() == 1 &&
+              dtype_of(t) == aoti_torch_dtype_int64(),
+          "batch_sizes must be a 1-D int64 tensor on the CPU");
+  return torch::stable::contiguous(t);
+}
+
+// Why the kernels do not take these tensors.
+inline Obstacle obstacle_of(const Tensor& input, const std::optional<Tensor>& hx,
+                            const std::vector<Tensor>& weights, const Stack& stack, Layout layout,
+                            const BatchSizes& batch_sizes) {
+  const Traits input_traits = traits_of(input);
+  const Traits hx_traits = hx ? traits_of(*hx) : Traits{};
+  return find_obstacle(stack, layout, with_type(input_traits.dtype, [](auto) {}), input_traits,
+                       hx ? &hx_traits : nullptr, batch_sizes,
+                       [&](std::int64_t i) { return traits_of(weights[i]); });
+}
 
 // Owns whatever had to be copied.
 class Call {
@@ -27,21 +48,18 @@ class Call {
         nonlinearity_(nonlinearity),
         layout_(layout),
         directions(bidirectional ? 2 : 1) {
-    require(with_type(dtype, [](auto) {}),
-            "the kernels take float32, float64, bfloat16 and float16");
-    per_direction = static_cast<std::int64_t>(weights.size()) / directions;
-    require(static_cast<std::int64_t>(weights.size()) == per_direction * directions &&
-                (per_direction == 2 || per_direction == 4),
-            "expected 2 or 4 weights for each direction, got ", weights.size(), " in all");
-    require(weights[1].dim() == 2, "weight_hh must be a matrix");
+    read_batch_sizes(batch_sizes);
+    const Stack stack{1, directions, static_cast<std::int64_t>(weights.size())};
+    const Obstacle obstacle =
+        obstacle_of(input_, hx, weights, stack, layout, {steps.batch_sizes, steps.count});
+    require(obstacle == Obstacle::none, text_of(obstacle));
+    per_direction = stack.per_direction();
     hidden_size = weights[1].size(0);
-    input_size = input.size(input.dim() - 1);
+    input_size = input_.size(input_.dim() - 1);
     if (hx) {
       hx_ = with_unit_columns(*hx);
-      require(hx_->dim() == state_dims(), "hx must have ", state_dims(), " dimensions");
     }
-    set_steps(batch_sizes);
-    check();
+    set_steps();
   }
 
   template <class T>
@@ -114,36 +132,29 @@ class Call {
                                        : empty({steps.total_rows(), features}, dtype, device);
   }
 
-  std::int64_t state_dims() const { return layout_ == Layout::step ? 2 : 3; }
-
-  void set_steps(const std::optional<Tensor>& batch_sizes) {
-    const std::int64_t dims = layout_ == Layout::sequence ? 3 : 2;
-    require(input_.dim() == dims, "input must have ", dims, " dimensions");
+  void read_batch_sizes(const std::optional<Tensor>& batch_sizes) {
     if (layout_ != Layout::packed) {
-      steps.count = layout_ == Layout::step ? 1 : input_.size(0);
-      steps.batch = input_.size(dims - 2);
       return;
     }
-    require(Device::of(*batch_sizes).type == aoti_torch_device_type_cpu() &&
-                batch_sizes->dim() == 1 && dtype_of(*batch_sizes) == aoti_torch_dtype_int64(),
-            "batch_sizes must be a 1-D int64 tensor on the CPU");
-    batch_sizes_ = torch::stable::contiguous(*batch_sizes);
+    batch_sizes_ = readable_batch_sizes(*batch_sizes);
     steps.count = batch_sizes_->numel();
     steps.batch_sizes = view::data<const std::int64_t>(*batch_sizes_);
-    steps.batch = hx_ ? hx_->size(1) : steps.count > 0 ? steps.batch_sizes[0] : 0;
-    offsets_.reserve(steps.count);
-    std::int64_t total = 0;
-    for (std::int64_t t = 0; t < steps.count; ++t) {
-      const std::int64_t limit = t == 0 ? steps.batch : steps.batch_sizes[t - 1];
-      require(steps.batch_sizes[t] > 0 && steps.batch_sizes[t] <= limit,
-              "batch_sizes must be positive and must not increase");
-      offsets_.push_back(total);
-      total += steps.batch_sizes[t];
+  }
+
+  void set_steps() {
+    if (layout_ == Layout::packed) {
+      steps.batch = steps.batch_sizes[0];
+      offsets_.reserve(steps.count);
+      std::int64_t total = 0;
+      for (std::int64_t t = 0; t < steps.count; ++t) {
+        offsets_.push_back(total);
+        total += steps.batch_sizes[t];
+      }
+      steps.batch_offsets = offsets_.data();
+    } else {
+      steps.count = layout_ == Layout::step ? 1 : input_.size(0);
+      steps.batch = input_.size(input_.dim() - 2);
     }
-    require(total == input_.size(0), "batch_sizes must add up to the rows of input");
-    require(steps.count == 0 || steps.batch_sizes[0] == steps.batch,
-            "batch_sizes[0] must equal the batch size of hx");
-    steps.batch_offsets = offsets_.data();
   }
 
   void require_like_input(const Tensor& t, const char* name) const {
@@ -156,22 +167,6 @@ class Call {
       require_sizes(t, name, {steps.batch, hidden_size});
     } else {
       require_sizes(t, name, {directions, steps.batch, hidden_size});
-    }
-  }
-
-  void check() const {
-    if (hx_) {
-      require_state(*hx_, "hx");
-    }
-    for (const Tensor& w : weights_) {
-      require_like_input(w, "weights");
-    }
-    for (std::int64_t d = 0; d < directions; ++d) {
-      require_sizes(weight(d, 0), "weight_ih", {hidden_size, input_size});
-      require_sizes(weight(d, 1), "weight_hh", {hidden_size, hidden_size});
-      for (std::int64_t i = 2; i < per_direction; ++i) {
-        require_sizes(weight(d, i), "bias", {hidden_size});
-      }
     }
   }
 

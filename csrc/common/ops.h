@@ -72,7 +72,6 @@ struct Ops {
     const Call call(input, hx, weights, batch_sizes, take_nonlinearity(nonlinearity), bidirectional,
                     batch_sizes ? Layout::packed : Layout::sequence);
     require(!batch_sizes || hx, "packed input needs hx");
-    require(call.steps.count > 0, "expected at least one time step");
     Tensor output = call.new_output();
     Tensor h_n = call.new_state();
     Driver::forward(call, output, h_n);
@@ -88,6 +87,7 @@ struct Ops {
                                           const std::vector<bool>& output_mask) {
     const Call call(input, hx, weights, batch_sizes, take_nonlinearity(nonlinearity), bidirectional,
                     batch_sizes ? Layout::packed : Layout::sequence);
+    require(!batch_sizes || hx, "packed input needs hx");
     return Driver::backward(call, grad_output, grad_h_n, weights, output, output_mask);
   }
 

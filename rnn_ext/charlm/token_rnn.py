@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .. import RNN
-from ..autograd import is_watched
 from ..derivatives import in_places
+from ..dispatch import is_watched
 from ..functional import rnn as rnn_layers
 from ..ops import empty_gradients
 

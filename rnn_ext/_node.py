@@ -1,0 +1,37 @@
+"""The autograd node in C++ (``csrc/autograd.cpp``), or what says that there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from . import _extension
+from .autograd import higher_order_backward
+
+__all__ = ["is_loaded", "run", "run_cell", "run_rnn", "takes"]
+
+
+def _takes_nothing(*_: Any) -> bool:
+    return False
+
+
+def _runs_nothing(*_: Any) -> None:
+    return None
+
+
+_module = _extension.load_node()
+is_loaded = _module is not None
+
+# takes(*call): whether it runs a Call.
+takes: Callable[..., bool] = _takes_nothing
+# run(input, hx, weights, batch_sizes, is_step, nonlinearity, bidirectional): one layer, or one step,
+# of a Call that it takes.
+run: Callable[..., Any] = _runs_nothing
+# run_rnn(module, input, hx) and run_cell(module, input, hx): all of a module's forward in one call,
+# for batched input and one layer that it takes; None for all others.
+run_rnn: Callable[..., Any] = _runs_nothing
+run_cell: Callable[..., Any] = _runs_nothing
+if _module is not None:
+    _module.set_higher_order_backward(higher_order_backward)
+    takes, run = _module.takes, _module.run
+    run_rnn, run_cell = _module.run_rnn, _module.run_cell

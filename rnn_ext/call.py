@@ -1,0 +1,76 @@
+"""A call as one value: what a module or a function hands down, and what a route is chosen for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+__all__ = ["Call", "weight_shapes"]
+
+
+class Call(NamedTuple):
+    """All layers over a sequence, or one step of a cell.
+
+    ``csrc/autograd.cpp`` takes these fields in this order.
+
+    Args:
+        input: ``(T, B, I)``; packed ``(N, I)``; ``(B, I)`` for a step.
+        hx: ``(L·D, B, H)``, or ``(B, H)`` for a step; None for zeros, but not with packed input.
+        weights: ``weight_ih``, ``weight_hh`` and, with ``bias``, ``bias_ih``, ``bias_hh``, for each
+            direction of each layer.
+        batch_sizes: rows of each step of packed input.
+        is_step: whether this is one step of a cell.
+        nonlinearity: ``'tanh'`` or ``'relu'``.
+        num_layers, bidirectional, bias, training, input_size, hidden_size: the module's attributes,
+            which may be anything that a user has set.
+        dropout: probability of zeroing an element between layers, while ``training``.
+    """
+
+    input: Tensor
+    hx: Tensor | None
+    weights: list[Any]
+    batch_sizes: Tensor | None
+    is_step: bool
+    nonlinearity: str
+    num_layers: int
+    bidirectional: bool
+    bias: bool
+    training: bool
+    input_size: int
+    hidden_size: int
+    dropout: float
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def states(self) -> int:
+        """L·D: the states of a batch row that ``hx`` and ``h_n`` hold."""
+        return self.num_layers * self.directions
+
+    @property
+    def batch_size(self) -> int:
+        if self.batch_sizes is not None:
+            return self.hx.size(1) if self.hx is not None else int(self.batch_sizes[0])
+        return self.input.size(-2)
+
+    @property
+    def seq_len(self) -> int:
+        if self.batch_sizes is not None:
+            return self.batch_sizes.size(0)
+        return 1 if self.is_step else self.input.size(0)
+
+
+def weight_shapes(
+    input_size: int, hidden_size: int, num_layers: int, directions: int, bias: bool
+) -> Sequence[tuple[int, ...]]:
+    """Returns the shapes of a stack's weights, in order."""
+    shapes: list[tuple[int, ...]] = []
+    for layer in range(num_layers):
+        features = input_size if layer == 0 else directions * hidden_size
+        direction = [(hidden_size, features), (hidden_size, hidden_size)]
+        shapes += (direction + [(hidden_size,)] * (2 if bias else 0)) * directions
+    return shapes
