@@ -7,9 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import unwrap_if_dead
 
 from . import composite, derivatives, onnx
+from .torch_private import (
+    apply_function,
+    are_functorch_transforms_active,
+    is_tracing,
+    is_transformed,
+)
 from .vectorize import is_in_legacy_vmap
 from .walk import Walk
 
@@ -47,9 +52,9 @@ def rnn_layer(
     if is_watched():
         if torch.onnx.is_in_onnx_export() and batch_sizes is None:
             forward = onnx.rnn_layer
-        elif not (torch.compiler.is_compiling() or torch._C._is_tracing()):
+        elif not (torch.compiler.is_compiling() or is_tracing()):
             forward = derivatives.rnn_layer
-        elif derivatives.is_transformed():
+        elif is_transformed():
             forward = composite.rnn_layer
         else:
             # With its registered autograd; takes tied weights, which a Function would not there.
@@ -57,7 +62,9 @@ def rnn_layer(
         return forward(input, hx, weights, batch_sizes, nonlinearity, bidirectional)
     try:
         if torch.is_grad_enabled() and _any_requires_grad(input, hx, weights):
-            return _apply(_RNNLayer, (batch_sizes, nonlinearity, bidirectional), input, hx, weights)
+            return apply_function(
+                _RNNLayer, (batch_sizes, nonlinearity, bidirectional), input, hx, weights
+            )
         return _rnn_forward(input, hx, weights, batch_sizes, nonlinearity, bidirectional)
     except RuntimeError as error:
         _raise_if_out_of_memory(error)
@@ -74,7 +81,7 @@ def rnn_cell(
         return output.squeeze(0)
     try:
         if torch.is_grad_enabled() and _any_requires_grad(input, hx, weights):
-            return _apply(_RNNCell, (nonlinearity,), input, hx, weights)
+            return apply_function(_RNNCell, (nonlinearity,), input, hx, weights)
         return _cell_forward(input, hx, weights, nonlinearity)
     except RuntimeError as error:
         _raise_if_out_of_memory(error)
@@ -83,7 +90,7 @@ def rnn_cell(
 
 def is_watched() -> bool:
     """Whether a graph is being recorded, or a transform or forward-mode AD is active."""
-    return torch.compiler.is_compiling() or torch._C._is_tracing() or derivatives.is_transformed()
+    return torch.compiler.is_compiling() or is_tracing() or is_transformed()
 
 
 def _any_requires_grad(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool:
@@ -100,24 +107,6 @@ def _raise_if_out_of_memory(error: RuntimeError) -> None:
     text = str(error)
     if text.startswith("rnn_ext: out of memory"):
         raise torch.OutOfMemoryError(text) from None
-
-
-def _apply(
-    function: type[torch.autograd.Function],
-    settings: tuple[Any, ...],
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-) -> Any:
-    """``function.apply`` without its wrapper in Python, which serves ``torch.func`` (5 µs)."""
-    # What the wrapper does for every call: a tensor kept from a transform that has ended stands for
-    # the one inside, which is the one that gets gradients.
-    return super(torch.autograd.Function, function).apply(  # type: ignore[misc]
-        *settings,
-        unwrap_if_dead(input),
-        None if hx is None else unwrap_if_dead(hx),
-        *map(unwrap_if_dead, weights),
-    )
 
 
 class _RNNLayer(torch.autograd.Function):
@@ -194,11 +183,7 @@ class _RNNCell(torch.autograd.Function):
 
 def _is_differentiated(*grads: Tensor | None) -> bool:
     """Whether a backward is to be differentiated itself (create_graph), or is under vmap."""
-    return (
-        torch.is_grad_enabled()
-        or torch._C._are_functorch_transforms_active()
-        or is_in_legacy_vmap(grads)
-    )
+    return torch.is_grad_enabled() or are_functorch_transforms_active() or is_in_legacy_vmap(grads)
 
 
 def _further_cell_backward(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _C
+from .torch_private import assume_constant_result
 
 __all__ = ["Choice", "Limits", "choose", "decide", "limits", "plan", "runs_on"]
 
@@ -160,7 +161,6 @@ def _most_persistent_rows(
     return found[0] // directions * rows if regime == "persistent" else 0
 
 
-# torch.compile does not trace calls of the binary. This is all that
-# torch.compiler.assume_constant_result does, which imports the compiler: a second for every user.
-# (The batch size, which varies from call to call, is no argument for that reason.)
-_most_persistent_rows._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# torch.compile does not trace calls of the binary. (The batch size, which varies from call to call,
+# is no argument for that reason.)
+assume_constant_result(_most_persistent_rows)

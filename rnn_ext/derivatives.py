@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .torch_private import is_transformed
 from .vectorize import folded_or_looped, is_in_legacy_vmap, legacy_vmap
 from .walk import Walk
 
 __all__ = [
     "in_places",
-    "is_transformed",
     "layer_backward",
     "layer_double_backward",
     "rnn_layer",
@@ -215,13 +215,6 @@ def _plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
 def _is_followed() -> bool:
     """Whether somebody differentiates or vectorizes what is computed."""
     return torch.is_grad_enabled() or is_transformed()
-
-
-def is_transformed() -> bool:
-    """Whether a ``torch.func`` transform or forward-mode AD is active."""
-    return (
-        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-    )
 
 
 def _layer_tangent(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import routing
+from .torch_private import is_any_autocast_enabled
 
 __all__ = ["rnn", "rnn_cell"]
 
@@ -223,7 +224,7 @@ def _check_shapes(named: dict[str, Tensor], shapes: Sequence[tuple[int, ...]]) -
 
 
 def _check_like_input(input: Tensor, named: dict[str, Tensor]) -> None:
-    autocast = torch._C._is_any_autocast_enabled()
+    autocast = is_any_autocast_enabled()
     for name, tensor in named.items():
         if tensor.device != input.device:
             raise ValueError(

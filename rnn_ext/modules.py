@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, NoReturn, overload
 
 import torch
@@ -11,17 +10,12 @@ from torch.fx.proxy import Proxy, TraceError
 from torch.nn.utils.rnn import PackedSequence
 
 from . import routing
+from .torch_private import flat_weights, is_any_autocast_enabled, read_parameters
 
 __all__ = ["RNN", "RNNCell"]
 
 _NONLINEARITIES = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-
-
-def _read(module: nn.Module, names: Iterable[str]) -> list[Any]:
-    """The weights as they are now, each read once: parametrized ones are computed on access."""
-    plain = module._parameters
-    return [plain[name] if name in plain else getattr(module, name) for name in names]
 
 
 def _fx_node(module: nn.Module, input: Proxy, hx: Any) -> Any:
@@ -189,8 +183,7 @@ class RNN(nn.RNNBase):
             return output.squeeze(batch_dim), h_n.squeeze(1)
         return output, h_n
 
-    def _read_weights(self) -> list[Tensor]:
-        return _read(self, self._flat_weights_names)
+    _read_weights = flat_weights
 
     def _forward_packed(
         self, packed: PackedSequence, hx: Tensor | None
@@ -234,7 +227,7 @@ class RNN(nn.RNNBase):
         self, input: Tensor, hx: Tensor | None, dtype: torch.dtype, batch_sizes: Tensor | None
     ) -> None:
         """What ``RNNBase.check_forward_args`` does, on weights read once."""
-        if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
+        if input.dtype != dtype and not is_any_autocast_enabled():
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
                 f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
@@ -318,6 +311,6 @@ class RNNCell(nn.RNNCellBase):
         if not is_batched:
             input = input.unsqueeze(0)
             hx = None if hx is None else hx.unsqueeze(0)
-        weights = _read(self, _CELL_WEIGHTS)
+        weights = read_parameters(self, _CELL_WEIGHTS)
         h = routing.run_cell(input, hx, weights, self.nonlinearity, self.hidden_size)
         return h if is_batched else h.squeeze(0)

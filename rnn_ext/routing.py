@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import _VF, Tensor
+from torch import Tensor
 
 from . import autograd, cuda
+from .torch_private import is_any_autocast_enabled
 
 __all__ = ["reason_for_torch", "run", "run_cell", "under_autocast", "weight_shapes"]
 
@@ -36,7 +37,7 @@ def run(
     it or raises the error that users know.
     """
     directions = 2 if bidirectional else 1
-    if torch._C._is_any_autocast_enabled():
+    if is_any_autocast_enabled():
         input, hx, weights = under_autocast(input, hx, weights)
     if (
         not _quick_reason(input, hx, weights, batch_sizes, directions, training)
@@ -70,7 +71,7 @@ def run(
     if hx is None:
         batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
         hx = input.new_zeros(num_layers * directions, batch, hidden_size)
-    op = _VF.rnn_tanh if nonlinearity == "tanh" else _VF.rnn_relu
+    op = torch.rnn_tanh if nonlinearity == "tanh" else torch.rnn_relu
     settings = (list(weights), bias, num_layers, dropout, training, bidirectional)
     if batch_sizes is None:
         return op(input, hx, *settings, False)
@@ -116,7 +117,7 @@ def run_cell(
 
     There are four weights, of which biases may be None.
     """
-    if torch._C._is_any_autocast_enabled():
+    if is_any_autocast_enabled():
         input, hx, weights = under_autocast(input, hx, weights)
     w_ih, w_hh, b_ih, b_hh = weights
     if b_ih is None or b_hh is None:
@@ -130,7 +131,7 @@ def run_cell(
                 raise
     if hx is None:
         hx = input.new_zeros(input.size(0), hidden_size)
-    op = _VF.rnn_tanh_cell if nonlinearity == "tanh" else _VF.rnn_relu_cell
+    op = torch.rnn_tanh_cell if nonlinearity == "tanh" else torch.rnn_relu_cell
     return op(input, hx, w_ih, w_hh, b_ih, b_hh)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -12,6 +11,7 @@ from torch.jit import ScriptModule
 from torch.nn.utils import parametrize
 
 from .modules import RNN, RNNCell
+from .torch_private import compiled_wrapper_type, refresh_flat_weights
 
 __all__ = ["replace_rnn", "restore_rnn"]
 
@@ -117,11 +117,10 @@ def _reason_to_leave(module: nn.Module, classes: Classes, compiled: set[int]) ->
 
 
 def _held_by_compiled_wrappers(model: nn.Module) -> set[int]:
-    # Who has not imported Dynamo, which takes a second, has compiled nothing.
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")
-    if dynamo is None:
+    wrapper_type = compiled_wrapper_type()
+    if wrapper_type is None:
         return set()
-    wrappers = (m for m in model.modules() if isinstance(m, dynamo.OptimizedModule))
+    wrappers = (m for m in model.modules() if isinstance(m, wrapper_type))
     return {id(inner) for wrapper in wrappers for inner in wrapper.modules()}
 
 
@@ -148,4 +147,4 @@ def _remember_weights(module: nn.Module) -> None:
     spectral_norm a step further.
     """
     if isinstance(module, nn.RNNBase) and not parametrize.is_parametrized(module):
-        module._init_flat_weights()
+        refresh_flat_weights(module)

@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
+
+from .torch_private import (
+    add_batch_dim,
+    is_legacy_batchedtensor,
+    legacy_vmap_level,
+    remove_batch_dim,
+)
 
 __all__ = ["folded_or_looped", "is_in_legacy_vmap", "legacy_vmap"]
 
@@ -67,11 +73,10 @@ def legacy_vmap(
     function: Callable[..., Sequence[Tensor | None]], tensors: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """``function(*tensors)`` there: that vmap is older than Functions with rules for it."""
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
+    level = legacy_vmap_level()
     dims = tuple(0 if t is not None and is_legacy_batchedtensor(t) else None for t in tensors)
     plain = [
-        t if t is None or dim is None else torch._remove_batch_dim(t, level, 0, 0)
+        t if t is None or dim is None else remove_batch_dim(t, level, 0, 0)
         for t, dim in zip(tensors, dims, strict=True)
     ]
     present: list[bool] = []
@@ -84,6 +89,6 @@ def legacy_vmap(
     found = iter(torch.func.vmap(call, dims)(*plain))
     # Its rules for views need the new axis to be the first in memory too.
     return [
-        torch._add_batch_dim(next(found).contiguous(), 0, level) if is_present else None
+        add_batch_dim(next(found).contiguous(), 0, level) if is_present else None
         for is_present in present
     ]

@@ -1,0 +1,192 @@
+"""Every private name of torch that this package uses.
+
+No other file uses one (``tests/test_torch_private.py``), so that this is the one to read when torch
+moves. All names are in torch 2.10.0, 2.13.0, 2.14.1 and 2.15.0. Without one of them ``import
+rnn_ext`` still works: what needed it takes a public way, slower or narrower, or says so when used.
+
+What is called on every call is bound here once, to torch's own function.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+__all__ = [
+    "add_batch_dim",
+    "apply_function",
+    "are_functorch_transforms_active",
+    "assume_constant_result",
+    "compiled_wrapper_type",
+    "flat_weights",
+    "is_any_autocast_enabled",
+    "is_legacy_batchedtensor",
+    "is_tracing",
+    "is_transformed",
+    "legacy_vmap_level",
+    "read_parameters",
+    "refresh_flat_weights",
+    "remove_batch_dim",
+]
+
+
+def _find(path: str, fallback: Any = None) -> Any:
+    """What ``torch.<path>`` is, or ``fallback`` in a release without it."""
+    try:
+        return operator.attrgetter(path)(torch)
+    except AttributeError:
+        return fallback
+
+
+# The state of a call ------------------------------------------------------------------------------
+
+
+def _is_any_autocast_enabled() -> bool:
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+
+
+def _always() -> bool:
+    return True
+
+
+# torch.jit.is_tracing calls it, through two functions in Python.
+is_tracing: Callable[[], bool] = _find("_C._is_tracing", torch.jit.is_tracing)  # type: ignore[attr-defined]
+
+# RNNBase.check_input and RNNCell's torch op ask it. Without it devices beside these two are missed.
+is_any_autocast_enabled: Callable[[], bool] = _find(
+    "_C._is_any_autocast_enabled", _is_any_autocast_enabled
+)
+
+# torch.autograd.Function.apply asks it. Without it every call counts as transformed: what is made
+# for transforms computes the same, at several times the cost.
+are_functorch_transforms_active: Callable[[], bool] = _find(
+    "_C._are_functorch_transforms_active", _always
+)
+
+if hasattr(forward_ad, "_current_level"):
+
+    def is_transformed() -> bool:
+        """Whether a ``torch.func`` transform or forward-mode AD is active."""
+        return are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+else:
+    is_transformed = _always
+
+
+# torch.autograd.Function --------------------------------------------------------------------------
+
+_unwrap_if_dead = _find("_C._functorch.unwrap_if_dead")
+
+if _unwrap_if_dead and _find("_C._FunctionBase.apply"):
+
+    def apply_function(
+        function: type[torch.autograd.Function],
+        settings: tuple[Any, ...],
+        input: Tensor,
+        hx: Tensor | None,
+        weights: Sequence[Tensor],
+    ) -> Any:
+        """``function.apply`` without its wrapper in Python, which serves ``torch.func`` (5 µs)."""
+        # What the wrapper does for every call: a tensor kept from a transform that has ended stands
+        # for the one inside, which is the one that gets gradients.
+        return super(torch.autograd.Function, function).apply(  # type: ignore[misc]
+            *settings,
+            _unwrap_if_dead(input),
+            None if hx is None else _unwrap_if_dead(hx),
+            *map(_unwrap_if_dead, weights),
+        )
+
+else:
+
+    def apply_function(
+        function: type[torch.autograd.Function],
+        settings: tuple[Any, ...],
+        input: Tensor,
+        hx: Tensor | None,
+        weights: Sequence[Tensor],
+    ) -> Any:
+        """``function.apply``."""
+        return function.apply(*settings, input, hx, *weights)
+
+
+# The vmap of torch.autograd (is_grads_batched=True) -----------------------------------------------
+
+
+def _is_never_batched(tensor: Tensor) -> bool:
+    return False
+
+
+def _refuse_legacy_vmap(*_: Any) -> Any:
+    raise NotImplementedError(
+        f"is_grads_batched=True through an rnn_ext layer needs functions that torch "
+        f"{torch.__version__} does not have: use torch.func.vmap, or vectorize=False"
+    )
+
+
+# A torch without such tensors has no such vmap.
+is_legacy_batchedtensor: Callable[[Tensor], bool] = _find(
+    "_C._functorch.is_legacy_batchedtensor", _is_never_batched
+)
+add_batch_dim: Callable[[Tensor, int, int], Tensor] = _find("_add_batch_dim", _refuse_legacy_vmap)
+remove_batch_dim: Callable[[Tensor, int, int, int], Tensor] = _find(
+    "_remove_batch_dim", _refuse_legacy_vmap
+)
+
+_increment_nesting = _find("_C._vmapmode_increment_nesting", _refuse_legacy_vmap)
+_decrement_nesting = _find("_C._vmapmode_decrement_nesting", _refuse_legacy_vmap)
+
+
+def legacy_vmap_level() -> int:
+    """The level of the innermost such vmap, which torch tells only whoever changes it."""
+    level: int = _increment_nesting() - 1
+    _decrement_nesting()
+    return level
+
+
+# torch.compile ------------------------------------------------------------------------------------
+
+
+def assume_constant_result(function: Any) -> None:
+    """``torch.compiler.assume_constant_result``, without its import of the compiler (a second)."""
+    function._dynamo_marked_constant = True
+
+
+def compiled_wrapper_type() -> type[nn.Module] | None:
+    """The class of what ``torch.compile(module)`` returns; None where nothing was compiled yet."""
+    # Importing Dynamo takes a second; whoever has not done so has compiled nothing.
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    return getattr(dynamo, "OptimizedModule", None)
+
+
+# Modules ------------------------------------------------------------------------------------------
+
+
+def read_parameters(module: nn.Module, names: Iterable[str]) -> list[Any]:
+    """The parameters as they are now, each read once: parametrized ones are computed on access."""
+    # nn.Module.__getattr__ would look there last.
+    plain = module._parameters
+    return [plain[name] if name in plain else getattr(module, name) for name in names]
+
+
+def flat_weights(rnn: nn.RNNBase) -> list[Tensor]:
+    """The same of all weights of an RNN, layer by layer and direction by direction."""
+    try:
+        names: list[str] = rnn._flat_weights_names
+    except AttributeError:
+        return [weight for layer in rnn.all_weights for weight in layer]
+    return read_parameters(rnn, names)
+
+
+def refresh_flat_weights(rnn: nn.RNNBase) -> None:
+    """Brings up to date the list of weights that ``nn.RNN``'s forward hands to its op."""
+    if hasattr(rnn, "_init_flat_weights"):
+        rnn._init_flat_weights()
+        return
+    for name, parameter in list(rnn.named_parameters(recurse=False)):
+        setattr(rnn, name, parameter)
