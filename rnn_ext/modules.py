@@ -10,7 +10,12 @@ from torch.fx.proxy import Proxy, TraceError
 from torch.nn.utils.rnn import PackedSequence
 
 from . import routing
-from .torch_private import flat_weights, is_any_autocast_enabled, read_parameters
+from .torch_private import (
+    flat_weights,
+    is_any_autocast_enabled,
+    read_parameters,
+    refresh_flat_weights,
+)
 
 __all__ = ["RNN", "RNNCell"]
 
@@ -127,17 +132,14 @@ class RNN(nn.RNNBase):
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if "proj_size" in kwargs:
-            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        nonlinearity = args[3] if len(args) > 3 else kwargs.get("nonlinearity", "tanh")
+        if "proj_size" in kwargs or nonlinearity not in ("tanh", "relu"):
+            nn.RNN(*args, **kwargs)  # raises, in the words of its release
+            raise NotImplementedError("rnn_ext.RNN has no such nonlinearity, and no proj_size")
         if len(args) > 3:
-            nonlinearity = args[3]
             args = args[:3] + args[4:]
         else:
-            nonlinearity = kwargs.pop("nonlinearity", "tanh")
-        if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(
-                f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
-            )
+            kwargs.pop("nonlinearity", None)
         self.nonlinearity = nonlinearity
         super().__init__("RNN_TANH" if nonlinearity == "tanh" else "RNN_RELU", *args, **kwargs)
 
@@ -156,24 +158,15 @@ class RNN(nn.RNNBase):
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
         dims = input.dim()
-        if dims not in (2, 3):
-            raise ValueError(f"RNN: Expected input to be 2D or 3D, got {dims}D tensor instead")
+        if dims not in (2, 3) or (hx is not None and hx.dim() != dims):
+            return self._forward_of_torch(input, hx)
         is_batched = dims == 3
         # Laid out as nn.RNN does it: the bits and the errors of torch's own op depend on that.
         batch_dim = 0 if self.batch_first else 1
         if not is_batched:
             if hx is not None:
-                if hx.dim() != 2:
-                    raise RuntimeError(
-                        "For unbatched 2-D input, hx should also be 2-D "
-                        f"but got {hx.dim()}-D tensor"
-                    )
                 hx = hx.unsqueeze(1)
             input = input.unsqueeze(batch_dim)
-        elif hx is not None and hx.dim() != 3:
-            raise RuntimeError(
-                f"For batched 3-D input, hx should also be 3-D but got {hx.dim()}-D tensor"
-            )
         if self.batch_first:
             input = input.transpose(0, 1)
         output, h_n = self._run(input, hx, None)
@@ -204,11 +197,13 @@ class RNN(nn.RNNBase):
         self, input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         weights = self._read_weights()
-        self._check(input, hx, weights[0].dtype, batch_sizes)
         # Not `nonlinearity`: nn.RNN ignores a later change of that, and old pickles lack it.
-        nonlinearity = _NONLINEARITIES.get(self.mode)
-        if nonlinearity is None:
-            raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {self.mode}")
+        nonlinearity = _NONLINEARITIES.get(self.mode, "")
+        if not nonlinearity or not self._fits(input, hx, weights[0].dtype, batch_sizes):
+            if batch_sizes is not None:
+                self._forward_of_torch(PackedSequence(input, batch_sizes), hx)
+            else:
+                self._forward_of_torch(input.transpose(0, 1) if self.batch_first else input, hx)
         return routing.run(
             input,
             hx,
@@ -223,34 +218,35 @@ class RNN(nn.RNNBase):
             bidirectional=self.bidirectional,
         )
 
-    def _check(
+    def _fits(
         self, input: Tensor, hx: Tensor | None, dtype: torch.dtype, batch_sizes: Tensor | None
-    ) -> None:
-        """What ``RNNBase.check_forward_args`` does, on weights read once."""
-        if input.dtype != dtype and not is_any_autocast_enabled():
-            raise ValueError(
-                f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
-                f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
-            )
+    ) -> bool:
+        """Whether ``RNNBase.check_forward_args`` lets the call pass."""
         shape = input.shape
-        if batch_sizes is not None and len(shape) != 2:
-            raise RuntimeError(f"input must have 2 dimensions, got {len(shape)}")
-        if shape[-1] != self.input_size:
-            raise RuntimeError(
-                "input.size(-1) must be equal to input_size. "
-                f"Expected {self.input_size}, got {shape[-1]}"
-            )
         if batch_sizes is None:
             batch = shape[1]
+        elif len(shape) != 2:
+            return False
         elif hx is not None and torch.compiler.is_compiling():
             batch = hx.shape[1]  # a graph cannot depend on the lengths; the op compares them
         else:
             batch = int(batch_sizes[0])
         states = self.num_layers * (2 if self.bidirectional else 1)
-        actual = (states, batch, self.hidden_size) if hx is None else hx.shape
-        expected = (states, batch, self.proj_size or self.hidden_size)
-        if actual != expected:
-            raise RuntimeError(f"Expected hidden size {expected}, got {list(actual)}")
+        return (
+            (input.dtype == dtype or is_any_autocast_enabled())
+            and shape[-1] == self.input_size
+            and (
+                not self.proj_size
+                if hx is None
+                else hx.shape == (states, batch, self.proj_size or self.hidden_size)
+            )
+        )
+
+    def _forward_of_torch(self, input: Any, hx: Tensor | None) -> Any:
+        """``nn.RNN``'s own forward: it refuses what does not fit, in the words of its release."""
+        refresh_flat_weights(self)
+        forward: Any = nn.RNN.forward
+        return forward(self, input, hx)
 
 
 class RNNCell(nn.RNNCellBase):
@@ -301,12 +297,13 @@ class RNNCell(nn.RNNCellBase):
         """The next state; see the class for the shapes."""
         if isinstance(input, Proxy):
             return _fx_node(self, input, hx)
-        if input.dim() not in (1, 2):
-            raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
-        if hx is not None and hx.dim() not in (1, 2):
-            raise ValueError(f"RNNCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
-        if self.nonlinearity not in ("tanh", "relu"):
-            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        if (
+            input.dim() not in (1, 2)
+            or (hx is not None and hx.dim() not in (1, 2))
+            or self.nonlinearity not in ("tanh", "relu")
+        ):
+            forward: Any = nn.RNNCell.forward
+            return forward(self, input, hx)  # which refuses it, in the words of its release
         is_batched = input.dim() == 2
         if not is_batched:
             input = input.unsqueeze(0)
