@@ -15,8 +15,8 @@ ifeq ($(FORCE_CUDA)$(wildcard /dev/nvidia[0-9]* /dev/dxg),)
 export FORCE_CPU := 1
 endif
 
-.PHONY: help demo test build lint bench wheel cuda-check cuda-mutants gpu-test gpu-bench gpu-sanitize \
-    gpu-build clean force
+.PHONY: help demo test test-torch build lint bench wheel cuda-check cuda-mutants gpu-test gpu-bench \
+    gpu-sanitize gpu-build clean force
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -26,6 +26,10 @@ demo: $(VENV)/ready ## train on one sentence and write it again (ARGS="--text ..
 
 test: $(VENV)/ready ## run the tests (ARGS="-m slow" or "-k name")
 	$(RUN)/python -m pytest $(ARGS)
+
+test-torch: ## the tests under another torch, which is removed after them (TORCH=2.10.0 PYTHON=...)
+	@$(SHELL) -c "$$PREREQUISITES"
+	@$(SHELL) -c "$$TEST_TORCH"
 
 build: $(VENV)/ready ## set up .venv and compile what changed
 
@@ -104,6 +108,34 @@ measure peers --peers --seq-len 128 --batch-size 1,32 --hidden-size 128
 test -z "$$failed" || { echo "make: these had failures:$$failed" >&2; exit 1; }
 endef
 export GPU_BENCH
+
+# A copy of the tree, built and tested in an environment of its own: neither $(VENV) nor what is built
+# here is touched. Torch's releases are CUDA builds of several GB each, of which no copy is kept.
+define TEST_TORCH
+test -n "$(TORCH)" || { echo "make: name a release of torch, as in TORCH=2.10.0" >&2; exit 1; }
+folder=$$(mktemp -d) || exit 1
+trap 'rm -rf "$$folder"' EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+set -e
+mkdir "$$folder/tree"
+git ls-files -z --cached --others --exclude-standard | tar --null -T - -cf "$$folder/tree.tar"
+tar -xf "$$folder/tree.tar" -C "$$folder/tree"
+# The versions that the project is developed with, but for torch's.
+sed 's/^torch==.*/torch==$(TORCH)/' constraints.txt > "$$folder/constraints.txt"
+: > "$$folder/none"
+export PIP_CONSTRAINT="$$folder/none" PIP_BUILD_CONSTRAINT="$$folder/none" PIP_NO_CACHE_DIR=1
+$(PYTHON) -m venv "$$folder/venv"
+cd "$$folder/tree"
+python="$$folder/venv/bin/python"
+"$$python" -m pip install -q --disable-pip-version-check -r "$$folder/constraints.txt"
+"$$python" -m pip install -q --disable-pip-version-check -c "$$folder/constraints.txt" \
+    --no-build-isolation -e '.[test]'
+"$$python" -c 'import platform, torch; print("torch", torch.__version__, "Python", platform.python_version())'
+"$$python" -m pytest $(ARGS)
+endef
+export TEST_TORCH
 
 clean: ## remove what was built, but for .venv
 	rm -rf build dist *.egg-info rnn_ext/_C.*.so

@@ -79,7 +79,8 @@ variable_list run_forward(const Operands& operands, Settings settings) {
 
 optional<Tensor> if_defined(const Tensor& t) { return t.defined() ? optional(t) : std::nullopt; }
 
-// Runs f. An error's type does not cross the ops' C interface, so that of out of memory is restored.
+// Runs f. An error's type does not cross the ops' C interface, so that of out of memory is
+// restored.
 template <class F>
 auto with_memory_errors(F&& f) {
   try {
@@ -103,9 +104,9 @@ variable_list run_backward(const variable_list& grads, const Operands& operands,
     found = cell_backward.call(grads[0], input, hx, weights, output, settings.nonlinearity(), mask);
   } else {
     static const auto& rnn_backward = op<Backward>("rnn_ext::_rnn_backward");
-    found = rnn_backward.call(if_defined(grads[0]), if_defined(grads[1]), input, hx, weights,
-                              output, batch_sizes, settings.nonlinearity(), settings.bidirectional,
-                              mask);
+    found =
+        rnn_backward.call(if_defined(grads[0]), if_defined(grads[1]), input, hx, weights, output,
+                          batch_sizes, settings.nonlinearity(), settings.bidirectional, mask);
   }
   variable_list gradients(mask.size());
   auto next = found.begin();
@@ -118,8 +119,7 @@ variable_list run_backward(const variable_list& grads, const Operands& operands,
 }
 
 bool is_functorch_active() {
-  return c10::impl::tls_is_dispatch_key_included(
-      c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+  return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
 }
 
 bool is_followed(const variable_list& grads) {
@@ -158,10 +158,9 @@ class RNNLayer : public torch::autograd::Function<RNNLayer> {
     const variable_list saved = ctx->get_saved_variables();
     const Settings settings(ctx->saved_data["settings"].toInt());
     const bool is_changed = ctx->saved_data["version"].toTensor()._version() != 0;
-    const Operands operands{saved[0], if_defined(saved[1]), if_defined(saved[2]),
-                            {saved.begin() + 4, saved.end()}};
-    std::vector<bool> mask{ctx->needs_input_grad(0),
-                           operands.hx && ctx->needs_input_grad(1)};
+    const Operands operands{
+        saved[0], if_defined(saved[1]), if_defined(saved[2]), {saved.begin() + 4, saved.end()}};
+    std::vector<bool> mask{ctx->needs_input_grad(0), operands.hx && ctx->needs_input_grad(1)};
     const std::size_t first_weight = operands.hx ? 2 : 1;
     for (std::size_t i = 0; i < operands.weights.size(); ++i) {
       mask.push_back(ctx->needs_input_grad(first_weight + i));
@@ -251,15 +250,15 @@ bool is_watched() {
 }
 
 bool is_dense_on_cpu(const Tensor& t) {
-  constexpr c10::DispatchKeySet wrappers{c10::DispatchKey::FuncTorchGradWrapper,
-                                         c10::DispatchKey::FuncTorchBatched,
-                                         c10::DispatchKey::Batched, c10::DispatchKey::Python,
-                                         c10::DispatchKey::Functionalize};
+  constexpr c10::DispatchKeySet wrappers{
+      c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::FuncTorchBatched,
+      c10::DispatchKey::Batched, c10::DispatchKey::Python, c10::DispatchKey::Functionalize};
   return t.key_set().has(c10::DispatchKey::CPU) && !t.key_set().has_any(wrappers);
 }
 
 bool has_kernels(at::ScalarType dtype) {
-  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf;
+  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
+         dtype == at::kHalf;
 }
 
 Traits traits_of(const Tensor& t) {
@@ -286,7 +285,8 @@ bool supports(const Operands& operands, Layout layout, const Stack& stack) {
 // An int, or -1 for one that is too large and for what is none.
 std::int64_t number_of(PyObject* object) {
   int overflows = 0;
-  return object && PyLong_CheckExact(object) ? PyLong_AsLongLongAndOverflow(object, &overflows) : -1;
+  return object && PyLong_CheckExact(object) ? PyLong_AsLongLongAndOverflow(object, &overflows)
+                                             : -1;
 }
 
 bool is_flag(PyObject* object) { return object && PyBool_Check(object); }
@@ -302,9 +302,7 @@ bool takes_call(const Operands& operands, bool is_step, const Claims& claims) {
   if (!is_flag(claims.bidirectional) || !is_flag(claims.bias) || !is_flag(claims.training)) {
     return false;
   }
-  const Layout layout = is_step       ? Layout::step
-                        : batch_sizes ? Layout::packed
-                                      : Layout::sequence;
+  const Layout layout = is_step ? Layout::step : batch_sizes ? Layout::packed : Layout::sequence;
   const Stack stack{number_of(claims.num_layers), claims.bidirectional == Py_True ? 2 : 1,
                     static_cast<std::int64_t>(weights.size())};
   return is_dense_on_cpu(input) && (!hx || is_dense_on_cpu(*hx)) &&
@@ -319,11 +317,10 @@ bool takes_call(const Operands& operands, bool is_step, const Claims& claims) {
 variable_list run_layer(const Operands& operands, Settings settings) {
   const pybind11::gil_scoped_release without_gil;
   const auto& [input, hx, batch_sizes, weights] = operands;
-  const bool needs_node =
-      at::GradMode::is_enabled() &&
-      (input.requires_grad() || (hx && hx->requires_grad()) ||
-       std::any_of(weights.begin(), weights.end(),
-                   [](const Tensor& t) { return t.requires_grad(); }));
+  const bool needs_node = at::GradMode::is_enabled() &&
+                          (input.requires_grad() || (hx && hx->requires_grad()) ||
+                           std::any_of(weights.begin(), weights.end(),
+                                       [](const Tensor& t) { return t.requires_grad(); }));
   return with_memory_errors([&] {
     return needs_node ? RNNLayer::apply(input, hx, at::TensorList(weights), batch_sizes, settings)
                       : run_forward(operands, settings);
@@ -344,9 +341,9 @@ PyObject* wrap(variable_list results) {
 PyObject* takes(PyObject*, PyObject* const* f, Py_ssize_t) {
   HANDLE_TH_ERRORS
   const Arguments arguments{f[0], f[1], f[2], f[3]};
-  return PyBool_FromLong(!is_watched() && arguments.are_exact() &&
-                         takes_call(arguments.read(), f[4] == Py_True,
-                                    {f[6], f[7], f[8], f[9], f[10], f[11]}));
+  return PyBool_FromLong(
+      !is_watched() && arguments.are_exact() &&
+      takes_call(arguments.read(), f[4] == Py_True, {f[6], f[7], f[8], f[9], f[10], f[11]}));
   END_HANDLE_TH_ERRORS
 }
 
@@ -354,8 +351,8 @@ bool is_relu(PyObject* nonlinearity) {
   return PyUnicode_CompareWithASCIIString(nonlinearity, "relu") == 0;
 }
 
-// run(input, hx, weights, batch_sizes, is_step, nonlinearity, bidirectional) -> (output, h_n), or the
-// next state for a step. One layer that `takes` takes.
+// run(input, hx, weights, batch_sizes, is_step, nonlinearity, bidirectional) -> (output, h_n), or
+// the next state for a step. One layer that `takes` takes.
 PyObject* run(PyObject*, PyObject* const* f, Py_ssize_t) {
   HANDLE_TH_ERRORS
   return wrap(run_layer(Arguments{f[0], f[1], f[2], f[3]}.read(),
@@ -452,8 +449,7 @@ PyObject* run_rnn(PyObject*, PyObject* const* f, Py_ssize_t) {
       !takes_call(operands, false, claims)) {
     Py_RETURN_NONE;
   }
-  variable_list results =
-      run_layer(operands, {false, is_relu, claims.bidirectional == Py_True});
+  variable_list results = run_layer(operands, {false, is_relu, claims.bidirectional == Py_True});
   if (transposes) {
     results[0] = results[0].transpose(0, 1);
   }
@@ -495,10 +491,8 @@ PyMethodDef method(const char* name, FastCall* function) {
 }
 
 PyMethodDef methods[] = {
-    method("takes", takes),
-    method("run", run),
-    method("run_rnn", run_rnn),
-    method("run_cell", run_cell),
+    method("takes", takes),         method("run", run),
+    method("run_rnn", run_rnn),     method("run_cell", run_cell),
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -508,7 +502,6 @@ PyMethodDef methods[] = {
 // Named after the torch release that it is built for.
 PYBIND11_MODULE(RNN_EXT_NODE_MODULE, m) {
   PyModule_AddFunctions(m.ptr(), rnn_ext::methods);
-  m.def("set_higher_order_backward", [](pybind11::object function) {
-    rnn_ext::higher_order_backward = function.release();
-  });
+  m.def("set_higher_order_backward",
+        [](pybind11::object function) { rnn_ext::higher_order_backward = function.release(); });
 }

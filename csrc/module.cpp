@@ -65,7 +65,9 @@ std::string find_obstacle(const Shape& input, const std::optional<Shape>& hx,
                           const std::vector<Shape>& weights,
                           const std::optional<Shape>& batch_sizes, bool is_step,
                           std::int64_t num_layers, std::int64_t directions) {
-  const auto traits_of = [](const Shape& s) { return rnn_ext::Traits{0, 0, 0, s.size(), s.data()}; };
+  const auto traits_of = [](const Shape& s) {
+    return rnn_ext::Traits{0, 0, 0, s.size(), s.data()};
+  };
   const rnn_ext::Layout layout = is_step       ? rnn_ext::Layout::step
                                  : batch_sizes ? rnn_ext::Layout::packed
                                                : rnn_ext::Layout::sequence;
@@ -74,10 +76,10 @@ std::string find_obstacle(const Shape& input, const std::optional<Shape>& hx,
     sizes = {batch_sizes->data(), static_cast<std::int64_t>(batch_sizes->size())};
   }
   const rnn_ext::Traits hx_traits = hx ? traits_of(*hx) : rnn_ext::Traits{};
-  const rnn_ext::Obstacle obstacle = rnn_ext::find_obstacle(
-      {num_layers, directions, static_cast<std::int64_t>(weights.size())}, layout, true,
-      traits_of(input), hx ? &hx_traits : nullptr, sizes,
-      [&](std::int64_t i) { return traits_of(weights[i]); });
+  const rnn_ext::Obstacle obstacle =
+      rnn_ext::find_obstacle({num_layers, directions, static_cast<std::int64_t>(weights.size())},
+                             layout, true, traits_of(input), hx ? &hx_traits : nullptr, sizes,
+                             [&](std::int64_t i) { return traits_of(weights[i]); });
   return obstacle == rnn_ext::Obstacle::batch_sizes ? "" : rnn_ext::text_of(obstacle);
 }
 

@@ -244,18 +244,20 @@ def higher_order_backward(
         output_mask: which gradients of input, hx and weights are wanted; the others are None.
     """
     if is_step:
-        grad_output, input, hx, output = (
-            None if t is None else t.unsqueeze(0) for t in (grad_output, input, hx, output)
+        input = input.unsqueeze(0)
+        grad_output, hx, output = (
+            None if t is None else t.unsqueeze(0) for t in (grad_output, hx, output)
         )
-    if output is None:
+    states = output
+    if states is None:
         layer = derivatives.rnn_layer if is_transformed() else rnn_layer
-        output, _ = layer(input, hx, weights, batch_sizes, nonlinearity, bidirectional)
+        states, _ = layer(input, hx, weights, batch_sizes, nonlinearity, bidirectional)
     found = derivatives.layer_backward(
-        *(grad_output, grad_h_n, input, hx, weights, output),
+        *(grad_output, grad_h_n, input, hx, weights, states),
         *(Walk(batch_sizes, nonlinearity, bidirectional), output_mask),
     )
     if not is_step:
         return found
     grad_input, grad_hx, *grad_weights = found
-    states = (None if g is None else g.squeeze(0) for g in (grad_input, grad_hx))
-    return [*states, *grad_weights]
+    rows = (None if g is None else g.squeeze(0) for g in (grad_input, grad_hx))
+    return [*rows, *grad_weights]

@@ -103,9 +103,19 @@ def rnn(
     _check_like_input(input, {f"weights[{i}]": w for i, w in enumerate(weights)})
 
     call = Call(
-        *(input, hx, weights, batch_sizes, False, nonlinearity),
-        *(num_layers, bidirectional, bias, training),
-        *(input.size(-1), weights[0].size(0), dropout),
+        input=input,
+        hx=hx,
+        weights=weights,
+        batch_sizes=batch_sizes,
+        is_step=False,
+        nonlinearity=nonlinearity,
+        num_layers=num_layers,
+        bidirectional=bidirectional,
+        bias=bias,
+        training=training,
+        input_size=input.size(-1),
+        hidden_size=weights[0].size(0),
+        dropout=dropout,
     )
     output, h_n = dispatch.route(call).run()
     if not is_batched:
@@ -162,8 +172,19 @@ def rnn_cell(
         hx = None if hx is None else hx.unsqueeze(0)
     weights = [w_ih, w_hh] if b_ih is None else [w_ih, w_hh, b_ih, b_hh]
     call = Call(
-        *(input, hx, weights, None, True, nonlinearity),
-        *(1, False, b_ih is not None, False, input.size(-1), hidden_size, 0.0),
+        input=input,
+        hx=hx,
+        weights=weights,
+        batch_sizes=None,
+        is_step=True,
+        nonlinearity=nonlinearity,
+        num_layers=1,
+        bidirectional=False,
+        bias=b_ih is not None,
+        training=False,
+        input_size=input.size(-1),
+        hidden_size=hidden_size,
+        dropout=0.0,
     )
     h = dispatch.route(call).run()
     return h if is_batched else h.squeeze(0)

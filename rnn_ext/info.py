@@ -36,9 +36,7 @@ def build_info() -> dict[str, Any]:
     return info
 
 
-def explain(
-    module: nn.Module, input: Tensor | PackedSequence, hx: Tensor | None = None
-) -> str:
+def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Tensor | None = None) -> str:
     """Says in one line how ``module(input, hx)`` goes, and why.
 
     Args:
@@ -49,9 +47,6 @@ def explain(
     Returns:
         The kernels, threads and kind of autograd node that the call would take, as things stand
         (gradient mode, autocast, transforms); or why torch's own op would take it.
-
-    Raises:
-        ValueError, RuntimeError: input or hx has a number of dimensions that no call takes.
     """
     if not isinstance(module, (RNN, RNNCell)):
         return f"{type(module).__name__} is not an rnn_ext module: this package takes no part"

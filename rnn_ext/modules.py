@@ -11,7 +11,12 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import _node, dispatch
 from .call import Call
-from .torch_private import flat_weights, is_any_autocast_enabled, read_parameters
+from .torch_private import (
+    flat_weights,
+    is_any_autocast_enabled,
+    read_parameters,
+    refresh_flat_weights,
+)
 
 __all__ = ["RNN", "RNNCell"]
 
@@ -158,30 +163,26 @@ class RNN(nn.RNNBase):
                 return result
         if isinstance(input, Proxy):
             return _fx_node(self, input, hx)
+        if not isinstance(input, PackedSequence):
+            dims = input.dim()
+            if dims not in (2, 3) or (hx is not None and hx.dim() != dims):
+                return self._forward_of_torch(input, hx)
+        route = dispatch.route(self._call(input, hx))
+        if not self._fits(route):
+            return self._forward_of_torch(input, hx)
+        output, h_n = route.run()
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx)
-        call = self._call(input, hx)
-        output, h_n = self._run(call)
-        if self.batch_first and input.dim() == 3:
-            output = output.transpose(0, 1)
-        elif input.dim() == 2:
+            _, batch_sizes, sorted_indices, unsorted_indices = input
+            output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+            return output, self.permute_hidden(h_n, unsorted_indices)
+        if input.dim() == 2:
             return output.squeeze(1), h_n.squeeze(1)
-        return output, h_n
-
-    def _forward_packed(
-        self, packed: PackedSequence, hx: Tensor | None
-    ) -> tuple[PackedSequence, Tensor]:
-        output, h_n = self._run(self._call(packed, hx))
-        _, batch_sizes, sorted_indices, unsorted_indices = packed
-        return (
-            PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices),
-            self.permute_hidden(h_n, unsorted_indices),
-        )
+        return (output.transpose(0, 1) if self.batch_first else output), h_n
 
     _read_weights = flat_weights
 
     def _call(self, input: Tensor | PackedSequence, hx: Tensor | None) -> Call:
-        """The call that ``forward`` makes: time-major, or packed in the order of the lengths."""
+        """Returns the call that ``forward`` makes, time-major or packed."""
         batch_sizes = None
         if isinstance(input, PackedSequence):
             input, batch_sizes, sorted_indices, _ = input
@@ -190,71 +191,43 @@ class RNN(nn.RNNBase):
                 hx = input.new_zeros(states, int(batch_sizes[0]), self.hidden_size)
             else:
                 hx = self.permute_hidden(hx, sorted_indices)
-        else:
-            input, hx = self._time_major(input, hx)
+        elif input.dim() == 2:
+            input = input.unsqueeze(1)
+            hx = None if hx is None else hx.unsqueeze(1)
+        elif self.batch_first:
+            input = input.transpose(0, 1)
         # Not `nonlinearity`: nn.RNN ignores a later change of that, and old pickles lack it.
-        nonlinearity = _NONLINEARITIES.get(self.mode)
-        if nonlinearity is None:
-            raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {self.mode}")
+        nonlinearity = _NONLINEARITIES.get(self.mode, "")
         return Call(
             *(input, hx, self._read_weights(), batch_sizes, False, nonlinearity),
             *(self.num_layers, self.bidirectional, self.bias, self.training),
             *(self.input_size, self.hidden_size, self.dropout),
         )
 
-    def _time_major(self, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        dims = input.dim()
-        if dims == 3:
-            if hx is not None and hx.dim() != 3:
-                raise RuntimeError(
-                    f"For batched 3-D input, hx should also be 3-D but got {hx.dim()}-D tensor"
-                )
-            return (input.transpose(0, 1) if self.batch_first else input), hx
-        if dims != 2:
-            raise ValueError(f"RNN: Expected input to be 2D or 3D, got {dims}D tensor instead")
-        if hx is not None:
-            if hx.dim() != 2:
-                raise RuntimeError(
-                    f"For unbatched 2-D input, hx should also be 2-D but got {hx.dim()}-D tensor"
-                )
-            hx = hx.unsqueeze(1)
-        return input.unsqueeze(1), hx
+    def _fits(self, route: dispatch.Route) -> bool:
+        """Whether ``RNNBase.check_forward_args`` lets the call pass."""
+        call = route.call
+        if not call.nonlinearity or self.proj_size:
+            return False
+        if route.path is dispatch.Path.NODE:
+            return True  # the node has compared all of this
+        input, hx, batch_sizes = call.input, call.hx, call.batch_sizes
+        if batch_sizes is not None and input.dim() != 2:
+            return False
+        if input.dtype != call.weights[0].dtype and not is_any_autocast_enabled():
+            return False
+        # A graph cannot depend on the lengths; the op compares them.
+        recorded = hx is not None and torch.compiler.is_compiling()
+        batch = call.batch_size if batch_sizes is None or recorded else int(batch_sizes[0])
+        return input.size(-1) == self.input_size and (
+            hx is None or hx.shape == (call.states, batch, self.hidden_size)
+        )
 
-    def _run(self, call: Call) -> tuple[Tensor, Tensor]:
-        route = dispatch.route(call)
-        # The node takes no call that these checks would refuse.
-        if route.path is not dispatch.Path.NODE or self.proj_size:
-            self._check(call.input, call.hx, call.weights[0].dtype, call.batch_sizes)
-        return route.run()
-
-    def _check(
-        self, input: Tensor, hx: Tensor | None, dtype: torch.dtype, batch_sizes: Tensor | None
-    ) -> None:
-        """What ``RNNBase.check_forward_args`` does, on weights read once."""
-        if input.dtype != dtype and not is_any_autocast_enabled():
-            raise ValueError(
-                f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
-                f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
-            )
-        shape = input.shape
-        if batch_sizes is not None and len(shape) != 2:
-            raise RuntimeError(f"input must have 2 dimensions, got {len(shape)}")
-        if shape[-1] != self.input_size:
-            raise RuntimeError(
-                "input.size(-1) must be equal to input_size. "
-                f"Expected {self.input_size}, got {shape[-1]}"
-            )
-        if batch_sizes is None:
-            batch = shape[1]
-        elif hx is not None and torch.compiler.is_compiling():
-            batch = hx.shape[1]  # a graph cannot depend on the lengths; the op compares them
-        else:
-            batch = int(batch_sizes[0])
-        states = self.num_layers * (2 if self.bidirectional else 1)
-        actual = (states, batch, self.hidden_size) if hx is None else hx.shape
-        expected = (states, batch, self.proj_size or self.hidden_size)
-        if actual != expected:
-            raise RuntimeError(f"Expected hidden size {expected}, got {list(actual)}")
+    def _forward_of_torch(self, input: Any, hx: Tensor | None) -> Any:
+        """Runs ``nn.RNN``'s own forward, which refuses what does not fit in its release's words."""
+        refresh_flat_weights(self)
+        forward: Any = nn.RNN.forward
+        return forward(self, input, hx)
 
 
 class RNNCell(nn.RNNCellBase):
@@ -309,17 +282,18 @@ class RNNCell(nn.RNNCellBase):
                 return result
         if isinstance(input, Proxy):
             return _fx_node(self, input, hx)
-        if input.dim() not in (1, 2):
-            raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
-        if hx is not None and hx.dim() not in (1, 2):
-            raise ValueError(f"RNNCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
-        if self.nonlinearity not in ("tanh", "relu"):
-            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        if (
+            input.dim() not in (1, 2)
+            or (hx is not None and hx.dim() not in (1, 2))
+            or self.nonlinearity not in ("tanh", "relu")
+        ):
+            forward: Any = nn.RNNCell.forward
+            return forward(self, input, hx)  # which refuses it, in the words of its release
         h = dispatch.route(self._call(input, hx)).run()
         return h if input.dim() == 2 else h.squeeze(0)
 
-    def _call(self, input: Tensor, hx: Tensor | None) -> Call:
-        """The call that ``forward`` makes, on a batch."""
+    def _call(self, input: Any, hx: Tensor | None) -> Call:
+        """Returns the call that ``forward`` makes, on a batch."""
         if input.dim() == 1:
             input = input.unsqueeze(0)
             hx = None if hx is None else hx.unsqueeze(0)

@@ -66,8 +66,8 @@ is_any_autocast_enabled: Callable[[], bool] = _find(
     "_C._is_any_autocast_enabled", _is_any_autocast_enabled
 )
 
-# torch.autograd.Function.apply asks it. Without it every call counts as transformed: what is made for
-# transforms computes the same, at several times the cost.
+# torch.autograd.Function.apply asks it. Without it every call counts as transformed: what is made
+# for transforms computes the same, at several times the cost.
 are_functorch_transforms_active: Callable[[], bool] = _find(
     "_C._are_functorch_transforms_active", _always
 )

@@ -7,9 +7,7 @@
 #include <string_view>
 #include <utility>
 
-// Why the last call of torch's C interface failed. Torch before 2.13 does not have it.
-extern "C" [[gnu::weak, gnu::visibility("default")]] const char*
-torch_exception_get_what_without_backtrace();
+#include "common/compat.h"
 
 namespace rnn_ext {
 

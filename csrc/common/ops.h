@@ -13,18 +13,15 @@
 // each.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-
 #include <memory>
 #include <string>
 #include <string_view>
 #include <tuple>
 
 #include "common/call.h"
+#include "common/compat.h"
 
 namespace rnn_ext {
-
-using Library = torch::stable::detail::StableLibrary;
 
 inline void define_ops(Library& m) {
   const std::string forward =

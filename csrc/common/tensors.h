@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <initializer_list>
 
+#include "common/compat.h"
 #include "common/errors.h"
 #include "common/half.h"
 

@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "common/compat.h"
 #include "common/gradient_slots.h"
 #include "cuda/kernels.h"
 #include "cuda/runtime.h"
@@ -13,10 +14,10 @@ namespace {
 
 // a · b, written to `target`.
 void multiply(const Tensor& a, const Tensor& b, const Tensor& target) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
-                                    torch::stable::detail::from(target)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
-  torch::stable::detail::to<Tensor>(stack[0]);
+  std::array<StableIValue, 3> stack{boxed::from(a), boxed::from(b), boxed::from(target)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  boxed::to<Tensor>(stack[0]);
 }
 
 Tensor narrowed(Tensor t, std::int64_t dim, std::int64_t start, std::int64_t length) {
