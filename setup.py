@@ -125,12 +125,26 @@ class build_ext(BuildExtension):
         try:
             if toolkit := find_cuda(compiler):
                 self.add_cuda(extension, toolkit)
-            super().build_extensions()
+            self.build_one(extension)
         except cuda_build.CompileError as error:
             print(error.output, file=sys.stderr)
             fail(f"{error} (see above): set FORCE_CPU=1 to leave the CUDA kernels out")
         except RuntimeError as error:  # ninja's; the compiler's own messages stand above it
             fail(str(error))
+        if node in self.distribution.ext_modules:
+            try:
+                self.build_one(node)
+            except RuntimeError:
+                print(
+                    f"rnn_ext is built without the autograd node in C++, which does not fit torch "
+                    f"{torch.__version__} (see above): calls are recorded in Python."
+                )
+            else:
+                self.extensions = [extension, node]
+
+    def build_one(self, built: Extension) -> None:
+        self.extensions = [built]
+        super().build_extensions()
 
     def add_cuda(self, extension: Extension, toolkit: cuda_build.Toolkit) -> None:
         """Adds the kernels and their driver.

@@ -42,7 +42,7 @@ def package(tmp_path: Path) -> Path:
     folder = tmp_path / f"loader_of_{tmp_path.name}"
     folder.mkdir()
     (folder / "__init__.py").touch()
-    for name in ("_extension.py", "_digest.py"):
+    for name in ("_extension.py", "_digest.py", "_node_name.py"):
         shutil.copy(PACKAGE / name, folder)
     return folder
 
@@ -434,6 +434,46 @@ def test_cuda_ops_refuse_input_elsewhere(cuda_wheel: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_torch_whose_api_the_node_does_not_fit_is_told_and_built_without_it(
+    setup_py: SetupPy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_CPU", "1")
+    names = setup_py()
+    built: list[str] = []
+
+    def build(command: Any) -> None:
+        (extension,) = command.extensions
+        if extension is names["node"]:
+            raise RuntimeError("Error compiling objects for extension")
+        built.append(extension.name)
+
+    monkeypatch.setattr(names["BuildExtension"], "build_extensions", build)
+    extensions = [names["extension"], names["node"]]
+    command = names["build_ext"](setuptools.Distribution({"ext_modules": extensions}))
+    command.ensure_finalized()
+    command.compiler = SimpleNamespace(set_executable=lambda *_: None)
+    command.build_extensions()
+    assert built == ["rnn_ext._C"]
+    assert command.extensions == [names["extension"]]
+    assert "built without the autograd node in C++" in capsys.readouterr().out
+
+
+def test_the_node_of_another_torch_release_is_not_loaded(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.delenv("RNN_EXT_NODE", raising=False)
+    (package / "_node_2_99_0.py").write_text("is_here = True\n")
+    load_node = importlib.import_module(f"{package.name}._extension").load_node
+    assert load_node() is None
+    # CPU and CUDA builds of a release share its C++ API.
+    for version in ("2.99.0", "2.99.0+cu130"):
+        monkeypatch.setattr(torch, "__version__", version)
+        assert load_node().is_here
+    monkeypatch.setenv("RNN_EXT_NODE", "0")
+    assert load_node() is None
+
+
 def test_wheel_from_the_sdist_works_in_an_environment_of_its_own(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["FORCE_CPU"] = "1"
@@ -468,4 +508,6 @@ def test_wheel_from_the_sdist_works_in_an_environment_of_its_own(tmp_path: Path)
     Path(site, "torch.pth").write_text(sysconfig.get_path("purelib"))
     where = run(python, "-I", "-c", "import rnn_ext; print(rnn_ext.__file__)").strip()
     assert Path(where).is_relative_to(site)
+    node = run(python, "-I", "-c", "import rnn_ext; print(rnn_ext.build_info()['autograd_node'])")
+    assert node.strip() == "C++"
     assert rnn_ext.__version__ in run(tmp_path / "venv" / "bin" / "rnn-ext", "info")

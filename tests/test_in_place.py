@@ -1,0 +1,185 @@
+"""A change of a result in place, as nn.RNN allows it, leaves the gradients right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support import twins
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+import rnn_ext
+from rnn_ext import autograd, dispatch
+
+CHANGES: dict[str, Callable[[Tensor], Any]] = {
+    "mul_": lambda y: y.mul_(2),
+    "relu_": lambda y: F.relu_(y),
+    "+= residual": lambda y: y.add_(torch.ones(y.shape[-1], dtype=y.dtype)),
+    "Dropout(inplace=True)": lambda y: nn.Dropout(0.5, inplace=True)(y),
+    "of a part": lambda y: y[:1].mul_(0),
+    "through detach": lambda y: y.detach().mul_(2),
+}
+LAYERS: dict[str, dict[str, Any]] = {
+    "one layer": {},
+    "batch first": {"batch_first": True},
+    "two directions": {"bidirectional": True},
+    "two layers": {"num_layers": 2},
+    "packed": {},
+}
+
+
+@pytest.fixture(params=["C++", "Python"], autouse=True)
+def node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Runs the test with either implementation of the autograd node."""
+    if request.param == "C++":
+        if rnn_ext.build_info()["autograd_node"] != "C++":
+            pytest.skip("no autograd node in C++ was built for this torch release")
+    else:
+        for name in ("takes", "run_rnn", "run_cell"):
+            monkeypatch.setattr(dispatch._node, name, lambda *_: None)
+    yield request.param
+
+
+def gradients(
+    module: nn.Module, layer: str, change: Callable[[Tensor], Any], order: int
+) -> list[Tensor]:
+    """The gradients of input and parameters of a loss in the changed output; `order` 2: theirs."""
+    torch.manual_seed(1)
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    leaves = [x, *module.parameters()]
+    output, h_n = module(pack_padded_sequence(x, [5, 3]) if layer == "packed" else x)
+    y = output.data if layer == "packed" else output
+    change(y)
+    change(h_n)
+    loss = y.square().sum() + (y * 3).sin().sum() + h_n.square().sum()
+    grads = torch.autograd.grad(loss, leaves, create_graph=order == 2)
+    if order == 1:
+        return list(grads)
+    return list(torch.autograd.grad(sum(g.square().sum() for g in grads), leaves))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("name", CHANGES)
+def test_gradients_are_nn_rnns_after_a_change(name: str, layer: str, order: int) -> None:
+    theirs, ours = twins(3, 4, dtype=torch.float64, **LAYERS[layer])
+    expected = gradients(theirs, layer, CHANGES[name], order)
+    actual = gradients(ours, layer, CHANGES[name], order)
+    for a, b in zip(actual, expected, strict=True):
+        # Both sum some hundred terms in float64: 1e-10 of the largest is far above rounding.
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10 * max(1.0, b.abs().max().item()))
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_cells_next_state_can_be_changed_where_torch_cannot_tell(order: int) -> None:
+    """`nn.RNNCell` refuses it, so that the formula in torch's operations gives the gradients."""
+    cell = rnn_ext.RNNCell(3, 4, dtype=torch.float64)
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    hx = torch.randn(2, 4, dtype=torch.float64)
+    leaves = [x, *cell.parameters()]
+
+    def gradients(h: Tensor) -> list[Tensor]:
+        grads = torch.autograd.grad((h * h).sum(), leaves, create_graph=order == 2)
+        if order == 1:
+            return list(grads)
+        return list(torch.autograd.grad(sum(g.square().sum() for g in grads), leaves))  # type: ignore[arg-type]
+
+    bias = cell.bias_ih + cell.bias_hh
+    z = x @ cell.weight_ih.t() + hx @ cell.weight_hh.t() + bias
+    expected = gradients(torch.tanh(z).mul(2))
+    actual = gradients(cell(x, hx).mul_(2))
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10 * max(1.0, b.abs().max().item()))
+
+
+def forward_calls(change: bool) -> int:
+    """How many forward ops a training step runs."""
+    class Counter(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            self.count += func.name() == "rnn_ext::_rnn_forward"
+            return func(*args, **(kwargs or {}))
+
+    module = rnn_ext.RNN(3, 4)
+    with Counter() as counter:
+        output, _ = module(torch.randn(5, 2, 3))
+        if change:
+            output.mul_(2)
+        output.sum().backward()
+    return counter.count
+
+
+def test_only_a_changed_output_is_computed_again() -> None:
+    assert forward_calls(change=False) == 1
+    assert forward_calls(change=True) == 2
+
+
+def test_a_changed_weight_is_still_an_error() -> None:
+    module = rnn_ext.RNN(3, 4)
+    output, _ = module(torch.randn(5, 2, 3))
+    with torch.no_grad():
+        module.weight_hh_l0.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_hooks_see_what_is_saved_and_own_its_memory(changed: bool) -> None:
+    module = rnn_ext.RNN(3, 4)
+    x = torch.randn(5, 2, 3)
+    packed: list[tuple[int, ...]] = []
+
+    def pack(t: Tensor) -> Tensor:
+        packed.append(tuple(t.shape))
+        return t.clone()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        output, _ = module(x)
+    assert (5, 2, 4) in packed
+    if changed:
+        output.mul_(2)
+    actual = torch.autograd.grad(output.sum(), list(module.parameters()))
+    fresh, _ = module(x)
+    expected = torch.autograd.grad(fresh.sum() * (2 if changed else 1), list(module.parameters()))
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_offloading_frees_the_output() -> None:
+    """Nothing but the hooks' copy keeps the output's memory alive once the caller drops it."""
+    module = rnn_ext.RNN(3, 4)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
+        output, h_n = module(torch.randn(5, 2, 3))
+    storage = output.untyped_storage()._weak_ref()
+    del output
+    assert torch.UntypedStorage._expired(storage)
+    h_n.sum().backward()
+
+
+def test_a_change_under_checkpointing_gives_the_gradients_without_it() -> None:
+    module = rnn_ext.RNN(3, 4)
+    x = torch.randn(5, 2, 3, requires_grad=True)
+
+    def double(x: Tensor) -> Tensor:
+        return module(x)[0].mul_(2)
+
+    results = []
+    for run in (double, lambda x: checkpoint(double, x, use_reentrant=False)):
+        results.append(torch.autograd.grad(run(x).square().sum(), [x, *module.parameters()]))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_python_node_is_the_one_that_runs_without_the_other(node: str) -> None:
+    output, _ = rnn_ext.RNN(3, 4)(torch.randn(5, 2, 3))
+    is_python = isinstance(output.grad_fn, autograd._RNNLayer._backward_cls)
+    assert is_python == (node == "Python")

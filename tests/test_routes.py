@@ -1,0 +1,194 @@
+"""What `explain` says of a call is what runs: the ops of random calls are counted."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import outcome
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import rnn_ext
+from rnn_ext import _node
+
+Input = Tensor | PackedSequence
+
+
+class Ops(TorchDispatchMode):
+    """Counts the ops that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.counts[func.name().partition(".")[0]] += 1
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def ours(self) -> dict[str, int]:
+        return {n: c for n, c in self.counts.items() if n.startswith("rnn_ext::")}
+
+
+class Subclass(Tensor):
+    pass
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> tuple[nn.Module, Input, Tensor | None, bool]:
+    """A module, an input, an hx, and whether gradients are on; some calls are mistakes."""
+    dtype = draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.complex64]))
+    bias = draw(st.booleans())
+    batch = draw(st.integers(0, 3))
+    grad = draw(st.booleans())
+    if draw(st.booleans()):
+        cell = rnn_ext.RNNCell(3, 4, bias, dtype=dtype)
+        shape = draw(st.sampled_from([(batch, 3), (3,), (batch, 2)]))
+        hx = draw(st.sampled_from([None, (*shape[:-1], 4), (*shape[:-1], 5)]))
+        return cell, torch.randn(shape, dtype=dtype), hx and torch.randn(hx, dtype=dtype), grad
+    rnn = rnn_ext.RNN(
+        *(3, 4, draw(st.integers(1, 2)), draw(st.sampled_from(["tanh", "relu"])), bias),
+        batch_first=draw(st.booleans()),
+        bidirectional=draw(st.booleans()),
+        dtype=dtype,
+    )
+    for name, value in draw(
+        st.dictionaries(st.sampled_from(["bidirectional", "bias", "num_layers"]), st.just(1))
+    ).items():
+        setattr(rnn, name, value)
+    rnn.train(draw(st.booleans()))
+    shape = draw(st.sampled_from([(5, batch, 3), (5, 3), (0, batch, 3)]))
+    input: Input = torch.randn(shape, dtype=dtype)
+    if batch and len(shape) == 3 and shape[0] and not rnn.batch_first and draw(st.booleans()):
+        input = pack_padded_sequence(input, [5] * batch)
+    elif draw(st.integers(0, 9)) == 0:
+        input = input.as_subclass(Subclass)
+    return rnn, input, None, grad
+
+
+@settings(max_examples=400, deadline=None)
+@given(calls())
+def test_the_path_that_explain_names_is_the_one_that_runs(call: Any) -> None:
+    module, input, hx, grad = call
+    arguments = (input,) if hx is None else (input, hx)
+    with torch.set_grad_enabled(grad):
+        line = rnn_ext.explain(module, *arguments)
+        with Ops() as ops:
+            result = outcome(lambda: module(*arguments))
+    if line.startswith("torch's own op: "):
+        assert not ops.ours
+        return
+    assert result.error is None
+    is_step = isinstance(module, rnn_ext.RNNCell)
+    op = "rnn_ext::_cell_forward" if is_step else "rnn_ext::_rnn_forward"
+    assert ops.ours == {op: 1 if is_step else module.num_layers}
+    named = re.search(r"; (autograd node in C\+\+|autograd Function in Python)", line)
+    assert named
+    if grad and not isinstance(input, Subclass):
+        output = module(*arguments)
+        output = output if is_step else output[0]
+        output = output.data if isinstance(output, PackedSequence) else output
+        nodes, names = [output.grad_fn], []
+        while nodes:
+            node = nodes.pop()
+            names.append(type(node).__name__)
+            nodes += [n for n, _ in node.next_functions if n is not None]
+        in_python = any(name in ("_RNNLayerBackward", "_RNNCellBackward") for name in names)
+        assert in_python == (named[1] == "autograd Function in Python")
+
+
+def test_without_the_node_in_cpp_python_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = rnn_ext.RNN(3, 4), torch.randn(5, 2, 3)
+    for name in ("takes", "run_rnn", "run_cell"):
+        monkeypatch.setattr(_node, name, lambda *_: None)
+    assert rnn_ext.explain(module, x).endswith("; autograd Function in Python")
+    assert type(module(x)[0].grad_fn).__name__ == "_RNNLayerBackward"
+
+
+class Explained(nn.Module):
+    """A layer that explains each of its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = rnn_ext.RNN(3, 4)
+        self.lines: list[str] = []
+
+    def forward(self, input: Input) -> Any:
+        self.lines.append(rnn_ext.explain(self.rnn, input))
+        return self.rnn(input)[0]
+
+
+def batched_parameters(model: nn.Module, count: int) -> dict[str, Tensor]:
+    return {name: torch.stack([p.detach()] * count) for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("over_weights", [True, False])
+def test_a_vmap_over_weights_runs_once_a_sample_and_says_so(over_weights: bool) -> None:
+    model, x = Explained(), torch.randn(3, 5, 2, 3)
+
+    def run(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(model, parameters, (x,))
+
+    parameters = batched_parameters(model, 3) if over_weights else dict(model.named_parameters())
+    with Ops() as ops, torch.no_grad():
+        torch.func.vmap(run, (0 if over_weights else None, 0))(parameters, x)
+    (line,) = model.lines
+    assert ("once a sample" in line) == over_weights
+    assert ops.ours == {"rnn_ext::_rnn_forward": 3 if over_weights else 1}
+
+
+def test_a_vmap_of_packed_input_runs_once_a_sample_and_says_so() -> None:
+    model, x = Explained(), torch.randn(3, 10, 3)
+    batch_sizes = torch.tensor([2] * 5)
+    with Ops() as ops, torch.no_grad():
+        torch.func.vmap(lambda x: model(PackedSequence(x, batch_sizes)).data)(x)
+    assert "once a sample" in model.lines[0]
+    assert ops.ours == {"rnn_ext::_rnn_forward": 3}
+
+
+def test_a_transform_inside_torch_compile_loops_over_time_and_says_so() -> None:
+    rnn, x = rnn_ext.RNN(3, 4), torch.randn(5, 2, 3)
+    lines: list[str] = []
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    @torch.compile(backend=backend, fullgraph=True)
+    def gradient(x: Tensor) -> tuple[Tensor, str]:
+        line = ""
+
+        def loss(x: Tensor) -> Tensor:
+            nonlocal line
+            line = rnn_ext.explain(rnn, x)
+            return rnn(x)[0].sum()
+
+        return torch.func.grad(loss)(x), line
+
+    grad, line = gradient(x)
+    lines.append(line)
+    assert "loop over time" in line
+    targets = [str(node.target) for graph in graphs for node in graph.graph.nodes]
+    assert not any("rnn_forward" in target for target in targets)
+    assert grad.shape == x.shape
+
+
+def test_a_recorded_call_is_one_op_and_says_so() -> None:
+    rnn, x = rnn_ext.RNN(3, 4), torch.randn(5, 2, 3)
+    program = torch.export.export(rnn, (x,))
+    names = [str(node.target) for node in program.graph.nodes]
+    assert names.count("rnn_ext.rnn_forward.default") == 1
+    with torch.autograd.forward_ad.dual_level() as _, nullcontext():
+        assert rnn_ext.explain(rnn, x).endswith("; torch.func or forward-mode AD")
