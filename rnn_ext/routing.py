@@ -44,7 +44,7 @@ def run(
         # A module's attributes may say what its weights are not, or what torch's op refuses.
         and len(weights) == num_layers * directions * (4 if bias else 2)
         and (hx is not None or weights[1].size(0) == hidden_size)
-        and type(training) is type(bidirectional) is bool is not type(num_layers)
+        and type(bias) is type(training) is type(bidirectional) is bool is not type(num_layers)
     ):
         try:
             if num_layers == 1:

@@ -149,6 +149,7 @@ ONCE_DIFFERENT = [
     Call((3, 4), {}, X, attributes={"mode": "LSTM"}),
     Call((3, 4), {}, X, attributes={"num_layers": 2}),
     Call((3, 4), {}, X, attributes={"bias": False}),
+    Call((3, 4), {}, X, attributes={"bias": 1}),
     Call((3, 4), {}, X, attributes={"hidden_size": 5}),
     Call((3, 4), {}, X, attributes={"training": None}),
     Call((3, 4), {"bidirectional": 1}, X),
