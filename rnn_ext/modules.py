@@ -221,9 +221,11 @@ class RNN(nn.RNNBase):
     def _fits(
         self, input: Tensor, hx: Tensor | None, dtype: torch.dtype, batch_sizes: Tensor | None
     ) -> bool:
-        """Whether ``RNNBase.check_forward_args`` lets the call pass."""
+        """Whether ``RNNBase.check_forward_args`` lets the call pass, and torch's op a padded one."""
         shape = input.shape
         if batch_sizes is None:
+            if type(self.batch_first) is not bool:
+                return False
             batch = shape[1]
         elif len(shape) != 2:
             return False

@@ -150,6 +150,8 @@ ONCE_DIFFERENT = [
     Call((3, 4), {}, X, attributes={"num_layers": 2}),
     Call((3, 4), {}, X, attributes={"bias": False}),
     Call((3, 4), {}, X, attributes={"bias": 1}),
+    Call((3, 4), {}, X, attributes={"batch_first": 1}),
+    Call((3, 4), {}, PACKED, lengths=(3, 2), attributes={"batch_first": 1}),
     Call((3, 4), {}, X, attributes={"hidden_size": 5}),
     Call((3, 4), {}, X, attributes={"training": None}),
     Call((3, 4), {"bidirectional": 1}, X),
