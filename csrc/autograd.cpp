@@ -465,9 +465,12 @@ PyObject* run_cell(PyObject*, PyObject* const* f, Py_ssize_t) {
   static PyObject* const one = PyLong_FromLong(1);
   PyObject* const nonlinearity = module.get(name.nonlinearity);
   const bool is_relu = is_text(nonlinearity, "relu");
+  // nn.RNNCell has no other word on its biases than what they are.
+  const bool has_biases = module.parameter(name.cell_weights[2]) != Py_None ||
+                          module.parameter(name.cell_weights[3]) != Py_None;
   const Claims claims{one,
                       Py_False,
-                      module.get(name.bias),
+                      has_biases ? Py_True : Py_False,
                       Py_True,
                       module.get(name.input_size),
                       module.get(name.hidden_size)};
@@ -475,7 +478,7 @@ PyObject* run_cell(PyObject*, PyObject* const* f, Py_ssize_t) {
     Py_RETURN_NONE;
   }
   Operands operands{THPVariable_Unpack(f[1]), tensor_or_none(f[2]), {}, {}};
-  if (!module.read(name.cell_weights, claims.bias == Py_False ? 2 : 4, operands.weights) ||
+  if (!module.read(name.cell_weights, has_biases ? 4 : 2, operands.weights) ||
       !takes_call(operands, true, claims)) {
     Py_RETURN_NONE;
   }

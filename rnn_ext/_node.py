@@ -24,8 +24,8 @@ is_loaded = _module is not None
 
 # takes(*call): whether it runs a Call.
 takes: Callable[..., bool] = _takes_nothing
-# run(input, hx, weights, batch_sizes, is_step, nonlinearity, bidirectional): one layer, or one step,
-# of a Call that it takes.
+# run(input, hx, weights, batch_sizes, is_step, nonlinearity, bidirectional): one layer, or one
+# step, of a Call that it takes.
 run: Callable[..., Any] = _runs_nothing
 # run_rnn(module, input, hx) and run_cell(module, input, hx): all of a module's forward in one call,
 # for batched input and one layer that it takes; None for all others.

@@ -26,8 +26,8 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         ``version``, ``compiler``, ``isa_compiled`` (levels in the binary), ``isa`` (the level in
-        use), ``openmp``, ``cuda_archs`` (None without CUDA kernels), ``autograd_node`` (``"C++"`` or
-        ``"Python"``), ``torch_built`` and ``torch_running``.
+        use), ``openmp``, ``cuda_archs`` (None without CUDA kernels), ``autograd_node`` (``"C++"``
+        or ``"Python"``), ``torch_built`` and ``torch_running``.
     """
     info = _C.build_info()
     info["openmp"] = uses_openmp()

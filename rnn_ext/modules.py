@@ -205,9 +205,11 @@ class RNN(nn.RNNBase):
         )
 
     def _fits(self, route: dispatch.Route) -> bool:
-        """Whether ``RNNBase.check_forward_args`` lets the call pass."""
+        """Whether ``RNNBase.check_forward_args`` and, of ``batch_first``, torch's op take the call."""
         call = route.call
         if not call.nonlinearity or self.proj_size:
+            return False
+        if call.batch_sizes is None and type(self.batch_first) is not bool:
             return False
         if route.path is dispatch.Path.NODE:
             return True  # the node has compared all of this
@@ -302,6 +304,6 @@ class RNNCell(nn.RNNCellBase):
             del weights[2:]
         return Call(
             *(input, hx, weights, None, True, self.nonlinearity),
-            *(1, False, len(weights) == 4, self.training),
+            *(1, False, len(weights) == 4, True),
             *(self.input_size, self.hidden_size, 0.0),
         )

@@ -145,6 +145,20 @@ def outcome(call: Callable[[], Any]) -> Outcome:
     return Outcome(error, text, seen)
 
 
+# Why an operation of torch's failed within ours is in the error since torch 2.13; before, torch
+# prints it, and whether memory was short is not known.
+TELLS_REASONS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
+
+
+def reason_told(error: BaseException, printed: str) -> str:
+    """That reason, from what was raised or what appeared on stderr."""
+    if TELLS_REASONS:
+        return str(error)
+    assert type(error) is RuntimeError
+    assert "torch before 2.13 prints the reason on stderr" in str(error)
+    return printed
+
+
 def gradients(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], grad_outputs: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:

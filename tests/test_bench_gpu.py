@@ -82,6 +82,8 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "memory_allocated": lambda: 0,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
+    # A CUDA build of torch asks the device before it tells.
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
     monkeypatch.setattr(gpu, "GEMM_SIZE", 8)
     monkeypatch.setattr(gpu, "COPY_BYTES", 1 << 10)
     monkeypatch.setattr("rnn_ext.bench.limits.STEPS", 2)

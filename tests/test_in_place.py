@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -35,7 +35,7 @@ LAYERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(params=["C++", "Python"], autouse=True)
-def node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs the test with either implementation of the autograd node."""
     if request.param == "C++":
         if rnn_ext.build_info()["autograd_node"] != "C++":
@@ -43,7 +43,7 @@ def node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     else:
         for name in ("takes", "run_rnn", "run_cell"):
             monkeypatch.setattr(dispatch._node, name, lambda *_: None)
-    yield request.param
+    return request.param
 
 
 def gradients(
@@ -100,6 +100,7 @@ def test_a_cells_next_state_can_be_changed_where_torch_cannot_tell(order: int) -
 
 def forward_calls(change: bool) -> int:
     """How many forward ops a training step runs."""
+
     class Counter(TorchDispatchMode):
         count = 0
 

@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from support import PLANS, assert_close_fp64, assert_same_bits, using_threads
+from support import (
+    PLANS,
+    TELLS_REASONS,
+    assert_close_fp64,
+    assert_same_bits,
+    reason_told,
+    using_threads,
+)
 from torch import nn
 
 import rnn_ext
@@ -261,7 +268,9 @@ def test_a_swapped_model_looks_up_too(looked_up):
     assert len(looked_up) == 1
 
 
-def test_no_memory_is_told_in_torchs_words() -> None:
+def test_no_memory_is_told_in_torchs_words(capfd: pytest.CaptureFixture[str]) -> None:
     tokens = torch.zeros(1, 1, dtype=torch.int64).expand(2**23, 2**22)  # a copy of 256 TiB
-    with pytest.raises(RuntimeError, match=r"^rnn_ext: out of memory: .* tried to allocate"):
+    with pytest.raises(RuntimeError) as caught:
         forward(tokens, torch.zeros(V, H), None, torch.zeros(H, H), "tanh")
+    assert str(caught.value).startswith("rnn_ext: out of memory: ") == TELLS_REASONS
+    assert "tried to allocate" in reason_told(caught.value, capfd.readouterr().err)
