@@ -205,7 +205,7 @@ class RNN(nn.RNNBase):
         )
 
     def _fits(self, route: dispatch.Route) -> bool:
-        """Whether ``RNNBase.check_forward_args`` and, of ``batch_first``, torch's op take the call."""
+        """Whether the checks of ``RNNBase`` and of torch's op let the call pass."""
         call = route.call
         if not call.nonlinearity or self.proj_size:
             return False

@@ -433,7 +433,6 @@ def test_cuda_ops_refuse_input_elsewhere(cuda_wheel: Path) -> None:
     assert reason == "rnn_ext: input must be on a CUDA device, as another argument is"
 
 
-@pytest.mark.slow
 def test_a_torch_whose_api_the_node_does_not_fit_is_told_and_built_without_it(
     setup_py: SetupPy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -474,6 +473,7 @@ def test_the_node_of_another_torch_release_is_not_loaded(
     assert load_node() is None
 
 
+@pytest.mark.slow
 def test_wheel_from_the_sdist_works_in_an_environment_of_its_own(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["FORCE_CPU"] = "1"
