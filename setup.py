@@ -132,15 +132,19 @@ class build_ext(BuildExtension):
         except RuntimeError as error:  # ninja's; the compiler's own messages stand above it
             fail(str(error))
         if node in self.distribution.ext_modules:
-            try:
-                self.build_one(node)
-            except RuntimeError:
-                print(
-                    f"rnn_ext is built without the autograd node in C++, which does not fit torch "
-                    f"{torch.__version__} (see above): calls are recorded in Python."
-                )
-            else:
-                self.extensions = [extension, node]
+            self.extensions = [extension, node] if self.build_node() else [extension]
+
+    def build_node(self) -> bool:
+        """Build the autograd node; False where this torch's C++ API is another."""
+        try:
+            self.build_one(node)
+        except RuntimeError:
+            print(
+                "rnn_ext is built without the autograd node in C++, which does not fit torch "
+                f"{torch.__version__} (see above): calls are recorded in Python."
+            )
+            return False
+        return True
 
     def build_one(self, built: Extension) -> None:
         self.extensions = [built]
