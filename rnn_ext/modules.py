@@ -221,7 +221,7 @@ class RNN(nn.RNNBase):
     def _fits(
         self, input: Tensor, hx: Tensor | None, dtype: torch.dtype, batch_sizes: Tensor | None
     ) -> bool:
-        """Whether ``RNNBase.check_forward_args`` lets the call pass, and torch's op a padded one."""
+        """Whether the call passes ``RNNBase.check_forward_args``, and a padded one torch's op."""
         shape = input.shape
         if batch_sizes is None:
             if type(self.batch_first) is not bool:
