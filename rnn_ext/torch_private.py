@@ -1,7 +1,7 @@
 """Every private name of torch that this package uses.
 
 No other file uses one (``tests/test_torch_private.py``), so that this is the one to read when torch
-moves. All names are in torch 2.10.0, 2.13.0, 2.14.1 and 2.15.0. Without one of them ``import
+moves. All names are in torch 2.10.0, 2.13.0 and 2.15.0. Without one of them ``import
 rnn_ext`` still works: what needed it takes a public way, slower or narrower, or says so when used.
 
 What is called on every call is bound here once, to torch's own function.
