@@ -1,6 +1,6 @@
 // The eager call on the CPU: checks it, runs it and records the node for backward, in C++.
 //
-// rnn_ext/autograd.py has the same in Python, at some 30 µs more a training step. torch's C++ API
+// rnn_ext/autograd.py has the same in Python, at twice the time of a small step. torch's C++ API
 // has no stable ABI, so this file is a module of its own, built for one torch release and loaded
 // under that one alone (rnn_ext/_extension.py). Kernels are reached through their ops.
 #include <ATen/PythonTorchFunctionTLS.h>
