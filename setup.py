@@ -131,8 +131,7 @@ class build_ext(BuildExtension):
             fail(f"{error} (see above): set FORCE_CPU=1 to leave the CUDA kernels out")
         except RuntimeError as error:  # ninja's; the compiler's own messages stand above it
             fail(str(error))
-        if node in self.distribution.ext_modules:
-            self.extensions = [extension, node] if self.build_node() else [extension]
+        self.extensions = [extension, node] if self.build_node() else [extension]
 
     def build_node(self) -> bool:
         """Build the autograd node; False where this torch's C++ API is another."""

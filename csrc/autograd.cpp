@@ -201,6 +201,7 @@ class RNNLayer : public torch::autograd::Function<RNNLayer> {
     return gradients;
   }
 };
+
 bool is_exact_or_none(PyObject* object) {
   return object == Py_None || THPVariable_CheckExact(object);
 }
@@ -347,8 +348,8 @@ PyObject* takes(PyObject*, PyObject* const* f, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
-bool is_relu(PyObject* nonlinearity) {
-  return PyUnicode_CompareWithASCIIString(nonlinearity, "relu") == 0;
+bool is_text(PyObject* object, const char* text) {
+  return object && PyUnicode_Check(object) && PyUnicode_CompareWithASCIIString(object, text) == 0;
 }
 
 // run(input, hx, weights, batch_sizes, is_step, nonlinearity, bidirectional) -> (output, h_n), or
@@ -356,7 +357,7 @@ bool is_relu(PyObject* nonlinearity) {
 PyObject* run(PyObject*, PyObject* const* f, Py_ssize_t) {
   HANDLE_TH_ERRORS
   return wrap(run_layer(Arguments{f[0], f[1], f[2], f[3]}.read(),
-                        {f[4] == Py_True, is_relu(f[5]), f[6] == Py_True}));
+                        {f[4] == Py_True, is_text(f[5], "relu"), f[6] == Py_True}));
   END_HANDLE_TH_ERRORS
 }
 
@@ -409,10 +410,6 @@ struct Names {
 const Names& names() {
   static const Names& names = *new Names;
   return names;
-}
-
-bool is_text(PyObject* object, const char* text) {
-  return object && PyUnicode_Check(object) && PyUnicode_CompareWithASCIIString(object, text) == 0;
 }
 
 // Whether a module's forward may come here: (input, hx) are plain, and no transform has a say.

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -53,7 +52,7 @@ def rnn_layer(
     Raises:
         torch.OutOfMemoryError: no memory for the outputs or for scratch.
     """
-    with _memory_errors():
+    with _memory_errors:
         if not _needs_graph(input, hx, weights):
             return _rnn_forward(input, hx, weights, batch_sizes, nonlinearity, bidirectional)
         settings = (batch_sizes, nonlinearity, bidirectional)
@@ -71,7 +70,7 @@ def rnn_cell(
     bidirectional: bool,
 ) -> Tensor:
     """Runs one step of ``rnn_layer``: input ``(B, I)``, hx and result ``(B, H)``."""
-    with _memory_errors():
+    with _memory_errors:
         if not _needs_graph(input, hx, weights):
             return _cell_forward(input, hx, weights, nonlinearity)
         output = apply_function(_RNNCell, (nonlinearity,), input, hx, weights)
@@ -88,16 +87,23 @@ def _needs_graph(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) ->
     )
 
 
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Restores the type of an error of out of memory, which the ops' C interface does not carry."""
-    try:
-        yield
-    except RuntimeError as error:
-        text = str(error)
-        if text.startswith("rnn_ext: out of memory"):
-            raise torch.OutOfMemoryError(text) from None
-        raise
+class _MemoryErrors:
+    """Restores the type of an error of out of memory, which the ops' C interface does not carry.
+
+    A class, and one object of it: a generator would cost every call a microsecond or two.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, _: Any) -> None:
+        if kind is not None and issubclass(kind, RuntimeError):
+            text = str(error)
+            if text.startswith("rnn_ext: out of memory"):
+                raise torch.OutOfMemoryError(text) from None
+
+
+_memory_errors = _MemoryErrors()
 
 
 # Where the output stands among the saved tensors.
@@ -142,7 +148,7 @@ def _backward(
     is_differentiated = (
         torch.is_grad_enabled() or are_functorch_transforms_active() or is_in_legacy_vmap(grads)
     )
-    with _memory_errors():
+    with _memory_errors:
         if is_differentiated:
             grad_h_n = grads[1] if len(grads) == 2 else None
             return higher_order_backward(

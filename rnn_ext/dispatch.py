@@ -73,7 +73,9 @@ class Route(NamedTuple):
         if self.path is Path.TORCH:
             return _run_torchs_op(call)
         if call.is_step:
-            return _STEPS.get(self.path, _step_as_layer(_LAYERS[self.path]))(*_layer_operands(call))
+            if self.path in _STEPS:
+                return _STEPS[self.path](*_layer_operands(call))
+            return _run_step_as_layer(_LAYERS[self.path], *_layer_operands(call))
         if call.num_layers == 1:
             return _LAYERS[self.path](*_layer_operands(call))
         return _run_layers(call, _LAYERS[self.path])
@@ -187,12 +189,9 @@ _STEPS: dict[Path, Callable[..., Tensor]] = {
 }
 
 
-def _step_as_layer(layer: Layer) -> Callable[..., Tensor]:
-    def step(input: Tensor, hx: Tensor | None, *others: Any) -> Tensor:
-        output, _ = layer(input.unsqueeze(0), None if hx is None else hx.unsqueeze(0), *others)
-        return output.squeeze(0)
-
-    return step
+def _run_step_as_layer(run_layer: Layer, input: Tensor, hx: Tensor | None, *others: Any) -> Tensor:
+    output, _ = run_layer(input.unsqueeze(0), None if hx is None else hx.unsqueeze(0), *others)
+    return output.squeeze(0)
 
 
 def _layer_operands(call: Call) -> tuple[Any, ...]:

@@ -86,36 +86,27 @@ else:
 
 _unwrap_if_dead = _find("_C._functorch.unwrap_if_dead")
 
-if _unwrap_if_dead and _find("_C._FunctionBase.apply"):
+_skips_wrapper = bool(_unwrap_if_dead and _find("_C._FunctionBase.apply"))
 
-    def apply_function(
-        function: type[torch.autograd.Function],
-        settings: tuple[Any, ...],
-        input: Tensor,
-        hx: Tensor | None,
-        weights: Sequence[Tensor],
-    ) -> Any:
-        """``function.apply`` without its wrapper in Python, which serves ``torch.func`` (5 µs)."""
-        # What the wrapper does for every call: a tensor kept from a transform that has ended stands
-        # for the one inside, which is the one that gets gradients.
-        return super(torch.autograd.Function, function).apply(  # type: ignore[misc]
-            *settings,
-            _unwrap_if_dead(input),
-            None if hx is None else _unwrap_if_dead(hx),
-            *map(_unwrap_if_dead, weights),
-        )
 
-else:
-
-    def apply_function(
-        function: type[torch.autograd.Function],
-        settings: tuple[Any, ...],
-        input: Tensor,
-        hx: Tensor | None,
-        weights: Sequence[Tensor],
-    ) -> Any:
-        """``function.apply``."""
+def apply_function(
+    function: type[torch.autograd.Function],
+    settings: tuple[Any, ...],
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+) -> Any:
+    """``function.apply`` without its wrapper in Python, which serves ``torch.func`` (5 µs)."""
+    if not _skips_wrapper:
         return function.apply(*settings, input, hx, *weights)
+    # What the wrapper does for every call: a tensor kept from a transform that has ended stands
+    # for the one inside, which is the one that gets gradients.
+    return super(torch.autograd.Function, function).apply(  # type: ignore[misc]
+        *settings,
+        _unwrap_if_dead(input),
+        None if hx is None else _unwrap_if_dead(hx),
+        *map(_unwrap_if_dead, weights),
+    )
 
 
 def _identity(tensor: Tensor) -> Tensor:
@@ -135,17 +126,17 @@ def allow_in_place_change(output: Tensor, index: int) -> None:
             saved[index].register_hooks(_identity, _identity)
 
 
-# torch.func.vmap: whether a tensor is one sample of a batch. Without it no tensor counts as one.
-is_batchedtensor: Callable[[Tensor], bool] = _find(
-    "_C._functorch.is_batchedtensor", lambda tensor: False
-)
-
-
-# The vmap of torch.autograd (is_grads_batched=True) -----------------------------------------------
+# torch.func.vmap, and the vmap of torch.autograd (is_grads_batched=True) --------------------------
 
 
 def _is_never_batched(tensor: Tensor) -> bool:
     return False
+
+
+# Whether a tensor is one sample of a batch. Without it no tensor counts as one.
+is_batchedtensor: Callable[[Tensor], bool] = _find(
+    "_C._functorch.is_batchedtensor", _is_never_batched
+)
 
 
 def _refuse_legacy_vmap(*_: Any) -> Any:
