@@ -31,6 +31,19 @@ struct Steps {
   std::int64_t total_rows() const { return count > 0 ? offset(count - 1) + rows(count - 1) : 0; }
 };
 
+// The order in which a direction processes the steps.
+struct TimeOrder {
+  std::int64_t count = 0;
+  bool reverse = false;
+
+  // The s-th step in this order.
+  constexpr std::int64_t step(std::int64_t s) const { return reverse ? count - 1 - s : s; }
+  // The steps processed before and after step t; outside of [0, count) there is none.
+  constexpr std::int64_t previous(std::int64_t t) const { return reverse ? t + 1 : t - 1; }
+  constexpr std::int64_t next(std::int64_t t) const { return reverse ? t - 1 : t + 1; }
+  constexpr TimeOrder reversed() const { return {count, !reverse}; }
+};
+
 // A matrix with any strides.
 template <class T>
 struct Matrix {
@@ -93,10 +106,7 @@ struct Problem {
   Matrix<const T> bias_hh;
   Sequence<T> output;  // linear, column stride 1; written by forward, read by backward
 
-  // The s-th step in processing order.
-  std::int64_t step(std::int64_t s) const { return reverse ? steps.count - 1 - s : s; }
-  std::int64_t previous(std::int64_t t) const { return reverse ? t + 1 : t - 1; }
-  std::int64_t next(std::int64_t t) const { return reverse ? t - 1 : t + 1; }
+  TimeOrder order() const { return {steps.count, reverse}; }
 };
 
 // The gradients that go into and come out of a backward call; null where absent or not wanted.

@@ -35,6 +35,7 @@ struct Shape {
   std::int64_t panel_columns;  // of the kernel set
   std::int64_t tile_rows;
   bool independent_directions;  // there are two, and neither waits for what the other writes
+  std::int64_t gates = 1;       // blocks of hidden_size columns that a step multiplies by
 
   std::int64_t panels() const { return (hidden_size + panel_columns - 1) / panel_columns; }
   // Cache lines of a row of so many columns.
@@ -65,7 +66,7 @@ inline double fetch_cycles(double bytes) {
 // A product of some rows and columns with all of the hidden units as inner dimension.
 inline double product_cycles(const Shape& s, double rows, double columns) {
   const double panels = std::ceil(columns / static_cast<double>(s.panel_columns));
-  const auto inner = static_cast<double>(s.hidden_size);
+  const auto inner = static_cast<double>(s.gates * s.hidden_size);
   const double tiles = std::max(
       1.0, (rows + static_cast<double>(s.tile_rows) - 1) / static_cast<double>(s.tile_rows));
   const double bytes = columns * inner * static_cast<double>(s.element_size);
@@ -168,25 +169,17 @@ struct Chunk {
   std::int64_t steps() const { return last - first + 1; }
 };
 
-// The chunk that starts with the s-th step in processing order (forward: s counts up; backward:
-// down) and takes as many further steps as keep it within `rows`, at least one.
-template <class T>
-Chunk take_chunk(const Problem<T>& p, std::int64_t s, std::int64_t direction, std::int64_t rows) {
-  Chunk chunk;
-  const std::int64_t start = p.step(s);
+// The chunk that starts with the s-th step of `order` and takes as many further steps as keep it
+// within `rows`, at least one.
+inline Chunk take_chunk(const Steps& steps, TimeOrder order, std::int64_t s, std::int64_t rows) {
+  const std::int64_t start = order.step(s);
   std::int64_t t = start;
-  chunk.rows = p.steps.rows(t);
-  for (std::int64_t next = s + direction; next >= 0 && next < p.steps.count; next += direction) {
-    const std::int64_t more = p.steps.rows(p.step(next));
-    if (chunk.rows + more > rows) {
-      break;
-    }
-    t = p.step(next);
-    chunk.rows += more;
+  std::int64_t total = steps.rows(t);
+  while (++s < order.count && total + steps.rows(order.step(s)) <= rows) {
+    t = order.step(s);
+    total += steps.rows(t);
   }
-  chunk.first = std::min(start, t);
-  chunk.last = std::max(start, t);
-  return chunk;
+  return {std::min(start, t), std::max(start, t), total};
 }
 
 }  // namespace rnn_ext::cpu

@@ -139,6 +139,12 @@ std::int64_t recurrent_size(const Kernels<S, O>& kernels, const Problem<S>& p, b
              : packed_size(kernels, p.hidden_size, p.hidden_size);
 }
 
+// The rows of step t whose sequence starts there.
+template <class S>
+Range starting_rows(const Problem<S>& p, std::int64_t t) {
+  return Range{0, p.steps.rows(t)}.from(p.steps.rows_or_none(p.order().previous(t)));
+}
+
 // A product by some columns of B: by their packed panels or, where there are none, by B in place.
 template <class S, class O>
 Product<S, O> product_by(Matrix<const S> b, Range columns, const O* panels) {
@@ -170,6 +176,28 @@ struct StepShare {
             column_share(kernels, p.hidden_size, group)};
   }
 };
+
+// Runs a member's part of every step, in this order and in chunks of at most `chunk_rows` rows:
+// pass.begin(chunk); pass.step(t, carried, starting, ending) for each step, with the member's rows
+// whose sequence the step before has too, those whose sequence starts here, and those (of both)
+// whose sequence ends here; pass.end(chunk, is_last). The members of a group meet after each step.
+template <class Pass>
+void run_steps(const Steps& steps, TimeOrder order, std::int64_t chunk_rows, const StepShare& share,
+               Pass& pass) {
+  for (std::int64_t s = 0; s < order.count;) {
+    const Chunk chunk = take_chunk(steps, order, s, chunk_rows);
+    pass.begin(chunk);
+    for (const std::int64_t end = s + chunk.steps(); s < end; ++s) {
+      const std::int64_t t = order.step(s);
+      const Range rows = share.rows.below(steps.rows(t));
+      const std::int64_t carried = steps.rows_or_none(order.previous(t));
+      pass.step(t, rows.below(carried), rows.from(carried),
+                rows.from(steps.rows_or_none(order.next(t))));
+      share.group.barrier();
+    }
+    pass.end(chunk, s == order.count);
+  }
+}
 
 // The plan for a layer's directions, which are independent if neither reads what the other writes.
 template <class Task, class S, class O>

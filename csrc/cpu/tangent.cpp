@@ -43,21 +43,31 @@ class Tangent {
         p_.hx ? readable(kernels_, p_.hx, share.rows, share.columns, as_rows(hx_, p_.hidden_size))
               : Matrix<const T>{};
     member.barrier();
-    Matrix<const T> previous;
-    for (std::int64_t s = 0; s < p_.steps.count; ++s) {
-      const std::int64_t t = p_.step(s);
-      const std::int64_t carried = p_.steps.rows_or_none(p_.previous(t));
-      const Range rows = share.rows.below(p_.steps.rows(t));
-      const Matrix<T> y =
-          writable(tangent_.at(p_.steps, t), as_rows(steps_[s % 2], p_.hidden_size));
-      advance(t, y, rows.below(carried), share.columns, previous);
-      advance(t, y, rows.from(carried), share.columns, first);
-      previous = y;
-      share.group.barrier();
-    }
+    Pass pass{*this, share, first};
+    run_steps(p_.steps, p_.order(), p_.steps.total_rows(), share, pass);
   }
 
  private:
+  // One member's way through the steps.
+  struct Pass {
+    const Tangent& f;
+    const StepShare& share;
+    Matrix<const T> first;
+    Matrix<const T> previous = {};
+    int parity = 0;
+
+    void begin(const Chunk&) {}
+    void step(std::int64_t t, Range carried, Range starting, Range) {
+      const Matrix<T> y =
+          writable(f.tangent_.at(f.p_.steps, t), as_rows(f.steps_[parity], f.p_.hidden_size));
+      f.advance(t, y, carried, share.columns, previous);
+      f.advance(t, y, starting, share.columns, first);
+      previous = y;
+      parity ^= 1;
+    }
+    void end(const Chunk&, bool) {}
+  };
+
   // y for some rows of step t; previous null: zeros.
   void advance(std::int64_t t, Matrix<T> y, Range rows, Range columns,
                Matrix<const T> previous) const {

@@ -1,0 +1,262 @@
+// The input projection W_ih x_t + b of a chunk of steps, computed ahead of the recurrence.
+//
+// It is a product over many rows. A weight is packed once per call, or read where it is if it is
+// used too little for that. The weight has `gates` blocks of hidden_size rows, and the projection
+// as many blocks of columns.
+#pragma once
+
+#include <algorithm>
+
+#include "cpu/recurrence.h"
+
+namespace rnn_ext::cpu {
+
+enum class Bias { input, sum };  // what is added: b_ih alone, or b_ih + b_hh
+
+template <class S, class O>
+class Projection {
+  using T = Arithmetic<S>;
+  static constexpr bool takes_stored = std::is_same_v<S, O>;
+  // A W_ih of fewer values stays in a cache while it is packed for the whole call.
+  static constexpr std::int64_t few_weights = std::int64_t{1} << 18;
+
+ public:
+  Projection(const Problem<S>& problem, std::int64_t gates, Bias bias, const Kernels<S, O>& kernels,
+             const Plan& plan)
+      : p_(problem),
+        gates_(gates),
+        columns_(gates * problem.hidden_size),
+        bias_kind_(bias),
+        kernels_(kernels),
+        packs_(!p_.tokens &&
+               (!std::is_same_v<O, T> || !reads_in_place(kernels, 1, p_.steps.total_rows()))),
+        projects_once_(packs_ && p_.steps.total_rows() <= 4 * projection_rows(columns_) &&
+                       columns_ * p_.input_size >= few_weights),
+        keeps_rows_(!p_.steps.batch_sizes && !projects_once_),
+        gathers_(!takes_stored || !(keeps_rows_ || p_.input.is_linear(p_.steps))),
+        chunk_rows_(projects_once_
+                        ? p_.steps.total_rows()
+                        : projection_rows(gathers_ ? std::max(columns_, p_.input_size) : columns_)),
+        panels_of_a_gate_(packed_size(kernels, p_.hidden_size, p_.input_size)),
+        weight_(!packs_          ? 0
+                : projects_once_ ? plan.threads * packed_size(kernels, 1, p_.input_size)
+                                 : gates * panels_of_a_gate_),
+        bias_(p_.bias_ih || (p_.bias_hh && bias == Bias::sum) ? columns_ : 0),
+        input_(gathers_ ? buffered_rows() * p_.input_size : 0) {}
+
+  std::int64_t chunk_rows() const { return chunk_rows_; }
+  // Rows of scratch memory that in_scratch() needs.
+  std::int64_t buffered_rows() const {
+    return std::min(std::max(chunk_rows_, p_.steps.batch), p_.steps.total_rows());
+  }
+  // Whether each group computes its own batch rows from first to last.
+  bool keeps_rows() const { return keeps_rows_; }
+
+  // Packs the weight and adds up the biases: these columns of each gate.
+  void pack(Range columns) const {
+    if (columns.empty()) {
+      return;
+    }
+    for (std::int64_t g = 0; g < gates_; ++g) {
+      if (packs_ && !projects_once_) {
+        kernels_.pack_operand_transposed(p_.weight_ih.part(g * p_.hidden_size + columns.begin, 0),
+                                         columns.size(), p_.input_size, panels(g, columns.begin));
+      }
+      if (bias_.data()) {
+        const auto value = [](Matrix<const S> bias, std::int64_t c) {
+          return bias ? static_cast<T>(bias.data[c * bias.column_stride]) : T{0};
+        };
+        const Matrix<const S> second = bias_kind_ == Bias::sum ? p_.bias_hh : Matrix<const S>{};
+        for (std::int64_t c = g * p_.hidden_size + columns.begin, end = c + columns.size(); c < end;
+             ++c) {
+          bias_.data()[c] = value(p_.bias_ih, c) + value(second, c);
+        }
+      }
+    }
+  }
+
+  // Writes the chunk's projection to u: each member for its rows and columns of the steps or, where
+  // these differ in rows, for an even share of the chunk's.
+  void run(const Chunk& chunk, const Sequence<T>& u, const StepShare& share,
+           const Team::Member& member) const {
+    if (p_.tokens) {
+      look_up(chunk, u, share);
+      return;
+    }
+    const Sequence<const O> x = readable_input(chunk, share, member);
+    if (keeps_rows_) {
+      for_runs(chunk, share.rows, x, u, [&](std::int64_t rows, Matrix<const O> from, Matrix<T> to) {
+        project_rows(rows, from, to, share.columns);
+      });
+      return;
+    }
+    const Matrix<const O> from = x.at(p_.steps, chunk.first);
+    const Matrix<T> to = u.at(p_.steps, chunk.first);
+    if (projects_once_) {
+      project_panels(chunk.rows, from, to, member);
+    } else {
+      const Range rows = Range::share(chunk.rows, 1, share.group_index, share.groups);
+      project_rows(rows.size(), from.part(rows.begin, 0), to.part(rows.begin, 0), share.columns);
+    }
+    if (share.groups > 1 || (projects_once_ && gates_ > 1)) {
+      member.barrier();
+    }
+  }
+
+  // A chunk in scratch memory of `columns` values a row. A group that keeps to its batch rows has
+  // those of all steps side by side, in a part that is its own through all chunks: none writes into
+  // another's cache, or has to wait for it.
+  template <class U>
+  Sequence<U> in_scratch(const Buffer<U>& buffer, std::int64_t columns, const Chunk& chunk,
+                         const StepShare& share) const {
+    if (!keeps_rows_) {
+      return {buffer.data() - p_.steps.offset(chunk.first) * columns, p_.steps.batch * columns,
+              columns, 1};
+    }
+    const std::int64_t steps =
+        std::clamp<std::int64_t>(chunk_rows_ / p_.steps.batch, 1, p_.steps.count);
+    const std::int64_t own = share.rows.size();
+    const std::int64_t first = chunk.first * own + share.rows.begin;
+    return {buffer.data() + (share.rows.begin * steps - first) * columns, own * columns, columns,
+            1};
+  }
+
+  // Calls f(count, a, b) until these batch rows of a chunk have come, in both sequences: at once
+  // where they lie at one stride, or else steps of a batch row or batch rows of a step at a time,
+  // whichever makes fewer calls.
+  template <class A, class B, class F>
+  void for_runs(const Chunk& chunk, Range rows, const Sequence<A>& a, const Sequence<B>& b,
+                F&& f) const {
+    const std::int64_t steps = chunk.steps();
+    const std::int64_t own = rows.size();
+    const Matrix<A> first_a = a.at(p_.steps, chunk.first).part(rows.begin, 0);
+    const Matrix<B> first_b = b.at(p_.steps, chunk.first).part(rows.begin, 0);
+    if (steps == 1 ||
+        (a.step_stride == own * a.row_stride && b.step_stride == own * b.row_stride)) {
+      f(steps * own, first_a, first_b);
+    } else if (own < steps) {
+      for (std::int64_t r = 0; r < own; ++r) {
+        f(steps, Matrix<A>{first_a.row(r), a.step_stride, a.column_stride},
+          Matrix<B>{first_b.row(r), b.step_stride, b.column_stride});
+      }
+    } else {
+      for (std::int64_t t = 0; t < steps; ++t) {
+        f(own, Matrix<A>{first_a.data + t * a.step_stride, a.row_stride, a.column_stride},
+          Matrix<B>{first_b.data + t * b.step_stride, b.row_stride, b.column_stride});
+      }
+    }
+  }
+
+ private:
+  // The packed columns of a gate from `column` on; null where the weight is read in place.
+  O* panels(std::int64_t gate, std::int64_t column) const {
+    return weight_.from(gate * panels_of_a_gate_ + column * filled(kernels_, p_.input_size));
+  }
+
+  // From the table: a member's rows and columns, which nobody else reads before the state is there.
+  void look_up(const Chunk& chunk, const Sequence<T>& u, const StepShare& share) const {
+    for (std::int64_t t = chunk.first; t <= chunk.last; ++t) {
+      const Matrix<T> target = u.at(p_.steps, t);
+      for (std::int64_t b = share.rows.begin; b < share.rows.end; ++b) {
+        const std::int64_t token = p_.tokens[p_.steps.offset(t) + b];
+        for (std::int64_t g = 0; g < gates_; ++g) {
+          const std::int64_t column = g * p_.hidden_size + share.columns.begin;
+          kernels_.widen(p_.table.part(token, column), 1, share.columns.size(),
+                         target.part(b, column));
+        }
+      }
+    }
+  }
+
+  // A panel of W_ih at a time, which is packed, used and forgotten: a packed copy of all of it
+  // would be written to memory and read again for this one use.
+  void project_panels(std::int64_t rows, Matrix<const O> x, Matrix<T> u,
+                      const Team::Member& member) const {
+    const Range own = column_share(kernels_, columns_, member);
+    O* const panel = weight_.data() + member.rank() * packed_size(kernels_, 1, p_.input_size);
+    for (std::int64_t c = own.begin; c < own.end; c += kernels_.panel_columns) {
+      const Range columns = Range{c, c + kernels_.panel_columns}.below(own.end);
+      kernels_.pack_operand_transposed(p_.weight_ih.part(c, 0), columns.size(), p_.input_size,
+                                       panel);
+      multiply(rows, x, u, panel, columns);
+    }
+  }
+
+  // These columns of every gate.
+  void project_rows(std::int64_t rows, Matrix<const O> x, Matrix<T> u, Range columns) const {
+    for (std::int64_t g = 0; g < gates_; ++g) {
+      const std::int64_t first = g * p_.hidden_size;
+      multiply(rows, x, u, panels(g, columns.begin), {first + columns.begin, first + columns.end});
+    }
+  }
+
+  // With the packed panels of these columns; null: with W_ih in place.
+  void multiply(std::int64_t rows, Matrix<const O> x, Matrix<T> u, const O* panels,
+                Range columns) const {
+    if (rows <= 0 || columns.empty()) {
+      return;
+    }
+    Product<S, O> product = product_by(p_.weight_ih.transposed(), columns, panels);
+    product.rows = rows;
+    product.inner = p_.input_size;
+    product.a = x.data;
+    product.a_stride = x.row_stride;
+    product.init = bias_.data() ? bias_.data() + columns.begin : nullptr;
+    product.c = u.data + columns.begin;
+    product.c_stride = u.row_stride;
+    kernels_.operand_product(product);
+  }
+
+  // The chunk's input; gathered where the kernels can't read it in place.
+  Sequence<const O> readable_input(const Chunk& chunk, const StepShare& share,
+                                   const Team::Member& member) const {
+    if constexpr (takes_stored) {
+      if (!gathers_) {
+        return p_.input;
+      }
+    }
+    const Sequence<O> gathered = in_scratch(input_, p_.input_size, chunk, share);
+    if (keeps_rows_) {
+      // The members of a group divide the steps between them, or the rows if these are more.
+      Chunk steps = chunk;
+      Range rows = share.rows;
+      if (const std::int64_t count = chunk.steps(); count >= rows.size()) {
+        const Range own = share.group.share(count);
+        steps = {chunk.first + own.begin, chunk.first + own.end - 1};
+      } else {
+        const Range own = share.group.share(rows.size());
+        rows = {rows.begin + own.begin, rows.begin + own.end};
+      }
+      for_runs(steps, rows, p_.input, gathered,
+               [&](std::int64_t count, Matrix<const S> x, Matrix<O> to) {
+                 kernels_.gather(x, count, p_.input_size, to);
+               });
+      share.group.barrier();
+    } else {
+      for_linear_runs(p_.input, p_.steps, chunk, member.share(chunk.rows),
+                      [&](Range rows, Matrix<const S> x) {
+                        kernels_.gather(x, rows.size(), p_.input_size,
+                                        as_rows(input_, p_.input_size).part(rows.begin, 0));
+                      });
+      member.barrier();
+    }
+    return {gathered.data, gathered.step_stride, gathered.row_stride, 1};
+  }
+
+  const Problem<S>& p_;
+  std::int64_t gates_;
+  std::int64_t columns_;
+  Bias bias_kind_;
+  const Kernels<S, O>& kernels_;
+  bool packs_;
+  bool projects_once_;  // all steps are one chunk, and W_ih is large
+  bool keeps_rows_;
+  bool gathers_;  // x is copied, into rows at one stride
+  std::int64_t chunk_rows_;
+  std::int64_t panels_of_a_gate_;
+  Buffer<O> weight_;  // packed; without memory where the weight is read in place
+  Buffer<T> bias_;
+  Buffer<O> input_;
+};
+
+}  // namespace rnn_ext::cpu

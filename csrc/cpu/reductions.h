@@ -1,0 +1,279 @@
+// The gradients that are products over the rows of many steps: of the input, the weights and the
+// biases, from the gradients of the two products u = W_ih x + b_ih and v = W_hh y + b_hh.
+//
+//   dx_t = W_ihᵀ du_t,  dW_ih = Σ du_t x_tᵀ,  dW_hh = Σ dv_t y_{t-1}ᵀ,  db_ih = Σ du,  db_hh = Σ dv
+//
+// or, where tokens stand for x, dtable[k] = Σ du_t over the rows whose token is k.
+//
+// Where values are stored in 16 bits, all sums are kept in T and rounded once; products that take
+// values as they are stored (O is S) take a rounded copy of du and dv.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/recurrence.h"
+
+namespace rnn_ext::cpu {
+
+// du or dv of a chunk's rows, in time order: as the recurrence takes them, and as the products over
+// all of the chunk do.
+template <class T, class O>
+struct RowGradients {
+  Matrix<T> values;
+  Matrix<O> operand;
+
+  RowGradients from(std::int64_t row) const { return {values.part(row, 0), operand.part(row, 0)}; }
+};
+
+template <class S, class O>
+class Reductions {
+  using T = Arithmetic<S>;
+
+ public:
+  using Rows = RowGradients<T, O>;
+
+  // is_split: du and dv differ.
+  Reductions(const Problem<S>& problem, const Gradients<S>& gradients, std::int64_t gates,
+             bool is_split, std::int64_t chunk_rows, const Kernels<S, O>& kernels)
+      : p_(problem),
+        g_(gradients),
+        columns_(gates * problem.hidden_size),
+        is_split_(is_split),
+        kernels_(kernels) {
+    const std::int64_t h = p_.hidden_size;
+    if (g_.input && (!std::is_same_v<O, T> || !reads_in_place(kernels, 1, p_.steps.total_rows()))) {
+      weight_ih_ = Buffer<O>(packed_size(kernels, p_.input_size, columns_));
+    }
+    if (is_widened<S>) {
+      grad_input_ = Buffer<T>(g_.input ? chunk_rows * p_.input_size : 0);
+      grad_weight_ih_ = Buffer<T>(g_.weight_ih ? columns_ * p_.input_size : 0);
+      grad_weight_hh_ = Buffer<T>(g_.weight_hh ? columns_ * h : 0);
+      for (auto& bias : grad_bias_) {
+        bias = Buffer<T>(columns_);
+      }
+    }
+    const std::int64_t tiles = (columns_ + kernels.tile_rows - 1) / kernels.tile_rows;
+    const std::int64_t tiles_size = tiles * kernels.tile_rows * filled(kernels, chunk_rows);
+    if (g_.weight_hh || (g_.weight_ih && !is_split)) {
+      dv_tiles_ = Buffer<O>(tiles_size);
+    }
+    if (g_.weight_ih) {
+      du_tiles_ = is_split ? Buffer<O>(tiles_size) : dv_tiles_;
+      inputs_ = Buffer<O>(packed_size(kernels, p_.input_size, chunk_rows));
+    }
+    if (g_.weight_hh) {
+      states_ = Buffer<O>(packed_size(kernels, h, chunk_rows));
+      zeros_ = Buffer<S>(h);
+      std::fill_n(zeros_.data(), h, S{});
+    }
+  }
+
+  // Needs a barrier before the first run().
+  void pack(const Team::Member& member) const {
+    const Range inputs = column_share(kernels_, p_.input_size, member);
+    if (weight_ih_.data() && !inputs.empty()) {
+      kernels_.pack_operand(p_.weight_ih.part(0, inputs.begin), inputs.size(), columns_,
+                            weight_ih_.data() + inputs.begin * filled(kernels_, columns_), columns_,
+                            0);
+    }
+  }
+
+  // Adds what a chunk contributes, when all of its du and dv are there.
+  void run(const Chunk& chunk, const Rows& du, const Rows& dv, bool accumulate,
+           const Team::Member& member) const {
+    input_gradient(chunk, du, member);
+    pack_operands(chunk, du, dv, member);
+    member.barrier();
+    weight_gradients(chunk, du, dv, accumulate, member);
+  }
+
+  // Brings a member's rows of the sums to where they belong.
+  void finish(const Team::Member& member) const {
+    const Range rows = member.share(columns_, kernels_.tile_rows);
+    if (g_.weight_ih) {
+      write_back(kernels_, sums_ih(), g_.weight_ih, rows, {0, p_.input_size});
+    }
+    if (g_.weight_hh) {
+      write_back(kernels_, sums_hh(), g_.weight_hh, rows, {0, p_.hidden_size});
+    }
+    const bool copies = g_.bias_ih && g_.bias_hh && !is_split_;
+    if (g_.bias_ih) {
+      write_back(kernels_, bias_sums(g_.bias_ih, 0), g_.bias_ih, {0, 1}, rows);
+    }
+    if (g_.bias_hh && !copies) {
+      write_back(kernels_, bias_sums(g_.bias_hh, 1), g_.bias_hh, {0, 1}, rows);
+    }
+    if (copies && !rows.empty()) {
+      std::memcpy(g_.bias_hh.data + rows.begin, g_.bias_ih.data + rows.begin,
+                  rows.size() * sizeof(S));
+    }
+  }
+
+ private:
+  void input_gradient(const Chunk& chunk, const Rows& du, const Team::Member& member) const {
+    if (!g_.input) {
+      return;
+    }
+    const Range rows = member.share(chunk.rows);
+    const Matrix<S> target = g_.input.at(p_.steps, chunk.first);
+    const Matrix<T> dx = writable(target, as_rows(grad_input_, p_.input_size));
+    const O* panels = weight_ih_.data();
+    Product<S, O> product = product_by(p_.weight_ih, {0, p_.input_size}, panels);
+    product.rows = rows.size();
+    product.inner = columns_;
+    product.a = du.operand.row(rows.begin);
+    product.a_stride = du.operand.row_stride;
+    product.c = dx.row(rows.begin);
+    product.c_stride = dx.row_stride;
+    if constexpr (is_widened<S>) {
+      product.stored = target.row(rows.begin);
+      product.stored_stride = target.row_stride;
+      product.seed = g_.add_to_input ? product.stored : nullptr;
+      product.seed_stride = target.row_stride;
+    } else {
+      product.init = g_.add_to_input ? product.c : nullptr;
+      product.init_stride = product.c_stride;
+    }
+    kernels_.operand_product(product);
+  }
+
+  // The chunk's x and y_{t-1} in panels, and du and dv in tiles: the operands of the weight
+  // gradients. Panels are shared out by rows, since a narrow operand has but one of them.
+  void pack_operands(const Chunk& chunk, const Rows& du, const Rows& dv,
+                     const Team::Member& member) const {
+    const Range rows = member.share(chunk.rows, kernels_.terms);
+    if (g_.weight_ih) {
+      for_linear_runs(p_.input, p_.steps, chunk, rows, [&](Range run, Matrix<const S> x) {
+        kernels_.pack_operand(x, p_.input_size, run.size(), inputs_.data(), chunk.rows, run.begin);
+      });
+    }
+    if (g_.weight_hh) {
+      pack_states(chunk, rows);
+    }
+    const Range columns = member.share(columns_, kernels_.tile_rows);
+    const auto pack = [&](const Rows& gradients, const Buffer<O>& tiles) {
+      kernels_.pack_tiles(gradients.operand.part(0, columns.begin), columns.size(), chunk.rows,
+                          tiles.data() + columns.begin * filled(kernels_, chunk.rows));
+    };
+    if (dv_tiles_.data()) {
+      pack(dv, dv_tiles_);
+    }
+    if (is_split_ && du_tiles_.data()) {
+      pack(du, du_tiles_);
+    }
+  }
+
+  // Of the states before the chunk's steps, the rows in `share`.
+  void pack_states(const Chunk& chunk, Range share) const {
+    // Rows [at, at + count) of the operand are those of `source`.
+    const auto write = [&](Matrix<const S> source, std::int64_t at, std::int64_t count) {
+      const Range rows = Range{at, at + count}.from(share.begin).below(share.end);
+      if (!rows.empty()) {
+        kernels_.pack_operand(source.part(rows.begin - at, 0), p_.hidden_size, rows.size(),
+                              states_.data(), chunk.rows, rows.begin);
+      }
+    };
+    const TimeOrder order = p_.order();
+    const Matrix<const S> hx = p_.hx ? p_.hx : Matrix<const S>{zeros_.data(), 0, 1};
+    std::int64_t t = chunk.first;
+    while (t <= chunk.last) {
+      const std::int64_t at = p_.steps.offset(t) - p_.steps.offset(chunk.first);
+      const std::int64_t before = order.previous(t);
+      const std::int64_t carried = std::min(p_.steps.rows_or_none(before), p_.steps.rows(t));
+      if (carried > 0) {
+        // Steps of full batches lie one after the other, and so do the states before them.
+        const std::int64_t end = p_.steps.batch_sizes ? t : last_with_previous(chunk);
+        const Matrix<const S> h = p_.output.at(p_.steps, before);
+        write(h, at, end > t ? (end - t + 1) * p_.steps.batch : carried);
+        if (end > t) {
+          t = end + 1;
+          continue;
+        }
+      }
+      write(hx.part(carried, 0), at + carried, p_.steps.rows(t) - carried);
+      ++t;
+    }
+  }
+
+  std::int64_t last_with_previous(const Chunk& chunk) const {
+    return p_.reverse ? std::min(chunk.last, p_.steps.count - 2) : chunk.last;
+  }
+
+  // A member owns rows of dW, so that each element is summed by one thread in one order.
+  void weight_gradients(const Chunk& chunk, const Rows& du, const Rows& dv, bool accumulate,
+                        const Team::Member& member) const {
+    const Range rows = member.share(columns_, kernels_.tile_rows);
+    if (rows.empty()) {
+      return;
+    }
+    const auto add = [&](Matrix<T> gradient, std::int64_t columns, const Buffer<O>& tiles,
+                         const Buffer<O>& panels) {
+      if (gradient) {
+        OuterProduct<O> product;
+        product.inner = chunk.rows;
+        product.rows = rows.size();
+        product.columns = columns;
+        product.a = tiles.data() + rows.begin * filled(kernels_, chunk.rows);
+        product.b = panels.data();
+        product.g = gradient.row(rows.begin);
+        product.g_stride = gradient.row_stride;
+        product.accumulate = accumulate;
+        kernels_.outer_product(product);
+      }
+    };
+    add(sums_ih(), p_.input_size, du_tiles_, inputs_);
+    add(sums_hh(), p_.hidden_size, dv_tiles_, states_);
+    const auto add_rows = [&](const Rows& gradients, Matrix<T> sums) {
+      kernels_.column_sums(gradients.values.part(0, rows.begin), chunk.rows, rows.size(),
+                           sums.data + rows.begin, accumulate);
+    };
+    if (g_.bias_ih) {
+      add_rows(du, bias_sums(g_.bias_ih, 0));
+    }
+    if (g_.bias_hh && (is_split_ || !g_.bias_ih)) {
+      add_rows(dv, bias_sums(g_.bias_hh, 1));
+    }
+    if constexpr (!is_widened<S>) {
+      add_to_table(chunk, du, rows);
+    }
+  }
+
+  // Of the table's gradient the columns that a member owns, in order of the chunk's rows.
+  void add_to_table(const Chunk& chunk, const Rows& du, Range columns) const {
+    for (std::int64_t r = 0; g_.table && r < chunk.rows; ++r) {
+      const std::int64_t token = p_.tokens[p_.steps.offset(chunk.first) + r];
+      kernels_.column_sums(du.values.part(r, columns.begin), 1, columns.size(),
+                           g_.table.row(token) + columns.begin, true);
+    }
+  }
+
+  // Where the weight gradients are added up.
+  Matrix<T> sums_ih() const {
+    return writable(g_.weight_ih, as_rows(grad_weight_ih_, p_.input_size));
+  }
+  Matrix<T> sums_hh() const {
+    return writable(g_.weight_hh, as_rows(grad_weight_hh_, p_.hidden_size));
+  }
+  Matrix<T> bias_sums(Matrix<S> target, int which) const {
+    return writable(target, as_rows(grad_bias_[which], columns_));
+  }
+
+  const Problem<S>& p_;
+  const Gradients<S>& g_;
+  std::int64_t columns_;  // of u and of v
+  bool is_split_;
+  const Kernels<S, O>& kernels_;
+  Buffer<O> weight_ih_;  // packed; without memory where it is read in place, or not wanted
+  Buffer<O> du_tiles_;   // the memory of dv_tiles_ where these are the same
+  Buffer<O> dv_tiles_;
+  Buffer<O> inputs_;
+  Buffer<O> states_;
+  Buffer<S> zeros_;
+  Buffer<T> grad_input_;
+  Buffer<T> grad_weight_ih_;
+  Buffer<T> grad_weight_hh_;
+  Buffer<T> grad_bias_[2];
+};
+
+}  // namespace rnn_ext::cpu
