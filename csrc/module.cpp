@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <optional>
 
+#include "common/program.h"
 #include "common/supports.h"
 #include "cpu/isa.h"
 #include "cpu/probe.h"
@@ -151,6 +152,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("find_obstacle", &find_obstacle, py::arg("input"), py::arg("hx"), py::arg("weights"),
         py::arg("batch_sizes"), py::arg("is_step"), py::arg("num_layers"), py::arg("directions"));
+  m.def("program_operations", [] {
+    return std::vector<std::string>(rnn_ext::operation_names.begin(),
+                                    rnn_ext::operation_names.end());
+  });
+  m.def("program_operands", [] {
+    return std::vector<std::string>(rnn_ext::memory_names.begin(), rnn_ext::memory_names.end());
+  });
   m.def("isa", [] { return rnn_ext::cpu::kernels().name; });
   m.def("isa_available", &rnn_ext::cpu::available_isas);
   m.def("set_isa", &rnn_ext::cpu::cap_isa, py::arg("name"));

@@ -1,6 +1,7 @@
 // Registration of the ops. Their fake kernels and autograd are in rnn_ext/ops.py.
 #include "common/ops.h"
 
+#include "cpu/cell_ops.h"
 #include "cpu/driver.h"
 #include "cpu/text_ops.h"
 #if defined(RNN_EXT_CUDA_ARCHS)
@@ -9,11 +10,13 @@
 
 STABLE_TORCH_LIBRARY(rnn_ext, m) {
   rnn_ext::define_ops(m);
+  rnn_ext::cpu::define_cell_ops(m);
   rnn_ext::cpu::define_text_ops(m);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rnn_ext, CPU, m) {
   rnn_ext::implement_ops<rnn_ext::cpu::Driver>(m);
+  rnn_ext::cpu::implement_cell_ops(m);
   rnn_ext::cpu::implement_text_ops(m);
 }
 

@@ -57,7 +57,7 @@ bool with_type(std::int32_t dtype, F&& f) {
 
 // Torch's C interface tells of a failed allocation only that it failed.
 inline Tensor empty(std::initializer_list<std::int64_t> sizes, std::int32_t dtype, Device device) {
-  std::int64_t strides[3] = {};
+  std::int64_t strides[4] = {};
   std::int64_t count = 1;
   for (auto i = static_cast<std::ptrdiff_t>(sizes.size()); i-- > 0;) {
     strides[i] = count;

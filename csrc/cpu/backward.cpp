@@ -189,14 +189,6 @@ class Backward {
   Reductions<S, O> reductions_;
 };
 
-// Columns of what is multiplied by the dz of all rows.
-template <class S>
-std::int64_t row_products(const BackwardTask<S>& task) {
-  const auto& [p, g] = task;
-  return (g.input ? p.input_size : 0) + (g.weight_ih ? p.input_size : 0) +
-         (g.weight_hh ? p.hidden_size : 0);
-}
-
 // Whether two directions that run at once give the dx that one after the other do, to the bit: if
 // its sums are single chains, and not rounded between the directions. The second then has memory of
 // its own, which has to be small.
@@ -215,8 +207,8 @@ void run_backward(const std::vector<BackwardTask<S>>& tasks, const Kernels<S, O>
   const Scratch::Scope scratch;
   const Problem<S>& p = tasks.front().problem;
   const Sequence<S>& dx = tasks.front().gradients.input;
-  const Plan plan =
-      plan_of(tasks, !dx || can_add_up_dx(p), kernels, 0, row_products(tasks.front()), threads);
+  const Plan plan = plan_of(tasks, !dx || can_add_up_dx(p), kernels, 0,
+                            row_products(p, tasks.front().gradients), threads);
   if (!plan.directions_at_once || !dx) {
     run_directions<Backward<S, O>>(tasks, plan, kernels, parallel_for, [](const Team::Member&) {});
     return;

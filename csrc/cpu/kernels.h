@@ -13,6 +13,7 @@
 
 #include "common/half.h"
 #include "common/problem.h"
+#include "common/program.h"
 
 namespace rnn_ext::cpu {
 
@@ -67,6 +68,41 @@ struct OuterProduct {
   bool accumulate = false;
 };
 
+// Where a load or a store of a program reaches: the values of a step, from its first row and unit.
+template <class S>
+struct Operand {
+  using T = Arithmetic<S>;
+
+  const T* values = nullptr;  // one of the two; neither: absent
+  const S* stored = nullptr;
+  std::int64_t row_stride = 0;
+  std::int64_t column_stride = 1;  // 1, or of a load 0
+
+  static Operand of(Matrix<const T> m) { return {m.data, nullptr, m.row_stride, m.column_stride}; }
+  static Operand of(Matrix<const S> m)
+    requires(!std::is_same_v<S, T>)
+  {
+    return {nullptr, m.data, m.row_stride, m.column_stride};
+  }
+  explicit operator bool() const { return values || stored; }
+};
+
+// Instructions to run on a tile of rows and units, and where they find what they work on.
+template <class S>
+struct ProgramTile {
+  using T = Arithmetic<S>;
+
+  const Instruction* code = nullptr;  // loads and stores name an operand in c
+  std::int64_t length = 0;
+  const Operand<S>* operands = nullptr;
+  T* slots = nullptr;  // for each row, of each slot `vectors` vectors
+  std::int64_t slot_count = 0;
+  std::int64_t row = 0;  // the tile's first row and unit
+  std::int64_t unit = 0;
+  std::int64_t rows = 0;
+  std::int64_t units = 0;
+};
+
 template <class S, class O = Arithmetic<S>>
 struct Kernels {
   using T = Arithmetic<S>;
@@ -74,6 +110,7 @@ struct Kernels {
   std::int64_t panel_columns;  // columns of a packed panel of B
   std::int64_t tile_rows;      // rows of a packed tile of A
   std::int64_t terms;          // packed operands in O have a multiple of this many for the sum
+  std::int64_t width;          // values of T in a vector
 
   // Packs B for the products. A panel of B holds, for each k, the values of panel_columns columns
   // (of the last panel: of its own columns, filled up with zeros to whole vectors); panel p of B
@@ -89,6 +126,10 @@ struct Kernels {
                std::int64_t inner, std::int64_t at);
   void (*pack_operand)(Matrix<const S> w, std::int64_t columns, std::int64_t rows, O* panels,
                        std::int64_t inner, std::int64_t at);
+  // The columns of B = Wᵀ that belong to `units` units of each gate, for W (gates·hidden, inner): a
+  // gate's columns after the other's, each gate's filled up with zeros to whole vectors.
+  void (*pack_gates)(Matrix<const S> w, std::int64_t gates, std::int64_t hidden, std::int64_t units,
+                     std::int64_t inner, T* panels);
   // A for OuterProduct: tile_rows values for each k, successive tiles tile_rows·inner apart.
   void (*pack_tiles)(Matrix<const O> a, std::int64_t rows, std::int64_t inner, O* tiles);
 
@@ -104,6 +145,7 @@ struct Kernels {
   // sums[c] (+)= Σ_r a[r, c]
   void (*column_sums)(Matrix<const T> a, std::int64_t rows, std::int64_t columns, T* sums,
                       bool accumulate);
+  void (*run_program)(const ProgramTile<S>&);
 };
 
 struct KernelSet {

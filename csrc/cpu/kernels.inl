@@ -21,16 +21,22 @@ struct Terms {
 #include "cpu/sum.inl"
 #include "cpu/tanh.inl"
 
+#include "cpu/functions.inl"
+
+#include "cpu/program.inl"
+
 template <class S>
 constexpr Kernels<S> make_kernels() {
   using T = Arithmetic<S>;
   return {tile_vectors * Vector<T>::width,
           tile_rows,
           Terms<T>::count,
+          Vector<T>::width,
           pack_transposed<S>,
           pack_transposed<S>,
           pack<S>,
           pack<S>,
+          pack_gates<S>,
           pack_tiles<T>,
           widen<S, T>,
           narrow<S>,
@@ -38,7 +44,8 @@ constexpr Kernels<S> make_kernels() {
           product<S, T>,
           product<S, T>,
           outer_product<T>,
-          column_sums<T>};
+          column_sums<T>,
+          run_program<S>};
 }
 
 constexpr KernelSet make_kernel_set(const char* name) {

@@ -79,10 +79,12 @@ const Kernels<BFloat16, BFloat16> products = [] {
   return Kernels<BFloat16, BFloat16>{floats.panel_columns,
                                      floats.tile_rows,
                                      Terms<BFloat16>::count,
+                                     floats.width,
                                      floats.pack_transposed,
                                      pack_pairs_transposed,
                                      floats.pack,
                                      pack_pairs,
+                                     floats.pack_gates,
                                      pack_pair_tiles,
                                      floats.widen,
                                      floats.narrow,
@@ -90,7 +92,8 @@ const Kernels<BFloat16, BFloat16> products = [] {
                                      floats.product,
                                      product<BFloat16, BFloat16>,
                                      outer_product<BFloat16>,
-                                     floats.column_sums};
+                                     floats.column_sums,
+                                     floats.run_program};
 }();
 
 }  // namespace

@@ -1,37 +1,60 @@
 // Packing into panels and tiles, conversion, and column sums.
 
-// panel[k][c] = w[c][k]: the source is read along its rows, a vector's worth of rows at a time, so
-// that both sides stay within a few cache lines.
+// target[k·line + c] = w[c][k] for a vector of columns c, of which `present` are there and the
+// others zero: the source is read along its rows, a vector's worth of rows at a time, so that both
+// sides stay within a few cache lines.
+template <class S>
+inline void pack_vector_transposed(Matrix<const S> w, std::int64_t present, std::int64_t inner,
+                                   Arithmetic<S>* target, std::int64_t line) {
+  using T = Arithmetic<S>;
+  constexpr std::int64_t width = Vector<T>::width;
+  std::int64_t k = 0;
+  if (present == width && w.column_stride == 1) {
+    for (; k + width <= inner; k += width) {
+      Vector<T> lines[width];
+      load_transposed(w.data + k, w.row_stride, lines);
+      for (std::int64_t i = 0; i < width; ++i) {
+        lines[i].store(target + (k + i) * line);
+      }
+    }
+  }
+  for (; k < inner; ++k) {
+    for (std::int64_t c = 0; c < width; ++c) {
+      target[k * line + c] =
+          c < present ? static_cast<T>(w.data[c * w.row_stride + k * w.column_stride]) : T{0};
+    }
+  }
+}
+
+// panel[k][c] = w[c][k]
 template <class S>
 void pack_transposed(Matrix<const S> w, std::int64_t columns, std::int64_t inner,
                      Arithmetic<S>* panels) {
   using T = Arithmetic<S>;
   constexpr std::int64_t width = Vector<T>::width;
-  constexpr std::int64_t panel_columns = tile_vectors * width;
-  for (std::int64_t column = 0; column < columns; column += panel_columns) {
+  for (std::int64_t column = 0; column < columns; column += tile_vectors * width) {
     const PanelShape<T> shape(columns - column);
-    const std::int64_t line = shape.line();
     for (std::int64_t j = 0; j < shape.vectors; ++j) {
-      const std::int64_t present = j < shape.vectors - 1 ? width : shape.last;
-      const S* source = w.row(column + j * width);
-      T* target = panels + column * inner + j * width;
-      std::int64_t k = 0;
-      if (present == width && w.column_stride == 1) {
-        for (; k + width <= inner; k += width) {
-          Vector<T> lines[width];
-          load_transposed(source + k, w.row_stride, lines);
-          for (std::int64_t i = 0; i < width; ++i) {
-            lines[i].store(target + (k + i) * line);
-          }
-        }
-      }
-      for (; k < inner; ++k) {
-        for (std::int64_t c = 0; c < width; ++c) {
-          target[k * line + c] =
-              c < present ? static_cast<T>(source[c * w.row_stride + k * w.column_stride]) : T{0};
-        }
-      }
+      pack_vector_transposed<S>(w.part(column + j * width, 0),
+                                j < shape.vectors - 1 ? width : shape.last, inner,
+                                panels + column * inner + j * width, shape.line());
     }
+  }
+}
+
+template <class S>
+void pack_gates(Matrix<const S> w, std::int64_t gates, std::int64_t hidden, std::int64_t units,
+                std::int64_t inner, Arithmetic<S>* panels) {
+  using T = Arithmetic<S>;
+  constexpr std::int64_t width = Vector<T>::width;
+  const std::int64_t vectors = (units + width - 1) / width;
+  for (std::int64_t i = 0; i < gates * vectors; ++i) {
+    const std::int64_t unit = i % vectors * width;
+    const std::int64_t panel = i / tile_vectors * tile_vectors;
+    const PanelShape<T> shape((gates * vectors - panel) * width);
+    pack_vector_transposed<S>(w.part(i / vectors * hidden + unit, 0), std::min(width, units - unit),
+                              inner, panels + panel * width * inner + (i - panel) * width,
+                              shape.line());
   }
 }
 

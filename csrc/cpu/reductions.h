@@ -16,6 +16,13 @@
 
 namespace rnn_ext::cpu {
 
+// Columns of what is multiplied by the gradients of all rows, for each gate.
+template <class S>
+std::int64_t row_products(const Problem<S>& p, const Gradients<S>& g) {
+  return (g.input ? p.input_size : 0) + (g.weight_ih ? p.input_size : 0) +
+         (g.weight_hh ? p.hidden_size : 0);
+}
+
 // du or dv of a chunk's rows, in time order: as the recurrence takes them, and as the products over
 // all of the chunk do.
 template <class T, class O>

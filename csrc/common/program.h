@@ -1,0 +1,272 @@
+// A cell's step as a program of vector operations, as rnn_ext._cells writes it: a tensor of int64
+// values, checked here. Includes no torch.
+//
+// A cell computes, from u = W_ih x_t + b_ih and v = W_hh y_{t-1} + b_hh, each of `gates` blocks of
+// columns, the state y_t that W_hh multiplies next, and further states. Everything in it is
+// elementwise in the unit, so a program runs over any tile of rows and units.
+//
+// The values: a header (the fields of Header in order, filled up to `header_size`), then the
+// instructions of the forward and of the backward program, each of `instruction_size` values:
+// operation, dst, a, b, c, and the bits of two float64 constants x and y. dst, a, b and c are
+// slots, each a value of the arithmetic type for every row and unit of the tile.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstdint>
+#include <stdexcept>
+#include <vector>
+
+namespace rnn_ext {
+
+// In the order of operation_names.
+enum class Operation : std::uint8_t {
+  load,
+  store,
+  constant,
+  affine,
+  neg,
+  abs,
+  sign,
+  floor,
+  ceil,
+  round,
+  trunc,
+  sqrt,
+  rsqrt,
+  reciprocal,
+  exp,
+  expm1,
+  log,
+  log1p,
+  sin,
+  cos,
+  tanh,
+  sigmoid,
+  erf,
+  add,
+  sub,
+  mul,
+  div,
+  minimum,
+  maximum,
+  lt,
+  le,
+  eq,
+  ne,
+  where,
+  fma,
+  load_add,  // dst = a + memory operand; not in a program, but in what the kernels run
+};
+
+inline constexpr std::array<const char*, 35> operation_names = {
+    "load",    "store",   "constant", "affine",  "neg",        "abs", "sign",  "floor", "ceil",
+    "round",   "trunc",   "sqrt",     "rsqrt",   "reciprocal", "exp", "expm1", "log",   "log1p",
+    "sin",     "cos",     "tanh",     "sigmoid", "erf",        "add", "sub",   "mul",   "div",
+    "minimum", "maximum", "lt",       "le",      "eq",         "ne",  "where", "fma"};
+
+// How many of a, b and c are slots.
+constexpr int arity(Operation operation) {
+  switch (operation) {
+    case Operation::load:
+    case Operation::constant:
+      return 0;
+    case Operation::where:
+    case Operation::fma:
+      return 3;
+    default:
+      return operation >= Operation::add ? 2 : 1;
+  }
+}
+
+// What a load or a store reaches in memory; in the order of memory_names.
+enum class Memory : std::uint8_t {
+  projection,       // u_g
+  state,            // before the step
+  parameter,        // one value per unit
+  input,            // one value per step, row and unit
+  saved,            // from the forward pass for the backward pass
+  next_state,       // after the step
+  grad_next_state,  // all of it, of the state after the step
+  grad_projection,
+  grad_recurrent,  // of v_g
+  grad_state,      // of the state before the step, without what goes through v
+  grad_parameter,
+  grad_input,
+};
+
+inline constexpr std::array<const char*, 12> memory_names = {
+    "projection",     "state",      "parameter",       "input",
+    "saved",          "next_state", "grad_next_state", "grad_projection",
+    "grad_recurrent", "grad_state", "grad_parameter",  "grad_input"};
+
+struct Instruction {
+  Operation operation;
+  std::uint16_t dst = 0;
+  std::uint16_t a = 0;
+  std::uint16_t b = 0;  // load, store: the kind of memory
+  std::uint16_t c = 0;  // load, store: which of that kind
+  double x = 0;
+  double y = 0;
+
+  Memory memory() const { return static_cast<Memory>(b); }
+};
+
+class Program {
+ public:
+  static constexpr std::int64_t version = 1;
+  static constexpr std::int64_t header_size = 16;
+  static constexpr std::int64_t instruction_size = 7;
+  static constexpr std::int64_t most_slots = 256;
+
+  // Throws std::invalid_argument for what is not a program: whatever it then holds, no instruction
+  // leaves its slots or names memory that a call does not have.
+  Program(const std::int64_t* values, std::int64_t count) {
+    const auto check = [](bool holds) {
+      if (!holds) {
+        throw std::invalid_argument("rnn_ext: program is not one that rnn_ext.cell made");
+      }
+    };
+    check(count >= header_size && values[0] == version);
+    const auto small = [&](std::int64_t i, std::int64_t least) {
+      check(values[i] >= least && values[i] <= most_slots);
+      return static_cast<int>(values[i]);
+    };
+    gates = small(1, 1);
+    states = small(2, 1);
+    parameters = small(3, 0);
+    inputs = small(4, 0);
+    saved = small(5, 0);
+    merged = values[6] != 0;
+    check(states <= 62 && values[7] >= 0 && values[7] < std::int64_t{1} << states &&
+          values[7] % 2 == 0);
+    kept_states = static_cast<std::uint64_t>(values[7]);
+    forward_slots = small(8, gates);
+    backward_slots = small(10, 1);
+    const std::int64_t forward_length = values[9], backward_length = values[11];
+    const std::int64_t room = (count - header_size) / instruction_size;
+    check(forward_length >= 0 && forward_length <= room && backward_length >= 0 &&
+          backward_length == room - forward_length &&
+          room * instruction_size == count - header_size);
+    const std::int64_t* at = values + header_size;
+    const auto read = [&](std::vector<Instruction>& code, std::int64_t length, int slots,
+                          bool is_forward) {
+      code.reserve(length);
+      for (std::int64_t i = 0; i < length; ++i, at += instruction_size) {
+        check(at[0] >= 0 && at[0] < static_cast<std::int64_t>(operation_names.size()));
+        const auto operation = static_cast<Operation>(at[0]);
+        // A load names its memory in a and b, a store in b and c: after this both do in b and c.
+        const bool loads = operation == Operation::load;
+        const std::int64_t places[4] = {at[1], loads ? 0 : at[2], loads ? at[2] : at[3],
+                                        loads ? at[3] : at[4]};
+        if (loads || operation == Operation::store) {
+          check(places[2] >= 0 && places[2] < static_cast<std::int64_t>(memory_names.size()));
+          const auto memory = static_cast<Memory>(places[2]);
+          check(can_reach(memory, loads, is_forward) && places[3] >= 0 &&
+                places[3] < size_of(memory, is_forward, static_cast<int>(places[3])));
+        }
+        const int used = arity(operation);
+        check(operation == Operation::store || (places[0] >= 0 && places[0] < slots));
+        check(used < 1 || (places[1] >= 0 && places[1] < slots));
+        check(used < 2 || (places[2] >= 0 && places[2] < slots));
+        check(used < 3 || (places[3] >= 0 && places[3] < slots));
+        const auto slot = [&](int place, bool is_used) {
+          return static_cast<std::uint16_t>(is_used ? places[place] : 0);
+        };
+        const bool has_memory = loads || operation == Operation::store;
+        code.push_back({operation, slot(0, operation != Operation::store), slot(1, used > 0),
+                        slot(2, used > 1 || has_memory), slot(3, used > 2 || has_memory),
+                        std::bit_cast<double>(at[5]), std::bit_cast<double>(at[6])});
+      }
+    };
+    read(forward, forward_length, forward_slots, true);
+    read(backward, backward_length, backward_slots, false);
+    // What a call returns is written by some instruction.
+    check(stores_all(forward, Memory::next_state) && stores_all(forward, Memory::saved));
+    if (backward_length > 0) {
+      check(stores_all(backward, Memory::grad_recurrent) &&
+            (merged || stores_all(backward, Memory::grad_projection)) &&
+            stores_all(backward, Memory::grad_parameter) &&
+            stores_all(backward, Memory::grad_input));
+    }
+  }
+
+  // Whether the code stores operand `index` of this kind.
+  static bool stores(const std::vector<Instruction>& code, Memory memory, int index) {
+    return std::any_of(code.begin(), code.end(), [&](const Instruction& i) {
+      return i.operation == Operation::store && i.memory() == memory && i.c == index;
+    });
+  }
+
+  bool keeps(int state) const { return kept_states >> state & 1; }
+
+  // How many operands of this kind a call has.
+  int count(Memory memory) const {
+    switch (memory) {
+      case Memory::projection:
+      case Memory::grad_projection:
+      case Memory::grad_recurrent:
+        return gates;
+      case Memory::parameter:
+      case Memory::grad_parameter:
+        return parameters;
+      case Memory::input:
+      case Memory::grad_input:
+        return inputs;
+      case Memory::saved:
+        return saved;
+      default:
+        return states;
+    }
+  }
+
+  int gates = 0;
+  int states = 0;
+  int parameters = 0;
+  int inputs = 0;
+  int saved = 0;
+  bool merged = false;
+  std::uint64_t kept_states = 0;
+  int forward_slots = 0;
+  int backward_slots = 0;
+  std::vector<Instruction> forward;
+  std::vector<Instruction> backward;
+
+ private:
+  bool stores_all(const std::vector<Instruction>& code, Memory memory) const {
+    for (int i = 0; i < count(memory); ++i) {
+      if (!stores(code, memory, i)) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  static bool can_reach(Memory memory, bool loads, bool is_forward) {
+    switch (memory) {
+      case Memory::projection:
+        return loads && is_forward;
+      case Memory::state:
+      case Memory::parameter:
+      case Memory::input:
+        return loads;
+      case Memory::saved:
+      case Memory::next_state:
+        return loads != is_forward;
+      case Memory::grad_next_state:
+        return loads && !is_forward;
+      default:
+        return !loads && !is_forward;
+    }
+  }
+
+  // The same as count(), but for states that backward has no values of.
+  int size_of(Memory memory, bool is_forward, int index) const {
+    const bool is_state = memory == Memory::state || memory == Memory::next_state;
+    return is_state && !is_forward && index > 0 && index < states && !keeps(index) ? 0
+                                                                                   : count(memory);
+  }
+};
+
+}  // namespace rnn_ext

@@ -1,0 +1,405 @@
+// Backpropagation through time for a recurrence whose cell is a program.
+//
+// A step multiplies dv_{t+1} by a block of columns of W_hh into a slot, and runs the cell's
+// backward program on it, which gives du_t, dv_t, the gradients of the step's other operands, and
+// for each state what goes to the step before without passing W_hh. The rest is as in backward.cpp:
+// du and dv exist for two chunks of steps at a time, and reductions.h makes of them what is a
+// product over many rows.
+#include <functional>
+
+#include "cpu/cell_recurrence.h"
+#include "cpu/reductions.h"
+
+namespace rnn_ext::cpu {
+namespace {
+
+template <class S, class O>
+class CellBackward {
+  using T = Arithmetic<S>;
+  using Rows = RowGradients<T, O>;
+  static constexpr bool rounds = !std::is_same_v<O, T>;  // du and dv, for all but the recurrence
+
+ public:
+  CellBackward(const CellBackwardTask<S>& task, const Kernels<S, O>& kernels, const Plan& plan)
+      : p_(task.problem),
+        cell_(task.cell),
+        g_(task.gradients),
+        cell_gradients_(task.cell_gradients),
+        program_(*task.cell.program),
+        kernels_(kernels),
+        columns_(program_.gates * p_.hidden_size),
+        parameter_columns_(wants_parameters() ? program_.parameters * p_.hidden_size : 0),
+        chunk_rows_(gradient_rows(columns_)),
+        rows_(std::min(std::max(chunk_rows_, p_.steps.batch), p_.steps.total_rows())),
+        blocks_(BlockShape<S, O>::of(kernels, 1, program_.backward_slots)),
+        places_(program_),
+        code_(link(program_.backward, places_,
+                   [&](std::uint16_t place) { return is_present(place); })),
+        weight_hh_(reads_in_place(kernels, p_.steps.count, p_.steps.batch)
+                       ? 0
+                       : packed_size(kernels, p_.hidden_size, columns_)),
+        slots_(plan.threads * blocks_.slots_size()),
+        grad_y0_(is_widened<S> && g_.hx ? p_.steps.batch * p_.hidden_size : 0),
+        grad_parameters_(parameter_columns_),
+        zeros_(p_.hidden_size),
+        stored_zeros_(p_.hidden_size),
+        reductions_(p_, g_, program_.gates, !program_.merged, rows_, kernels) {
+    for (int parity = 0; parity < 2; ++parity) {
+      dv_[parity] = Buffer<T>(rows_ * columns_);
+      du_[parity] = program_.merged ? dv_[parity] : Buffer<T>(rows_ * columns_);
+      parameter_rows_[parity] = Buffer<T>(rows_ * parameter_columns_);
+    }
+    if (rounds) {
+      rounded_dv_ = Buffer<O>(rows_ * columns_);
+      rounded_du_ = program_.merged ? rounded_dv_ : Buffer<O>(rows_ * columns_);
+    }
+    for (int s = 0; s < program_.states; ++s) {
+      const bool is_carried = Program::stores(program_.backward, Memory::grad_state, s);
+      for (int parity = 0; parity < 2; ++parity) {
+        carried_.push_back(Buffer<T>(is_carried ? p_.steps.batch * p_.hidden_size : 0));
+      }
+    }
+    std::fill_n(slots_.data(), plan.threads * blocks_.slots_size(), T{0});
+    std::fill_n(zeros_.data(), p_.hidden_size, T{0});
+    std::fill_n(stored_zeros_.data(), p_.hidden_size, S{});
+  }
+
+  void run(const Team::Member& member, const StepShare& share) const {
+    const Range columns = column_share(kernels_, p_.hidden_size, member);
+    if (weight_hh_.data() && !columns.empty()) {
+      kernels_.pack(p_.weight_hh.part(0, columns.begin), columns.size(), columns_,
+                    weight_hh_.data() + columns.begin * columns_, columns_, 0);
+    }
+    reductions_.pack(member);
+    member.barrier();
+    Pass pass{*this, member, share, OperandTable<S>(program_)};
+    for (int i = 0; i < program_.parameters; ++i) {
+      pass.operands.set(Memory::parameter, i, cell_.parameters[i]);
+    }
+    run_steps(p_.steps, p_.order().reversed(), chunk_rows_, share, pass);
+    reductions_.finish(member);
+    store_parameters(member);
+  }
+
+ private:
+  // One member's way through the steps, from the last.
+  struct Pass {
+    const CellBackward& b;
+    const Team::Member& member;
+    const StepShare& share;
+    OperandTable<S> operands;
+    Rows du = {}, dv = {};       // of the chunk
+    Matrix<T> parameters = {};   // likewise
+    Matrix<const T> later = {};  // dv of the step processed before
+    std::int64_t first = 0;      // row of the chunk
+    int chunk_parity = 0;
+    int parity = 0;
+    bool accumulate = false;
+
+    void begin(const Chunk& chunk) {
+      first = b.p_.steps.offset(chunk.first);
+      dv = b.rows_of(b.dv_[chunk_parity], b.rounded_dv_);
+      du = b.rows_of(b.du_[chunk_parity], b.rounded_du_);
+      parameters = as_rows(b.parameter_rows_[chunk_parity], b.parameter_columns_);
+    }
+
+    void step(std::int64_t t, Range carried, Range ending, Range starting) {
+      const std::int64_t row = b.p_.steps.offset(t) - first;
+      const Rows step_dv = dv.from(row);
+      b.set_operands(operands, t, du.from(row), step_dv, parameters.part(row, 0), parity);
+      for (int s = 0; s < b.program_.states; ++s) {
+        operands.set(Memory::grad_next_state, s, b.carried(s, 1 - parity));
+      }
+      advance(t, carried, starting.begin, later);
+      for (int s = 0; s < b.program_.states; ++s) {
+        operands.set(Memory::grad_next_state, s, b.final_gradient(s));
+      }
+      advance(t, ending, starting.begin, {});
+      b.store_initial(starting, share.columns, parity);
+      later = step_dv.values;
+      parity ^= 1;
+    }
+
+    // Rows from `start` on have their first step at t.
+    void advance(std::int64_t t, Range rows, std::int64_t start, Matrix<const T> later_dv) {
+      const Range continuing = rows.below(start), starting = rows.from(start);
+      if (!continuing.empty()) {
+        b.set_previous(operands, b.p_.order().previous(t));
+        b.advance(continuing, share.columns, later_dv, operands, member);
+      }
+      if (!starting.empty()) {
+        b.set_initial(operands);
+        b.advance(starting, share.columns, later_dv, operands, member);
+      }
+    }
+
+    void end(const Chunk& chunk, bool) {
+      member.barrier();
+      b.initial_gradient(chunk, dv, member);
+      b.reductions_.run(chunk, du, dv, accumulate, member);
+      b.add_parameters(chunk, parameters, accumulate, member);
+      chunk_parity ^= 1;
+      accumulate = true;
+    }
+  };
+
+  bool wants_parameters() const {
+    return std::any_of(cell_gradients_.parameters.begin(), cell_gradients_.parameters.end(),
+                       [](const Matrix<S>& m) { return static_cast<bool>(m); });
+  }
+
+  bool is_present(std::uint16_t place) const {
+    const auto is = [&](auto kind, int index) { return place == places_.of(kind, index); };
+    for (int i = 0; i < program_.parameters; ++i) {
+      if (is(Memory::grad_parameter, i)) {
+        return parameter_columns_ > 0;
+      }
+    }
+    for (int i = 0; i < program_.inputs; ++i) {
+      if (is(Memory::grad_input, i)) {
+        return static_cast<bool>(cell_gradients_.inputs[i]);
+      }
+    }
+    for (int s = 0; s < program_.states; ++s) {
+      if (is(Places::outer_gradient, s)) {
+        return static_cast<bool>(outer_gradient(s));
+      }
+    }
+    for (int gate = 0; gate < program_.gates; ++gate) {
+      if (is(Places::rounded_recurrent, gate)) {
+        return rounds;
+      }
+      if (is(Places::rounded_projection, gate)) {
+        return rounds && !program_.merged;
+      }
+    }
+    return true;
+  }
+
+  Rows rows_of(const Buffer<T>& values, const Buffer<O>& rounded) const {
+    const Matrix<T> m = as_rows(values, columns_);
+    if constexpr (rounds) {
+      return {m, as_rows(rounded, columns_)};
+    } else {
+      return {m, m};
+    }
+  }
+
+  Sequence<const S> outer_gradient(int state) const {
+    return state == 0 ? g_.output : cell_gradients_.sequences[state - 1];
+  }
+
+  // The gradient of a state's last value, or zeros.
+  Matrix<const S> final_gradient(int state) const {
+    const Matrix<const S> given = state == 0 ? g_.h_n : cell_gradients_.final_states[state - 1];
+    return given ? given : stored_zeros();
+  }
+
+  // What the step processed before left for a state, or zeros.
+  Matrix<const T> carried(int state, int parity) const {
+    const Buffer<T>& buffer = carried_[2 * state + parity];
+    return buffer.data() ? as_rows(buffer, p_.hidden_size) : Matrix<const T>{zeros_.data(), 0, 1};
+  }
+
+  Matrix<const S> stored_zeros() const { return {stored_zeros_.data(), 0, 1}; }
+
+  void set_operands(OperandTable<S>& operands, std::int64_t t, const Rows& du, const Rows& dv,
+                    Matrix<T> parameters, int parity) const {
+    for (int i = 0; i < program_.inputs; ++i) {
+      operands.set(Memory::input, i, cell_.inputs[i].at(p_.steps, t));
+      if (cell_gradients_.inputs[i]) {
+        operands.set(Memory::grad_input, i, cell_gradients_.inputs[i].at(p_.steps, t));
+      }
+    }
+    for (int i = 0; i < program_.saved; ++i) {
+      operands.set(Memory::saved, i, cell_.saved[i].at(p_.steps, t));
+    }
+    for (int s = 0; s < program_.states; ++s) {
+      if (const Sequence<S> kept = sequence(s)) {
+        operands.set(Memory::next_state, s, kept.at(p_.steps, t));
+      }
+      if (const Sequence<const S> outer = outer_gradient(s)) {
+        operands.set(Places::outer_gradient, s, outer.at(p_.steps, t));
+      }
+      operands.set(Memory::grad_state, s, as_rows(carried_[2 * s + parity], p_.hidden_size));
+    }
+    for (int gate = 0; gate < program_.gates; ++gate) {
+      const std::int64_t column = gate * p_.hidden_size;
+      operands.set(Memory::grad_recurrent, gate, dv.values.part(0, column));
+      operands.set(Memory::grad_projection, gate, du.values.part(0, column));
+      if constexpr (rounds) {
+        operands.set(Places::rounded_recurrent, gate, dv.operand.part(0, column));
+        operands.set(Places::rounded_projection, gate, du.operand.part(0, column));
+      }
+    }
+    for (int i = 0; i < program_.parameters && parameter_columns_ > 0; ++i) {
+      operands.set(Memory::grad_parameter, i, parameters.part(0, i * p_.hidden_size));
+    }
+  }
+
+  // The states before a step: those of `previous`, or the initial ones.
+  void set_previous(OperandTable<S>& operands, std::int64_t previous) const {
+    for (int s = 0; s < program_.states; ++s) {
+      if (const Sequence<S> kept = sequence(s)) {
+        operands.set(Memory::state, s, kept.at(p_.steps, previous));
+      }
+    }
+  }
+  void set_initial(OperandTable<S>& operands) const {
+    for (int s = 0; s < program_.states; ++s) {
+      const Matrix<const S> given = s == 0 ? p_.hx : cell_.initial[s - 1];
+      operands.set(Memory::state, s, given ? given : stored_zeros());
+    }
+  }
+
+  Sequence<S> sequence(int state) const {
+    return state == 0 ? p_.output : cell_.sequences[state - 1];
+  }
+
+  // A product by these columns of W_hh.
+  Product<S> recurrent_product(Range columns) const {
+    return product_by(p_.weight_hh, columns, weight_hh_.from(columns.begin * columns_));
+  }
+
+  // Some rows of a step; `later` null: their last step.
+  void advance(Range rows, Range columns, Matrix<const T> later, const OperandTable<S>& operands,
+               const Team::Member& member) const {
+    T* const slots = slots_.data() + member.rank() * blocks_.slots_size();
+    blocks_.for_each_tile(rows, columns, [&](Range r, Range units) {
+      Product<S> product = recurrent_product(units);
+      product.rows = r.size();
+      product.inner = later ? columns_ : 0;
+      product.a = later ? later.row(r.begin) : nullptr;
+      product.a_stride = later.row_stride;
+      product.c = slots;
+      product.c_stride = blocks_.row_size(units.size());
+      kernels_.product(product);
+      kernels_.run_program({code_.data(), static_cast<std::int64_t>(code_.size()), operands.data(),
+                            slots, blocks_.slots, r.begin, units.begin, r.size(), units.size()});
+    });
+  }
+
+  // Of the rows whose sequence starts at the step at hand, the gradients of the initial states;
+  // that of y without its product, which initial_gradient() adds.
+  void store_initial(Range rows, Range columns, int parity) const {
+    for (int s = 0; s < program_.states && !rows.empty(); ++s) {
+      const Matrix<const T> gradient = carried(s, parity).part(rows.begin, columns.begin);
+      if (s == 0 && g_.hx) {
+        const Matrix<T> target = writable(g_.hx, as_rows(grad_y0_, p_.hidden_size));
+        for (std::int64_t r = 0; r < rows.size(); ++r) {
+          std::copy_n(gradient.row(r), columns.size(), target.row(rows.begin + r) + columns.begin);
+        }
+      } else if (s > 0 && cell_gradients_.initial[s - 1]) {
+        kernels_.narrow(gradient, rows.size(), columns.size(),
+                        cell_gradients_.initial[s - 1].part(rows.begin, columns.begin));
+      }
+    }
+  }
+
+  // dy_0 of the rows that start in the chunk.
+  void initial_gradient(const Chunk& chunk, const Rows& dv, const Team::Member& member) const {
+    if (!g_.hx) {
+      return;
+    }
+    const Range columns = column_share(kernels_, p_.hidden_size, member);
+    const Matrix<T> target = writable(g_.hx, as_rows(grad_y0_, p_.hidden_size));
+    for (std::int64_t t = chunk.first; t <= chunk.last && !columns.empty(); ++t) {
+      const Range rows = starting_rows(p_, t);
+      if (rows.empty()) {
+        continue;
+      }
+      const Rows from = dv.from(p_.steps.offset(t) - p_.steps.offset(chunk.first));
+      Product<S> product = recurrent_product(columns);
+      product.rows = rows.size();
+      product.inner = columns_;
+      product.a = from.values.row(rows.begin);
+      product.a_stride = from.values.row_stride;
+      product.c = target.row(rows.begin) + columns.begin;
+      product.c_stride = target.row_stride;
+      product.init = product.c;
+      product.init_stride = product.c_stride;
+      if constexpr (is_widened<S>) {
+        product.stored = g_.hx.row(rows.begin) + columns.begin;
+        product.stored_stride = g_.hx.row_stride;
+      }
+      kernels_.product(product);
+    }
+  }
+
+  // A member owns columns of the parameters' gradients, and adds up the chunk's rows in order.
+  void add_parameters(const Chunk& chunk, Matrix<T> rows, bool accumulate,
+                      const Team::Member& member) const {
+    const Range own = column_share(kernels_, parameter_columns_, member);
+    if (!own.empty()) {
+      kernels_.column_sums(rows.part(0, own.begin), chunk.rows, own.size(),
+                           grad_parameters_.data() + own.begin, accumulate);
+    }
+  }
+
+  void store_parameters(const Team::Member& member) const {
+    member.barrier();
+    const Range own = member.share(parameter_columns_ > 0 ? program_.parameters : 0);
+    for (std::int64_t i = own.begin; i < own.end; ++i) {
+      if (const Matrix<S> target = cell_gradients_.parameters[i]) {
+        kernels_.narrow({grad_parameters_.data() + i * p_.hidden_size, 0, 1}, 1, p_.hidden_size,
+                        target);
+      }
+    }
+  }
+
+  const Problem<S>& p_;
+  const CellOperands<S>& cell_;
+  const Gradients<S>& g_;
+  const CellGradients<S>& cell_gradients_;
+  const Program& program_;
+  const Kernels<S, O>& kernels_;
+  std::int64_t columns_;            // of du and of dv
+  std::int64_t parameter_columns_;  // of the parameters' gradients, side by side
+  std::int64_t chunk_rows_;
+  std::int64_t rows_;  // that a chunk has at most
+  BlockShape<S, O> blocks_;
+  Places places_;
+  std::vector<Instruction> code_;
+  Buffer<T> weight_hh_;  // packed; without memory where the weight is read in place
+  Buffer<T> dv_[2];
+  Buffer<T> du_[2];  // the memory of dv_ where the cell is merged
+  Buffer<O> rounded_dv_;
+  Buffer<O> rounded_du_;
+  Buffer<T> parameter_rows_[2];
+  std::vector<Buffer<T>> carried_;  // two of each state, or none
+  Buffer<T> slots_;                 // of each member
+  Buffer<T> grad_y0_;
+  Buffer<T> grad_parameters_;
+  Buffer<T> zeros_;
+  Buffer<S> stored_zeros_;
+  Reductions<S, O> reductions_;
+};
+
+}  // namespace
+
+template <class S, class O>
+void run_cell_backward(const std::vector<CellBackwardTask<S>>& tasks, const Kernels<S, O>& kernels,
+                       int threads, ParallelFor parallel_for) {
+  const Scratch::Scope scratch;
+  const CellBackwardTask<S>& task = tasks.front();
+  const Problem<S>& p = task.problem;
+  // The directions add to the same dx one after the other.
+  const bool independent = !task.gradients.input;
+  const Plan plan = plan_of(tasks, independent, kernels, 0, row_products(p, task.gradients),
+                            threads, task.cell.program->gates);
+  run_directions<CellBackward<S, O>>(tasks, plan, kernels, parallel_for,
+                                     [](const Team::Member&) {});
+}
+
+template void run_cell_backward(const std::vector<CellBackwardTask<float>>&, const Kernels<float>&,
+                                int, ParallelFor);
+template void run_cell_backward(const std::vector<CellBackwardTask<double>>&,
+                                const Kernels<double>&, int, ParallelFor);
+template void run_cell_backward(const std::vector<CellBackwardTask<BFloat16>>&,
+                                const Kernels<BFloat16>&, int, ParallelFor);
+template void run_cell_backward(const std::vector<CellBackwardTask<BFloat16>>&,
+                                const Kernels<BFloat16, BFloat16>&, int, ParallelFor);
+template void run_cell_backward(const std::vector<CellBackwardTask<Half>>&, const Kernels<Half>&,
+                                int, ParallelFor);
+
+}  // namespace rnn_ext::cpu

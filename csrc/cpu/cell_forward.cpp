@@ -1,0 +1,276 @@
+// The states of a recurrence whose cell is a program, for a whole sequence.
+//
+// A step multiplies y_{t-1} by the columns of W_hh that belong to a block of units, of all gates
+// together, into slots, and runs the cell's program on them while they are in the first-level
+// cache. The input projection of a chunk of steps is computed ahead of them, into scratch memory.
+//
+// A state stands in its tensor where it has one that holds the arithmetic type, or else in two
+// buffers in turns: other threads still read the last y while the next is written.
+#include "cpu/cell_recurrence.h"
+#include "cpu/projection.h"
+
+namespace rnn_ext::cpu {
+namespace {
+
+template <class S, class O>
+class CellForward {
+  using T = Arithmetic<S>;
+
+ public:
+  CellForward(const CellForwardTask<S>& task, const Kernels<S, O>& kernels, const Plan& plan)
+      : p_(task.problem),
+        cell_(task.cell),
+        program_(*task.cell.program),
+        final_states_(task.final_states),
+        kernels_(kernels),
+        columns_(program_.gates * p_.hidden_size),
+        projection_(p_, program_.gates, program_.merged ? Bias::sum : Bias::input, kernels, plan),
+        blocks_(BlockShape<S, O>::of(kernels, program_.gates, program_.forward_slots)),
+        places_(program_),
+        code_(link(program_.forward, places_,
+                   [&](std::uint16_t place) { return is_present(place); })),
+        padded_(program_.gates * blocks_.padded(p_.hidden_size)),
+        weight_hh_(
+            reads_in_place(kernels, p_.steps.count, p_.steps.batch) ? 0 : padded_ * p_.hidden_size),
+        bias_hh_(!program_.merged && p_.bias_hh ? padded_ : 0),
+        projected_(projection_.buffered_rows() * columns_),
+        slots_(plan.threads * blocks_.slots_size()),
+        zeros_(p_.hidden_size),
+        stored_zeros_(p_.hidden_size),
+        y0_(p_.hx && is_widened<S> ? p_.steps.batch * p_.hidden_size : 0) {
+    std::fill_n(slots_.data(), plan.threads * blocks_.slots_size(), T{0});
+    std::fill_n(zeros_.data(), p_.hidden_size, T{0});
+    std::fill_n(stored_zeros_.data(), p_.hidden_size, S{});
+    for (int s = 0; s < program_.states; ++s) {
+      if (is_widened<S> || !sequence(s)) {
+        for (int parity = 0; parity < 2; ++parity) {
+          states_.push_back(Buffer<T>(p_.steps.batch * p_.hidden_size));
+        }
+      } else {
+        states_.resize(states_.size() + 2);
+      }
+    }
+  }
+
+  void run(const Team::Member& member, const StepShare& share) const {
+    pack(column_share(kernels_, p_.hidden_size, member));
+    const Matrix<const T> y0 =
+        p_.hx ? readable(kernels_, p_.hx, share.rows, share.columns, as_rows(y0_, p_.hidden_size))
+              : Matrix<const T>{zeros_.data(), 0, 1};
+    member.barrier();
+    Pass pass{*this, member, share, y0, OperandTable<S>(program_)};
+    for (int i = 0; i < program_.parameters; ++i) {
+      pass.operands.set(Memory::parameter, i, cell_.parameters[i]);
+    }
+    run_steps(p_.steps, p_.order(), projection_.chunk_rows(), share, pass);
+  }
+
+ private:
+  // One member's way through the steps.
+  struct Pass {
+    const CellForward& f;
+    const Team::Member& member;
+    const StepShare& share;
+    Matrix<const T> y0;
+    OperandTable<S> operands;
+    Sequence<T> projected = {};  // of the chunk
+    std::int64_t previous = -1;  // step
+    int parity = 0;
+
+    void begin(const Chunk& chunk) {
+      projected = f.projection_.in_scratch(f.projected_, f.columns_, chunk, share);
+      f.projection_.run(chunk, projected, share, member);
+    }
+
+    void step(std::int64_t t, Range carried, Range starting, Range ending) {
+      const Steps& steps = f.p_.steps;
+      for (int g = 0; g < f.program_.gates; ++g) {
+        operands.set(Memory::projection, g, projected.at(steps, t).part(0, g * f.p_.hidden_size));
+      }
+      for (int i = 0; i < f.program_.inputs; ++i) {
+        operands.set(Memory::input, i, f.cell_.inputs[i].at(steps, t));
+      }
+      for (int i = 0; i < f.program_.saved; ++i) {
+        if (f.cell_.saved[i]) {
+          operands.set(Memory::saved, i, f.cell_.saved[i].at(steps, t));
+        }
+      }
+      for (int s = 0; s < f.program_.states; ++s) {
+        operands.set(Memory::next_state, s, f.state(s, t, parity));
+        if (is_widened<S> && f.sequence(s)) {
+          operands.set(Places::stored_state, s, f.sequence(s).at(steps, t));
+        }
+      }
+      if (!carried.empty()) {
+        for (int s = 0; s < f.program_.states; ++s) {
+          operands.set(Memory::state, s, f.state(s, previous, 1 - parity));
+        }
+        f.advance(carried, share.columns, f.state(0, previous, 1 - parity), operands, member);
+      }
+      if (!starting.empty()) {
+        for (int s = 0; s < f.program_.states; ++s) {
+          operands.set(Memory::state, s, f.initial(s));
+        }
+        f.advance(starting, share.columns, y0, operands, member);
+      }
+      if (!ending.empty()) {
+        for (int s = 0; s < f.program_.states; ++s) {
+          f.kernels_.narrow(f.state(s, t, parity).part(ending.begin, share.columns.begin),
+                            ending.size(), share.columns.size(),
+                            f.final_states_[s].part(ending.begin, share.columns.begin));
+        }
+      }
+      previous = t;
+      parity ^= 1;
+    }
+
+    void end(const Chunk&, bool is_last) {
+      if (!is_last && !f.projection_.keeps_rows()) {
+        member.barrier();  // before the chunk's memory is used again
+      }
+    }
+  };
+
+  bool is_present(std::uint16_t place) const {
+    for (int i = 0; i < program_.saved; ++i) {
+      if (place == places_.of(Memory::saved, i)) {
+        return static_cast<bool>(cell_.saved[i]);
+      }
+    }
+    for (int s = 0; s < program_.states; ++s) {
+      if (place == places_.of(Places::stored_state, s)) {
+        return is_widened<S> && sequence(s);
+      }
+    }
+    return true;
+  }
+
+  // All steps of a state, where the call keeps them.
+  Sequence<S> sequence(int state) const {
+    return state == 0 ? p_.output : cell_.sequences[state - 1];
+  }
+
+  // A state after step t.
+  Matrix<T> state(int state, std::int64_t t, int parity) const {
+    if constexpr (!is_widened<S>) {
+      if (const Sequence<S> kept = sequence(state)) {
+        return kept.at(p_.steps, t);
+      }
+    }
+    return as_rows(states_[2 * state + parity], p_.hidden_size);
+  }
+
+  Matrix<const S> initial(int state) const {
+    const Matrix<const S> given = state == 0 ? p_.hx : cell_.initial[state - 1];
+    return given ? given : Matrix<const S>{stored_zeros_.data(), 0, 1};
+  }
+
+  void pack(Range columns) const {
+    projection_.pack(columns);
+    for (std::int64_t c = columns.begin; c < columns.end; c += blocks_.units()) {
+      const std::int64_t units = std::min(blocks_.units(), columns.end - c);
+      if (weight_hh_.data()) {
+        kernels_.pack_gates(p_.weight_hh.part(c, 0), program_.gates, p_.hidden_size, units,
+                            p_.hidden_size, panels(c));
+      }
+      for (std::int64_t g = 0; bias_hh_.data() && g < program_.gates; ++g) {
+        T* const bias = bias_hh_.data() + c * program_.gates + g * blocks_.padded(units);
+        for (std::int64_t i = 0; i < blocks_.padded(units); ++i) {
+          bias[i] =
+              i < units
+                  ? static_cast<T>(
+                        p_.bias_hh.data[(g * p_.hidden_size + c + i) * p_.bias_hh.column_stride])
+                  : T{0};
+        }
+      }
+    }
+  }
+
+  // The packed columns of the block that starts with this unit.
+  T* panels(std::int64_t unit) const {
+    return weight_hh_.from(unit * program_.gates * p_.hidden_size);
+  }
+
+  // The states of some rows of a step, from their last y.
+  void advance(Range rows, Range columns, Matrix<const T> y, const OperandTable<S>& operands,
+               const Team::Member& member) const {
+    T* const slots = slots_.data() + member.rank() * blocks_.slots_size();
+    blocks_.for_each_tile(rows, columns, [&](Range r, Range units) {
+      multiply(r, units, y, slots);
+      kernels_.run_program({code_.data(), static_cast<std::int64_t>(code_.size()), operands.data(),
+                            slots, blocks_.slots, r.begin, units.begin, r.size(), units.size()});
+    });
+  }
+
+  // v of a block into the first slots.
+  void multiply(Range rows, Range units, Matrix<const T> y, T* slots) const {
+    const std::int64_t width = blocks_.padded(units.size());
+    const T* const bias = bias_hh_.from(units.begin * program_.gates);
+    Product<S> product;
+    product.rows = rows.size();
+    product.inner = p_.hidden_size;
+    product.a = y.row(rows.begin);
+    product.a_stride = y.row_stride;
+    product.c_stride = blocks_.row_size(units.size());
+    if (weight_hh_.data()) {
+      product.columns = program_.gates * width;
+      product.b = panels(units.begin);
+      product.init = bias;
+      product.c = slots;
+      kernels_.product(product);
+      return;
+    }
+    for (std::int64_t g = 0; g < program_.gates; ++g) {
+      product.columns = units.size();
+      product.unpacked = p_.weight_hh.part(g * p_.hidden_size + units.begin, 0).transposed();
+      product.init = bias ? bias + g * width : nullptr;
+      product.c = slots + g * width;
+      kernels_.product(product);
+    }
+  }
+
+  const Problem<S>& p_;
+  const CellOperands<S>& cell_;
+  const Program& program_;
+  const std::vector<Matrix<S>>& final_states_;
+  const Kernels<S, O>& kernels_;
+  std::int64_t columns_;  // of u and of v
+  Projection<S, O> projection_;
+  BlockShape<S, O> blocks_;
+  Places places_;
+  std::vector<Instruction> code_;
+  std::int64_t padded_;  // columns of all packed blocks
+  Buffer<T> weight_hh_;  // packed; without memory where the weight is read in place
+  Buffer<T> bias_hh_;    // in the order of the packed columns
+  Buffer<T> projected_;
+  Buffer<T> slots_;  // of each member
+  Buffer<T> zeros_;
+  Buffer<S> stored_zeros_;
+  Buffer<T> y0_;
+  std::vector<Buffer<T>> states_;  // two of each state, or none
+};
+
+}  // namespace
+
+template <class S, class O>
+void run_cell_forward(const std::vector<CellForwardTask<S>>& tasks, const Kernels<S, O>& kernels,
+                      int threads, ParallelFor parallel_for) {
+  const Scratch::Scope scratch;
+  const Problem<S>& p = tasks.front().problem;
+  const Plan plan =
+      plan_of(tasks, true, kernels, p.input_size, 0, threads, tasks.front().cell.program->gates);
+  run_directions<CellForward<S, O>>(tasks, plan, kernels, parallel_for, [](const Team::Member&) {});
+}
+
+template void run_cell_forward(const std::vector<CellForwardTask<float>>&, const Kernels<float>&,
+                               int, ParallelFor);
+template void run_cell_forward(const std::vector<CellForwardTask<double>>&, const Kernels<double>&,
+                               int, ParallelFor);
+template void run_cell_forward(const std::vector<CellForwardTask<BFloat16>>&,
+                               const Kernels<BFloat16>&, int, ParallelFor);
+template void run_cell_forward(const std::vector<CellForwardTask<BFloat16>>&,
+                               const Kernels<BFloat16, BFloat16>&, int, ParallelFor);
+template void run_cell_forward(const std::vector<CellForwardTask<Half>>&, const Kernels<Half>&, int,
+                               ParallelFor);
+
+}  // namespace rnn_ext::cpu

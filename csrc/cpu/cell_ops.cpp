@@ -1,0 +1,438 @@
+#include "cpu/cell_ops.h"
+
+#include "cpu/cell_recurrence.h"
+#include "cpu/dispatch.h"
+
+namespace rnn_ext::cpu {
+namespace {
+
+Program program_of(const Tensor& t) {
+  require(Device::of(t).type == aoti_torch_device_type_cpu() &&
+              dtype_of(t) == aoti_torch_dtype_int64() && t.dim() == 1 && t.is_contiguous(),
+          "program must be a contiguous 1-D int64 tensor on the CPU");
+  return Program(view::data<const std::int64_t>(t), t.numel());
+}
+
+// A call's tensors, checked. Owns whatever had to be copied.
+class CellCall {
+ public:
+  CellCall(const Tensor& input, const std::vector<Tensor>& initial,
+           const std::vector<Tensor>& weights, const std::vector<Tensor>& parameters,
+           const std::vector<Tensor>& inputs, const std::optional<Tensor>& batch_sizes,
+           const Tensor& program, bool bidirectional)
+      : program(program_of(program)),
+        dtype(dtype_of(input)),
+        device(Device::of(input)),
+        directions(bidirectional ? 2 : 1),
+        input_(with_unit_columns(input)) {
+    require(with_type(dtype, [](auto) {}), text_of(Obstacle::dtype));
+    require(input_.dim() == (batch_sizes ? 2 : 3), text_of(Obstacle::input_dims));
+    set_steps(batch_sizes);
+    input_size = input_.size(input_.dim() - 1);
+    set_weights(weights);
+    const auto states = static_cast<std::size_t>(this->program.states);
+    require(initial.empty() || initial.size() == states,
+            "expected an initial tensor for each state");
+    for (const Tensor& t : initial) {
+      initial_.push_back(with_unit_columns(
+          checked(t, "an initial state", {directions, steps.batch, hidden_size})));
+    }
+    require(static_cast<int>(parameters.size()) == this->program.parameters,
+            "expected a tensor for each parameter of the cell");
+    for (const Tensor& t : parameters) {
+      parameters_.push_back(broadcastable(checked(t, "a parameter", {hidden_size})));
+    }
+    require(static_cast<int>(inputs.size()) == this->program.inputs,
+            "expected a tensor for each input of the cell");
+    for (const Tensor& t : inputs) {
+      const Tensor& operand =
+          steps.batch_sizes
+              ? checked(t, "an input", {directions, rows(), hidden_size})
+              : checked(t, "an input", {directions, steps.count, steps.batch, hidden_size});
+      inputs_.push_back(broadcastable(operand));
+    }
+  }
+
+  template <class S>
+  Problem<S> problem(const Tensor& output, std::int64_t direction) const {
+    Problem<S> p;
+    p.steps = steps;
+    p.input_size = input_size;
+    p.hidden_size = hidden_size;
+    p.reverse = direction == 1;
+    p.input = view::sequence<const S>(input_);
+    if (!initial_.empty()) {
+      p.hx = view::slice<const S>(initial_[0], direction);
+    }
+    const auto weight = [&](std::int64_t i) { return weights_[direction * per_direction + i]; };
+    p.weight_ih = view::matrix<const S>(weight(0));
+    p.weight_hh = view::matrix<const S>(weight(1));
+    if (per_direction == 4) {
+      p.bias_ih = view::row<const S>(weight(2));
+      p.bias_hh = view::row<const S>(weight(3));
+    }
+    p.output = sequence<S>(output, direction);
+    return p;
+  }
+
+  // What the program needs beside; `sequences` are those of the states in `kept`, which go with
+  // their numbers.
+  template <class S>
+  CellOperands<S> operands(const std::vector<Tensor>& sequences, std::uint64_t kept,
+                           const std::vector<Tensor>& saved, std::int64_t direction) const {
+    CellOperands<S> cell;
+    cell.program = &program;
+    for (const Tensor& t : parameters_) {
+      cell.parameters.push_back({view::data<const S>(t), 0, view::column_stride(t)});
+    }
+    for (const Tensor& t : inputs_) {
+      cell.inputs.push_back(of_direction<const S>(t, direction));
+    }
+    std::size_t next = 0;
+    for (int s = 1; s < program.states; ++s) {
+      cell.initial.push_back(initial_.empty() ? Matrix<const S>{}
+                                              : view::slice<const S>(initial_[s], direction));
+      const bool has = kept >> s & 1;
+      cell.sequences.push_back(has ? sequence<S>(sequences[next++], direction) : Sequence<S>{});
+    }
+    for (int i = 0; i < program.saved; ++i) {
+      cell.saved.push_back(saved.empty() ? Sequence<S>{} : sequence<S>(saved[i], direction));
+    }
+    return cell;
+  }
+
+  // The part of a sequence's columns that a direction has.
+  template <class S>
+  Sequence<S> sequence(const Tensor& t, std::int64_t direction) const {
+    Sequence<S> s = view::sequence<S>(t);
+    s.data += direction * hidden_size * s.column_stride;
+    return s;
+  }
+
+  // Of a tensor (D, T, B, H), or packed (D, N, H), the part of a direction.
+  template <class S>
+  Sequence<S> of_direction(const Tensor& t, std::int64_t direction) const {
+    S* const data = view::data<S>(t) + direction * t.stride(0);
+    return t.dim() == 3 ? Sequence<S>{data, 0, t.stride(1), view::column_stride(t)}
+                        : Sequence<S>{data, t.stride(1), t.stride(2), view::column_stride(t)};
+  }
+
+  std::int64_t rows() const { return steps.total_rows(); }
+  Tensor new_tensor(std::initializer_list<std::int64_t> sizes) const {
+    return empty(sizes, dtype, device);
+  }
+  Tensor new_sequence(std::int64_t features) const {
+    return steps.batch_sizes ? new_tensor({rows(), features})
+                             : new_tensor({steps.count, steps.batch, features});
+  }
+  Tensor new_states() const { return new_sequence(directions * hidden_size); }
+  Tensor new_state() const { return new_tensor({directions, steps.batch, hidden_size}); }
+
+  const Tensor& checked(const Tensor& t, const char* name,
+                        std::initializer_list<std::int64_t> sizes) const {
+    require(Device::of(t) == device && dtype_of(t) == dtype, name,
+            " must be on the input's device and of its dtype");
+    require_sizes(t, name, sizes);
+    return t;
+  }
+  const Tensor& checked_states(const Tensor& t, const char* name) const {
+    return steps.batch_sizes
+               ? checked(t, name, {rows(), directions * hidden_size})
+               : checked(t, name, {steps.count, steps.batch, directions * hidden_size});
+  }
+  const Tensor& made_by_forward(const Tensor& t, const char* name) const {
+    require(checked_states(t, name).is_contiguous(), name,
+            " must be contiguous, as recurrence_forward made it");
+    return t;
+  }
+  // A load takes values side by side, or one value for all.
+  static Tensor broadcastable(const Tensor& t) {
+    const std::int64_t stride = view::column_stride(t);
+    return stride == 0 || stride == 1 ? t : torch::stable::contiguous(t);
+  }
+  const std::vector<Tensor>& initial() const { return initial_; }
+
+  const Program program;
+  const std::int32_t dtype;
+  const Device device;
+  const std::int64_t directions;
+  Steps steps;
+  std::int64_t input_size = 0;
+  std::int64_t hidden_size = 0;
+  std::int64_t per_direction = 0;
+
+ private:
+  void set_steps(const std::optional<Tensor>& batch_sizes) {
+    if (!batch_sizes) {
+      steps.count = input_.size(0);
+      steps.batch = input_.size(1);
+    } else {
+      const Tensor sizes = readable_batch_sizes(*batch_sizes);
+      const auto* data = view::data<const std::int64_t>(sizes);
+      sizes_.assign(data, data + sizes.numel());
+      steps.count = static_cast<std::int64_t>(sizes_.size());
+      const Obstacle obstacle =
+          BatchSizes{sizes_.data(), steps.count}.find_obstacle(input_.size(0));
+      require(obstacle == Obstacle::none, text_of(obstacle));
+      std::int64_t total = 0;
+      for (const std::int64_t size : sizes_) {
+        offsets_.push_back(total);
+        total += size;
+      }
+      steps.batch_sizes = sizes_.data();
+      steps.batch_offsets = offsets_.data();
+      steps.batch = sizes_.empty() ? 0 : sizes_[0];
+    }
+    require(steps.count > 0, text_of(Obstacle::no_steps));
+  }
+
+  void set_weights(const std::vector<Tensor>& weights) {
+    per_direction = static_cast<std::int64_t>(weights.size()) / directions;
+    require((per_direction == 2 || per_direction == 4) &&
+                per_direction * directions == static_cast<std::int64_t>(weights.size()),
+            text_of(Obstacle::weight_count));
+    require(weights[1].dim() == 2, text_of(Obstacle::weight_shape));
+    hidden_size = weights[1].size(1);
+    const std::int64_t columns = program.gates * hidden_size;
+    for (std::int64_t i = 0; i < static_cast<std::int64_t>(weights.size()); ++i) {
+      const std::int64_t place = i % per_direction;
+      weights_.push_back(place == 0   ? checked(weights[i], "weight_ih", {columns, input_size})
+                         : place == 1 ? checked(weights[i], "weight_hh", {columns, hidden_size})
+                                      : checked(weights[i], "a bias", {columns}));
+    }
+  }
+
+  Tensor input_;
+  std::vector<Tensor> weights_;
+  std::vector<Tensor> initial_;
+  std::vector<Tensor> parameters_;
+  std::vector<Tensor> inputs_;
+  std::vector<std::int64_t> sizes_;
+  std::vector<std::int64_t> offsets_;
+};
+
+// The number of states from 1 on in a set of bits.
+std::size_t count_kept(const Program& program, std::uint64_t kept) {
+  std::size_t count = 0;
+  for (int s = 1; s < program.states; ++s) {
+    count += kept >> s & 1;
+  }
+  return count;
+}
+
+std::vector<Tensor> recurrence_forward(const Tensor& input, const std::vector<Tensor>& initial,
+                                       const std::vector<Tensor>& weights,
+                                       const std::vector<Tensor>& parameters,
+                                       const std::vector<Tensor>& inputs,
+                                       const std::optional<Tensor>& batch_sizes,
+                                       const Tensor& program, bool bidirectional,
+                                       std::int64_t kept_states, bool save) {
+  const CellCall call(input, initial, weights, parameters, inputs, batch_sizes, program,
+                      bidirectional);
+  const auto kept = static_cast<std::uint64_t>(kept_states);
+  const Tensor output = call.new_states();
+  std::vector<Tensor> finals, sequences, saved;
+  for (int s = 0; s < call.program.states; ++s) {
+    finals.push_back(call.new_state());
+  }
+  for (std::size_t i = 0; i < count_kept(call.program, kept); ++i) {
+    sequences.push_back(call.new_states());
+  }
+  for (int i = 0; save && i < call.program.saved; ++i) {
+    saved.push_back(call.new_states());
+  }
+  if (output.numel() > 0) {
+    with_kernels(call.dtype, [&]<class S, class O>(const Kernels<S, O>& kernels) {
+      guarded([&] {
+        std::vector<CellForwardTask<S>> tasks;
+        for (std::int64_t d = 0; d < call.directions; ++d) {
+          CellForwardTask<S> task{
+              call.problem<S>(output, d), call.operands<S>(sequences, kept, saved, d), {}};
+          for (const Tensor& t : finals) {
+            task.final_states.push_back(view::slice<S>(t, d));
+          }
+          tasks.push_back(std::move(task));
+        }
+        run_cell_forward(tasks, kernels, thread_limit(), torch_parallel_for);
+      });
+    });
+  }
+  std::vector<Tensor> results{output};
+  for (auto* list : {&finals, &sequences, &saved}) {
+    results.insert(results.end(), list->begin(), list->end());
+  }
+  return results;
+}
+
+// The gradients that come in, in the order in which `given` has a flag for each.
+class GivenGradients {
+ public:
+  GivenGradients(const CellCall& call, const std::vector<Tensor>& gradients,
+                 const std::vector<bool>& given)
+      : all_(given.size()), states_(call.program.states) {
+    require(static_cast<int>(given.size()) == 2 * states_,
+            "given needs a flag for output, each final state and each further state");
+    std::size_t next = 0;
+    for (int i = 0; i < 2 * states_; ++i) {
+      if (given[i]) {
+        require(next < gradients.size(), "gradients has too few tensors");
+        const Tensor& t = gradients[next++];
+        if (i >= 1 && i <= states_) {
+          call.checked(t, "the gradient of a final state",
+                       {call.directions, call.steps.batch, call.hidden_size});
+          all_[i] = with_unit_columns(t);
+        } else {
+          all_[i] = CellCall::broadcastable(call.checked_states(t, "the gradient of a state"));
+        }
+      }
+    }
+    require(next == gradients.size(), "gradients has too many tensors");
+  }
+
+  template <class S>
+  Sequence<const S> sequence(const CellCall& call, int state, std::int64_t direction) const {
+    const auto& t = all_[state == 0 ? 0 : states_ + state];
+    return t ? call.sequence<const S>(*t, direction) : Sequence<const S>{};
+  }
+  template <class S>
+  Matrix<const S> final_state(int state, std::int64_t direction) const {
+    const auto& t = all_[1 + state];
+    return t ? view::slice<const S>(*t, direction) : Matrix<const S>{};
+  }
+
+ private:
+  std::vector<std::optional<Tensor>> all_;
+  int states_;
+};
+
+std::vector<Tensor> recurrence_backward(
+    const std::vector<Tensor>& gradients, const std::vector<bool>& given, const Tensor& input,
+    const std::vector<Tensor>& initial, const std::vector<Tensor>& weights,
+    const std::vector<Tensor>& parameters, const std::vector<Tensor>& inputs, const Tensor& output,
+    const std::vector<Tensor>& sequences, const std::vector<Tensor>& saved,
+    const std::optional<Tensor>& batch_sizes, const Tensor& program, bool bidirectional,
+    const std::vector<bool>& output_mask) {
+  const CellCall call(input, initial, weights, parameters, inputs, batch_sizes, program,
+                      bidirectional);
+  require(!call.program.backward.empty(), "the cell has no derivative");
+  const GivenGradients incoming(call, gradients, given);
+  call.made_by_forward(output, "output");
+  require(sequences.size() == count_kept(call.program, call.program.kept_states) &&
+              static_cast<int>(saved.size()) == call.program.saved,
+          "expected the states and values that the cell's program keeps");
+  for (const auto* list : {&sequences, &saved}) {
+    for (const Tensor& t : *list) {
+      call.made_by_forward(t, "a kept value");
+    }
+  }
+
+  // A slot for each possible result, filled where it is wanted.
+  const std::size_t first_weight = 1 + initial.size();
+  const std::size_t first_parameter = first_weight + weights.size();
+  const std::size_t first_input = first_parameter + parameters.size();
+  std::vector<std::optional<Tensor>> slots(first_input + inputs.size());
+  require(output_mask.size() == slots.size(),
+          "output_mask needs a flag for input and each initial state, weight, parameter and input");
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    if (!output_mask[i]) {
+      continue;
+    }
+    if (i == 0) {
+      slots[i] = call.new_sequence(call.input_size);
+    } else if (i < first_weight) {
+      slots[i] = call.new_state();
+    } else if (i < first_parameter) {
+      const auto sizes = weights[i - first_weight].sizes();
+      slots[i] =
+          sizes.size() == 2 ? call.new_tensor({sizes[0], sizes[1]}) : call.new_tensor({sizes[0]});
+    } else if (i < first_input) {
+      slots[i] = call.new_tensor({call.directions, call.hidden_size});
+    } else {
+      slots[i] = call.steps.batch_sizes
+                     ? call.new_tensor({call.directions, call.rows(), call.hidden_size})
+                     : call.new_tensor(
+                           {call.directions, call.steps.count, call.steps.batch, call.hidden_size});
+    }
+  }
+
+  if (output.numel() > 0) {
+    with_kernels(call.dtype, [&]<class S, class O>(const Kernels<S, O>& kernels) {
+      guarded([&] {
+        std::vector<CellBackwardTask<S>> tasks;
+        for (std::int64_t d = 0; d < call.directions; ++d) {
+          CellBackwardTask<S> task;
+          task.problem = call.problem<S>(output, d);
+          task.cell = call.operands<S>(sequences, call.program.kept_states, saved, d);
+          Gradients<S>& g = task.gradients;
+          CellGradients<S>& cell = task.cell_gradients;
+          const auto state = [&](std::size_t i) {
+            return i < first_weight && slots[i] ? view::slice<S>(*slots[i], d) : Matrix<S>{};
+          };
+          g.output = incoming.sequence<S>(call, 0, d);
+          g.h_n = incoming.final_state<S>(0, d);
+          g.hx = state(1);
+          for (int s = 1; s < call.program.states; ++s) {
+            cell.sequences.push_back(incoming.sequence<S>(call, s, d));
+            cell.final_states.push_back(incoming.final_state<S>(s, d));
+            cell.initial.push_back(state(1 + s));
+          }
+          if (slots[0]) {
+            g.input = view::sequence<S>(*slots[0]);
+            g.add_to_input = d > 0;
+          }
+          const auto weight = [&](std::int64_t i) -> const std::optional<Tensor>& {
+            return slots[first_weight + d * call.per_direction + i];
+          };
+          const auto row = [&](std::int64_t i) {
+            return i < call.per_direction && weight(i) ? view::row<S>(*weight(i)) : Matrix<S>{};
+          };
+          g.weight_ih = weight(0) ? view::matrix<S>(*weight(0)) : Matrix<S>{};
+          g.weight_hh = weight(1) ? view::matrix<S>(*weight(1)) : Matrix<S>{};
+          g.bias_ih = row(2);
+          g.bias_hh = row(3);
+          for (std::size_t i = 0; i < parameters.size(); ++i) {
+            const auto& slot = slots[first_parameter + i];
+            cell.parameters.push_back(slot ? view::matrix<S>(*slot).part(d, 0) : Matrix<S>{});
+          }
+          for (std::size_t i = 0; i < inputs.size(); ++i) {
+            const auto& slot = slots[first_input + i];
+            cell.inputs.push_back(slot ? call.of_direction<S>(*slot, d) : Sequence<S>{});
+          }
+          tasks.push_back(std::move(task));
+        }
+        run_cell_backward(tasks, kernels, thread_limit(), torch_parallel_for);
+      });
+    });
+  }
+  std::vector<Tensor> results;
+  for (const auto& slot : slots) {
+    if (slot) {
+      if (output.numel() == 0) {
+        torch::stable::zero_(*const_cast<Tensor*>(&*slot));
+      }
+      results.push_back(*slot);
+    }
+  }
+  return results;
+}
+
+}  // namespace
+
+void define_cell_ops(Library& m) {
+  m.def(
+      "recurrence_forward(Tensor input, Tensor[] initial, Tensor[] weights, Tensor[] parameters, "
+      "Tensor[] inputs, Tensor? batch_sizes, Tensor program, bool bidirectional, int kept_states, "
+      "bool save) -> Tensor[]");
+  m.def(
+      "recurrence_backward(Tensor[] gradients, bool[] given, Tensor input, Tensor[] initial, "
+      "Tensor[] weights, Tensor[] parameters, Tensor[] inputs, Tensor output, Tensor[] sequences, "
+      "Tensor[] saved, Tensor? batch_sizes, Tensor program, bool bidirectional, "
+      "bool[] output_mask) -> Tensor[]");
+}
+
+void implement_cell_ops(Library& m) {
+  m.impl("recurrence_forward", TORCH_BOX(&WithTorchsWords<&recurrence_forward>::call));
+  m.impl("recurrence_backward", TORCH_BOX(&WithTorchsWords<&recurrence_backward>::call));
+}
+
+}  // namespace rnn_ext::cpu

@@ -1,0 +1,24 @@
+// Ops of a recurrence whose cell is a program (common/program.h), on the CPU.
+//
+// input is (T, B, I), or packed (N, I) with batch_sizes. initial has a tensor (D, B, H) for each
+// state, or is empty for zeros. weights are weight_ih (G·H, I), weight_hh (G·H, H) and, where the
+// layer has them, bias_ih, bias_hh (G·H), for each direction. parameters are (H,); inputs are
+// (D, T, B, H), or packed (D, N, H). kept_states is a set of bits: the states from 1 on of which
+// all steps are wanted.
+//
+// recurrence_forward returns the output (T, B, D·H) or (N, D·H), the final states (D, B, H), then
+// like output the kept states and, where `save` asks for them, the values that backward needs.
+// recurrence_backward takes the gradients of output, the final states and all steps of the states
+// from 1 on; `given` says which of these `gradients` has. sequences are the kept states that the
+// program names. It returns what output_mask asks for of the gradients of input, initial, weights,
+// parameters, as (D, H), and inputs.
+#pragma once
+
+#include "common/ops.h"
+
+namespace rnn_ext::cpu {
+
+void define_cell_ops(Library& m);
+void implement_cell_ops(Library& m);
+
+}  // namespace rnn_ext::cpu
