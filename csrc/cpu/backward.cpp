@@ -43,7 +43,8 @@ class Backward {
     if (rounds_dz) {
       rounded_dz_ = Buffer<O>(rows * h);
     }
-    seed_ = Buffer<T>(p_.steps.batch * h);
+    joined_ = Buffer<T>(g_.output && g_.h_n ? p_.steps.batch * h : 0);
+    gathered_ = Buffer<S>(g_.output && g_.output.column_stride != 1 ? p_.steps.batch * h : 0);
     if (is_widened<S>) {
       grad_hx_ = Buffer<T>(g_.hx ? p_.steps.batch * h : 0);
       grad_input_ = Buffer<T>(g_.input ? rows * p_.input_size : 0);
@@ -157,37 +158,53 @@ class Backward {
       product.stored = dz.operand_row(first) + columns.begin;
       product.stored_stride = p_.hidden_size;
     }
-    product.finish =
-        p_.nonlinearity == Nonlinearity::tanh ? Finish::chain_tanh : Finish::chain_relu;
+    product.finish = Finish::chain;
+    product.nonlinearity = p_.nonlinearity;
     product.h = h.row(rows.begin) + columns.begin;
     product.h_stride = h.row_stride;
     add_seed(product, t, rows, columns, later_dz == nullptr);
     kernels_.product(product);
   }
 
-  // dy_t, plus the gradient of h_n where rows end; read in place where it can be, else brought
-  // together in this member's part of seed_.
+  // Adds dy_t, and the gradient of h_n where rows end.
   void add_seed(Product<S>& product, std::int64_t t, Range rows, Range columns, bool ending) const {
     const Matrix<const S> dy = g_.output ? g_.output.at(p_.steps, t) : Matrix<const S>{};
     const Matrix<const S> last = ending ? g_.h_n : Matrix<const S>{};
-    if (!dy && !last) {
-      return;
+    if (dy && last) {
+      // Nothing is multiplied where rows end, so that the order of this sum is that of any other.
+      const Matrix<T> sum = as_rows(joined_, p_.hidden_size);
+      for_elements(rows, columns, [&](std::int64_t b, std::int64_t c) {
+        sum.row(b)[c] =
+            static_cast<T>(dy.row(b)[c * dy.column_stride]) + static_cast<T>(last.row(b)[c]);
+      });
+      product.init = sum.row(rows.begin) + columns.begin;
+      product.init_stride = sum.row_stride;
+    } else if (dy || last) {
+      const Matrix<const S> seed = in_unit_columns(dy ? dy : last, rows, columns);
+      product.seed = seed.row(rows.begin) + columns.begin;
+      product.seed_stride = seed.row_stride;
     }
-    const Matrix<const S> only = !last ? dy : last;
-    if ((!dy || !last) && only.column_stride == 1) {
-      product.seed = only.row(rows.begin) + columns.begin;
-      product.seed_stride = only.row_stride;
-      return;
+  }
+
+  // `m`, or a copy of these elements in this member's part of gathered_.
+  Matrix<const S> in_unit_columns(Matrix<const S> m, Range rows, Range columns) const {
+    if (m.column_stride == 1) {
+      return m;
     }
-    const Matrix<T> sum = as_rows(seed_, p_.hidden_size);
+    const Matrix<S> copy = as_rows(gathered_, p_.hidden_size);
+    for_elements(rows, columns, [&](std::int64_t b, std::int64_t c) {
+      copy.row(b)[c] = m.row(b)[c * m.column_stride];
+    });
+    return copy;
+  }
+
+  template <class F>
+  static void for_elements(Range rows, Range columns, F&& f) {
     for (std::int64_t b = rows.begin; b < rows.end; ++b) {
       for (std::int64_t c = columns.begin; c < columns.end; ++c) {
-        const T from_last = last ? static_cast<T>(last.row(b)[c]) : T{0};
-        sum.row(b)[c] = static_cast<T>(dy.row(b)[c * dy.column_stride]) + from_last;
+        f(b, c);
       }
     }
-    product.init = sum.row(rows.begin) + columns.begin;
-    product.init_stride = sum.row_stride;
   }
 
   // dx of the chunk, and dhx of the rows that start in it.
@@ -381,7 +398,8 @@ class Backward {
   Buffer<O> weight_ih_;  // likewise, and where no gradient of the input is wanted
   Buffer<T> dz_[2];
   Buffer<O> rounded_dz_;
-  Buffer<T> seed_;
+  Buffer<T> joined_;
+  Buffer<S> gathered_;
   Buffer<O> dz_tiles_;
   Buffer<O> inputs_;
   Buffer<O> states_;
