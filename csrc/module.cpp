@@ -8,8 +8,10 @@
 
 #include "common/program.h"
 #include "common/supports.h"
+#include "cpu/cores.h"
 #include "cpu/isa.h"
 #include "cpu/probe.h"
+#include "cpu/scratch.h"
 #include "cpu/settings.h"
 #include "cuda/plan.h"
 #if defined(RNN_EXT_CUDA_ARCHS)
@@ -141,7 +143,8 @@ double fork_join_seconds(int torch_threads) {
 
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
+// All state is atomic or a thread's own, so that Python without a GIL may stay without it.
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   try {
     const char* cap = std::getenv("RNN_EXT_ISA");
     rnn_ext::cpu::cap_isa(cap && *cap ? cap : rnn_ext::cpu::compiled_isas().back());
@@ -168,6 +171,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &plan, py::arg("steps"), py::arg("batch"), py::arg("input_size"),
         py::arg("hidden_size"), py::arg("is_double"), py::arg("bidirectional"), py::arg("threads"));
   m.def("available_threads", &rnn_ext::cpu::available_threads, py::arg("torch_threads"));
+  m.def("cpu_quota", &rnn_ext::cpu::cpu_quota, py::arg("root"));
+  m.def("release_scratch", &rnn_ext::cpu::release_scratch);
   m.def("cuda_limits", &cuda_limits, py::arg("device"));
   m.def("cuda_plan", &cuda_plan, py::arg("batch"), py::arg("hidden_size"), py::arg("directions"),
         py::arg("is_double"), py::arg("multiprocessors"), py::arg("shared_bytes"),

@@ -6,7 +6,7 @@ _C = _extension.load()
 
 # ops: for what it registers.
 from . import functional, ops  # noqa: E402, F401
-from .info import build_info, explain, uses_openmp  # noqa: E402
+from .info import build_info, explain, release_scratch, uses_openmp  # noqa: E402
 from .modules import RNN, RNNCell  # noqa: E402
 from .swap import replace_rnn, restore_rnn  # noqa: E402
 
@@ -17,6 +17,7 @@ __all__ = [
     "build_info",
     "explain",
     "functional",
+    "release_scratch",
     "replace_rnn",
     "restore_rnn",
 ]

@@ -13,7 +13,7 @@ from .call import Call
 from .dispatch import Path
 from .modules import RNN, RNNCell
 
-__all__ = ["build_info", "explain", "uses_openmp"]
+__all__ = ["build_info", "explain", "release_scratch", "uses_openmp"]
 
 
 def uses_openmp() -> bool:
@@ -34,6 +34,18 @@ def build_info() -> dict[str, Any]:
     info["autograd_node"] = "C++" if _node.is_loaded else "Python"
     info["torch_running"] = torch.__version__
     return info
+
+
+def release_scratch() -> int:
+    """Free the scratch memory that finished calls on the CPU have left for the next ones.
+
+    Later calls allocate it again. Without this, memory that calls no longer use is freed after some
+    hundreds of further calls.
+
+    Returns:
+        The bytes that were freed. The memory of calls that are running is not among them.
+    """
+    return _C.release_scratch()
 
 
 def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Tensor | None = None) -> str:

@@ -1,8 +1,11 @@
 """The choice of ISA level: by machine, by RNN_EXT_ISA, by set_isa; and what build_info tells."""
 
 import os
+import platform
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,3 +83,28 @@ def test_build_info_has_the_promised_keys() -> None:
     assert isinstance(info["openmp"], bool)
     assert info["compiler"]
     assert info["torch_built"]
+
+
+NEEDS = {
+    "avx2": {"avx2", "fma", "f16c"},
+    "avx512": {"avx512f", "avx512dq", "avx512bw", "avx512vl"},
+    "avx512_bf16": {"avx512_bf16"},
+}
+
+
+@pytest.mark.skipif(
+    not (sys.platform == "linux" and platform.machine() == "x86_64"),
+    reason="Linux lists the features of x86-64 processors",
+)
+def test_the_levels_are_those_that_linux_lists_the_features_of() -> None:
+    flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+    assert flags is not None
+    features = set(flags.group(1).split())
+    levels, needed = ["generic"], set()
+    for name, needs in NEEDS.items():
+        needed |= needs
+        if needed <= features:
+            levels.append(name)
+    assert _C.isa_available() == levels
+    # Nor does the answer come from the compiler's run-time library, which some lack.
+    assert b"__cpu_model" not in Path(_C.__file__).read_bytes()

@@ -439,3 +439,24 @@ def test_calls_leave_nothing_on_the_heap() -> None:
 def test_ops_are_found_after_importing_the_package() -> None:
     assert rnn_ext.functional is not None
     assert {"rnn_forward", "rnn_backward"} <= set(dir(torch.ops.rnn_ext))
+
+
+def test_batch_sizes_whose_sum_wraps_are_refused() -> None:
+    """Five sizes that add up to 3, modulo 2**64, and an expanded hx of as many rows."""
+    x, weights = zeros(3, 1), [zeros(1, 1), zeros(1, 1)]
+    hx = zeros(1, 1, 1).expand(1, 2**62, 1)
+    sizes = torch.tensor([2**62] * 4 + [3])
+    with pytest.raises(RuntimeError, match="batch_sizes must add up"):
+        rnn_backward(x, None, x, hx, weights, x, sizes, "tanh", False, [True, False, True, True])
+
+
+@pytest.mark.parametrize(
+    ("x", "hidden_size"), [((3, 1, 4), 2**31), ((2**40, 2**40, 1), 1), ((1, 1, 2**60), 4)]
+)
+def test_sizes_that_no_memory_holds_are_refused_before_any_is_computed_with(
+    x: tuple[int, ...], hidden_size: int
+) -> None:
+    """A packed weight of 2**31 by 2**31 floats has 2**64 bytes, which is 0."""
+    weights = [[hidden_size, x[-1]], [hidden_size, hidden_size]]
+    reason = rnn_ext._C.find_obstacle(x, None, weights, None, False, 1, 1)
+    assert reason == "the sizes are beyond what memory can hold"

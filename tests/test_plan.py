@@ -1,15 +1,17 @@
 """The plan: who computes what. It decides time, never results."""
 
 import os
+import time
+from pathlib import Path
 
 import pytest
 import torch
-from support import ISA_LEVELS, using_isa, using_threads
+from support import ISA_LEVELS, PATIENCE, using_isa, using_threads
 
 import rnn_ext
 from rnn_ext import _C
 
-CORES = len(os.sched_getaffinity(0))
+CORES = min(len(os.sched_getaffinity(0)), _C.cpu_quota("") or 1 << 20)
 
 
 def plan(steps: int, batch: int, hidden_size: int, threads: int) -> tuple[int, int]:
@@ -97,3 +99,93 @@ def test_explain_tells_that_two_directions_run_at_once() -> None:
     line = rnn_ext.explain(module, torch.zeros(128, 1, 32))
     torch.set_num_threads(previous)
     assert line.partition(";")[0].endswith("2 of 2 threads, 1 for each direction")
+
+
+def test_a_remembered_plan_is_that_of_the_same_call() -> None:
+    shapes = [(128, 128, 128, 2), (128, 32, 512, 16), (128, 1, 512, 2), (1, 1, 32, 2)]
+    alone = [plan(*shape) for shape in shapes]
+    assert len(set(alone)) == len(shapes)
+    for _ in range(2):
+        assert [plan(*shape) for shape in shapes for _ in range(2)] == [
+            p for p in alone for _ in range(2)
+        ]
+
+
+@pytest.mark.skipif(CORES < 2, reason="there is no core to take away")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+def test_the_affinity_may_change_while_the_process_runs() -> None:
+    cores = os.sched_getaffinity(0)
+    assert _C.available_threads(CORES) > 1
+
+    def wait_for(threads: int) -> None:
+        end = time.monotonic() + PATIENCE
+        while _C.available_threads(CORES) != threads:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        wait_for(1)
+    finally:
+        os.sched_setaffinity(0, cores)
+    wait_for(CORES)
+
+
+GROUPS = {
+    "no groups": ({}, None),
+    "version 2": (
+        {"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": "150000 100000\n"},
+        2,
+    ),
+    "version 2, no limit": (
+        {"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/cpu.max": "max 100000\n"},
+        None,
+    ),
+    "version 2, a parent's is less": (
+        {
+            "proc/self/cgroup": "0::/a/b\n",
+            "sys/fs/cgroup/a/b/cpu.max": "800000 100000\n",
+            "sys/fs/cgroup/a/cpu.max": "300000 100000\n",
+        },
+        3,
+    ),
+    "version 2, seen as the root": (
+        {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"},
+        1,
+    ),
+    "version 1": (
+        {
+            "proc/self/cgroup": "5:memory:/m\n4:cpu,cpuacct:/a\n0::/x\n",
+            "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us": "400000\n",
+            "sys/fs/cgroup/cpu/a/cpu.cfs_period_us": "100000\n",
+        },
+        4,
+    ),
+    "version 1, a path from outside": (
+        {
+            "proc/self/cgroup": "4:cpu:/docker/0123\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "200000\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+        },
+        2,
+    ),
+    "version 1, no limit": (
+        {
+            "proc/self/cgroup": "4:cpu:/\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+        },
+        None,
+    ),
+    "another controller's": ({"proc/self/cgroup": "4:cpuset:/\nnonsense\n"}, None),
+}
+
+
+@pytest.mark.parametrize(("files", "cores"), GROUPS.values(), ids=GROUPS)
+def test_the_quota_of_the_control_groups(
+    files: dict[str, str], cores: int | None, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert _C.cpu_quota(str(tmp_path)) == cores

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -248,3 +249,51 @@ def test_deterministic_algorithms_may_be_asked_for() -> None:
     finally:
         torch.use_deterministic_algorithms(False)
     assert_same_bits(actual, expected)
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+def test_subnormal_numbers_are_flushed_in_all_threads_or_in_none(
+    nonlinearity: str, isa: str
+) -> None:
+    module = rnn_ext.RNN(3, 65, nonlinearity=nonlinearity)
+    x = torch.rand(4, 9, 3) * 1e-38
+    for parameter in module.parameters():
+        parameter.data.mul_(1e-3 if parameter.dim() == 2 else 0)
+
+    def everything() -> list[Tensor]:
+        output, h_n = module(x)
+        return [output, h_n, *torch.autograd.grad(output.sum(), list(module.parameters()))]
+
+    with using_threads(3, "rows"):
+        everything()  # the pool's threads start before the flag is set
+    for flushes in (True, False):
+        torch.set_flush_denormal(flushes)
+        try:
+            with using_threads(1):
+                expected = everything()
+            with using_threads(3, "rows"):
+                actual = everything()
+        finally:
+            torch.set_flush_denormal(False)
+        assert bool(expected[0].any()) != flushes
+        assert_same_bits(actual, expected)
+
+
+@pytest.mark.parametrize("hidden_size", [33, 300])  # 300: a sum of two blocks
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_layouts_of_the_gradient_of_the_output_change_no_bits(
+    dtype: torch.dtype, hidden_size: int, isa: str
+) -> None:
+    module = rnn_ext.RNN(7, hidden_size, bidirectional=True, dtype=dtype)
+    output, h_n = module(torch.randn(5, 3, 7, dtype=dtype))
+    ones = torch.ones_like(output)
+    for last in ([], [torch.randn_like(h_n)]):
+        results = [output, h_n][: 1 + len(last)]
+
+        def grads(dy: Tensor, results: list[Tensor] = results, last: list[Tensor] = last) -> Any:
+            weights = list(module.parameters())
+            return torch.autograd.grad(results, weights, [dy, *last], retain_graph=True)
+
+        expected = grads(ones)
+        for dy in (ones.new_ones(()).expand_as(ones), torch.stack([ones, ones], -1)[..., 0]):
+            assert_same_bits(grads(dy), expected)

@@ -17,11 +17,14 @@ inline Traits traits_of(const Tensor& t) {
   return {dtype_of(t), device.type, device.index, sizes.size(), sizes.data()};
 }
 
-inline Tensor readable_batch_sizes(const Tensor& t) {
+// A copy, since the caller may change the tensor after it was checked.
+inline std::vector<std::int64_t> read_batch_sizes(const Tensor& t) {
   require(Device::of(t).type == aoti_torch_device_type_cpu() && t.dim() == 1 &&
               dtype_of(t) == aoti_torch_dtype_int64(),
           "batch_sizes must be a 1-D int64 tensor on the CPU");
-  return torch::stable::contiguous(t);
+  const Tensor readable = torch::stable::contiguous(t);
+  const auto* data = view::data<const std::int64_t>(readable);
+  return {data, data + readable.numel()};
 }
 
 // Why the kernels do not take these tensors.
@@ -48,7 +51,11 @@ class Call {
         nonlinearity_(nonlinearity),
         layout_(layout),
         directions(bidirectional ? 2 : 1) {
-    read_batch_sizes(batch_sizes);
+    if (layout == Layout::packed) {
+      batch_sizes_ = read_batch_sizes(*batch_sizes);
+      steps.count = static_cast<std::int64_t>(batch_sizes_.size());
+      steps.batch_sizes = batch_sizes_.data();
+    }
     const Stack stack{1, directions, static_cast<std::int64_t>(weights.size())};
     const Obstacle obstacle =
         obstacle_of(input_, hx, weights, stack, layout, {steps.batch_sizes, steps.count});
@@ -132,15 +139,6 @@ class Call {
                                        : empty({steps.total_rows(), features}, dtype, device);
   }
 
-  void read_batch_sizes(const std::optional<Tensor>& batch_sizes) {
-    if (layout_ != Layout::packed) {
-      return;
-    }
-    batch_sizes_ = readable_batch_sizes(*batch_sizes);
-    steps.count = batch_sizes_->numel();
-    steps.batch_sizes = view::data<const std::int64_t>(*batch_sizes_);
-  }
-
   void set_steps() {
     if (layout_ == Layout::packed) {
       steps.batch = steps.batch_sizes[0];
@@ -173,7 +171,7 @@ class Call {
   Tensor input_;
   std::optional<Tensor> hx_;
   const std::vector<Tensor>& weights_;
-  std::optional<Tensor> batch_sizes_;
+  std::vector<std::int64_t> batch_sizes_;
   std::vector<std::int64_t> offsets_;
   const Nonlinearity nonlinearity_;
   const Layout layout_;

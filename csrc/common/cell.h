@@ -10,6 +10,8 @@
 // NaN passes through both, as it does through torch's own tanh and relu.
 #pragma once
 
+#include "common/problem.h"
+
 namespace rnn_ext {
 
 struct TanhCell {
@@ -19,7 +21,7 @@ struct TanhCell {
   }
   template <class N>
   static constexpr N chain(N gradient, N h) {
-    return gradient * (N::broadcast(1) - h * h);
+    return gradient * subtract_product(N::broadcast(1), h, h);
   }
 };
 
@@ -33,5 +35,17 @@ struct ReluCell {
     return zero_where_not_positive(gradient, h);
   }
 };
+
+// Calls f with the cell of a nonlinearity.
+template <class F>
+[[gnu::always_inline]] inline auto with_cell(Nonlinearity nonlinearity, F&& f) {
+  switch (nonlinearity) {
+    case Nonlinearity::tanh:
+      return f(TanhCell{});
+    case Nonlinearity::relu:
+      return f(ReluCell{});
+  }
+  __builtin_unreachable();
+}
 
 }  // namespace rnn_ext

@@ -13,6 +13,8 @@
 // each.
 #pragma once
 
+#include <algorithm>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -52,9 +54,9 @@ inline Nonlinearity take_nonlinearity(StringHandle handle) {
   std::size_t length = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
   STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
-  const std::string_view name(data, length);
-  require(name == "tanh" || name == "relu", "nonlinearity must be 'tanh' or 'relu'");
-  return name == "tanh" ? Nonlinearity::tanh : Nonlinearity::relu;
+  const auto* const found = std::ranges::find(nonlinearity_names, std::string_view(data, length));
+  require(found != std::end(nonlinearity_names), "nonlinearity must be 'tanh' or 'relu'");
+  return static_cast<Nonlinearity>(found - nonlinearity_names);
 }
 
 // The kernels own the string that arrives as `nonlinearity`: torch's own conversion to std::string

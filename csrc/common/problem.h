@@ -12,6 +12,9 @@ namespace rnn_ext {
 
 enum class Nonlinearity { tanh, relu };
 
+// As Python names them.
+inline constexpr const char* nonlinearity_names[] = {"tanh", "relu"};
+
 // The time axis: how many batch rows each step has, and where step t starts in a tensor that
 // holds the rows of all steps one after the other.
 struct Steps {

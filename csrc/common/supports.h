@@ -2,6 +2,7 @@
 // for the autograd node. It reads sizes, dtypes and devices, throws nothing and includes no torch.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -45,10 +46,11 @@ enum class Obstacle : std::int32_t {
   hx_shape,
   row_count,
   batch_sizes,
+  too_large,
 };
 
 // In the order of Obstacle.
-inline constexpr std::array<const char*, 11> obstacle_texts = {
+inline constexpr std::array<const char*, 12> obstacle_texts = {
     "",
     "the kernels take float32, float64, bfloat16 and float16",
     "input has an unexpected number of dimensions",
@@ -60,6 +62,7 @@ inline constexpr std::array<const char*, 11> obstacle_texts = {
     "hx has an unexpected shape",
     "batch_sizes must add up to the rows of input",
     "batch_sizes must be positive and must not increase",
+    "the sizes are beyond what memory can hold",
 };
 
 inline const char* text_of(Obstacle obstacle) {
@@ -103,6 +106,15 @@ struct BatchSizes {
   }
 };
 
+// Whether all products and sums of a call's sizes fit 64 bits: in bytes, with tiles filled up, and
+// for all buffers together. An expanded tensor can have sizes that no memory holds.
+inline bool is_addressable(double rows, double hidden_size, double features) {
+  constexpr double padding = 128;
+  constexpr double most_elements = 0x1p48;
+  return (std::max(rows, hidden_size) + padding) * (std::max(hidden_size, features) + padding) <=
+         most_elements;
+}
+
 // Why the kernels do not take these layers; `weight(i)` gives the traits of the i-th weight, and
 // `hx` is null for zeros.
 template <class Weight>
@@ -130,6 +142,11 @@ Obstacle find_obstacle(const Stack& stack, Layout layout, bool has_kernels, cons
   }
   const std::int64_t hidden_size = weight_hh.sizes[0];
   std::int64_t features = input.sizes[input.dim - 1];
+  const double rows = static_cast<double>(input.sizes[0]) *
+                      (layout == Layout::sequence ? static_cast<double>(input.sizes[1]) : 1);
+  if (!is_addressable(rows, 2 * static_cast<double>(hidden_size), static_cast<double>(features))) {
+    return Obstacle::too_large;
+  }
   std::int64_t i = 0;
   for (std::int64_t layer = 0; layer < stack.layers; ++layer) {
     for (std::int64_t direction = 0; direction < stack.directions; ++direction) {

@@ -58,10 +58,10 @@ bool with_type(std::int32_t dtype, F&& f) {
 // Torch's C interface tells of a failed allocation only that it failed.
 inline Tensor empty(std::initializer_list<std::int64_t> sizes, std::int32_t dtype, Device device) {
   std::int64_t strides[4] = {};
-  std::int64_t count = 1;
+  std::uint64_t count = 1;  // may wrap where a size is 0, or where torch then refuses the sizes
   for (auto i = static_cast<std::ptrdiff_t>(sizes.size()); i-- > 0;) {
-    strides[i] = count;
-    count *= std::max<std::int64_t>(1, sizes.begin()[i]);
+    strides[i] = static_cast<std::int64_t>(count);
+    count *= static_cast<std::uint64_t>(std::max<std::int64_t>(1, sizes.begin()[i]));
   }
   AtenTensorHandle handle = nullptr;
   const auto code = aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()), sizes.begin(),

@@ -32,7 +32,8 @@ class Backward {
         weight_hh_(recurrent_size(kernels, p_, static_cast<bool>(g_.hx))),
         dz_{Buffer<T>(rows_ * p_.hidden_size), Buffer<T>(rows_ * p_.hidden_size)},
         rounded_dz_(rounds_dz ? rows_ * p_.hidden_size : 0),
-        seed_(p_.steps.batch * p_.hidden_size),
+        joined_(g_.output && g_.h_n ? p_.steps.batch * p_.hidden_size : 0),
+        gathered_(g_.output && g_.output.column_stride != 1 ? p_.steps.batch * p_.hidden_size : 0),
         grad_hx_(is_widened<S> && g_.hx ? p_.steps.batch * p_.hidden_size : 0),
         reductions_(p_, g_, 1, false, rows_, kernels) {}
 
@@ -115,37 +116,53 @@ class Backward {
       product.stored = dz.operand.row(rows.begin) + columns.begin;
       product.stored_stride = dz.operand.row_stride;
     }
-    product.finish =
-        p_.nonlinearity == Nonlinearity::tanh ? Finish::chain_tanh : Finish::chain_relu;
+    product.finish = Finish::chain;
+    product.nonlinearity = p_.nonlinearity;
     product.h = h.row(rows.begin) + columns.begin;
     product.h_stride = h.row_stride;
     add_seed(product, t, rows, columns, !later);
     kernels_.product(product);
   }
 
-  // dy_t, plus the gradient of h_n where rows end; read in place where it can be, else brought
-  // together in this member's part of seed_.
+  // Adds dy_t, and the gradient of h_n where rows end.
   void add_seed(Product<S>& product, std::int64_t t, Range rows, Range columns, bool ending) const {
     const Matrix<const S> dy = g_.output ? g_.output.at(p_.steps, t) : Matrix<const S>{};
     const Matrix<const S> last = ending ? g_.h_n : Matrix<const S>{};
-    if (!dy && !last) {
-      return;
+    if (dy && last) {
+      // Nothing is multiplied where rows end, so that the order of this sum is that of any other.
+      const Matrix<T> sum = as_rows(joined_, p_.hidden_size);
+      for_elements(rows, columns, [&](std::int64_t b, std::int64_t c) {
+        sum.row(b)[c] =
+            static_cast<T>(dy.row(b)[c * dy.column_stride]) + static_cast<T>(last.row(b)[c]);
+      });
+      product.init = sum.row(rows.begin) + columns.begin;
+      product.init_stride = sum.row_stride;
+    } else if (dy || last) {
+      const Matrix<const S> seed = in_unit_columns(dy ? dy : last, rows, columns);
+      product.seed = seed.row(rows.begin) + columns.begin;
+      product.seed_stride = seed.row_stride;
     }
-    const Matrix<const S> only = !last ? dy : last;
-    if ((!dy || !last) && only.column_stride == 1) {
-      product.seed = only.row(rows.begin) + columns.begin;
-      product.seed_stride = only.row_stride;
-      return;
+  }
+
+  // `m`, or a copy of these elements in this member's part of gathered_.
+  Matrix<const S> in_unit_columns(Matrix<const S> m, Range rows, Range columns) const {
+    if (m.column_stride == 1) {
+      return m;
     }
-    const Matrix<T> sum = as_rows(seed_, p_.hidden_size);
+    const Matrix<S> copy = as_rows(gathered_, p_.hidden_size);
+    for_elements(rows, columns, [&](std::int64_t b, std::int64_t c) {
+      copy.row(b)[c] = m.row(b)[c * m.column_stride];
+    });
+    return copy;
+  }
+
+  template <class F>
+  static void for_elements(Range rows, Range columns, F&& f) {
     for (std::int64_t b = rows.begin; b < rows.end; ++b) {
       for (std::int64_t c = columns.begin; c < columns.end; ++c) {
-        const T from_last = last ? static_cast<T>(last.row(b)[c]) : T{0};
-        sum.row(b)[c] = static_cast<T>(dy.row(b)[c * dy.column_stride]) + from_last;
+        f(b, c);
       }
     }
-    product.init = sum.row(rows.begin) + columns.begin;
-    product.init_stride = sum.row_stride;
   }
 
   // dhx of the rows that start in the chunk.
@@ -184,7 +201,8 @@ class Backward {
   Buffer<T> weight_hh_;  // packed; without memory where the weight is read in place
   Buffer<T> dz_[2];
   Buffer<O> rounded_dz_;
-  Buffer<T> seed_;
+  Buffer<T> joined_;
+  Buffer<S> gathered_;
   Buffer<T> grad_hx_;
   Reductions<S, O> reductions_;
 };

@@ -159,8 +159,8 @@ class Forward {
     product.c_stride = h.row_stride;
     product.init = product.c;
     product.init_stride = product.c_stride;
-    product.finish =
-        p_.nonlinearity == Nonlinearity::tanh ? Finish::activate_tanh : Finish::activate_relu;
+    product.finish = Finish::activate;
+    product.nonlinearity = p_.nonlinearity;
     kernels_.product(product);
   }
 

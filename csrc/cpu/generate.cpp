@@ -15,22 +15,25 @@ namespace {
 // Weights of fewer values are multiplied in less time than it takes threads to meet.
 constexpr std::int64_t few_weights = std::int64_t{1} << 16;
 
-// Where `draw`, from [0, 1), falls among these scores. `weights` has room for as many.
+// Where `draw`, from [0, 1), falls among these scores, of which NaN counts as the lowest. `weights`
+// has room for twice as many.
 std::int64_t choose(const float* scores, std::int64_t count, const Sampling& sampling, double draw,
                     double* weights) {
+  constexpr double lowest = -std::numeric_limits<double>::infinity();
+  for (std::int64_t i = 0; i < count; ++i) {
+    weights[i] = i == sampling.never || std::isnan(scores[i]) ? lowest : scores[i];
+  }
   std::int64_t best = sampling.never == 0 ? 1 : 0;
   for (std::int64_t i = best + 1; i < count; ++i) {
-    if (scores[i] > scores[best] && i != sampling.never) {
+    if (weights[i] > weights[best]) {
       best = i;
     }
   }
   if (sampling.temperature == 0) {
     return best;
   }
-  for (std::int64_t i = 0; i < count; ++i) {
-    weights[i] = i == sampling.never ? -std::numeric_limits<double>::infinity() : scores[i];
-  }
-  double threshold = -std::numeric_limits<double>::infinity();
+  const double highest = weights[best];
+  double threshold = lowest;
   if (sampling.top_k < count) {
     double* const others = weights + count;
     std::copy_n(weights, count, others);
@@ -39,7 +42,7 @@ std::int64_t choose(const float* scores, std::int64_t count, const Sampling& sam
   }
   double total = 0;
   for (std::int64_t i = 0; i < count; ++i) {
-    const double below = weights[i] - static_cast<double>(scores[best]);
+    const double below = weights[i] - highest;
     weights[i] = weights[i] >= threshold ? std::exp(below / sampling.temperature) : 0;
     total += weights[i];
   }
@@ -132,9 +135,7 @@ class Generator {
       multiply(x, weight_ih_[layer], columns, task_.bias[layer - 1].data, h, Finish::none);
       init = h;
     }
-    multiply(
-        states_[from][layer].data(), weight_hh_[layer], columns, init, h,
-        task_.nonlinearity == Nonlinearity::tanh ? Finish::activate_tanh : Finish::activate_relu);
+    multiply(states_[from][layer].data(), weight_hh_[layer], columns, init, h, Finish::activate);
     return h;
   }
 
@@ -153,6 +154,7 @@ class Generator {
     product.init = init + columns.begin;
     product.c = c + columns.begin;
     product.finish = finish;
+    product.nonlinearity = task_.nonlinearity;
     kernels_.product(product);
   }
 

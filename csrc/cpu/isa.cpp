@@ -12,15 +12,45 @@ namespace rnn_ext::cpu {
 namespace {
 
 #if defined(__x86_64__)
-// Not every compiler knows its name.
-bool has_f16c() {
+// What the processor has, and the operating system saves between threads. __builtin_cpu_supports
+// would ask the compiler's run-time library, which not every distribution of clang brings.
+struct Registers {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+
+  static Registers of_cpuid(unsigned leaf, unsigned subleaf) {
+    Registers r;
+    __get_cpuid_count(leaf, subleaf, &r.a, &r.b, &r.c, &r.d);
+    return r;
+  }
+};
+
+bool has_all(unsigned value, unsigned bits) { return (value & bits) == bits; }
+
+bool saves_state(unsigned components) {
+  if (!has_all(Registers::of_cpuid(1, 0).c, bit_OSXSAVE)) {
+    return false;
+  }
+  unsigned low = 0, high = 0;
+  asm("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return has_all(low, components);
+}
+
+bool has_avx2() {
+  constexpr unsigned xmm_and_ymm = 0x6;
+  return has_all(Registers::of_cpuid(1, 0).c, bit_FMA | bit_F16C) &&
+         has_all(Registers::of_cpuid(7, 0).b, bit_AVX2) && saves_state(xmm_and_ymm);
 }
 
 bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512dq") != 0 &&
-         __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512vl") != 0;
+  constexpr unsigned xmm_to_zmm_and_masks = 0xe6;
+  return has_avx2() &&
+         has_all(Registers::of_cpuid(7, 0).b,
+                 bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL) &&
+         saves_state(xmm_to_zmm_and_masks);
+}
+
+bool has_avx512_bf16() {
+  return has_avx512() && has_all(Registers::of_cpuid(7, 1).a, bit_AVX512BF16);
 }
 #endif
 
@@ -32,13 +62,9 @@ struct Level {
 const Level levels[] = {
     {generic_kernels, [] { return true; }},
 #if defined(__x86_64__)
-    {avx2_kernels,
-     [] {
-       return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
-              has_f16c();
-     }},
+    {avx2_kernels, has_avx2},
     {avx512_kernels, has_avx512},
-    {avx512_bf16_kernels, [] { return has_avx512() && __builtin_cpu_supports("avx512bf16") != 0; }},
+    {avx512_bf16_kernels, has_avx512_bf16},
 #endif
 };
 

@@ -19,13 +19,8 @@ namespace rnn_ext::cpu {
 
 inline constexpr std::int64_t reduction_block = 256;
 
-enum class Finish {
-  none,
-  activate_tanh,
-  activate_relu,
-  chain_tanh,
-  chain_relu,
-};
+// Which rule of the cell a product ends with.
+enum class Finish { none, activate, chain };
 
 // C[r, c] = finish(init[r, c] + Σ_k A[r, k] B[k, c] + seed[r, c]), B packed in column panels or,
 // for few rows, read where it is.
@@ -45,9 +40,10 @@ struct Product {
   T* c = nullptr;
   std::int64_t c_stride = 0;
   Finish finish = Finish::none;
+  Nonlinearity nonlinearity = Nonlinearity::tanh;
   const S* seed = nullptr;  // null: zero
   std::int64_t seed_stride = 0;
-  const S* h = nullptr;  // what chain_* needs: the step's own output
+  const S* h = nullptr;  // what `chain` needs: the step's own output
   std::int64_t h_stride = 0;
   S* stored = nullptr;  // where C goes too, rounded to S; null, and always where S is T: nowhere
   std::int64_t stored_stride = 0;

@@ -27,7 +27,7 @@ constexpr int tile_vectors = 2;
 
 }  // namespace
 
-const KernelSet avx2_kernels = make_kernel_set("avx2");
+constinit const KernelSet avx2_kernels = make_kernel_set("avx2");
 
 }  // namespace rnn_ext::cpu
 

@@ -3,6 +3,15 @@
 // ISA level. So common/cell.h, whose rules must be inlined into the kernels, comes after.
 #pragma once
 
+// Results are promised to the bit: whichever tile computes a value, and under every compiler.
+#if defined(__FAST_MATH__)
+#error "rnn_ext does not keep its promises under -ffast-math: build without it"
+#endif
+
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 #include <algorithm>
 #include <array>
 #include <cstdint>

@@ -15,6 +15,6 @@ constexpr int tile_vectors = 2;
 
 }  // namespace
 
-const KernelSet generic_kernels = make_kernel_set("generic");
+constinit const KernelSet generic_kernels = make_kernel_set("generic");
 
 }  // namespace rnn_ext::cpu

@@ -37,6 +37,7 @@ struct Shape {
   bool independent_directions;  // there are two, and neither waits for what the other writes
   std::int64_t gates = 1;       // blocks of hidden_size columns that a step multiplies by
 
+  bool operator==(const Shape&) const = default;
   std::int64_t panels() const { return (hidden_size + panel_columns - 1) / panel_columns; }
   // Cache lines of a row of so many columns.
   double lines(double columns) const {
@@ -132,11 +133,15 @@ inline Plan make_plan(const Shape& s, int threads) {
     return Plan{static_cast<std::uint16_t>(c.groups), directions_at_once,
                 c.threads() * (directions_at_once ? 2 : 1)};
   };
+  const Choice alone = judge(s, 1, 1);
+  if (threads == 1 || alone.cycles <= cost::team_cycles(2)) {
+    return plan(alone, false);  // no team, of any size, is called together in that time
+  }
   const Choice all = choose(s, threads);
-  if (s.independent_directions && threads > 1) {
+  if (s.independent_directions) {
     const Choice half = choose(s, threads / 2);
     if (half.cycles + cost::team_cycles(2 * half.threads()) <
-        2 * all.cycles + cost::team_cycles(all.threads())) {
+        2 * (all.cycles + cost::team_cycles(all.threads()))) {
       return plan(half, true);
     }
   }
@@ -149,8 +154,8 @@ inline std::int64_t projection_rows(std::int64_t hidden_size) {
   return std::clamp<std::int64_t>(65536 / std::max<std::int64_t>(1, hidden_size), 64, 2048);
 }
 
-// Rows whose weight gradients are added up at a time: a multiple of the reduction block that
-// depends on the hidden size alone, so that the order of summation does.
+// Rows whose weight gradients are added up at a time, at most: a multiple of the reduction block. A
+// chunk is whole steps, so the order of that sum depends on the batch too; never on the threads.
 inline std::int64_t gradient_rows(std::int64_t hidden_size) {
   constexpr std::int64_t block = 256;
   return std::clamp<std::int64_t>(65536 / std::max<std::int64_t>(1, hidden_size) / block, 1, 8) *

@@ -2,6 +2,7 @@
 // tangent.cpp. None sees torch.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "common/problem.h"
@@ -211,12 +212,13 @@ Plan plan_of(const std::vector<Task>& tasks, bool independent, const Kernels<S, 
                   threads);
 }
 
-// Runs the directions of a layer on one team, at once or one after the other; then finish(member).
-// A Direction is built from a task, which takes its scratch memory, and then run by every member of
-// its team, each for its share of the steps.
+// Runs these directions of a layer on one team, then finish(member). A Direction is built from a
+// task, which takes its scratch memory, and then run by every member of its team, each for its
+// share of the steps.
 template <class Direction, class Task, class S, class O, class Finish>
-void run_directions(const std::vector<Task>& tasks, const Plan& plan, const Kernels<S, O>& kernels,
-                    ParallelFor parallel_for, Finish finish) {
+void run_on_a_team(std::span<const Task> tasks, const Plan& plan, const Kernels<S, O>& kernels,
+                   ParallelFor parallel_for, Finish finish) {
+  const Scratch::Scope scratch;
   std::vector<Direction> directions;
   directions.reserve(tasks.size());
   for (const Task& task : tasks) {
@@ -242,6 +244,20 @@ void run_directions(const std::vector<Task>& tasks, const Plan& plan, const Kern
     finish(member);
   };
   Team::run(parallel_for, plan.threads, body);
+}
+
+// Runs the directions of a layer: at once, or one after the other in the same scratch memory.
+template <class Direction, class Task, class S, class O, class Finish>
+void run_directions(const std::vector<Task>& tasks, const Plan& plan, const Kernels<S, O>& kernels,
+                    ParallelFor parallel_for, Finish finish) {
+  const std::span<const Task> all(tasks);
+  if (plan.directions_at_once) {
+    run_on_a_team<Direction>(all, plan, kernels, parallel_for, finish);
+    return;
+  }
+  for (std::size_t direction = 0; direction < all.size(); ++direction) {
+    run_on_a_team<Direction>(all.subspan(direction, 1), plan, kernels, parallel_for, finish);
+  }
 }
 
 }  // namespace rnn_ext::cpu

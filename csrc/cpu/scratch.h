@@ -1,26 +1,49 @@
-// Scratch memory of a call, kept by the calling thread for its next call: fresh memory costs a page
-// fault for every 4 KiB, more than the arithmetic of a small call.
+// Scratch memory of calls. Fresh memory costs a page fault for every 4 KiB, more than the
+// arithmetic of a small call, so a call leaves its block for the next one.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 #include <new>
 #include <vector>
 
 namespace rnn_ext::cpu {
 
-// Hands out uninitialised, cache-line-aligned memory until the scope of a call ends.
+// Frees the blocks that no running call uses, and returns their bytes.
+std::size_t release_scratch();
+
+// Hands out uninitialised, cache-line-aligned memory to the call that this thread runs.
 class Scratch {
  public:
-  // Frees everything taken in it. One at a time in a thread.
+  // Gives back everything taken in it when it ends. The outermost scope of a thread is a call.
   class Scope {
    public:
-    Scope() = default;
+    Scope();
     Scope(const Scope&) = delete;
     Scope& operator=(const Scope&) = delete;
-    ~Scope() { local().reset(); }
+    ~Scope();
+
+   private:
+    const bool is_outermost_;
+    std::size_t used_;
+    std::size_t overflows_;
+  };
+
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  using Memory = std::unique_ptr<void, Free>;
+
+  // What is kept between calls.
+  struct Block {
+    Memory memory;
+    std::size_t size = 0;
+    std::size_t most_used = 0;  // by the calls counted in `calls`
+    int calls = 0;
+    int rounds_unused = 0;
   };
 
   static Scratch& local() {
@@ -30,58 +53,39 @@ class Scratch {
 
   void* take(std::size_t bytes) {
     bytes = (bytes + 63) / 64 * 64;
+    void* const next = used_ + bytes <= block_->size
+                           ? static_cast<char*>(block_->memory.get()) + used_
+                           : overflow(bytes);
     used_ += bytes;
-    if (used_ <= size_) {
-      return static_cast<char*>(block_.get()) + used_ - bytes;
-    }
-    overflow_.push_back(allocate(bytes));
-    return overflow_.back().get();
+    most_used_ = used_ > most_used_ ? used_ : most_used_;
+    return next;
   }
 
  private:
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  using Block = std::unique_ptr<void, Free>;
+  void begin();
+  void end();
+  void* overflow(std::size_t bytes);
 
-  // What a thread keeps at most between calls.
-  static constexpr std::size_t keep = std::size_t{32} << 20;
-
-  static Block allocate(std::size_t bytes) {
-    Block block(std::aligned_alloc(64, bytes));
-    if (!block) {
-      throw std::bad_alloc();
-    }
-    return block;
-  }
-
-  // Where a call overflowed, the next gets one block that would have held it.
-  void reset() {
-    overflow_.clear();
-    if (used_ > size_ && used_ <= keep) {
-      block_.reset();
-      size_ = 0;
-      block_.reset(std::aligned_alloc(64, used_));
-      size_ = block_ ? used_ : 0;
-    }
-    used_ = 0;
-  }
-
-  Block block_;
-  std::size_t size_ = 0;
+  std::unique_ptr<Block> block_;   // during a call
+  std::vector<Memory> overflows_;  // what the block has no room for
   std::size_t used_ = 0;
-  std::vector<Block> overflow_;
+  std::size_t most_used_ = 0;
 };
 
-// `count` values of scratch memory, valid until the call's Scratch::Scope ends.
+// `count` values of scratch memory, valid until the Scratch::Scope around it ends.
 template <class T>
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(std::int64_t count)
-      : data_(count > 0 ? static_cast<T*>(
-                              Scratch::local().take(static_cast<std::size_t>(count) * sizeof(T)))
-                        : nullptr) {}
+  explicit Buffer(std::int64_t count) {
+    constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max() / (2 * sizeof(T));
+    if (count > most) {
+      throw std::bad_alloc();
+    }
+    if (count > 0) {
+      data_ = static_cast<T*>(Scratch::local().take(static_cast<std::size_t>(count) * sizeof(T)));
+    }
+  }
 
   T* data() const { return data_; }
   // The values from `offset` on; null where there is no memory.

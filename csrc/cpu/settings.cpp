@@ -1,11 +1,11 @@
 #include "cpu/settings.h"
 
 #include <pthread.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
-#include <thread>
+
+#include "cpu/cores.h"
 
 namespace rnn_ext::cpu {
 namespace {
@@ -18,16 +18,6 @@ std::atomic<Plan> forced{not_forced};
 const int fork_handler = pthread_atfork(
     nullptr, nullptr, [] { in_forked_child.store(true, std::memory_order_relaxed); });
 
-int usable_cores() {
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) {
-    return std::max(1, CPU_COUNT(&set));
-  }
-#endif
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-}
-
 bool can_form_team() {
   return pool_is_concurrent.load(std::memory_order_relaxed) &&
          !in_forked_child.load(std::memory_order_relaxed);
@@ -36,8 +26,7 @@ bool can_form_team() {
 }  // namespace
 
 int available_threads(int torch_threads) {
-  static const int cores = usable_cores();
-  return can_form_team() ? std::clamp(torch_threads, 1, cores) : 1;
+  return torch_threads > 1 && can_form_team() ? std::min(torch_threads, usable_cores()) : 1;
 }
 
 void set_pool_is_concurrent(bool concurrent) {
@@ -51,7 +40,16 @@ void force_plan(std::optional<Plan> plan) {
 Plan plan_for(const Shape& shape, int threads) {
   Plan plan = forced.load(std::memory_order_relaxed);
   if (plan.threads == 0 || !can_form_team()) {
-    return make_plan(shape, threads);
+    // Most calls of a thread are like the one before.
+    static thread_local struct {
+      Shape shape;
+      int threads = 0;
+      Plan plan;
+    } last;
+    if (last.threads != threads || last.shape != shape) {
+      last = {shape, threads, make_plan(shape, threads)};
+    }
+    return last.plan;
   }
   plan.directions_at_once = plan.directions_at_once && shape.independent_directions;
   if (plan.directions_at_once && plan.groups > 1) {

@@ -8,8 +8,8 @@
 namespace rnn_ext::cpu {
 
 // How many threads a call may use: torch's own setting, capped by the cores that this process may
-// run on (more would only wait for each other), and 1 in a forked child, where the pool's
-// threads do not exist.
+// use (more would only wait for each other), and 1 in a forked child, where the pool's threads do
+// not exist.
 int available_threads(int torch_threads);
 
 // Whether torch's pool runs the bodies of one parallel_for at the same time, which a team needs.

@@ -86,8 +86,8 @@ class Tangent {
     product.a_stride = previous.row_stride;
     product.c = at(y);
     product.c_stride = y.row_stride;
-    product.finish =
-        p_.nonlinearity == Nonlinearity::tanh ? Finish::chain_tanh : Finish::chain_relu;
+    product.finish = Finish::chain;
+    product.nonlinearity = p_.nonlinearity;
     product.seed = at(seed);
     product.seed_stride = seed.row_stride;
     product.h = at(h);

@@ -8,10 +8,12 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <stdexcept>
 #include <utility>
 
+#include "cpu/float_control.h"
 #include "cpu/ranges.h"
 
 namespace rnn_ext::cpu {
@@ -24,22 +26,43 @@ inline void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
-  asm volatile("yield");
+  asm volatile("isb");  // `yield` does nothing on most cores
 #endif
 }
 
-// Waits until `value` is no longer `old`. Spins for about the time that a barrier takes among
-// running threads, then sleeps: where another program has one of the cores, a thread that went on
-// spinning would keep its teammate from the other.
+// Waits until `value` is no longer `old`. Spins for longer than running threads take to meet, then
+// sleeps: where another program has one of the cores, a thread that went on spinning would keep its
+// teammate from the other.
 inline void wait_while(const std::atomic<std::uint32_t>& value, std::uint32_t old) {
-  constexpr int spins = 2000;
-  for (int i = 0; i < spins; ++i) {
-    if (value.load(std::memory_order_acquire) != old) {
+  using Clock = std::chrono::steady_clock;
+  constexpr std::chrono::microseconds patience(30);
+  constexpr int loads_between_looks = 64;  // at the clock; 0.1 to 3 µs
+  const auto changes = [&] {
+    for (int i = 0; i < loads_between_looks; ++i) {
+      if (value.load(std::memory_order_acquire) != old) {
+        return true;
+      }
+      relax();
+    }
+    return false;
+  };
+  if (changes()) {
+    return;
+  }
+  for (const auto end = Clock::now() + patience; Clock::now() < end;) {
+    if (changes()) {
       return;
     }
-    relax();
   }
   value.wait(old, std::memory_order_acquire);
+}
+
+// Changes `value` and wakes who waits for it. The store is sequentially consistent because
+// notify_all first looks whether there is anyone to wake: moved behind that look, as a processor
+// may move a release store, the change could be missed by a thread that then sleeps for good.
+inline void announce(std::atomic<std::uint32_t>& value, std::uint32_t changed) {
+  value.store(changed, std::memory_order_seq_cst);
+  value.notify_all();
 }
 
 // Where a number of threads meet, again and again.
@@ -50,8 +73,7 @@ class Barrier {
     const std::uint32_t generation = generation_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size - 1) {
       arrived_.store(0, std::memory_order_relaxed);
-      generation_.store(generation + 1, std::memory_order_release);
-      generation_.notify_all();
+      announce(generation_, generation + 1);
     } else {
       wait_while(generation_, generation);
     }
@@ -100,7 +122,8 @@ class Team {
     int size_;
   };
 
-  // Calls body(member) once on each thread of a team of at most `threads`. The body must not throw.
+  // Calls body(member) once on each thread of a team of at most `threads`, all of which do
+  // floating-point arithmetic as the caller does. The body must not throw.
   template <class Body>
   static void run(ParallelFor parallel_for, int threads, Body& body) {
     Team team(threads);
@@ -111,9 +134,11 @@ class Team {
     struct Context {
       Team& team;
       Body& body;
-    } context{team, body};
+      FloatControl control;
+    } context{team, body, FloatControl::of_this_thread()};
     const auto enter = [](std::int64_t begin, std::int64_t end, void* opaque) {
       auto& c = *static_cast<Context*>(opaque);
+      const FloatControlScope as_the_caller(c.control);
       const int rank = c.team.join(begin, end);
       const Member member(&c.team.barrier_, rank, c.team.size_);
       c.body(member);
@@ -136,8 +161,7 @@ class Team {
     if (covered_.fetch_add(indices, std::memory_order_acq_rel) + indices == asked_) {
       // All who take part have counted themselves by now.
       size_ = joined_.load(std::memory_order_relaxed);
-      complete_.store(1, std::memory_order_release);
-      complete_.notify_all();
+      announce(complete_, 1);
     } else {
       wait_while(complete_, 0);
     }

@@ -9,17 +9,24 @@
 namespace rnn_ext::cpu {
 namespace {
 
-Tensor checked(const Tensor& t, const char* name, std::int32_t dtype,
-               std::initializer_list<std::int64_t> sizes) {
+void check(const Tensor& t, const char* name, std::int32_t dtype,
+           std::initializer_list<std::int64_t> sizes) {
   require(Device::of(t).type == aoti_torch_device_type_cpu() && dtype_of(t) == dtype, name,
           " must be on the CPU and of the dtype of the others");
   require_sizes(t, name, sizes);
+}
+
+Tensor checked(const Tensor& t, const char* name, std::int32_t dtype,
+               std::initializer_list<std::int64_t> sizes) {
+  check(t, name, dtype, sizes);
   return torch::stable::contiguous(t);
 }
 
+// A copy, since the caller may change the tensor after it was checked.
 Tensor checked_tokens(const Tensor& t, std::initializer_list<std::int64_t> sizes,
                       std::int64_t limit) {
-  Tensor tokens = checked(t, "tokens", aoti_torch_dtype_int64(), sizes);
+  check(t, "tokens", aoti_torch_dtype_int64(), sizes);
+  Tensor tokens = torch::stable::contiguous(torch::stable::clone(t));
   const auto* data = view::data<const std::int64_t>(tokens);
   require(std::all_of(data, data + tokens.numel(),
                       [&](std::int64_t token) { return token >= 0 && token < limit; }),
@@ -114,11 +121,9 @@ std::vector<Tensor> token_rnn_backward(const std::optional<Tensor>& grad_output,
   require(output_mask.size() == 3, "output_mask needs a flag for table, hx and weight_hh");
   require(!output_mask[1] || hx.has_value(), "there is no hx to compute a gradient for");
   const Tensor states = checked(output, "output", call.dtype, {steps, batch, h});
-  std::optional<Tensor> output_gradient, h_n_gradient;
+  std::optional<Tensor> h_n_gradient;
   if (grad_output) {
-    require_sizes(*grad_output, "grad_output", {steps, batch, h});
-    require(dtype_of(*grad_output) == call.dtype, "grad_output must have the dtype of the others");
-    output_gradient = *grad_output;
+    check(*grad_output, "grad_output", call.dtype, {steps, batch, h});
   }
   if (grad_h_n) {
     h_n_gradient = checked(*grad_h_n, "grad_h_n", call.dtype, {1, batch, h});
@@ -126,8 +131,8 @@ std::vector<Tensor> token_rnn_backward(const std::optional<Tensor>& grad_output,
   std::vector<Tensor> gradients;
   call.with_kernels([&]<class T>(const Kernels<T>& kernels) {
     Gradients<T> g;
-    if (output_gradient) {
-      g.output = view::sequence<const T>(*output_gradient);
+    if (grad_output) {
+      g.output = view::sequence<const T>(*grad_output);
     }
     if (h_n_gradient) {
       g.h_n = view::slice<const T>(*h_n_gradient, 0);

@@ -18,6 +18,7 @@ struct Out {
   std::int64_t c_stride;
   int last;  // columns in the tile's last vector
   Finish finish = Finish::none;
+  Nonlinearity nonlinearity = Nonlinearity::tanh;
   const S* seed = nullptr;
   std::int64_t seed_stride = 0;
   const S* h = nullptr;
@@ -26,22 +27,21 @@ struct Out {
   std::int64_t stored_stride = 0;
 };
 
-// Calls f with the activation or derivative rule that `finish` names: f(z, h) -> result.
-template <class T, class F>
-[[gnu::always_inline]] inline void with_finish(Finish finish, F&& f) {
-  using V = Vector<T>;
-  switch (finish) {
-    case Finish::none:
-      return f([](V z, const auto&) { return z; });
-    case Finish::activate_tanh:
-      return f([](V z, const auto&) { return TanhCell::activate(z); });
-    case Finish::activate_relu:
-      return f([](V z, const auto&) { return ReluCell::activate(z); });
-    case Finish::chain_tanh:
-      return f([](V z, const auto& h) { return TanhCell::chain(z, h()); });
-    case Finish::chain_relu:
-      return f([](V z, const auto& h) { return ReluCell::chain(z, h()); });
+// Calls f with the rule that a tile ends with: rule(z, h) -> result.
+template <class S, class F>
+[[gnu::always_inline]] inline void with_rule(const Out<S>& out, F&& f) {
+  using V = Vector<Arithmetic<S>>;
+  if (out.finish == Finish::none) {
+    f([](V z, const auto&) { return z; });
+    return;
   }
+  with_cell(out.nonlinearity, [&]<class Cell>(Cell) __attribute__((always_inline)) {
+    if (out.finish == Finish::activate) {
+      f([](V z, const auto&) { return Cell::activate(z); });
+    } else {
+      f([](V z, const auto& h) { return Cell::chain(z, h()); });
+    }
+  });
 }
 
 // Vector j of NV in a row, of which the last holds `last` columns.
@@ -82,7 +82,7 @@ template <int NV, class S, class Rule>
 // large tile would not fit the instruction cache.
 template <class S, int NV>
 [[gnu::noinline]] void finish_stored(const Out<S>& out, int rows) {
-  with_finish<Arithmetic<S>>(out.finish, [&](auto rule) {
+  with_rule(out, [&](auto rule) {
     for (int i = 0; i < rows; ++i) {
       for (int j = 0; j < NV; ++j) {
         const auto z = load_part<NV>(out.c + i * out.c_stride, j, out.last);
@@ -95,7 +95,6 @@ template <class S, int NV>
 template <class S, int MR, int NV>
 [[gnu::always_inline]] inline void store_tile(Vector<Arithmetic<S>> (&acc)[MR][NV],
                                               const Out<S>& out) {
-  using T = Arithmetic<S>;
   if (out.init) {
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) {
@@ -106,7 +105,7 @@ template <class S, int MR, int NV>
     }
   }
   if constexpr (MR * NV <= 4) {
-    with_finish<T>(out.finish, [&](auto rule) __attribute__((always_inline)) {
+    with_rule(out, [&](auto rule) __attribute__((always_inline)) {
 #pragma GCC unroll 4
       for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 4
@@ -248,6 +247,7 @@ template <class S, class O, class Multiply>
                    p.c_stride, 0};
         if (last) {
           out.finish = p.finish;
+          out.nonlinearity = p.nonlinearity;
           out.seed = at(p.seed, p.seed_stride);
           out.seed_stride = p.seed_stride;
           out.h = at(p.h, p.h_stride);

@@ -78,6 +78,9 @@ inline Vector<float> operator/(Vector<float> a, Vector<float> b) {
 inline Vector<float> multiply_add(Vector<float> a, Vector<float> b, Vector<float> c) {
   return {_mm256_fmadd_ps(a.v, b.v, c.v)};
 }
+inline Vector<float> subtract_product(Vector<float> c, Vector<float> a, Vector<float> b) {
+  return {_mm256_fnmadd_ps(a.v, b.v, c.v)};
+}
 inline Vector<float> zero_where_not_positive(Vector<float> value, Vector<float> where) {
   return {_mm256_andnot_ps(_mm256_cmp_ps(where.v, _mm256_setzero_ps(), _CMP_LE_OQ), value.v)};
 }
@@ -131,6 +134,9 @@ inline Vector<double> operator/(Vector<double> a, Vector<double> b) {
 }
 inline Vector<double> multiply_add(Vector<double> a, Vector<double> b, Vector<double> c) {
   return {_mm256_fmadd_pd(a.v, b.v, c.v)};
+}
+inline Vector<double> subtract_product(Vector<double> c, Vector<double> a, Vector<double> b) {
+  return {_mm256_fnmadd_pd(a.v, b.v, c.v)};
 }
 inline Vector<double> zero_where_not_positive(Vector<double> value, Vector<double> where) {
   return {_mm256_andnot_pd(_mm256_cmp_pd(where.v, _mm256_setzero_pd(), _CMP_LE_OQ), value.v)};

@@ -72,6 +72,9 @@ inline Vector<float> operator/(Vector<float> a, Vector<float> b) {
 inline Vector<float> multiply_add(Vector<float> a, Vector<float> b, Vector<float> c) {
   return {_mm512_fmadd_ps(a.v, b.v, c.v)};
 }
+inline Vector<float> subtract_product(Vector<float> c, Vector<float> a, Vector<float> b) {
+  return {_mm512_fnmadd_ps(a.v, b.v, c.v)};
+}
 inline Vector<float> zero_where_not_positive(Vector<float> value, Vector<float> where) {
   const __mmask16 keep = _mm512_cmp_ps_mask(where.v, _mm512_setzero_ps(), _CMP_NLE_UQ);
   return {_mm512_maskz_mov_ps(keep, value.v)};
@@ -123,6 +126,9 @@ inline Vector<double> operator/(Vector<double> a, Vector<double> b) {
 }
 inline Vector<double> multiply_add(Vector<double> a, Vector<double> b, Vector<double> c) {
   return {_mm512_fmadd_pd(a.v, b.v, c.v)};
+}
+inline Vector<double> subtract_product(Vector<double> c, Vector<double> a, Vector<double> b) {
+  return {_mm512_fnmadd_pd(a.v, b.v, c.v)};
 }
 inline Vector<double> zero_where_not_positive(Vector<double> value, Vector<double> where) {
   const __mmask8 keep = _mm512_cmp_pd_mask(where.v, _mm512_setzero_pd(), _CMP_NLE_UQ);

@@ -42,8 +42,26 @@ struct Vector {
   friend Vector operator-(Vector a, Vector b) { return {a.v - b.v}; }
   friend Vector operator*(Vector a, Vector b) { return {a.v * b.v}; }
   friend Vector operator/(Vector a, Vector b) { return {a.v / b.v}; }
-  // One rounding where the machine has the instruction, two elsewhere.
+  // a·b + c and c - a·b: rounded once where every machine has the instruction, twice elsewhere.
+#if defined(__aarch64__)
+  friend Vector multiply_add(Vector a, Vector b, Vector c) {
+    if constexpr (sizeof(T) == 4) {
+      return {vfmaq_f32(c.v, a.v, b.v)};
+    } else {
+      return {vfmaq_f64(c.v, a.v, b.v)};
+    }
+  }
+  friend Vector subtract_product(Vector c, Vector a, Vector b) {
+    if constexpr (sizeof(T) == 4) {
+      return {vfmsq_f32(c.v, a.v, b.v)};
+    } else {
+      return {vfmsq_f64(c.v, a.v, b.v)};
+    }
+  }
+#else
   friend Vector multiply_add(Vector a, Vector b, Vector c) { return {a.v * b.v + c.v}; }
+  friend Vector subtract_product(Vector c, Vector a, Vector b) { return {c.v - a.v * b.v}; }
+#endif
 
   friend Vector zero_where_not_positive(Vector value, Vector where) {
     return {(where.v <= Lanes{}) ? Lanes{} : value.v};

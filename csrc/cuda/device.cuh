@@ -18,8 +18,11 @@ struct Number {
   T value;
 
   __host__ __device__ static Number broadcast(T x) { return {x}; }
-  __host__ __device__ friend Number operator-(Number a, Number b) { return {a.value - b.value}; }
   __host__ __device__ friend Number operator*(Number a, Number b) { return {a.value * b.value}; }
+  // c - a·b, rounded once.
+  __host__ __device__ friend Number subtract_product(Number c, Number a, Number b) {
+    return {std::fma(-a.value, b.value, c.value)};
+  }
   __host__ __device__ friend Number tanh(Number x) { return {std::tanh(x.value)}; }
   __host__ __device__ friend Number zero_where_not_positive(Number x, Number where) {
     return {where.value <= T{0} ? T{0} : x.value};

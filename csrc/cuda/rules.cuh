@@ -145,11 +145,10 @@ Backward<S, Cell> rule_of(const BackwardPass<S>& pass) {
 // Calls f with the rules of the passes.
 template <class Pass, class F>
 cudaError_t with_rules(Nonlinearity nonlinearity, std::span<const Pass> passes, F&& f) {
-  const auto call = [&]<class Cell>(Cell) {
+  return with_cell(nonlinearity, [&]<class Cell>(Cell) {
     using Rule = decltype(rule_of<Cell>(passes.front()));
     return f(Directions<Rule>{{rule_of<Cell>(passes.front()), rule_of<Cell>(passes.back())}});
-  };
-  return nonlinearity == Nonlinearity::tanh ? call(TanhCell{}) : call(ReluCell{});
+  });
 }
 
 constexpr std::size_t granted_shared_bytes = 48 << 10;  // to every kernel, without asking

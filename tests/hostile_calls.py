@@ -1,0 +1,315 @@
+"""Calls of the raw ops that no sane caller makes, one for each number; see test_hostile_calls.py.
+
+As a program it makes calls until it dies or is done, and says before each which one it is:
+
+    python tests/hostile_calls.py FIRST [COUNT]
+"""
+
+import contextlib
+import math
+import random
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import rnn_ext
+
+OPS = sorted(
+    name.partition("::")[2]
+    for name in torch._C._dispatch_get_all_op_names()
+    if name.startswith("rnn_ext::")
+)
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+SIZES = [0, 1, 2, 3, 5, 17, 65, 300]
+HUGE = [2**20, 2**31, 2**32 + 1, 2**40, 2**60, 2**62, 2**63 - 1]
+# A call that computes more than this takes too long, and one between the two limits of values in a
+# tensor could get its memory.
+MOST_WORK = 2**24
+MOST_VALUES, IMPOSSIBLE_VALUES = 2**20, 2**46
+
+
+def pick_size(rng: random.Random) -> int:
+    return rng.choice(HUGE if rng.random() < 0.1 else SIZES)
+
+
+@dataclass
+class Layer:
+    """Sizes of a well-formed call."""
+
+    steps: int
+    batch: int
+    inputs: int
+    hidden: int
+    directions: int
+    biases: bool
+    dtype: torch.dtype
+    batch_sizes: list[int] | None
+
+    @classmethod
+    def draw(cls, rng: random.Random) -> "Layer":
+        while True:
+            layer = cls(
+                *(pick_size(rng) for _ in range(4)),
+                directions=rng.choice([1, 2]),
+                biases=rng.random() < 0.5,
+                dtype=rng.choice(DTYPES),
+                batch_sizes=None,
+            )
+            rows, hidden = layer.steps * layer.batch, layer.directions * layer.hidden
+            tensors = [rows * layer.inputs, rows * hidden, hidden * layer.inputs, hidden**2]
+            is_small = max(tensors) <= MOST_VALUES
+            if not (is_small or max(tensors) >= IMPOSSIBLE_VALUES):
+                continue
+            if is_small and rows * hidden * (layer.inputs + layer.hidden) > MOST_WORK:
+                continue
+            if 0 < layer.steps * layer.batch < 2**12 and rng.random() < 0.4:
+                sizes = sorted(rng.randint(1, layer.batch) for _ in range(layer.steps))[::-1]
+                layer.batch_sizes, layer.batch = sizes, sizes[0]
+            return layer
+
+    def rows(self, features: int) -> Tensor:
+        if self.batch_sizes is None:
+            return self.tensor(self.steps, self.batch, features)
+        return self.tensor(sum(self.batch_sizes), features)
+
+    def states(self) -> Tensor:
+        return self.tensor(self.directions, self.batch, self.hidden)
+
+    def weights(self) -> list[Tensor]:
+        shapes: list[tuple[int, ...]] = [(self.hidden, self.inputs), (self.hidden, self.hidden)]
+        shapes += [(self.hidden,)] * (2 if self.biases else 0)
+        return [self.tensor(*shape) for shape in shapes * self.directions]
+
+    def tensor(self, *shape: int) -> Tensor:
+        if math.prod(shape) <= MOST_VALUES:
+            return torch.randn(shape, dtype=self.dtype)
+        last = shape[-1] if shape[-1] <= MOST_VALUES else 1
+        return torch.zeros((*[1] * (len(shape) - 1), last), dtype=self.dtype).expand(shape)
+
+    def settings(self, rng: random.Random) -> list[Any]:
+        sizes = None if self.batch_sizes is None else torch.tensor(self.batch_sizes)
+        return [sizes, rng.choice(["tanh", "relu"]), self.directions == 2]
+
+
+def maybe(rng: random.Random, t: Tensor) -> Tensor | None:
+    return t if rng.random() < 0.7 else None
+
+
+def mask_of(rng: random.Random, length: int) -> list[bool]:
+    return [rng.random() < 0.7 for _ in range(length)]
+
+
+def forward(rng: random.Random) -> list[Any]:
+    a = Layer.draw(rng)
+    return [a.rows(a.inputs), maybe(rng, a.states()), a.weights(), *a.settings(rng)]
+
+
+def backward(rng: random.Random) -> list[Any]:
+    a = Layer.draw(rng)
+    outputs, weights = a.directions * a.hidden, a.weights()
+    return [
+        *(maybe(rng, a.rows(outputs)), maybe(rng, a.states())),
+        *(a.rows(a.inputs), maybe(rng, a.states()), weights, a.rows(outputs)),
+        *(*a.settings(rng), mask_of(rng, 2 + len(weights))),
+    ]
+
+
+def step_of(rng: random.Random) -> Layer:
+    a = Layer.draw(rng)
+    a.steps, a.directions, a.batch_sizes = 1, 1, None
+    return a
+
+
+def cell_forward(rng: random.Random) -> list[Any]:
+    a = step_of(rng)
+    x, hx = a.tensor(a.batch, a.inputs), maybe(rng, a.tensor(a.batch, a.hidden))
+    return [x, hx, a.weights(), rng.choice(["tanh", "relu"])]
+
+
+def cell_backward(rng: random.Random) -> list[Any]:
+    a = step_of(rng)
+    weights, state = a.weights(), a.tensor(a.batch, a.hidden)
+    return [
+        *(state, a.tensor(a.batch, a.inputs), maybe(rng, state), weights, state),
+        *(rng.choice(["tanh", "relu"]), mask_of(rng, 2 + len(weights))),
+    ]
+
+
+def tangent(rng: random.Random) -> list[Any]:
+    a = Layer.draw(rng)
+    outputs = a.directions * a.hidden
+    matrices = [a.tensor(a.hidden, a.hidden) for _ in range(a.directions)]
+    sizes, nonlinearity, _ = a.settings(rng)
+    seed, output = a.rows(outputs), a.rows(outputs)
+    reverse = rng.random() < 0.5
+    return [seed, maybe(rng, a.states()), matrices, output, sizes, nonlinearity, reverse]
+
+
+def token_call(rng: random.Random) -> tuple[Layer, Tensor, Tensor, Tensor | None, Tensor]:
+    a = step_of(rng)
+    a.steps = pick_size(rng) % 20
+    vocabulary = 1 + a.inputs % 50
+    tokens = torch.randint(vocabulary, (a.steps, a.batch % 100))
+    a.batch, a.hidden = a.batch % 100, a.hidden % 400
+    hx, weight = maybe(rng, a.states()), a.tensor(a.hidden, a.hidden)
+    return a, tokens, a.tensor(vocabulary, a.hidden), hx, weight
+
+
+def token_forward(rng: random.Random) -> list[Any]:
+    _, *operands = token_call(rng)
+    return [*operands, rng.choice(["tanh", "relu"])]
+
+
+def token_backward(rng: random.Random) -> list[Any]:
+    a, *operands = token_call(rng)
+    output = a.tensor(a.steps, a.batch, a.hidden)
+    grads = maybe(rng, torch.randn_like(output)), maybe(rng, a.states())
+    return [*grads, *operands, output, rng.choice(["tanh", "relu"]), mask_of(rng, 3)]
+
+
+def generate(rng: random.Random) -> list[Any]:
+    vocabulary, hidden, layers = rng.choice([1, 2, 40]), rng.choice([0, 1, 33, 300]), 2
+    prompt = torch.randint(vocabulary, (rng.choice([1, 5]),))
+    draws = torch.rand(rng.choice([1, 7]), dtype=torch.float64)
+    square = torch.randn(hidden, hidden)
+    return [
+        *(prompt, draws, torch.randn(vocabulary, hidden), torch.randn(layers, 1, hidden)),
+        *([square, square, square, torch.randn(hidden)], torch.randn(vocabulary, hidden)),
+        *(torch.randn(vocabulary), rng.choice([0.0, 1.0, 0.01]), rng.choice([1, 3, 100])),
+        *(rng.choice([-1, 0, 1]), rng.choice(["tanh", "relu"])),
+    ]
+
+
+# Well-formed arguments of each op, if of odd sizes.
+MAKERS: dict[str, Callable[[random.Random], list[Any]]] = {
+    "rnn_forward": forward,
+    "_rnn_forward": forward,
+    "rnn_backward": backward,
+    "_rnn_backward": backward,
+    "_cell_forward": cell_forward,
+    "_cell_backward": cell_backward,
+    "_rnn_tangent": tangent,
+    "_token_rnn_forward": token_forward,
+    "_token_rnn_backward": token_backward,
+    "_rnn_generate": generate,
+}
+
+# What leaves the values where they are, and may be done to a tensor of any size.
+VIEWS: list[Callable[[random.Random, Tensor], Any]] = [
+    lambda rng, t: None,
+    lambda rng, t: t.unsqueeze(rng.randint(0, t.dim())),
+    lambda rng, t: t.select(0, 0),
+    lambda rng, t: t[: rng.randint(0, 2)],
+    lambda rng, t: t[..., : rng.randint(0, 2)],
+    lambda rng, t: t.transpose(0, -1),
+    lambda rng, t: t[:1].expand_as(t),
+    lambda rng, t: t.as_strided(t.shape, [rng.choice([0, 1]) for _ in t.shape]),
+    lambda rng, t: t.new_zeros([1] * t.dim()).expand([rng.choice(HUGE) for _ in t.shape]),
+    lambda rng, t: t.new_zeros([1] * t.dim()).expand([rng.choice([*HUGE, n]) for n in t.shape]),
+    lambda rng, t: torch._neg_view(t),
+    lambda rng, t: t.detach().requires_grad_(),
+    lambda rng, t: torch.tensor([rng.choice([-(2**63), -1, 0, 1, 2, *HUGE]) for _ in range(5)]),
+    lambda rng, t: torch.tensor([2**62] * 4 + [t.shape[0]]),
+]
+COPIES: list[Callable[[random.Random, Tensor], Any]] = [
+    lambda rng, t: t.to("meta"),
+    lambda rng, t: t.to(rng.choice([*DTYPES, torch.int64, torch.int32, torch.bool])),
+    lambda rng, t: t.to(torch.complex64),
+    lambda rng, t: t.flatten(),
+    lambda rng, t: t.sum() if t.is_floating_point() else t.min(),
+    lambda rng, t: torch.cat([t, t], -1),
+    lambda rng, t: torch.cat([t, t]),
+    lambda rng, t: t.transpose(0, -1).contiguous().transpose(0, -1),
+    lambda rng, t: torch.stack([t, t], -1)[..., 0],
+    lambda rng, t: t.new_ones(()).expand_as(t),
+    lambda rng, t: t * torch.nan,
+    lambda rng, t: t.to_sparse(),
+]
+LIST_DAMAGE: list[Callable[[random.Random, list[Any]], Any]] = [
+    lambda rng, v: [],
+    lambda rng, v: v[:-1],
+    lambda rng, v: v * 2,
+    lambda rng, v: v[::-1],
+    lambda rng, v: None,
+]
+SCALARS: dict[type, list[Any]] = {
+    bool: [True, False, None],
+    int: [-(2**63), -1, 0, 1, 2**31, 2**63 - 1],
+    float: [math.nan, math.inf, -1.0, 0.0, 1e-300],
+    str: ["", "gelu", "tan", "tanhh", "relu\0", "ü" * 5000],
+}
+
+
+def damaged(rng: random.Random, value: Any) -> Any:
+    """`value` with something about it changed that the op may not expect."""
+    if isinstance(value, Tensor):
+        is_huge = max(value.shape, default=0) > MOST_VALUES or value.numel() > MOST_VALUES
+        return rng.choice(VIEWS if is_huge else VIEWS + COPIES)(rng, value)
+    if isinstance(value, list):
+        if value and rng.random() < 0.6:
+            at = rng.randrange(len(value))
+            return [*value[:at], damaged(rng, value[at]), *value[at + 1 :]]
+        return rng.choice(LIST_DAMAGE)(rng, value)
+    return value if value is None else rng.choice(SCALARS[type(value)])
+
+
+def well_formed(op: str, rng: random.Random) -> list[Any]:
+    while True:
+        # Torch refuses tensors of more than 2**63 values.
+        with contextlib.suppress(RuntimeError):
+            return MAKERS[op](rng)
+
+
+def arguments(number: int) -> tuple[str, list[Any]]:
+    """The op and the arguments of the call with this number."""
+    rng = random.Random(number)
+    torch.manual_seed(number)
+    op = OPS[number % len(OPS)]
+    args = well_formed(op, rng)
+    for _ in range(rng.choice([0, 1, 1, 2, 3])):
+        at = rng.randrange(len(args))
+        # Some tensors cannot be changed in some ways.
+        with contextlib.suppress(RuntimeError, IndexError, TypeError):
+            args[at] = damaged(rng, args[at])
+    if rng.random() < 0.1:  # one tensor in two places
+        tensors = [i for i, arg in enumerate(args) if isinstance(arg, Tensor)]
+        args[rng.choice(tensors or [0])] = args[rng.choice(tensors or [0])]
+    groups, threads = rng.choice([(None, 1), (1, 3), (2, 4), (3, 3)])
+    rnn_ext._C.force_plan(groups, threads, rng.random() < 0.5)
+    return op, args
+
+
+def call(number: int) -> str:
+    """Make the call with this number; "result", or what was raised."""
+    op, args = arguments(number)
+    try:
+        result = getattr(torch.ops.rnn_ext, op)(*args)
+        if op == "rnn_forward" and result[0].requires_grad and not result[0].is_meta:
+            result[0].sum().backward()
+    except SystemError:
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:150]}"
+    return "result"
+
+
+def limit_memory(more: int) -> None:
+    """Let this process get so many bytes more and no others: calls may ask for terabytes."""
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + more, resource.RLIM_INFINITY))
+
+
+if __name__ == "__main__":
+    first, count = (*map(int, sys.argv[1:]), 1)[:2]
+    call(first)  # starts torch's threads
+    if sys.platform == "linux":
+        limit_memory(4 << 30)
+    for number in range(first, first + count):
+        print(number, end=" ", flush=True)
+        print(call(number), flush=True)

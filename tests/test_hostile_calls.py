@@ -1,0 +1,33 @@
+"""No call of a raw op, whatever its arguments, ends the process: an exception, or a result."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import hostile_calls
+import pytest
+from support import PATIENCE
+
+PROGRAM = Path(hostile_calls.__file__)
+CALLS = 2000
+CHILDREN = 2
+
+
+def test_there_are_hostile_calls_of_every_op() -> None:
+    assert set(hostile_calls.MAKERS) == set(hostile_calls.OPS)
+
+
+@pytest.mark.parametrize("child", range(CHILDREN))
+def test_hostile_calls_end_in_an_exception_or_a_result(child: int) -> None:
+    command = [sys.executable, str(PROGRAM), str(child * CALLS), str(CALLS)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=5 * PATIENCE)
+    lines = process.stdout.splitlines()
+    last = lines[-1].split()[0] if lines else child * CALLS
+    assert process.returncode == 0, (
+        f"exit code {process.returncode}; replay with: python {PROGRAM.name} {last}\n"
+        f"{process.stderr[-2000:]}"
+    )
+    outcomes = Counter(line.split()[1] for line in lines)
+    # Neither are all arguments so odd that no kernel runs, nor so tame that no check is needed.
+    assert min(outcomes["result"], outcomes["RuntimeError:"]) > CALLS / 10
