@@ -230,9 +230,9 @@ def _layer_tangent(
     kinds = _by_direction(weights, walk)
     change_kinds = _by_direction(weight_tangents, walk)
     needs_before = any(changes[1] is not None for changes in change_kinds)
-    befores = walk.before(output, hx) if needs_before else walk.split(output)
+    previous = walk.before(output, hx) if needs_before else walk.split(output)
     seeds = []
-    for (w_ih, *_), changes, before in zip(kinds, change_kinds, befores, strict=True):
+    for (w_ih, *_), changes, before in zip(kinds, change_kinds, previous, strict=True):
         seed = None if input_tangent is None else input_tangent @ w_ih.t()
         for change, operand in zip(changes, (input, before), strict=False):
             if change is not None:

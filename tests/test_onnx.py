@@ -1,6 +1,6 @@
 """ONNX export: a layer becomes the standard operator RNN, and ONNX Runtime computes the same.
 
-Needs the extra `onnx`.
+Needs onnxscript and onnxruntime (`make test-extras`).
 """
 
 from typing import Any
