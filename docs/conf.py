@@ -3,7 +3,7 @@
 import rnn_ext
 
 project = "rnn_ext"
-author = "rnn_ext developers"
+author = copyright = "rnn_ext developers"
 release = version = rnn_ext.__version__
 
 extensions = [
@@ -17,6 +17,7 @@ exclude_patterns = ["figures.py"]
 myst_heading_anchors = 3
 autodoc_typehints = "none"  # the docstrings say more: shapes
 autodoc_member_order = "bysource"
+napoleon_use_ivar = True
 napoleon_use_rtype = False
 
 html_theme = "furo"
