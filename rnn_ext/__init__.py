@@ -4,7 +4,7 @@ from . import _extension
 
 _C = _extension.load()
 
-# ops: for what it registers.
+# Importing ops registers the fake kernels and autograd formulas.
 from . import functional, ops  # noqa: E402, F401
 from .info import build_info, explain, release_scratch, uses_openmp  # noqa: E402
 from .modules import RNN, RNNCell  # noqa: E402

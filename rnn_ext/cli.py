@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in _OPTIONAL_PACKAGES:
             raise
-        return _complain(f"this needs {package}; install it with: pip install 'rnn_ext[cli]'")
+        return _complain(f"this needs {package}; install it with: pip install {package}")
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -73,7 +73,7 @@ def _build_parser(command: str | None) -> argparse.ArgumentParser:
     """All commands by name; imports and fills in ``command`` alone."""
     parser = _Parser(
         prog="rnn-ext",
-        description="Fused kernels for the plain RNN: demonstration, benchmark, build facts.",
+        description="Train and run character models, time the kernels, show the build.",
         epilog="'rnn-ext COMMAND --help' lists the flags of a command.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")

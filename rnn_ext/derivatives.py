@@ -116,23 +116,23 @@ def _gradients(
 ) -> list[Tensor | None]:
     """The same of differentiable parts, for transforms to see through."""
     needs_input, needs_hx, *needs_weights = output_mask
-    kinds = _by_direction(weights, walk)
-    dz = _preactivation_gradient(grad_output, grad_h_n, output, kinds, walk)
+    per_direction = _by_direction(weights, walk)
+    dz = _preactivation_gradient(grad_output, grad_h_n, output, per_direction, walk)
     parts = walk.split(dz)
     grad_input, grad_hx = None, None
     if needs_input:
-        for part, (w_ih, *_) in zip(parts, kinds, strict=True):
+        for part, (w_ih, *_) in zip(parts, per_direction, strict=True):
             grad_input = _plus_product(grad_input, part, w_ih)
     if needs_hx:
         firsts = walk.first_rows(dz)
-        grad_hx = torch.stack([d @ w[1] for d, w in zip(firsts, kinds, strict=True)])
+        grad_hx = torch.stack([d @ w[1] for d, w in zip(firsts, per_direction, strict=True)])
     grad_weights: list[Tensor | None] = []
     wanted = iter(needs_weights)
     for part, before in zip(parts, walk.before(output, hx), strict=True):
         rows = part.flatten(0, -2)
         grad_weights.append(rows.t() @ input.flatten(0, -2) if next(wanted) else None)
         grad_weights.append(rows.t() @ before.flatten(0, -2) if next(wanted) else None)
-        grad_weights += [rows.sum(0) if next(wanted) else None for _ in kinds[0][2:]]
+        grad_weights += [rows.sum(0) if next(wanted) else None for _ in per_direction[0][2:]]
     return [grad_input, grad_hx, *grad_weights]
 
 
@@ -157,8 +157,8 @@ def layer_double_backward(
     """
     # By its linearity, the gradients of the first two are the tangents of output and h_n.
     y, y_last = _layer_tangent(grads, input, hx, weights, output, walk)
-    kinds = _by_direction(weights, walk)
-    dz = _preactivation_gradient(grad_output, grad_h_n, output, kinds, walk)
+    per_direction = _by_direction(weights, walk)
+    dz = _preactivation_gradient(grad_output, grad_h_n, output, per_direction, walk)
     grad_states = _curvature(dz, y, output, walk)
     grad_input, grad_hx = None, None
     changes = _by_direction(grads[2:], walk)
@@ -178,7 +178,7 @@ def layer_double_backward(
         rows = part.flatten(0, -2).t()
         grad_weights.append(None if grads[0] is None else rows @ grads[0].flatten(0, -2))
         grad_weights.append(rows @ before.flatten(0, -2))
-        grad_weights += [None] * (len(kinds[0]) - 2)
+        grad_weights += [None] * (len(per_direction[0]) - 2)
     return (
         None if grad_output is None else y,
         None if grad_h_n is None else y_last,
@@ -193,13 +193,13 @@ def _preactivation_gradient(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
     output: Tensor,
-    kinds: Sequence[Sequence[Tensor]],
+    per_direction: Sequence[Sequence[Tensor]],
     walk: Walk,
 ) -> Tensor:
     seed = torch.zeros_like(output) if grad_output is None else grad_output
     if grad_h_n is not None:
         seed = walk.add_to_last_rows(seed, grad_h_n)
-    return tangent(seed, None, [w_hh.t() for _, w_hh, *_ in kinds], output, walk.opposite())
+    return tangent(seed, None, [w_hh.t() for _, w_hh, *_ in per_direction], output, walk.opposite())
 
 
 def _plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
@@ -227,12 +227,14 @@ def _layer_tangent(
 ) -> tuple[Tensor, Tensor]:
     """The tangents of output and h_n for those of input, hx and the weights; None: zeros."""
     input_tangent, hx_tangent, *weight_tangents = tangents
-    kinds = _by_direction(weights, walk)
-    change_kinds = _by_direction(weight_tangents, walk)
-    needs_before = any(changes[1] is not None for changes in change_kinds)
-    befores = walk.before(output, hx) if needs_before else walk.split(output)
+    per_direction = _by_direction(weights, walk)
+    changes_per_direction = _by_direction(weight_tangents, walk)
+    needs_before = any(changes[1] is not None for changes in changes_per_direction)
+    previous = walk.before(output, hx) if needs_before else walk.split(output)
     seeds = []
-    for (w_ih, *_), changes, before in zip(kinds, change_kinds, befores, strict=True):
+    for (w_ih, *_), changes, before in zip(
+        per_direction, changes_per_direction, previous, strict=True
+    ):
         seed = None if input_tangent is None else input_tangent @ w_ih.t()
         for change, operand in zip(changes, (input, before), strict=False):
             if change is not None:
@@ -242,7 +244,7 @@ def _layer_tangent(
                 seed = change if seed is None else seed + change
         seeds.append(torch.zeros_like(before) if seed is None else seed.expand_as(before))
     seed = seeds[0] if len(seeds) == 1 else torch.cat(seeds, -1)
-    result = tangent(seed, hx_tangent, [w_hh for _, w_hh, *_ in kinds], output, walk)
+    result = tangent(seed, hx_tangent, [w_hh for _, w_hh, *_ in per_direction], output, walk)
     return result, torch.stack(walk.last_rows(result))
 
 

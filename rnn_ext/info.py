@@ -22,7 +22,7 @@ def uses_openmp() -> bool:
 
 
 def build_info() -> dict[str, Any]:
-    """What was built and what is running.
+    """Returns facts about the build and about the torch that it runs on.
 
     Returns:
         ``version``, ``compiler``, ``isa_compiled`` (levels in the binary), ``isa`` (the level in

@@ -277,7 +277,7 @@ class RNNCell(nn.RNNCellBase):
         self.nonlinearity = nonlinearity
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """The next state; see the class for the shapes."""
+        """Returns the next state; see the class for the shapes."""
         if not torch.compiler.is_compiling():
             result = _node.run_cell(self, input, hx)
             if result is not None:

@@ -17,7 +17,7 @@ __all__ = ["rnn_layer", "translation_table"]
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """What ``torch.onnx.export`` needs for an ExportedProgram: the translations of our ops.
+    """Returns the translations of our ops that ``torch.onnx.export`` needs for ExportedPrograms.
 
     Raises:
         ModuleNotFoundError: the package ``onnxscript`` is not installed (extra ``onnx``).
@@ -45,7 +45,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
             )
         stacked = [
             op.Concat(*(op.Unsqueeze(w, [0]) for w in group), axis=0)
-            for group in _by_kind(weights, bidirectional)
+            for group in _by_parameter(weights, bidirectional)
         ]
         w_ih, w_hh, *biases = stacked
         bias = op.Concat(*biases, axis=1) if biases else None
@@ -67,7 +67,7 @@ def rnn_layer(
 ) -> tuple[Tensor, Tensor]:
     """``torch.ops.rnn_ext.rnn_forward`` as ``torch.onnx.export`` records it; never packed."""
     assert batch_sizes is None
-    w_ih, w_hh, *biases = (torch.stack(group) for group in _by_kind(weights, bidirectional))
+    w_ih, w_hh, *biases = (torch.stack(group) for group in _by_parameter(weights, bidirectional))
     steps, batch = input.shape[:2]
     directions, hidden_size, _ = w_hh.shape
     output, h_n = torch.onnx.ops.symbolic_multi_out(
@@ -81,10 +81,10 @@ def rnn_layer(
     return output.transpose(1, 2).flatten(2), h_n
 
 
-def _by_kind(weights: Sequence[Any], bidirectional: bool) -> list[list[Any]]:
-    """All ``weight_ih``, all ``weight_hh`` and so on, where ``weights`` go by direction."""
-    kinds = len(weights) // 2 if bidirectional else len(weights)
-    return [list(weights[kind::kinds]) for kind in range(kinds)]
+def _by_parameter(weights: Sequence[Any], bidirectional: bool) -> list[list[Any]]:
+    """All ``weight_ih``, all ``weight_hh`` and so on, from ``weights`` in order of direction."""
+    count = len(weights) // 2 if bidirectional else len(weights)
+    return [list(weights[index::count]) for index in range(count)]
 
 
 def _attributes(nonlinearity: str, bidirectional: bool, hidden_size: int) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def test_missing_optional_package_is_told_with_the_remedy(command, capsys, monke
     assert cli.main(["fake"]) == 2
     assert capsys.readouterr() == (
         "",
-        f"rnn-ext: this needs {package}; install it with: pip install 'rnn_ext[cli]'\n",
+        f"rnn-ext: this needs {package}; install it with: pip install {package}\n",
     )
 
 

@@ -15,10 +15,15 @@ import rnn_ext
 from rnn_ext import _C
 
 
-def test_generic_is_always_there_and_the_best_level_is_chosen() -> None:
+def test_levels_go_from_generic_to_the_best_of_the_machine() -> None:
+    compiled = rnn_ext.build_info()["isa_compiled"]
     assert ISA_LEVELS[0] == "generic"
-    assert len(set(ISA_LEVELS)) == len(ISA_LEVELS)
-    assert set(ISA_LEVELS) <= set(rnn_ext.build_info()["isa_compiled"])
+    assert list(ISA_LEVELS) == [level for level in compiled if level in ISA_LEVELS]
+
+
+def test_the_best_level_is_chosen_unless_a_variable_caps_it() -> None:
+    result = in_fresh_python(None)
+    assert (result.returncode, result.stdout.strip()) == (0, ISA_LEVELS[-1]), result.stderr
 
 
 @pytest.mark.parametrize("name", ISA_LEVELS)
@@ -38,11 +43,12 @@ def test_unknown_level_is_refused_with_the_valid_ones_and_changes_nothing(name: 
     assert _C.isa() == before
 
 
-def in_fresh_python(value: str) -> subprocess.CompletedProcess[str]:
-    """Imports the package with RNN_EXT_ISA set, and prints the level chosen."""
+def in_fresh_python(value: str | None) -> subprocess.CompletedProcess[str]:
+    """Imports the package with RNN_EXT_ISA set, or not, and prints the level chosen."""
+    others = {name: text for name, text in os.environ.items() if name != "RNN_EXT_ISA"}
     return subprocess.run(
         [sys.executable, "-c", "import rnn_ext; print(rnn_ext.build_info()['isa'])"],
-        env={**os.environ, "RNN_EXT_ISA": value},
+        env=others if value is None else {**others, "RNN_EXT_ISA": value},
         capture_output=True,
         text=True,
         timeout=120,

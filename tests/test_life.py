@@ -379,7 +379,7 @@ def test_skip_init_builds_a_cell_and_refuses_the_rnn_as_torchs() -> None:
     assert refused.error is RuntimeError
 
 
-def test_stacked_states_of_an_ensemble_run_in_one_call() -> None:
+def test_an_ensemble_of_stacked_states_runs_under_one_vmap() -> None:
     models = [rnn_ext.RNN(3, 4, 2, dtype=torch.float64) for _ in range(3)]
     x = torch.randn(5, 2, 3, dtype=torch.float64)
     parameters, buffers = torch.func.stack_module_state(models)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """ONNX export: a layer becomes the standard operator RNN, and ONNX Runtime computes the same.
 
-Needs the extra `onnx`.
+Needs onnxscript and onnxruntime (`make test-extras`).
 """
 
 from typing import Any
@@ -114,7 +114,7 @@ def test_packed_input_is_refused_in_one_sentence() -> None:
 
 
 def test_nn_rnn_is_unrolled_for_one_length() -> None:
-    """The row of the README's table."""
+    """The row of the table of features."""
     module = nn.RNN(5, 6).eval()
     sizes = ({0: Dim("seq_len"), 1: Dim("batch")},)
     exported = export("module", module, (torch.randn(4, 3, 5),), sizes)

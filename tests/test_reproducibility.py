@@ -126,6 +126,7 @@ def test_every_run_has_the_same_bits(shape: Shape, isa: str) -> None:
         assert_same_bits(shape.everything(module, x, hx), expected)
 
 
+@pytest.mark.bfloat16
 def test_nothing_is_left_over_from_earlier_calls(isa: str) -> None:
     """Scratch memory of a call full of NaN and infinity, of any size, does not reach the next."""
     modules = [(shape, shape.module(), *shape.tensors()) for shape in SHAPES]

@@ -1,4 +1,4 @@
-"""What looks inside a model: Opacus and Captum (extra `integrations`), pruning, safetensors."""
+"""What looks inside a model: Opacus and Captum (`make test-extras`), pruning, safetensors."""
 
 from collections.abc import Callable
 from pathlib import Path

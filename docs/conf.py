@@ -1,0 +1,27 @@
+"""Settings of the documentation site; `make docs` builds it."""
+
+import rnn_ext
+
+project = "rnn_ext"
+author = copyright = "rnn_ext developers"
+release = version = rnn_ext.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["figures.py"]
+myst_heading_anchors = 3
+autodoc_typehints = "none"  # the docstrings say more: shapes
+autodoc_member_order = "bysource"
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+
+html_theme = "furo"
+html_title = f"rnn_ext {release}"
+html_static_path = ["_static"]
+html_css_files = ["wide-tables.css"]
+html_copy_source = False
