@@ -199,15 +199,10 @@ COMPILE_ARGS = [
     # Python's own flags ask for -g, which makes the binary several times as large.
     *(["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0"]),
 ]
-NODE_SOURCE = "csrc/autograd.cpp"
 
 extension = CppExtension(
     "rnn_ext._C",
-    [
-        source
-        for source in relative("csrc/*.cpp", "csrc/common/*.cpp", "csrc/cpu/*.cpp")
-        if source != NODE_SOURCE
-    ],
+    relative("csrc/*.cpp", "csrc/common/*.cpp", "csrc/cpu/*.cpp"),
     include_dirs=[*INCLUDE_DIRS],
     define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],
     extra_compile_args=[
@@ -225,7 +220,7 @@ extension.libraries = ["torch_cpu"]
 NODE = runpy.run_path(str(ROOT / "rnn_ext" / "_node_name.py"))["node_name"](torch.__version__)
 node = CppExtension(
     f"rnn_ext.{NODE}",
-    [NODE_SOURCE],
+    relative("csrc/eager/*.cpp"),
     include_dirs=[*INCLUDE_DIRS],
     define_macros=[("RNN_EXT_NODE_MODULE", NODE)],
     extra_compile_args=[*COMPILE_ARGS],

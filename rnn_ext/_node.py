@@ -1,4 +1,4 @@
-"""The autograd node in C++ (``csrc/autograd.cpp``), or what says that there is none."""
+"""The autograd node in C++ (``csrc/eager/``), or what says that there is none."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """One RNN layer, or one step of a cell, as an eager call that autograd records.
 
-``csrc/autograd.cpp`` has the same in C++, for the torch release that it was built for.
+``csrc/eager/`` has the same in C++, for the torch release that it was built for.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ __all__ = ["Call", "weight_shapes"]
 class Call(NamedTuple):
     """All layers over a sequence, or one step of a cell.
 
-    ``csrc/autograd.cpp`` takes these fields in this order.
+    ``csrc/eager/`` takes these fields in this order.
 
     Args:
         input: ``(T, B, I)``; packed ``(N, I)``; ``(B, I)`` for a step.

@@ -27,7 +27,7 @@ class Path(enum.Enum):
     Path      taken                                                  what runs
     ========= ====================================================== =============================
     NODE      eagerly on the CPU, under the torch release that       the op, and an autograd node,
-              ``csrc/autograd.cpp`` was built for                    both called from C++
+              ``csrc/eager/`` was built for                          both called from C++
     FUNCTION  eagerly elsewhere: other releases, CUDA, tensor        the op, and
               subclasses, function modes                             ``torch.autograd.Function``
     TRANSFORM under ``torch.func`` and forward-mode AD; a vmap over  the op, and Functions with

@@ -1,0 +1,40 @@
+// One layer, or one step of a cell, as an eager call on the CPU that autograd records.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <optional>
+#include <vector>
+
+namespace rnn_ext::eager {
+
+using at::Tensor;
+using std::optional;
+using torch::autograd::variable_list;
+
+struct Settings {
+  bool step;  // of a cell
+  bool relu;
+  bool bidirectional;
+
+  const char* nonlinearity() const { return relu ? "relu" : "tanh"; }
+};
+
+struct Operands {
+  Tensor input;
+  optional<Tensor> hx;
+  optional<Tensor> batch_sizes;
+  std::vector<Tensor> weights;
+};
+
+// Returns (output, h_n), or the next state alone for a step. The kernels must support the call.
+variable_list run_layer(const Operands& operands, Settings settings);
+
+// Returns the gradients of input, hx and weights, differentiable or under vmap, undefined where
+// `mask` is false: rnn_ext.autograd.higher_order_backward. Without `output` it runs the layer anew.
+variable_list higher_order_backward(const variable_list& grads, const Operands& operands,
+                                    const optional<Tensor>& output, Settings settings,
+                                    const std::vector<bool>& mask);
+
+}  // namespace rnn_ext::eager

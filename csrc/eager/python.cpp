@@ -1,0 +1,319 @@
+// The eager call as Python makes it: checks arguments of any type, and runs the layer if all are
+// what the kernels take. rnn_ext/autograd.py has the same in Python, at twice the time of a small
+// step. torch's C++ API has no stable ABI, so that this folder is a module of its own, built for
+// one torch release and loaded under that one alone (rnn_ext/_extension.py).
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/autocast_mode.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/forward_grad.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/jit/frontend/tracer.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "common/supports.h"
+#include "eager/layer.h"
+
+namespace rnn_ext::eager {
+namespace {
+
+// rnn_ext.autograd.higher_order_backward
+pybind11::handle python_backward;
+
+// Whether graph capture, a transform or a mode is active that the Python side takes care of.
+bool is_watched() {
+  return c10::impl::tls_is_dispatch_key_included(
+             c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
+         torch::jit::tracer::isTracing() || torch::autograd::ForwardADLevel::try_get_by_idx(0) ||
+         at::impl::torch_function_mode_enabled();
+}
+
+bool is_exact_or_none(PyObject* object) {
+  return object == Py_None || THPVariable_CheckExact(object);
+}
+
+optional<Tensor> tensor_or_none(PyObject* object) {
+  return object == Py_None ? std::nullopt : optional(THPVariable_Unpack(object));
+}
+
+// A call's tensors but for its weights; none if the Python side has to see the call, as it does if
+// an argument is neither torch.Tensor nor Parameter, since a subclass may override operations.
+optional<Operands> read_operands(PyObject* input, PyObject* hx, PyObject* batch_sizes) {
+  if (is_watched() || !THPVariable_CheckExact(input) || !is_exact_or_none(hx) ||
+      !is_exact_or_none(batch_sizes)) {
+    return std::nullopt;
+  }
+  return Operands{THPVariable_Unpack(input), tensor_or_none(hx), tensor_or_none(batch_sizes), {}};
+}
+
+// Adds the weights at(0), at(1)…; false if one is not a plain tensor.
+template <class At>
+bool add_weights(Operands& operands, Py_ssize_t count, At&& at) {
+  operands.weights.reserve(count);
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* const weight = at(i);
+    if (!weight || !THPVariable_CheckExact(weight)) {
+      return false;
+    }
+    operands.weights.push_back(THPVariable_Unpack(weight));
+  }
+  return true;
+}
+
+bool is_dense_on_cpu(const Tensor& t) {
+  constexpr c10::DispatchKeySet wrappers{
+      c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::FuncTorchBatched,
+      c10::DispatchKey::Batched, c10::DispatchKey::Python, c10::DispatchKey::Functionalize};
+  return t.key_set().has(c10::DispatchKey::CPU) && !t.key_set().has_any(wrappers);
+}
+
+bool has_kernels(at::ScalarType dtype) {
+  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
+         dtype == at::kHalf;
+}
+
+Traits traits_of(const Tensor& t) {
+  return {static_cast<std::int32_t>(t.scalar_type()), static_cast<std::int32_t>(t.device().type()),
+          t.device().index(), static_cast<std::size_t>(t.dim()), t.sizes().data()};
+}
+
+bool supports(const Operands& operands, Layout layout, const Stack& stack) {
+  const auto& [input, hx, batch_sizes, weights] = operands;
+  BatchSizes sizes;
+  if (batch_sizes) {
+    if (batch_sizes->dim() != 1 || batch_sizes->scalar_type() != at::kLong ||
+        !batch_sizes->is_contiguous()) {
+      return false;
+    }
+    sizes = {batch_sizes->const_data_ptr<std::int64_t>(), batch_sizes->numel()};
+  }
+  const Traits hx_traits = hx ? traits_of(*hx) : Traits{};
+  return find_obstacle(stack, layout, has_kernels(input.scalar_type()), traits_of(input),
+                       hx ? &hx_traits : nullptr, sizes,
+                       [&](std::int64_t i) { return traits_of(weights[i]); }) == Obstacle::none;
+}
+
+// An int, or -1 for one that is too large and for what is none.
+std::int64_t number_of(PyObject* object) {
+  int overflows = 0;
+  return object && PyLong_CheckExact(object) ? PyLong_AsLongLongAndOverflow(object, &overflows)
+                                             : -1;
+}
+
+bool is_flag(PyObject* object) { return object && PyBool_Check(object); }
+
+// What a module says of its weights; borrowed, of any type, null where it says nothing.
+struct Claims {
+  PyObject *num_layers, *bidirectional, *bias, *training, *input_size, *hidden_size;
+};
+
+// Whether this file runs the call: the kernels support it, and what the module claims is true.
+bool takes_call(const Operands& operands, bool is_step, const Claims& claims) {
+  const auto& [input, hx, batch_sizes, weights] = operands;
+  if (!is_flag(claims.bidirectional) || !is_flag(claims.bias) || !is_flag(claims.training)) {
+    return false;
+  }
+  const Layout layout = is_step ? Layout::step : batch_sizes ? Layout::packed : Layout::sequence;
+  const Stack stack{number_of(claims.num_layers), claims.bidirectional == Py_True ? 2 : 1,
+                    static_cast<std::int64_t>(weights.size())};
+  return is_dense_on_cpu(input) && (!hx || is_dense_on_cpu(*hx)) &&
+         (!batch_sizes || (hx && is_dense_on_cpu(*batch_sizes))) &&
+         std::all_of(weights.begin(), weights.end(), is_dense_on_cpu) &&
+         supports(operands, layout, stack) &&
+         stack.per_direction() == (claims.bias == Py_True ? 4 : 2) &&
+         number_of(claims.hidden_size) == weights[0].size(0) &&
+         number_of(claims.input_size) == weights[0].size(1);
+}
+
+variable_list run(const Operands& operands, Settings settings) {
+  const pybind11::gil_scoped_release without_gil;
+  return run_layer(operands, settings);
+}
+
+PyObject* wrap(variable_list results) {
+  if (results.size() == 1) {
+    return THPVariable_Wrap(std::move(results[0]));
+  }
+  pybind11::tuple wrapped(2);
+  PyTuple_SET_ITEM(wrapped.ptr(), 0, THPVariable_Wrap(std::move(results[0])));
+  PyTuple_SET_ITEM(wrapped.ptr(), 1, THPVariable_Wrap(std::move(results[1])));
+  return wrapped.release().ptr();
+}
+
+// The tensors of (input, hx, weights, batch_sizes), the first fields of rnn_ext.call.Call.
+optional<Operands> read_call(PyObject* const* f) {
+  optional<Operands> operands = read_operands(f[0], f[1], f[3]);
+  if (!operands || !PyList_CheckExact(f[2]) ||
+      !add_weights(*operands, PyList_GET_SIZE(f[2]),
+                   [&](Py_ssize_t i) { return PyList_GET_ITEM(f[2], i); })) {
+    return std::nullopt;
+  }
+  return operands;
+}
+
+// takes(*call) -> bool, for the fields of rnn_ext.call.Call in their order.
+PyObject* takes(PyObject*, PyObject* const* f, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  const optional<Operands> operands = read_call(f);
+  return PyBool_FromLong(
+      operands && takes_call(*operands, f[4] == Py_True, {f[6], f[7], f[8], f[9], f[10], f[11]}));
+  END_HANDLE_TH_ERRORS
+}
+
+bool is_text(PyObject* object, const char* text) {
+  return object && PyUnicode_Check(object) && PyUnicode_CompareWithASCIIString(object, text) == 0;
+}
+
+// run(input, hx, weights, batch_sizes, is_step, nonlinearity, bidirectional) -> (output, h_n), or
+// the next state for a step. One layer that `takes` takes.
+PyObject* run_call(PyObject*, PyObject* const* f, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  return wrap(run(read_call(f).value(), {f[4] == Py_True, is_text(f[5], "relu"), f[6] == Py_True}));
+  END_HANDLE_TH_ERRORS
+}
+
+// A module's own attributes; borrowed.
+class Module {
+ public:
+  explicit Module(PyObject* module)
+      : attributes_(
+            pybind11::reinterpret_steal<pybind11::dict>(PyObject_GenericGetDict(module, nullptr))) {
+  }
+
+  // Null where a subclass computes the attribute.
+  PyObject* get(PyObject* name) const { return PyDict_GetItem(attributes_.ptr(), name); }
+  // The parameter; None where it is none, null where a parametrization computes it.
+  PyObject* parameter(PyObject* name) const {
+    static PyObject* const parameters = PyUnicode_InternFromString("_parameters");
+    PyObject* const found = get(parameters);
+    return found ? PyDict_GetItem(found, name) : nullptr;
+  }
+
+ private:
+  pybind11::dict attributes_;
+};
+
+struct Names {
+  PyObject* const weights = PyUnicode_InternFromString("_flat_weights_names");
+  PyObject* const mode = PyUnicode_InternFromString("mode");
+  PyObject* const nonlinearity = PyUnicode_InternFromString("nonlinearity");
+  PyObject* const num_layers = PyUnicode_InternFromString("num_layers");
+  PyObject* const bidirectional = PyUnicode_InternFromString("bidirectional");
+  PyObject* const bias = PyUnicode_InternFromString("bias");
+  PyObject* const training = PyUnicode_InternFromString("training");
+  PyObject* const input_size = PyUnicode_InternFromString("input_size");
+  PyObject* const hidden_size = PyUnicode_InternFromString("hidden_size");
+  PyObject* const proj_size = PyUnicode_InternFromString("proj_size");
+  PyObject* const batch_first = PyUnicode_InternFromString("batch_first");
+  PyObject* const cell_weights[4] = {
+      PyUnicode_InternFromString("weight_ih"), PyUnicode_InternFromString("weight_hh"),
+      PyUnicode_InternFromString("bias_ih"), PyUnicode_InternFromString("bias_hh")};
+};
+
+const Names& names() {
+  static const Names& names = *new Names;
+  return names;
+}
+
+// run_rnn(module, input, hx) -> (output, h_n) for batched input and one layer; None where
+// rnn_ext.dispatch has to find a path.
+PyObject* run_rnn(PyObject*, PyObject* const* f, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  const Names& name = names();
+  const Module module(f[0]);
+  PyObject* const weights = module.get(name.weights);
+  PyObject* const mode = module.get(name.mode);
+  PyObject* const batch_first = module.get(name.batch_first);
+  const bool is_relu = is_text(mode, "RNN_RELU");
+  const Claims claims{module.get(name.num_layers), module.get(name.bidirectional),
+                      module.get(name.bias),       module.get(name.training),
+                      module.get(name.input_size), module.get(name.hidden_size)};
+  optional<Operands> operands = read_operands(f[1], f[2], Py_None);
+  if (!operands || operands->input.dim() != 3 || at::autocast::is_autocast_enabled(at::kCPU) ||
+      !(is_relu || is_text(mode, "RNN_TANH")) || number_of(claims.num_layers) != 1 ||
+      number_of(module.get(name.proj_size)) != 0 || !is_flag(batch_first) || !weights ||
+      !PyList_CheckExact(weights) ||
+      !add_weights(*operands, PyList_GET_SIZE(weights),
+                   [&](Py_ssize_t i) { return module.parameter(PyList_GET_ITEM(weights, i)); })) {
+    Py_RETURN_NONE;
+  }
+  if (batch_first == Py_True) {
+    operands->input = operands->input.transpose(0, 1);
+  }
+  if (!takes_call(*operands, false, claims)) {
+    Py_RETURN_NONE;
+  }
+  variable_list results = run(*operands, {false, is_relu, claims.bidirectional == Py_True});
+  if (batch_first == Py_True) {
+    results[0] = results[0].transpose(0, 1);
+  }
+  return wrap(std::move(results));
+  END_HANDLE_TH_ERRORS
+}
+
+// run_cell(module, input, hx) -> the next state for batched input; None as above.
+PyObject* run_cell(PyObject*, PyObject* const* f, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  const Names& name = names();
+  const Module module(f[0]);
+  static PyObject* const one = PyLong_FromLong(1);
+  PyObject* const nonlinearity = module.get(name.nonlinearity);
+  const bool is_relu = is_text(nonlinearity, "relu");
+  // nn.RNNCell says nothing of its biases but what they are.
+  const bool has_biases = module.parameter(name.cell_weights[2]) != Py_None ||
+                          module.parameter(name.cell_weights[3]) != Py_None;
+  const Claims claims{one,
+                      Py_False,
+                      has_biases ? Py_True : Py_False,
+                      Py_True,
+                      module.get(name.input_size),
+                      module.get(name.hidden_size)};
+  optional<Operands> operands = read_operands(f[1], f[2], Py_None);
+  if (!operands || operands->input.dim() != 2 || at::autocast::is_autocast_enabled(at::kCPU) ||
+      !(is_relu || is_text(nonlinearity, "tanh")) ||
+      !add_weights(*operands, has_biases ? 4 : 2,
+                   [&](Py_ssize_t i) { return module.parameter(name.cell_weights[i]); }) ||
+      !takes_call(*operands, true, claims)) {
+    Py_RETURN_NONE;
+  }
+  return wrap(run(*operands, {true, is_relu, false}));
+  END_HANDLE_TH_ERRORS
+}
+
+using FastCall = PyObject*(PyObject*, PyObject* const*, Py_ssize_t);
+
+PyMethodDef method(const char* name, FastCall* function) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)),
+          METH_FASTCALL, nullptr};
+}
+
+PyMethodDef methods[] = {
+    method("takes", takes),       method("run", run_call),        method("run_rnn", run_rnn),
+    method("run_cell", run_cell), {nullptr, nullptr, 0, nullptr},
+};
+
+}  // namespace
+
+variable_list higher_order_backward(const variable_list& grads, const Operands& operands,
+                                    const optional<Tensor>& output, Settings settings,
+                                    const std::vector<bool>& mask) {
+  const auto if_defined = [](const Tensor& t) { return t.defined() ? optional(t) : std::nullopt; };
+  const pybind11::gil_scoped_acquire gil;
+  const pybind11::object found =
+      python_backward(if_defined(grads[0]), settings.step ? std::nullopt : if_defined(grads[1]),
+                      operands.input, operands.hx, operands.weights, output, operands.batch_sizes,
+                      settings.nonlinearity(), settings.bidirectional, settings.step, mask);
+  variable_list gradients;
+  for (const pybind11::handle gradient : found) {
+    gradients.push_back(gradient.is_none() ? Tensor() : gradient.cast<Tensor>());
+  }
+  return gradients;
+}
+
+}  // namespace rnn_ext::eager
+
+// Named after the torch release that it is built for.
+PYBIND11_MODULE(RNN_EXT_NODE_MODULE, m) {
+  PyModule_AddFunctions(m.ptr(), rnn_ext::eager::methods);
+  m.def("set_higher_order_backward",
+        [](pybind11::object function) { rnn_ext::eager::python_backward = function.release(); });
+}
