@@ -4,8 +4,8 @@ from . import _extension
 
 _C = _extension.load()
 
-# Importing ops registers the fake kernels and autograd formulas.
-from . import functional, ops  # noqa: E402, F401
+# Importing flops and ops registers formulas, fake kernels and autograd.
+from . import flops, functional, ops  # noqa: E402, F401
 from .info import build_info, explain, release_scratch, uses_openmp  # noqa: E402
 from .modules import RNN, RNNCell  # noqa: E402
 from .swap import replace_rnn, restore_rnn  # noqa: E402

@@ -1,0 +1,121 @@
+"""Floating-point operations of every op, for ``torch.utils.flop_counter.FlopCounterMode``.
+
+As in torch's own formulas, a product of ``(m, k)`` and ``(k, n)`` counts ``2 m k n``, and nothing
+else counts. A layer counts what ``nn.RNN`` counts for the same call. The formulas get a shape for
+each tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+__all__: list[str] = []
+
+Shape = tuple[int, ...]
+ops = torch.ops.rnn_ext
+
+
+@register_flop_formula([ops.rnn_forward, ops._rnn_forward, ops._cell_forward])
+def _forward(input: Shape, hx: Shape | None, weights: list[Shape], *_: Any, **__: Any) -> int:
+    return 2 * prod(input[:-1]) * sum(prod(shape) for shape in weights if len(shape) == 2)
+
+
+@register_flop_formula([ops.rnn_backward, ops._rnn_backward])
+def _backward(
+    grad_output: Shape | None,
+    grad_h_n: Shape | None,
+    input: Shape,
+    hx: Shape | None,
+    weights: list[Shape],
+    output: Shape,
+    batch_sizes: Shape | None,
+    nonlinearity: str,
+    bidirectional: bool,
+    output_mask: Sequence[bool],
+    **_: Any,
+) -> int:
+    rows, directions = prod(input[:-1]), 2 if bidirectional else 1
+    batch = input[-2] if hx is None else hx[-2]
+    return _layer_backward(rows, batch, weights, directions, output_mask)
+
+
+@register_flop_formula(ops._cell_backward)
+def _cell_backward(
+    grad_output: Shape,
+    input: Shape,
+    hx: Shape | None,
+    weights: list[Shape],
+    output: Shape,
+    nonlinearity: str,
+    output_mask: Sequence[bool],
+    **_: Any,
+) -> int:
+    return _layer_backward(input[0], input[0], weights, 1, output_mask)
+
+
+def _layer_backward(
+    rows: int, batch: int, weights: list[Shape], directions: int, output_mask: Sequence[bool]
+) -> int:
+    needs_input, needs_hx, *needs_weights = output_mask
+    hidden_size, input_size = weights[0]
+    # The product of the first time step gives the gradient of hx alone.
+    count = 2 * (rows if needs_hx else rows - batch) * directions * hidden_size**2
+    if needs_input:
+        count += 2 * rows * directions * hidden_size * input_size
+    for shape, wanted in zip(weights, needs_weights, strict=True):
+        if wanted and len(shape) == 2:
+            count += 2 * rows * prod(shape)
+    return count
+
+
+@register_flop_formula(ops._rnn_tangent)
+def _tangent(seed: Shape, initial: Shape | None, matrices: list[Shape], *_: Any, **__: Any) -> int:
+    return 2 * prod(seed[:-1]) * sum(map(prod, matrices))
+
+
+@register_flop_formula(ops._token_rnn_forward)
+def _token_forward(
+    tokens: Shape, table: Shape, hx: Shape | None, weight_hh: Shape, *_: Any, **__: Any
+) -> int:
+    return 2 * prod(tokens) * prod(weight_hh)
+
+
+@register_flop_formula(ops._token_rnn_backward)
+def _token_backward(
+    grad_output: Shape | None,
+    grad_h_n: Shape | None,
+    tokens: Shape,
+    table: Shape,
+    hx: Shape | None,
+    weight_hh: Shape,
+    output: Shape,
+    nonlinearity: str,
+    output_mask: Sequence[bool],
+    **_: Any,
+) -> int:
+    needs_hx, needs_weight = output_mask[1:]
+    rows = prod(tokens)
+    products = (rows if needs_hx else rows - tokens[1]) + (rows if needs_weight else 0)
+    return 2 * products * prod(weight_hh)
+
+
+@register_flop_formula(ops._rnn_generate)
+def _generate(
+    prompt: Shape,
+    draws: Shape,
+    table: Shape,
+    hidden: Shape,
+    weights: list[Shape],
+    out_weight: Shape,
+    *_: Any,
+    **__: Any,
+) -> int:
+    # The last token that is drawn is not read again.
+    steps = prompt[0] + draws[0] - 1
+    layers = sum(prod(shape) for shape in weights if len(shape) == 2)
+    return 2 * (steps * layers + draws[0] * prod(out_weight))
