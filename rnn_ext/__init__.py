@@ -6,12 +6,14 @@ _C = _extension.load()
 
 # ops: for what it registers.
 from . import functional, ops  # noqa: E402, F401
+from .embedding_rnn import EmbeddingRNN  # noqa: E402
 from .info import build_info, explain, uses_openmp  # noqa: E402
 from .modules import RNN, RNNCell  # noqa: E402
 from .swap import replace_rnn, restore_rnn  # noqa: E402
 
 __all__ = [
     "RNN",
+    "EmbeddingRNN",
     "RNNCell",
     "__version__",
     "build_info",
