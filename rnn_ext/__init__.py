@@ -6,12 +6,14 @@ _C = _extension.load()
 
 # Importing flops and ops registers formulas, fake kernels and autograd.
 from . import flops, functional, ops  # noqa: E402, F401
+from .embedding_rnn import EmbeddingRNN  # noqa: E402
 from .info import build_info, explain, release_scratch, uses_openmp  # noqa: E402
 from .modules import RNN, RNNCell  # noqa: E402
 from .swap import replace_rnn, restore_rnn  # noqa: E402
 
 __all__ = [
     "RNN",
+    "EmbeddingRNN",
     "RNNCell",
     "__version__",
     "build_info",

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from . import dispatch
+from . import dispatch, lookup
 from .call import Call, weight_shapes
 from .torch_private import is_any_autocast_enabled
 
-__all__ = ["rnn", "rnn_cell"]
+__all__ = ["embedding_rnn", "embedding_rnn_generate", "rnn", "rnn_cell"]
 
 
 def rnn(
@@ -190,6 +191,177 @@ def rnn_cell(
     return h if is_batched else h.squeeze(0)
 
 
+def embedding_rnn(
+    tokens: Tensor,
+    hx: Tensor | None,
+    embedding: Tensor,
+    weights: Sequence[Tensor],
+    *,
+    padding_idx: int | None = None,
+    nonlinearity: str = "tanh",
+    num_layers: int = 1,
+    bias: bool = True,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Applies an embedding and an Elman RNN to tokens.
+
+    Returns ``rnn(F.embedding(tokens, embedding, padding_idx), hx, weights, ...)`` up to rounding,
+    for less work: the first layer computes W_ih E + b once for each of the V rows of the embedding
+    and looks the result up. It does so for float32 and float64 on the CPU, one direction, padded
+    input and at least V tokens, outside autocast, graph capture, ``torch.func`` and forward-mode
+    AD; every other call runs the two operations one after the other.
+
+    With T time steps, batch B, vocabulary V, embedding size E, hidden size H, L layers and D
+    directions:
+
+    Args:
+        tokens: int64 or int32 indices from 0 to V-1: ``(T, B)``; ``(B, T)`` with ``batch_first``;
+            ``(T,)`` without a batch; or packed ``(N,)`` with ``batch_sizes``.
+        hx: initial states ``(L·D, B, H)``, ``(L·D, H)`` without a batch; zeros where None.
+        embedding: ``(V, E)``.
+        weights, nonlinearity, num_layers, bias, batch_first, dropout, training, bidirectional,
+            batch_sizes: as for :func:`rnn` with input size E.
+        padding_idx: a token whose row of ``embedding`` gets no gradient.
+
+    Returns:
+        ``output``, ``(T, B, D·H)`` or in the layout of ``tokens``, and ``h_n``, shaped like ``hx``.
+        The output must not be changed in place before backward.
+
+    Raises:
+        ValueError: an argument's shape, dtype, device or value does not fit the others.
+        TypeError: a weight is no tensor.
+        IndexError: a token is not in the vocabulary.
+    """
+    if tokens.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"tokens: expected torch.int64 or torch.int32, got {tokens.dtype}")
+    if embedding.dim() != 2:
+        raise ValueError(f"embedding: expected shape (V, E), got {tuple(embedding.shape)}")
+    if lookup.obstacle(tokens, embedding, bidirectional, batch_sizes):
+        return rnn(
+            F.embedding(tokens, embedding, padding_idx),
+            hx,
+            weights,
+            nonlinearity=nonlinearity,
+            num_layers=num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            training=training,
+            bidirectional=bidirectional,
+            batch_sizes=batch_sizes,
+        )
+    weights = list(weights)
+    _check_settings(nonlinearity, num_layers, dropout)
+    _check_weights(weights, embedding.size(1), num_layers, 1, bias)
+    _check_like_input(embedding, {f"weights[{i}]": w for i, w in enumerate(weights)}, "embedding")
+    is_batched = tokens.dim() == 2
+    if tokens.dim() not in (1, 2):
+        raise ValueError(
+            f"tokens: expected 1 dimension (T,) or 2 {'(B, T)' if batch_first else '(T, B)'}, "
+            f"got shape {tuple(tokens.shape)}"
+        )
+    if not is_batched:
+        tokens = tokens.unsqueeze(1)
+    elif batch_first:
+        tokens = tokens.t()
+    if hx is not None:
+        states = (num_layers, tokens.size(1), weights[0].size(0))
+        _check_shapes({"hx": hx}, [states if is_batched else (states[0], states[2])])
+        _check_like_input(embedding, {"hx": hx}, "embedding")
+        hx = hx if is_batched else hx.unsqueeze(1)
+    smallest, largest = (int(t) for t in tokens.aminmax())
+    if smallest < 0 or largest >= len(embedding):
+        raise IndexError(
+            f"tokens: expected indices from 0 to {len(embedding) - 1}, got {smallest} to {largest}"
+        )
+    per_layer = 4 if bias else 2
+    weight_ih, weight_hh, *biases = weights[:per_layer]
+    table = lookup.input_projection(embedding, weight_ih, biases, padding_idx)
+    first = None if hx is None else hx[:1]
+    output, h_n = lookup.token_layer(tokens.long(), table, first, weight_hh, nonlinearity)
+    if num_layers > 1:
+        output, others = rnn(
+            F.dropout(output, dropout, training),
+            None if hx is None else hx[1:],
+            weights[per_layer:],
+            nonlinearity=nonlinearity,
+            num_layers=num_layers - 1,
+            bias=bias,
+            dropout=dropout,
+            training=training,
+        )
+        h_n = torch.cat([h_n, others])
+    if not is_batched:
+        return output.squeeze(1), h_n.squeeze(1)
+    return (output.transpose(0, 1) if batch_first else output), h_n
+
+
+@torch.no_grad()
+def embedding_rnn_generate(
+    tokens: Tensor,
+    draws: Tensor,
+    hx: Tensor | None,
+    embedding: Tensor,
+    weights: Sequence[Tensor],
+    out_weight: Tensor,
+    out_bias: Tensor,
+    *,
+    nonlinearity: str = "tanh",
+    num_layers: int = 1,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    never: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Draws tokens from an embedding, an RNN and a linear layer, each from those before it.
+
+    One call packs the weights once and stays in C++ from token to state, scores, draw and next
+    token. It takes float32 on the CPU, layers with biases and one direction.
+
+    With vocabulary V, embedding size E, hidden size H and L layers:
+
+    Args:
+        tokens: the prompt, at least one index: ``(P,)``, int64.
+        draws: a number from [0, 1) for each token to draw: ``(N,)``, float64, N ≥ 1.
+        hx: states before the prompt, ``(L, 1, H)``; zeros where None.
+        embedding, weights: as for :func:`embedding_rnn`.
+        out_weight, out_bias: of the linear layer, ``(V, H)`` and ``(V,)``.
+        nonlinearity: ``'tanh'`` or ``'relu'``.
+        num_layers: L.
+        temperature: what scores are divided by before the softmax; 0 takes the largest.
+        top_k: draw from the tokens with the ``top_k`` largest scores only.
+        never: a token that is not drawn.
+
+    Returns:
+        The tokens ``(N,)``, and the states ``(L, 1, H)`` to continue from with the last of them
+        as the prompt.
+
+    Raises:
+        ValueError: the weights do not fit each other.
+        RuntimeError: another argument's shape, dtype, device or value does not fit.
+    """
+    weights = list(weights)
+    _check_settings(nonlinearity, num_layers, 0.0)
+    if embedding.dim() != 2:
+        raise ValueError(f"embedding: expected shape (V, E), got {tuple(embedding.shape)}")
+    _check_weights(weights, embedding.size(1), num_layers, 1, bias=True)
+    weight_ih, weight_hh, *biases = weights[:4]
+    table = lookup.input_projection(embedding, weight_ih, biases)
+    packed = [weight_hh]
+    for layer in range(1, num_layers):
+        weight_ih, weight_hh, bias_ih, bias_hh = weights[4 * layer : 4 * layer + 4]
+        packed += [weight_ih, weight_hh, bias_ih + bias_hh]
+    if hx is None:
+        hx = table.new_zeros(num_layers, 1, weight_hh.size(0))
+    return torch.ops.rnn_ext._rnn_generate(
+        *(tokens, draws, table, hx, packed, out_weight, out_bias, float(temperature)),
+        *(len(out_bias) if top_k is None else top_k, -1 if never is None else never, nonlinearity),
+    )
+
+
 def _layout(batch_first: bool) -> str:
     return "(B, T, I)" if batch_first else "(T, B, I)"
 
@@ -243,12 +415,10 @@ def _check_shapes(named: dict[str, Tensor], shapes: Sequence[tuple[int, ...]]) -
             raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
 
 
-def _check_like_input(input: Tensor, named: dict[str, Tensor]) -> None:
+def _check_like_input(input: Tensor, named: dict[str, Tensor], of: str = "input") -> None:
     autocast = is_any_autocast_enabled()
     for name, tensor in named.items():
         if tensor.device != input.device:
-            raise ValueError(
-                f"{name}: expected device {input.device} of input, got {tensor.device}"
-            )
+            raise ValueError(f"{name}: expected device {input.device} of {of}, got {tensor.device}")
         if tensor.dtype != input.dtype and not autocast:
-            raise ValueError(f"{name}: expected {input.dtype} of input, got {tensor.dtype}")
+            raise ValueError(f"{name}: expected {input.dtype} of {of}, got {tensor.dtype}")

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _C, _node, cuda, dispatch
+from . import _C, _node, cuda, dispatch, lookup
 from .call import Call
 from .dispatch import Path
+from .embedding_rnn import EmbeddingRNN
 from .modules import RNN, RNNCell
 
 __all__ = ["build_info", "explain", "release_scratch", "uses_openmp"]
@@ -52,14 +53,16 @@ def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Tensor | None
     """Says in one line how ``module(input, hx)`` goes, and why.
 
     Args:
-        module: an :class:`rnn_ext.RNN` or :class:`rnn_ext.RNNCell`; of any other module it says
-            that it is not one.
+        module: an :class:`rnn_ext.RNN`, :class:`rnn_ext.RNNCell` or :class:`rnn_ext.EmbeddingRNN`;
+            of any other module it says that it is none of them.
         input, hx: what the module would be called with.
 
     Returns:
         The kernels, threads and kind of autograd node that the call would take, as things stand
         (gradient mode, autocast, transforms); or why torch's own op would take it.
     """
+    if isinstance(module, EmbeddingRNN):
+        return _explain_embedding(module, input, hx)
     if not isinstance(module, (RNN, RNNCell)):
         return f"{type(module).__name__} is not an rnn_ext module: this package takes no part"
     route = dispatch.route(module._call(input, hx))
@@ -71,6 +74,22 @@ def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Tensor | None
     stack = "" if call.num_layers == 1 else f", {call.num_layers} layers one after the other"
     kernels = (_cuda_kernels if call.input.is_cuda else _cpu_kernels)(call)
     return f"{kernels}{stack}; {route.path.value}{f' ({route.reason})' if route.reason else ''}"
+
+
+def _explain_embedding(
+    module: EmbeddingRNN, tokens: Tensor | PackedSequence, hx: Tensor | None
+) -> str:
+    weight = module.embedding.weight
+    data, batch_sizes, *orders = (
+        tokens if isinstance(tokens, PackedSequence) else (tokens, None, None, None)
+    )
+    reason = lookup.obstacle(data, weight, module.rnn.bidirectional, batch_sizes)
+    if not reason:
+        dtype = str(weight.dtype)[6:]
+        return f"rnn_ext CPU kernels, {_C.isa()}, {dtype}: embedding looked up after W_ih E + b"
+    embedded = module.embedding(data)
+    input = embedded if batch_sizes is None else PackedSequence(embedded, batch_sizes, *orders)
+    return f"embedding, then RNN ({reason}): {explain(module.rnn, input, hx)}"
 
 
 def _cuda_kernels(call: Call) -> str:

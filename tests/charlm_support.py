@@ -55,7 +55,7 @@ def log_of(out: Path) -> list[dict[str, Any]]:
     """The lines of the log without what depends on the machine's speed."""
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     for line in lines:
-        del line["chars_per_s"]
+        line.pop("chars_per_s", None)
     return lines
 
 

@@ -23,7 +23,7 @@ from rnn_ext.bench.panels import GAINS, LOSSES
 from rnn_ext.bench.report import format_bytes, format_limits, format_report, format_seconds
 from rnn_ext.bench.results import Measured, Row, Run
 from rnn_ext.bench.timing import MIN_ROUNDS
-from rnn_ext.errors import UserError
+from rnn_ext.cli.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("fake_limits")
 

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,8 +21,11 @@ from charlm_support import (
     train,
     write_text,
 )
+from support import PATIENCE
 
-from rnn_ext.charlm import files, load
+from rnn_ext.charlm import CharLMError, files, load, signals
+from rnn_ext.charlm.checkpoints import _digest_of_json
+from rnn_ext.charlm.plot import plot
 from rnn_ext.cli import main
 
 RENAMES = 10  # of a whole run: tokens, five checkpoints, of which three go again, and the plot
@@ -102,10 +104,10 @@ def test_view_of_a_run_may_change_when_it_goes_on(text, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ({"hidden_size": 17}, "--hidden-size 17 contradicts the run, which has 16; leave"),
-        ({"seed": 3}, "--seed 3 contradicts the run, which has 0; leave"),
-        ({"reference": True}, "--reference True contradicts the run, which has False; leave"),
-        ({"lr": 0.5}, "--lr 0.5 contradicts the run, which has 0.002; leave"),
+        ({"hidden_size": 17}, "hidden size 17 contradicts the run, which has 16; leave"),
+        ({"seed": 3}, "seed 3 contradicts the run, which has 0; leave"),
+        ({"reference": True}, "reference True contradicts the run, which has False; leave"),
+        ({"lr": 0.5}, "lr 0.5 contradicts the run, which has 0.002; leave"),
     ],
 )
 def test_contradicting_flag_is_refused(text, tmp_path, capsys, flags, sentence):
@@ -120,7 +122,7 @@ def test_contradicting_flag_is_refused(text, tmp_path, capsys, flags, sentence):
 def test_end_of_a_cosine_cannot_be_moved(text, tmp_path, capsys):
     train(text, out=tmp_path, steps=2, schedule="cosine")
     assert resume(tmp_path, steps=4) == 2
-    assert "--steps 4 contradicts the run, which has 2" in capsys.readouterr().err
+    assert "steps 4 contradicts the run, which has 2" in capsys.readouterr().err
     assert resume(tmp_path, steps=2) == 0
 
 
@@ -150,43 +152,122 @@ def test_line_that_a_kill_cut_short_is_dropped(text, whole, tmp_path):
 NAMES = ["model.safetensors", "training.safetensors", "run.json"]
 
 
+def damage(file, how, other):
+    data = bytearray(file.read_bytes())
+    if how == "missing":
+        file.unlink()
+    elif how == "foreign":
+        file.write_bytes(other.read_bytes())
+    else:
+        data[len(data) // 2] ^= 1
+        file.write_bytes({"truncated": data[:-9], "one bit": data, "empty": b""}[how])
+
+
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("damage", ["truncated", "one bit", "missing", "empty", "foreign"])
+@pytest.mark.parametrize("how", ["truncated", "one bit", "missing", "empty", "foreign"])
 def test_damaged_checkpoint_is_told_and_the_one_before_serves(
-    text, whole, tmp_path, capsys, name, damage
+    text, whole, tmp_path, capsys, name, how
 ):
     out = tmp_path / "run"
     train(text, out=out, **HARD)
-    folder = checkpoints(out)[-1]
-    file = folder / name
-    data = bytearray(file.read_bytes())
-    if damage == "missing":
-        file.unlink()
-    elif damage == "foreign":
-        train(text, out=tmp_path / "other", seed=1, **HARD)
-        foreign = checkpoints(tmp_path / "other")[-1] / name
-        file.write_bytes(foreign.read_bytes())
-    else:
-        data[len(data) // 2] ^= 1
-        file.write_bytes({"truncated": data[:-9], "one bit": data, "empty": b""}[damage])
+    before, folder = checkpoints(out)
+    damage(folder / name, how, before / name)
     capsys.readouterr()
-    for command in (["train", "--resume", "--out", str(out)], ["generate", str(out), "--prompt=a"]):
-        assert main(command) == 2
-        printed, err = capsys.readouterr()
-        assert printed == ""
-        assert err.startswith(f"rnn-ext: {folder} is damaged or no checkpoint of rnn-ext train (")
-        assert err.endswith("); remove it to go on from the one before\n")
-        assert err.count("\n") == 1
-    shutil.rmtree(folder)
+    assert main(["generate", str(out), "--prompt=a"]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith(f"rnn-ext: {folder} is damaged (")
+    assert err.endswith("); using the checkpoint before it\n")
+    assert err.count("\n") == 1
     assert resume(out) == 0
+    assert capsys.readouterr().err == err
     assert state_of(out) == whole
+
+
+def test_damaged_checkpoints_alone_are_refused(text, tmp_path, capsys):
+    train(text, out=tmp_path)
+    for folder in checkpoints(tmp_path):
+        damage(folder / "run.json", "empty", None)
+    for command in (["train", "--resume", "--out", str(tmp_path)], ["generate", str(tmp_path)]):
+        capsys.readouterr()
+        assert main(command) == 2
+        assert "every checkpoint in" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("setting", ["hidden_size", "num_layers", "batch_size", "no_such_setting"])
+def test_run_json_that_does_not_fit_the_weights_is_damaged(text, tmp_path, capsys, setting):
+    train(text, out=tmp_path)
+    file = checkpoints(tmp_path)[-1] / "run.json"
+    about = json.loads(file.read_text())
+    about["settings"][setting] = 2
+    file.write_text(json.dumps(about))
+    assert main(["generate", str(tmp_path)]) == 0
+    assert "(run.json is not what was written); using" in capsys.readouterr().err
+    # Somebody who signs it as well is told too.
+    about.pop("sha256 of the above")
+    about["sha256 of the above"] = _digest_of_json(about)
+    file.write_text(json.dumps(about))
+    assert main(["generate", str(tmp_path)]) == 0
+    assert "is damaged (" in capsys.readouterr().err
+
+
+def test_checkpoint_of_another_version_is_told_and_kept(text, tmp_path, capsys):
+    train(text, out=tmp_path)
+    folder = checkpoints(tmp_path)[-1]
+    file = folder / "run.json"
+    file.write_text(file.read_text().replace("model 2", "model 3"))
+    assert resume(tmp_path) == 2
+    assert f"another version of rnn_ext wrote {folder}" in capsys.readouterr().err
+    assert folder.exists()
 
 
 def test_tokens_of_another_run_are_told(text, tmp_path, capsys):
     train(text, out=tmp_path)
     (tmp_path / "tokens.bin").write_bytes(b"\0" * (tmp_path / "tokens.bin").stat().st_size)
     assert resume(tmp_path, steps=20) == 2
-    assert "tokens.bin is missing or not the one" in capsys.readouterr().err
+    assert "tokens.bin is not the file that the run began with; remove" in capsys.readouterr().err
+    (tmp_path / "tokens.bin").unlink()
+    assert resume(tmp_path, steps=20) == 0
+
+
+@pytest.mark.parametrize("min_count", [1, 200])
+def test_missing_tokens_are_made_again_from_the_text(text, tmp_path, capsys, min_count):
+    train(text, out=tmp_path, min_count=min_count)
+    tokens = tmp_path / "tokens.bin"
+    before = tokens.read_bytes()
+    tokens.unlink()
+    assert resume(tmp_path, steps=14) == 0
+    assert capsys.readouterr().err == (
+        f"rnn-ext: {tokens} was missing or damaged; made again from the text\n"
+    )
+    assert tokens.read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["other", "longer", "new character", "missing"])
+def test_missing_tokens_are_not_made_from_another_text(tmp_path, capsys, change):
+    text = write_text(tmp_path / "text.txt")
+    out = tmp_path / "run"
+    train(text, out=out)
+    (out / "tokens.bin").unlink()
+    content = text.read_text()
+    if change == "missing":
+        text.unlink()
+    else:
+        changed = {"other": content[::-1], "longer": content * 2, "new character": content + "é"}
+        text.write_text(changed[change])
+    capsys.readouterr()
+    assert resume(out, steps=14) == 2
+    assert "the text is no longer what the run began with" in capsys.readouterr().err
+    assert not (out / "tokens.bin").exists()
+
+
+def test_lines_of_the_log_that_are_none_are_dropped(text, whole, tmp_path):
+    train(text, out=tmp_path, **HARD)
+    log = tmp_path / "log.jsonl"
+    first, *rest = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(["\n", first, "garbage\n", "[1]\n", '{"step": "x"}\n', "\n", *rest]))
+    plot(log, tmp_path / "loss.png")
+    assert resume(tmp_path) == 0
+    assert state_of(tmp_path) == whole
 
 
 def test_checkpoint_holds_no_pickle_and_says_what_it_is(text, tmp_path):
@@ -215,7 +296,12 @@ def test_full_disk_is_told_and_nothing_is_lost(
 
     monkeypatch.setattr(files.os, "fsync", full)
     assert train(text, out=tmp_path, **HARD) == 2
-    assert capsys.readouterr().err == "rnn-ext: [Errno 28] No space left on device\n"
+    err = capsys.readouterr().err
+    name = "tokens.bin" if full_at == 1 else f"step-{3 * saved:010}"
+    assert err == (
+        f"rnn-ext: {tmp_path / name}: No space left on device; free some space, then "
+        f"continue with: rnn-ext train --out {tmp_path} --resume\n"
+    )
     assert len(checkpoints(tmp_path)) == saved
     assert not list(tmp_path.glob(".*"))
     monkeypatch.undo()
@@ -223,25 +309,136 @@ def test_full_disk_is_told_and_nothing_is_lost(
     assert state_of(tmp_path) == whole
 
 
-def test_ctrl_c_saves_and_exits_with_130(text, tmp_path):
-    program = "import sys; from rnn_ext.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", program, "train", str(text), "--out", str(tmp_path)]
-    flags = ["--steps=1000000", "--hidden-size=16", "--batch-size=4", "--seq-len=8"]
-    with subprocess.Popen(
-        [*command, *flags], stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    ) as process:
-        while not (tmp_path / "log.jsonl").exists() or not log_of(tmp_path):
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err == b""
+def start_command(*arguments, out=None, launch="pass", **kwargs):
+    """`rnn-ext` in a process of its own, whatever the signals that this one ignores."""
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"signal.signal(signal.SIGHUP, signal.SIG_DFL); {launch}; "
+        "from rnn_ext.cli import main; sys.exit(main())"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **kwargs},
+    )
+
+
+LONG = ["--steps=1000000", "--hidden-size=16", "--batch-size=4", "--seq-len=8"]
+
+
+def wait_for_log(out, process):
+    deadline = time.monotonic() + PATIENCE
+    while not (out / "log.jsonl").exists() or not log_of(out):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "signals",
+    [["SIGINT"], ["SIGTERM"], ["SIGHUP"], ["SIGINT", "SIGINT"], ["SIGTERM", "SIGINT"]],
+    ids="+".join,
+)
+def test_signal_saves_and_says_how_to_continue(text, tmp_path, signals):
+    numbers = [getattr(signal, name) for name in signals]
+    with start_command("train", text, "--out", tmp_path, *LONG) as process:
+        wait_for_log(tmp_path, process)
+        for number in numbers:  # close together, as a held key or a launcher sends them
+            process.send_signal(number)
+            time.sleep(0.01)
+        _, err = process.communicate(timeout=PATIENCE)
     stopped = int(checkpoints(tmp_path)[-1].name.removeprefix("step-"))
+    assert process.returncode == 128 + numbers[0]
+    assert err.decode() == (
+        f"rnn-ext: stopped and saved at step {stopped} of 1000000; "
+        f"continue with: rnn-ext train --out {tmp_path} --resume\n"
+    )
     assert 10 <= stopped < 1000000
     assert stopped % 500
     assert resume(tmp_path, steps=stopped + 3) == 0
     assert log_of(tmp_path)[-1]["step"] == stopped + 3
+
+
+def test_ignored_hang_up_stays_ignored(text, tmp_path):
+    nohup = "signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    with start_command("train", text, "--out", tmp_path, *LONG, launch=nohup) as process:
+        wait_for_log(tmp_path, process)
+        process.send_signal(signal.SIGHUP)
+        reached = len(log_of(tmp_path))
+        while len(log_of(tmp_path)) < reached + 20:
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["stdout", "stdout and stderr"])
+def test_reader_that_goes_away_saves(text, tmp_path, both):
+    flags = [*LONG, "--eval-every=20", "--checkpoint-every=1000000"]
+    kwargs = {"stderr": subprocess.STDOUT} if both else {}
+    with start_command("train", text, "--out", tmp_path, *flags, **kwargs) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(PATIENCE) == 128 + signal.SIGPIPE
+        if not both:
+            assert "stopped and saved at step" in process.stderr.read().decode()
+    stopped = int(checkpoints(tmp_path)[-1].name.removeprefix("step-"))
+    assert stopped > 0
+    assert resume(tmp_path, steps=stopped) == 0
+
+
+def test_ctrl_c_during_the_import_has_no_traceback(tmp_path):
+    # A torch whose import takes for ever.
+    (tmp_path / "torch.py").write_text(
+        "import time\nprint('importing', flush=True)\ntime.sleep(60)"
+    )
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "import sys, rnn_ext_command; sys.path.insert(0, sys.argv[1]); rnn_ext_command.main()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout.readline() == b"importing\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == -signal.SIGINT
+    assert err == b""
+
+
+def test_folder_in_use_is_refused(text, tmp_path, capsys):
+    with start_command("train", text, "--out", tmp_path, *LONG) as process:
+        wait_for_log(tmp_path, process)
+        for arguments in ([str(text)], ["--resume"]):
+            assert main(["train", *arguments, "--out", str(tmp_path)]) == 2
+            assert f"another training is using {tmp_path}; wait" in capsys.readouterr().err
+        assert main(["generate", str(tmp_path)]) == 0
+        process.kill()
+    assert resume(tmp_path, steps=3) == 0
+
+
+def test_folders_made_at_the_same_moment_go_to_one_of_two(text, tmp_path):
+    flags = ["--steps=30", "--hidden-size=16", "--batch-size=4", "--seq-len=8"]
+    both = [start_command("train", text, "--out", tmp_path / "run", *flags) for _ in range(2)]
+    codes = []
+    for process in both:
+        process.communicate(timeout=PATIENCE)
+        codes.append(process.returncode)
+    assert sorted(codes) == [0, 2]
+    assert [line["step"] for line in log_of(tmp_path / "run")] == [10, 20, 30]
+
+
+def test_file_size_limit_is_told_and_what_was_saved_serves(text, tmp_path):
+    train(text, out=tmp_path, steps=3)
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))"
+    arguments = ["train", "--out", tmp_path, "--resume", "--steps=6"]
+    with start_command(*arguments, launch=limit) as process:
+        _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 2
+    assert err.decode().startswith(f"rnn-ext: {tmp_path}/step-0000000006")
+    assert ": File too large; free some space, then continue with: rnn-ext" in err.decode()
+    assert resume(tmp_path, steps=6) == 0
 
 
 def test_stopped_by_ctrl_c_it_goes_on_as_if_not(text, whole, tmp_path, monkeypatch):
@@ -265,13 +462,18 @@ def test_stopped_by_ctrl_c_it_goes_on_as_if_not(text, whole, tmp_path, monkeypat
     assert state_of(tmp_path) == whole
 
 
-def test_second_ctrl_c_stops_at_once(text, tmp_path, monkeypatch):
+def test_second_ctrl_c_later_stops_at_once(text, tmp_path, monkeypatch):
     from rnn_ext.charlm.run import Run
 
+    now = 0
+
     def interrupt_twice(self):
+        nonlocal now
         signal.raise_signal(signal.SIGINT)
+        now = 3  # seconds
         signal.raise_signal(signal.SIGINT)
 
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now)
     monkeypatch.setattr(Run, "step", interrupt_twice)
     assert train(text, out=tmp_path) == 130
     assert [folder.name[-2:] for folder in checkpoints(tmp_path)] == ["00"]
@@ -280,7 +482,7 @@ def test_second_ctrl_c_stops_at_once(text, tmp_path, monkeypatch):
 def test_folder_without_a_checkpoint_has_no_model(tmp_path, capsys):
     assert main(["generate", str(tmp_path), "--prompt", "a"]) == 2
     assert capsys.readouterr().err == (
-        f"rnn-ext: {tmp_path} holds no checkpoint; make one with rnn-ext train\n"
+        f"rnn-ext: {tmp_path} holds no checkpoint; train a model there first\n"
     )
-    with pytest.raises(Exception, match="holds no checkpoint"):
+    with pytest.raises(CharLMError, match="holds no checkpoint"):
         load(tmp_path)

@@ -12,7 +12,7 @@ import torch
 
 import rnn_ext
 from rnn_ext import cli
-from rnn_ext.errors import UserError
+from rnn_ext.cli.errors import UserError
 
 RNN_EXT = [sys.executable, "-m", "rnn_ext"]
 # One thread: on a busy machine the second is only waited for.
@@ -126,7 +126,7 @@ def test_unknown_command_is_told_with_those_that_exist(capsys):
         (raising(UserError("no such corpus")), "no such corpus"),
         (
             raising(PermissionError(13, "Permission denied", "log")),
-            "[Errno 13] Permission denied: 'log'",
+            "log: Permission denied",
         ),
         (raising(MemoryError()), "out of memory; choose smaller sizes"),
         (lambda: torch.empty(2**60), "out of memory; choose smaller sizes"),
@@ -201,7 +201,7 @@ def test_full_disk_is_one_sentence():
             env=environment,
         )
     assert result.returncode == 2
-    assert result.stderr == b"rnn-ext: [Errno 28] No space left on device\n"
+    assert result.stderr == b"rnn-ext: No space left on device\n"
 
 
 def test_closed_stdout_is_no_failure(monkeypatch):

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import rnn_ext
-from rnn_ext.charlm import CharRNN, Vocabulary, demo
-from rnn_ext.cli import main
+from rnn_ext.charlm import CharRNN, Vocabulary
+from rnn_ext.cli import demo, main
 
 ENGLISH = "Hello, how are you?"
 CHINESE = "春眠不觉晓，处处闻啼鸟。"

@@ -40,7 +40,7 @@ def step_by_step(model, vocabulary, prompt, length):
 
 @pytest.mark.parametrize("prompt", ["a", "hgfedcba"])
 def test_greedy_takes_the_likeliest_character_every_time(model, vocabulary, prompt):
-    found = text_of(model, vocabulary, prompt, 40)
+    found = text_of(model, vocabulary, prompt, 40, temperature=0)
     assert found == step_by_step(model, vocabulary, prompt, 40)
     assert len(set(found)) > 1
 
@@ -94,8 +94,6 @@ def test_characters_come_one_at_a_time(model, vocabulary):
 def test_prompt_of_unknown_characters_names_them(model, vocabulary):
     with pytest.raises(ValueError, match=r"^not in the vocabulary: 'X', '☃'$"):
         charlm.generate(model, vocabulary, "aX☃b")
-    with pytest.raises(ValueError, match=r"^the prompt is empty; give at least one character"):
-        charlm.generate(model, vocabulary, "")
 
 
 def by_the_loop(monkeypatch, *args, **kwargs):
@@ -139,6 +137,28 @@ def test_loop_serves_what_the_op_does_not(vocabulary):
     expected = text_of(ours, vocabulary, "a", 40)
     assert text_of(model, vocabulary, "a", 40) == expected
     assert text_of(ours.double(), vocabulary, "a", 40) == expected
+
+
+def test_default_temperature_draws(model, vocabulary):
+    default = text_of(model, vocabulary, "a", 40)
+    assert default == text_of(model, vocabulary, "a", 40, temperature=0.8)
+    assert default != text_of(model, vocabulary, "a", 40, temperature=0)
+
+
+@pytest.mark.parametrize(("characters", "first"), [("ab\nc", "\n"), ("abcd", "a")])
+def test_without_a_prompt_it_starts_a_line(model, characters, first):
+    vocabulary = Vocabulary(characters + "wxyz")
+    assert text_of(model, vocabulary, length=40) == text_of(model, vocabulary, first, 40)
+
+
+def test_prompt_may_have_unknown_characters_if_the_model_knows_unknown(model):
+    vocabulary = Vocabulary(LETTERS[:-1], with_unknown=True)
+    assert len(text_of(model, vocabulary, "aX", 5)) == 5
+
+
+def test_memory_does_not_grow_with_the_length(model, vocabulary):
+    # All draws at once would be 8 TB.
+    assert len(next(charlm.generate(model, vocabulary, "a", 10**12))) == 1
 
 
 def op_arguments(**change):
@@ -213,9 +233,11 @@ def test_flags_of_the_command_reach_the_draws(run, capsys):
         assert main(["generate", str(run), "--prompt", "the", *flags]) == 0
         return capsys.readouterr().out
 
-    greedy = printed()
-    assert len(greedy) == len("the") + 200 + 1
-    assert greedy == printed("--temperature", "0") == printed("--top-k", "1", "--temperature", "1")
+    default = printed()
+    assert len(default) == len("the") + 200 + 1
+    assert default == printed("--temperature", "0.8")
+    greedy = printed("--temperature", "0")
+    assert default != greedy == printed("--top-k", "1", "--temperature", "1")
     drawn = printed("--temperature", "1")
     assert drawn != greedy
     assert drawn == printed("--temperature", "1", "--seed", "0")
@@ -229,10 +251,9 @@ def test_flags_of_the_command_reach_the_draws(run, capsys):
     ("flags", "sentence"),
     [
         (["--prompt", "the Cat"], "argument --prompt: not in the vocabulary: 'C'"),
-        (["--prompt", ""], "argument --prompt: the prompt is empty; give at least one character"),
-        ([], "the following arguments are required: --prompt"),
         (["--prompt=a", "--temperature=-1"], "argument --temperature: must be a number from 0"),
         (["--prompt=a", "--length=0"], "argument --length: must be a whole number from 1"),
+        (["--threads=0"], "argument --threads: must be a whole number from 1"),
         (["--prompt=a", "--top-k=0"], "argument --top-k: must be a whole number from 1"),
     ],
 )

@@ -1,4 +1,7 @@
-"""Tokens looked up in a table of input projections: the same model, half the products."""
+"""`EmbeddingRNN` and `functional.embedding_rnn`: tokens looked up in a table of W_ih E + b."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,8 +16,8 @@ from support import (
 from torch import nn
 
 import rnn_ext
-from rnn_ext.charlm import CharRNN, token_rnn
-from rnn_ext.charlm.token_rnn import can_look_up
+from rnn_ext import functional, lookup
+from rnn_ext.charlm import CharRNN
 
 forward = torch.ops.rnn_ext._token_rnn_forward.default
 backward = torch.ops.rnn_ext._token_rnn_backward.default
@@ -49,7 +52,7 @@ def looked_up(monkeypatch):
         calls.append(args)
         return forward(*args)
 
-    monkeypatch.setattr(token_rnn, "_forward", counting)
+    monkeypatch.setattr(lookup, "_forward", counting)
     return calls
 
 
@@ -251,18 +254,41 @@ def test_dropout_between_layers_draws_as_the_modules_do():
     assert_close_fp64([ours(tokens)[0].detach()], [expected.detach()])
 
 
-def test_second_derivative_is_refused():
-    model = CharRNN(V, H)
-    logits, _ = model(torch.randint(V, (T, B)))
-    (grad,) = torch.autograd.grad(logits.square().sum(), model.rnn.weight_hh_l0, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+@pytest.mark.parametrize("with_hx", [False, True])
+def test_second_derivatives_are_those_of_the_modules(looked_up, with_hx):
+    ours, theirs = models(num_layers=2)
+    tokens = torch.randint(V, (T, B))
+    hx = torch.randn(2, B, H, dtype=torch.float64) if with_hx else None
+
+    def second(model):
+        leaves = list(model.parameters())
+        logits, h_n = model(tokens, hx)
+        loss = logits.square().sum() + h_n.sum()
+        grads = torch.autograd.grad(loss, leaves, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in grads), leaves)
+
+    assert_close_fp64(second(ours), second(theirs))
+    assert looked_up
+
+
+def test_batched_gradients_are_those_one_by_one():
+    model = rnn_ext.EmbeddingRNN(V, 5, H).double()
+    output, _ = model(torch.randint(V, (T, B)))
+    grads = torch.randn(3, *output.shape, dtype=torch.float64)
+
+    def gradients(grad, **kwargs):
+        parameters = list(model.parameters())
+        return torch.autograd.grad(output, parameters, grad, retain_graph=True, **kwargs)
+
+    one_by_one = [torch.stack(parts) for parts in zip(*map(gradients, grads), strict=True)]
+    assert_close_fp64(gradients(grads, is_grads_batched=True), one_by_one)
 
 
 def test_a_swapped_model_looks_up_too(looked_up):
     model = CharRNN(V, H, rnn_class=nn.RNN)
     tokens = torch.zeros(T, B, dtype=torch.int64)
-    assert not can_look_up(model.embedding, model.rnn, tokens)
+    model(tokens)
+    assert not looked_up
     rnn_ext.replace_rnn(model)
     model(tokens)
     assert len(looked_up) == 1
@@ -274,3 +300,117 @@ def test_no_memory_is_told_in_torchs_words(capfd: pytest.CaptureFixture[str]) ->
         forward(tokens, torch.zeros(V, H), None, torch.zeros(H, H), "tanh")
     assert str(caught.value).startswith("rnn_ext: out of memory: ") == TELLS_REASONS
     assert "tried to allocate" in reason_told(caught.value, capfd.readouterr().err)
+
+
+@pytest.mark.parametrize("padding_idx", [None, 2])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"bias": False},
+        {"batch_first": True},
+        {"num_layers": 2, "nonlinearity": "relu"},
+        {"bidirectional": True, "num_layers": 2},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_module_is_an_embedding_and_an_rnn(settings, padding_idx):
+    torch.manual_seed(1)
+    module = rnn_ext.EmbeddingRNN(V, 5, H, padding_idx=padding_idx, dtype=torch.float64, **settings)
+    torch.manual_seed(1)
+    embedding = nn.Embedding(V, 5, padding_idx, dtype=torch.float64)
+    rnn = nn.RNN(5, H, dtype=torch.float64, **settings)
+    states = len(module.rnn.all_weights)
+    for shape in [(T, B), (T,)]:
+        tokens = torch.randint(V, shape)
+        hx = torch.randn(states, *shape[1:], H, dtype=torch.float64)
+        if len(shape) == 2 and module.rnn.batch_first:
+            tokens = tokens.t().contiguous()
+        for initial in (None, hx):
+            ours = module(tokens, initial)
+            theirs = rnn(embedding(tokens), initial)
+            loss = [y.square().sum() for y in (ours[0], theirs[0])]
+            assert_close_fp64(
+                [*ours, *torch.autograd.grad(loss[0], list(module.parameters()))],
+                [
+                    *theirs,
+                    *torch.autograd.grad(loss[1], [*embedding.parameters(), *rnn.parameters()]),
+                ],
+            )
+
+
+def test_module_takes_packed_tokens():
+    module = rnn_ext.EmbeddingRNN(V, 5, H)
+    sequences = [torch.randint(V, (length,)) for length in (3, 6, 1)]
+    packed = nn.utils.rnn.pack_sequence(sequences, enforce_sorted=False)
+    hx = torch.randn(1, 3, H)
+    output, h_n = module(packed, hx)
+    rows, lengths = nn.utils.rnn.pad_packed_sequence(output)
+    for i, tokens in enumerate(sequences):
+        expected, final = module(tokens, hx[:, i])
+        torch.testing.assert_close(rows[: lengths[i], i], expected)
+        torch.testing.assert_close(h_n[:, i], final)
+
+
+def test_int32_tokens_will_do():
+    module, tokens = rnn_ext.EmbeddingRNN(V, 5, H), torch.randint(V, (T, B))
+    assert_same_bits(module(tokens.int()), module(tokens))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "sentence"),
+    [
+        ({"tokens": torch.zeros(T, B)}, ValueError, "tokens: expected torch.int64 or torch.int32"),
+        ({"tokens": torch.full((T, B), V)}, IndexError, "tokens: expected indices from 0 to 6"),
+        ({"tokens": torch.full((T, B), -1)}, IndexError, "tokens: expected indices from 0 to 6"),
+        ({"tokens": torch.zeros(2, 2, 2, dtype=torch.int64)}, ValueError, "tokens: expected 1 dim"),
+        ({"embedding": torch.zeros(V)}, ValueError, r"embedding: expected shape \(V, E\)"),
+        ({"embedding": torch.zeros(V, 4)}, ValueError, r"weights\[0\]: expected shape"),
+        ({"embedding": torch.zeros(V, 5).double()}, ValueError, "expected torch.float64 of embedd"),
+        ({"hx": torch.zeros(1, B + 1, H)}, ValueError, "hx: expected shape"),
+        ({"nonlinearity": "gelu"}, ValueError, "nonlinearity: expected"),
+    ],
+)
+def test_wrong_argument_is_named(change, error, sentence):
+    weights = [torch.zeros(s) for s in [(H, 5), (H, H), (H,), (H,)]]
+    arguments = {
+        "tokens": torch.zeros(T, B, dtype=torch.int64),
+        "hx": None,
+        "embedding": torch.zeros(V, 5),
+        "weights": weights,
+    }
+    with pytest.raises(error, match=sentence):
+        functional.embedding_rnn(**{**arguments, **change})
+
+
+def test_token_outside_of_the_vocabulary_is_an_index_error_on_every_path():
+    module = rnn_ext.EmbeddingRNN(V, 5, H)
+    for steps in (1, T):  # one step is too little for the table
+        with pytest.raises(IndexError):
+            module(torch.full((steps, B), V))
+
+
+def test_explain_says_what_runs(looked_up):
+    module, tokens = rnn_ext.EmbeddingRNN(V, 5, H), torch.randint(V, (T, B))
+    for x, words in (
+        (tokens, "embedding looked up after W_ih E + b"),
+        (tokens[:1], "fewer tokens"),
+    ):
+        looked_up.clear()
+        assert words in rnn_ext.explain(module, x)
+        assert not looked_up
+        module(x)
+        assert bool(looked_up) == words.startswith("embedding")
+
+
+def test_ops_have_fake_kernels_without_the_text_generator():
+    program = (
+        "import sys, torch, rnn_ext\n"
+        "from torch._subclasses.fake_tensor import FakeTensorMode\n"
+        "assert 'rnn_ext.charlm' not in sys.modules\n"
+        "with FakeTensorMode():\n"
+        "    tokens, table = torch.zeros(3, 2, dtype=torch.int64), torch.zeros(5, 4)\n"
+        "    op = torch.ops.rnn_ext._token_rnn_forward\n"
+        "    print(tuple(op(tokens, table, None, torch.zeros(4, 4), 'tanh')[0].shape))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.stdout == "(3, 2, 4)\n", result.stderr

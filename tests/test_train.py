@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ import rnn_ext
 from rnn_ext import charlm
 from rnn_ext.charlm import training
 from rnn_ext.charlm.plot import plot
-from rnn_ext.charlm.settings import Settings
 from rnn_ext.cli import main
 
 pytestmark = pytest.mark.usefixtures("small_runs")
@@ -124,13 +124,13 @@ def test_bfloat16_leaves_weights_in_float32(text, tmp_path):
 
 
 def test_cosine_goes_from_the_rate_asked_for_to_zero():
-    settings = Settings(steps=100, lr=0.5, schedule="cosine")
+    settings = charlm.Settings(steps=100, lr=0.5, schedule="cosine")
     rates = [settings.learning_rate(step) for step in range(1, 101)]
     assert rates[0] == 0.5
     assert rates[50] == pytest.approx(0.25)
     assert rates == sorted(rates, reverse=True)
     assert 0 < rates[-1] < 0.001
-    assert Settings(lr=0.5).learning_rate(77) == 0.5
+    assert charlm.Settings(lr=0.5).learning_rate(77) == 0.5
 
 
 def test_text_shorter_than_a_step_will_do(tmp_path):
@@ -156,25 +156,30 @@ def test_progress_is_told_on_stdout(text, tmp_path, capsys):
     train(text, out=tmp_path, steps=4)
     out, err = capsys.readouterr()
     assert err == ""
-    assert out.startswith("Step [4/4], bits per character: ")
+    first, second, _ = out.split("\n", 2)
+    assert re.fullmatch(
+        r"Text: [\d,]+ characters, 12 different\. Model: 940 parameters\. Threads: 1\.", first
+    )
+    assert second.startswith("Step [4/4], bits per character: ")
     assert log_of(tmp_path)[-1]["sample"] in out
 
 
 def test_python_does_it_in_a_few_lines(text, tmp_path):
-    model, vocabulary = charlm.train([text], tmp_path / "run", **FLAGS)
+    settings = charlm.Settings(**FLAGS)
+    model, vocabulary = charlm.train([text], tmp_path / "run", settings)
     assert not model.training
     again, _ = charlm.load(tmp_path / "run")
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
     )
     assert len("".join(charlm.generate(model, vocabulary, "the", 5))) == 5
-    with pytest.raises(TypeError, match="hidden"):
-        charlm.train([text], tmp_path / "other", hidden=8)
+    resumed, _ = charlm.train([], tmp_path / "run", resume=True)
+    assert torch.equal(resumed.linear.weight, model.linear.weight)
 
 
 def test_callers_random_state_is_left_alone(text, tmp_path):
     before = torch.get_rng_state()
-    charlm.train([text], tmp_path, **FLAGS, dropout=0.5)
+    charlm.train([text], tmp_path, charlm.Settings(**FLAGS, dropout=0.5))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -183,17 +188,24 @@ def test_diverging_training_is_told_and_loses_no_checkpoint(text, tmp_path, caps
     assert train(text, out=tmp_path, **flags) == 2
     err = capsys.readouterr().err
     assert err.startswith("rnn-ext: the training diverges in step ")
-    assert err.endswith("; choose a smaller --lr\n")
+    assert err.endswith("; choose a smaller learning rate\n")
     assert checkpoints(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--resume", "--out", "{}/new"], "{}/new holds no run to go on with; name text files"),
-        (["{}/none", "--out", "{}/new"], "[Errno 2] No such file or directory: '{}/none'"),
-        (["{}/text.txt", "--out", "{}/text.txt"], "{}/text.txt is not a folder; name one"),
-        (["{}/text.txt", "--out", "/proc/new"], "[Errno 2] No such file or directory: '/proc/new'"),
+        (["--resume", "--out", "{}/new"], "{}/new holds no run to resume; name text files"),
+        (["{}/none", "--out", "{}/new"], "{}/none: No such file or directory"),
+        (
+            ["{}/text.txt", "--out", "{}/text.txt"],
+            "argument --out: must be a folder, and '{}/text.txt' is a file",
+        ),
+        (["{}/text.txt", "--out", "/proc/new"], "/proc/new: No such file or directory"),
+        (["{}/text.txt", "--out", "{}/text.txt/x"], "{}/text.txt/x: Not a directory"),
+        (["{}/text.txt", "--out", ""], "argument --out: must not be empty"),
+        (["", "--out", "{}/new"], "argument FILE: must not be empty"),
+        (["{}/text.txt", "--out", "{}/new", "--encoding", "hex"], "'hex' is not the name of a"),
         (["{}/text.txt"], "the following arguments are required: --out"),
         (["{}/text.txt", "--out", "x", "--dropout", "1"], "argument --dropout: must be a number"),
         (["{}/text.txt", "--out", "x", "--steps", "0"], "argument --steps: must be a whole number"),
@@ -225,7 +237,7 @@ def test_folder_with_a_run_is_refused_without_resume(text, tmp_path, capsys):
     train(text, out=tmp_path)
     before = state_of(tmp_path)
     assert train(text, out=tmp_path) == 2
-    assert "holds a run already; go on with it by --resume" in capsys.readouterr().err
+    assert "holds a run already; resume it, or name another folder" in capsys.readouterr().err
     assert state_of(tmp_path) == before
 
 
@@ -235,9 +247,15 @@ def test_first_run_may_be_asked_to_resume(text, tmp_path):
     assert state_of(tmp_path / "a") == state_of(tmp_path / "b")
 
 
-def test_finished_run_resumed_stays_as_it_is(text, tmp_path):
+def test_finished_run_resumed_says_so_and_stays_as_it_is(text, tmp_path, capsys):
     train(text, out=tmp_path)
     before = state_of(tmp_path)
-    assert resume(tmp_path) == 0
-    assert resume(tmp_path, steps=3) == 0
+    capsys.readouterr()
+    for flags in ({}, {"steps": FLAGS["steps"]}):
+        assert resume(tmp_path, **flags) == 0
+        assert capsys.readouterr().out == (
+            f"The run in {tmp_path} has taken all of its 12 steps; set more steps to continue it\n"
+        )
+    assert resume(tmp_path, steps=3) == 2
+    assert "has taken 12 steps, more than 3; set more steps" in capsys.readouterr().err
     assert state_of(tmp_path) == before

@@ -110,20 +110,21 @@ def test_lost_process_is_told_and_the_run_goes_on(text, tmp_path, lost):
     assert finish(processes)[1 - lost] == 2
     assert (out / f"stderr-{1 - lost}").read_text().splitlines()[-1] == (
         f"rnn-ext: process {1 - lost} of 2 lost contact with another one; "
-        "start all of them again with --resume"
+        "resume the run with all of them"
     )
     reached = int(checkpoints(out)[-1].name[-10:])
     assert finish(start(text, out, **{**LONG, "steps": reached + 4})) == [0, 0]
     assert log_of(out)[-1]["step"] == reached + 4
 
 
-def test_ctrl_c_stops_all_at_one_step(text, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_stops_all_at_one_step(text, tmp_path, number):
     out = tmp_path / "run"
     processes = start(text, out, **LONG)
     wait_for_checkpoint(out, 20)
     for process in processes:
-        os.kill(process.pid, signal.SIGINT)
-    assert finish(processes) == [130, 130]
+        os.kill(process.pid, number)
+    assert finish(processes) == [128 + number, 128 + number]
     stopped = int(checkpoints(out)[-1].name[-10:])
     assert log_of(out)[-1]["step"] == stopped
 

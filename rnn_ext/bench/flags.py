@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from ..arguments import output_file
-from ..errors import UserError
+from ..cli.arguments import output_file
+from ..cli.errors import UserError
 from .cases import BATCH_SIZES, HIDDEN_SIZES, LEFT_OUT, MODES, SEQ_LENS, Case, Mode, shapes
 from .gpu import check_support
 from .real import real_cases

@@ -9,7 +9,7 @@ from torch import nn
 import rnn_ext
 from rnn_ext import cuda
 
-from ..errors import UserError
+from ..cli.errors import UserError
 from .cases import MODES, Case
 from .limits import call_cost
 from .roofline import Roofline

@@ -21,7 +21,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import rnn_ext
 
-from ..errors import UserError
+from ..cli.errors import UserError
 from .cases import Case, Mode
 from .workload import Workload, build_module
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from ..errors import UserError
+from ..cli.errors import UserError
 from .cases import Mode
 from .machine import describe
 from .panels import FAINT, INK, PAPER, draw_bars, draw_heat, draw_key

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
 
-from ..errors import UserError
+from ..cli.errors import UserError
 from .bounds import Bound, Limits, bound
 from .cases import MODES, Case, Mode
 from .memory import Library, Memory

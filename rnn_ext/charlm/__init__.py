@@ -2,8 +2,9 @@
 
     from rnn_ext import charlm
 
-    model, vocabulary = charlm.train(["book.txt"], "run", steps=1000, hidden_size=128)
-    print("".join(charlm.generate(model, vocabulary, "Once", 200, temperature=0.8)))
+    settings = charlm.Settings(steps=1000, hidden_size=128)
+    model, vocabulary = charlm.train(["book.txt"], "run", settings)
+    print("".join(charlm.generate(model, vocabulary, "Once", 200)))
     model, vocabulary = charlm.load("run")
 
 Training and checkpoints need the packages of the extra ``cli``, which are imported when they are
@@ -13,17 +14,30 @@ used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .errors import CharLMError, Interrupted
 from .generation import generate
 from .model import CharRNN
-from .vocabulary import Vocabulary
+from .settings import Settings
+from .vocabulary import Vocabulary, escape_controls
 
 if TYPE_CHECKING:
-    from .run import load
+    from .run import load, read_settings
     from .training import train
 
-__all__ = ["CharRNN", "Vocabulary", "generate", "load", "train"]
+__all__ = [
+    "CharLMError",
+    "CharRNN",
+    "Interrupted",
+    "Settings",
+    "Vocabulary",
+    "escape_controls",
+    "generate",
+    "load",
+    "read_settings",
+    "train",
+]
 
-_LATE = {"load": ".run", "train": ".training"}
+_LATE = {"load": ".run", "read_settings": ".run", "train": ".training"}
 
 
 def __getattr__(name: str) -> Any:

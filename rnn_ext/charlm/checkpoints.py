@@ -1,4 +1,4 @@
-"""A run of training on disk, to go on from or to generate text with.
+"""A training run on disk, to resume or to generate text with.
 
 A checkpoint is a folder ``step-0000000500``:
 
@@ -11,29 +11,39 @@ It is written under another name and renamed, so a folder of that name is comple
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..errors import UserError
 from .corpus import Tokens
+from .errors import CharLMError
 from .files import new_folder, remove_folder, remove_leftovers
+from .model import build_model
 from .settings import Settings
 from .vocabulary import Vocabulary
 
 __all__ = ["Checkpoint", "newest", "tidy"]
 
-_FORMAT = "rnn_ext character model 1"
+_FORMAT = "rnn_ext character model 2"
 _KEPT = 2  # the newest, and one to fall back on
+
+_logger = logging.getLogger("rnn_ext")
+
+
+class _DamagedError(Exception):
+    """A part of a checkpoint is missing, is not what was written, or does not fit the others."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a run goes on from, bit for bit."""
+    """Everything that a run needs to continue bit for bit."""
 
     step: int
     settings: Settings
@@ -44,7 +54,7 @@ class Checkpoint:
     training: Mapping[str, Tensor]
 
     def save(self, out: Path) -> None:
-        """Write it into the folder of the run, where it stands once it is complete.
+        """Writes it into the folder of the run, where it appears once it is complete.
 
         Raises:
             OSError: it cannot be written; what was there before still is.
@@ -66,6 +76,7 @@ class Checkpoint:
             "tokens": asdict(self.tokens),
             "sha256": {name: _digest(data) for name, data in files.items()},
         }
+        about["sha256 of the above"] = _digest_of_json(about)
         files["run.json"] = json.dumps(about, indent=2).encode()
         with new_folder(folder) as temporary:
             for name, data in files.items():
@@ -74,16 +85,23 @@ class Checkpoint:
 
     @classmethod
     def load(cls, folder: Path) -> "Checkpoint":
-        """Read one.
+        """Reads one.
 
         Raises:
-            UserError: a part is missing, damaged or another checkpoint's.
+            _DamagedError: it is damaged.
+            CharLMError: another version of this package wrote it.
         """
         try:
             about = json.loads((folder / "run.json").read_bytes())
+            written = about.pop("sha256 of the above", None)
             if about["format"] != _FORMAT:
-                raise ValueError(f"its format is {about['format']!r}")
-            return cls(
+                raise CharLMError(
+                    f"another version of rnn_ext wrote {folder} (its format is "
+                    f"{about['format']!r}); use that version, or train in another folder"
+                )
+            if written != _digest_of_json(about):
+                raise ValueError("run.json is not what was written")
+            checkpoint = cls(
                 about["step"],
                 Settings(**about["settings"]),
                 Vocabulary(about["characters"], with_unknown=about["with_unknown"]),
@@ -91,22 +109,56 @@ class Checkpoint:
                 Tokens(**about["tokens"]),
                 *(_tensors(folder / name, digest) for name, digest in about["sha256"].items()),
             )
-        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-            raise UserError(
-                f"{folder} is damaged or no checkpoint of rnn-ext train ({error}); "
-                "remove it to go on from the one before"
-            ) from None
+            checkpoint._check_shapes()
+            return checkpoint
+        except FileNotFoundError as error:
+            raise _DamagedError(f"{Path(error.filename).name} is missing") from None
+        except (ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+            raise _DamagedError(str(error)) from None
+
+    def _check_shapes(self) -> None:
+        settings = self.settings
+        with torch.device("meta"):
+            model = build_model(settings, len(self.vocabulary))
+        expected = {name: p.shape for name, p in model.named_parameters()}
+        hidden = (settings.num_layers, settings.batch_size, settings.hidden_size)
+        if {name: t.shape for name, t in self.model.items()} != expected:
+            raise ValueError("run.json does not fit the weights")
+        if self.training["hidden"].shape != hidden:
+            raise ValueError("run.json does not fit the hidden state")
 
 
-def newest(out: Path) -> Checkpoint | None:
-    """The last checkpoint of a run's folder, or None."""
+def newest(out: Path, *, quiet: bool = False) -> Checkpoint | None:
+    """Returns the newest checkpoint in a run's folder that is not damaged; None if it has none.
+
+    Logs a warning for each damaged one that it passes over, unless ``quiet``.
+
+    Raises:
+        CharLMError: all are damaged, or another version of this package wrote them.
+    """
     folders = _folders(out)
-    return Checkpoint.load(folders[-1]) if folders else None
+    for folder in reversed(folders):
+        try:
+            checkpoint = Checkpoint.load(folder)
+        except _DamagedError as error:
+            if not quiet:
+                _logger.warning("%s is damaged (%s); using the checkpoint before it", folder, error)
+            continue
+        return checkpoint
+    if folders:
+        raise CharLMError(f"every checkpoint in {out} is damaged; train again in another folder")
+    return None
 
 
-def tidy(out: Path) -> None:
-    """Remove checkpoints that newer ones stand in for, and what a killed run left unfinished."""
-    for folder in _folders(out)[:-_KEPT]:
+def tidy(out: Path, newest: int | None = None) -> None:
+    """Removes old checkpoints, those after step ``newest``, and what a killed run left unfinished.
+
+    Args:
+        newest: the step of the last checkpoint that is not damaged, if others may follow it.
+    """
+    folders = _folders(out)
+    damaged = [f for f in folders if newest is not None and f.name > f"step-{newest:010}"]
+    for folder in [*damaged, *folders[: len(folders) - len(damaged)][:-_KEPT]]:
         remove_folder(folder)
     remove_leftovers(out)
 
@@ -120,6 +172,10 @@ def _tensors(path: Path, digest: str) -> dict[str, Tensor]:
     if _digest(data) != digest:
         raise ValueError(f"{path.name} is not what was written")
     return load(data)
+
+
+def _digest_of_json(about: dict[str, Any]) -> str:
+    return _digest(json.dumps(about, sort_keys=True).encode())
 
 
 def _digest(data: bytes) -> str:

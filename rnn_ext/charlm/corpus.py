@@ -5,124 +5,246 @@ The file of tokens holds nothing else, one byte a character where 256 indices ar
 into memory, it is read where training asks for it, and the system may drop it again.
 """
 
+import codecs
 import hashlib
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from .files import new_file
+from .errors import CharLMError
+from .files import new_file, temporary_path, with_name
 from .vocabulary import Vocabulary
 
-__all__ = ["Tokens", "prepare"]
+__all__ = ["STDIN", "Tokens", "prepare", "restore"]
+
+STDIN = "-"
 
 _LEAST = 4  # characters: two to learn from and two to validate on
 
 _CODE_POINTS = 0x110000
-_CHUNK = 1 << 20  # characters
+_CHUNK = 1 << 20  # bytes
 _DTYPES = {"uint8": torch.uint8, "int16": torch.int16, "int32": torch.int32}
+# The one of UTF-32 first: in little-endian order it starts with that of UTF-16.
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What is known of a file of tokens: enough to see that it is the one meant."""
+    """What identifies a file of tokens.
+
+    Attributes:
+        count: number of characters.
+        dtype: of an index: ``"uint8"``, ``"int16"`` or ``"int32"``.
+        sha256: hexadecimal digest of the file.
+    """
 
     count: int
     dtype: str
     sha256: str
 
+    def fit(self, path: Path) -> bool:
+        """Whether ``path`` exists and has the right size."""
+        return path.is_file() and path.stat().st_size == self.count * _DTYPES[self.dtype].itemsize
+
     def map(self, path: Path) -> Tensor:
-        """The tokens, shape ``(count,)``, read from disk where they are used.
+        """Returns the tokens, shape ``(count,)``, read from disk where they are used.
 
         Raises:
-            UserError: ``path`` is not the file that these facts were taken from.
+            CharLMError: ``path`` is another file.
         """
-        try:
-            tokens = _map(path, self.count, self.dtype)
-        except RuntimeError:  # none there, or too short a one
-            tokens = None
-        if tokens is None or _digest(tokens) != self.sha256:
-            raise UserError(
-                f"{path} is missing or not the one that the run began with; "
-                "put it back, or train anew in another folder"
+        tokens = None
+        if self.fit(path):
+            dtype = _DTYPES[self.dtype]
+            tokens = torch.from_file(str(path), shared=False, size=self.count, dtype=dtype)
+        if tokens is None or hashlib.sha256(tokens.numpy().data).hexdigest() != self.sha256:
+            raise CharLMError(
+                f"{path} is not the file that the run began with; remove it, and it is made again "
+                "from the text when the run is resumed"
             )
         return tokens
 
 
-def prepare(corpus: Sequence[Path], path: Path, min_count: int) -> tuple[Vocabulary, Tokens]:
-    """Write the characters of all files in ``corpus``, one after the other, to ``path``.
+class _Source(NamedTuple):
+    """A text to read twice: where it is, and what to call it in messages."""
+
+    path: Path
+    name: str
+
+
+def prepare(
+    corpus: Sequence[str], path: Path, min_count: int, encoding: str
+) -> tuple[Vocabulary, Tokens]:
+    """Writes the characters of all texts in ``corpus``, one after the other, to ``path``.
 
     Args:
-        corpus: UTF-8 text files.
-        path: of the file of tokens; its folder is made where there is none.
+        corpus: text files; ``"-"`` is standard input. What can be read only once, such as a pipe,
+            is copied beside ``path`` meanwhile.
+        path: the file of tokens, in an existing folder.
         min_count: characters that occur less often become ``<unk>``.
+        encoding: name of an encoding. Under ``"utf-8"`` a byte order mark overrides it.
 
     Raises:
-        UserError: a file is no text or empty, or changes meanwhile; or all of them together have
-            too few characters.
+        CharLMError: a file is no text or empty, or changes while it is read; or all of them
+            together have too few characters.
         OSError: a file cannot be read or written.
     """
-    counts = _count(corpus)
-    if counts.sum() < _LEAST:
-        raise UserError(f"the text has {int(counts.sum())} characters, and {_LEAST} are the least")
-    frequent = counts >= min_count
-    if not frequent.any():
-        raise UserError(f"no character occurs {min_count} times; choose a smaller --min-count")
-    vocabulary = Vocabulary(
-        map(chr, frequent.nonzero().flatten().tolist()),
-        with_unknown=bool((counts > 0).logical_and(~frequent).any()),
+    with _readable(corpus, path) as sources:
+        counts = _count(sources, encoding)
+        total = int(counts.sum())
+        if total < _LEAST:
+            raise CharLMError(f"the text has {total} characters, and at least {_LEAST} are needed")
+        frequent = counts >= min_count
+        if not frequent.any():
+            raise CharLMError(
+                f"no character occurs {min_count} times; choose a smaller minimum count"
+            )
+        vocabulary = Vocabulary(
+            map(chr, frequent.nonzero().flatten().tolist()),
+            with_unknown=bool((counts > 0).logical_and(~frequent).any()),
+        )
+        changed = "a text changed while it was read; start again"
+        with new_file(path) as file:
+            tokens = _write(sources, file, vocabulary, encoding, changed)
+            if tokens.count != total:
+                raise CharLMError(changed)
+        return vocabulary, tokens
+
+
+def restore(
+    corpus: Sequence[str], path: Path, vocabulary: Vocabulary, tokens: Tokens, encoding: str
+) -> None:
+    """Writes the file of tokens again, as :func:`prepare` did.
+
+    Raises:
+        CharLMError: the texts are no longer those that ``tokens`` were made from.
+        OSError: a file cannot be read or written.
+    """
+    changed = (
+        f"{path} is missing or damaged, and the text is no longer what the run began with, from "
+        "which it could be made again; restore the text, or train in another folder"
     )
-    dtype = next(d for d in _DTYPES if len(vocabulary) <= torch.iinfo(_DTYPES[d]).max + 1)
-    index = torch.full((_CODE_POINTS,), vocabulary.unknown or 0, dtype=_DTYPES[dtype])
-    index[frequent] = torch.arange(int(frequent.sum()), dtype=_DTYPES[dtype])
-    count = 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with new_file(path) as file:
-        for codes in _code_points(corpus):
-            file.write(index[codes].numpy().data)
-            count += len(codes)
-    if count != counts.sum():
-        raise UserError("a text changed while it was read; start again")
-    return vocabulary, Tokens(count, dtype, _digest(_map(path, count, dtype)))
+    if any(name == STDIN or not Path(name).is_file() for name in corpus):
+        raise CharLMError(changed)
+    with _readable(corpus, path) as sources, new_file(path) as file:
+        if _write(sources, file, vocabulary, encoding, changed) != tokens:
+            raise CharLMError(changed)
 
 
-def _count(corpus: Sequence[Path]) -> Tensor:
-    """How often each code point occurs."""
+@contextmanager
+def _readable(corpus: Sequence[str], path: Path) -> Iterator[list[_Source]]:
+    """Yields the texts as regular files: copies of those that can be read only once."""
+    with ExitStack() as stack:
+        sources = []
+        for number, name in enumerate(corpus):
+            source = Path(name)
+            if name != STDIN and not source.is_fifo():
+                if source.exists() and not source.is_file():
+                    raise CharLMError(f"{name} is not a file; name text files to learn from")
+                sources.append(_Source(source, name))
+                continue
+            copy = temporary_path(path.with_name(f"text-{number}"))
+            stack.callback(copy.unlink, missing_ok=True)
+            with with_name(copy), copy.open("wb") as file:
+                if name != STDIN:
+                    with source.open("rb") as pipe:
+                        shutil.copyfileobj(pipe, file)
+                elif sys.stdin is not None:  # None where the shell closed it
+                    shutil.copyfileobj(sys.stdin.buffer, file)
+            sources.append(_Source(copy, "standard input" if name == STDIN else name))
+        yield sources
+
+
+def _count(sources: Sequence[_Source], encoding: str) -> Tensor:
+    """Returns how often each code point occurs."""
     counts = torch.zeros(_CODE_POINTS, dtype=torch.int64)
-    for path in corpus:
+    for source in sources:
         before = int(counts.sum())
-        for codes in _code_points([path]):
+        for codes in _code_points(source, encoding):
             counts += torch.bincount(codes, minlength=_CODE_POINTS)
         if counts.sum() == before:
-            raise UserError(f"{path} is empty; name text files to learn from")
+            raise CharLMError(f"{source.name} is empty; name text files to learn from")
     return counts
 
 
-def _code_points(corpus: Sequence[Path]) -> Iterator[Tensor]:
-    """The code points of the texts, some at a time."""
-    for path in corpus:
-        if path.exists() and not path.is_file():  # what is no file may not say the same twice
-            raise UserError(f"{path} is not a file; name text files to learn from")
-        # Line ends stay as they are; a byte order mark is no part of the text.
-        with path.open(encoding="utf-8-sig", newline="") as file:
+def _write(
+    sources: Sequence[_Source], file: BinaryIO, vocabulary: Vocabulary, encoding: str, changed: str
+) -> Tokens:
+    """Writes the tokens of all texts; ``changed``: what to say of an unexpected character."""
+    dtype = next(d for d in _DTYPES if len(vocabulary) <= torch.iinfo(_DTYPES[d]).max + 1)
+    unknown = -1 if vocabulary.unknown is None else vocabulary.unknown
+    index = torch.full((_CODE_POINTS,), unknown, dtype=torch.int32)
+    index[[ord(char) for char in vocabulary.char2idx]] = torch.arange(
+        len(vocabulary.char2idx), dtype=torch.int32
+    )
+    count, digest = 0, hashlib.sha256()
+    for source in sources:
+        for codes in _code_points(source, encoding):
+            tokens = index[codes]
+            if tokens.min() < 0:
+                raise CharLMError(changed)
+            data = tokens.to(_DTYPES[dtype]).numpy().data
+            file.write(data)
+            digest.update(data)
+            count += len(tokens)
+    return Tokens(count, dtype, digest.hexdigest())
+
+
+def _code_points(source: _Source, encoding: str) -> Iterator[Tensor]:
+    """Yields the code points of a text, some at a time; line ends stay as they are."""
+    with source.path.open("rb") as file:
+        decoder = codecs.getincrementaldecoder(_detect(file.read(4), encoding))()
+        file.seek(0)
+        size = lines = 0
+        data = b"."
+        while data:
+            data = file.read(_CHUNK)
+            size += len(data)
             try:
-                while text := file.read(_CHUNK):
-                    codes = torch.frombuffer(bytearray(text.encode("utf-32-le")), dtype=torch.int32)
-                    if "\0" in text:
-                        raise UserError(f"{path} holds zero bytes, so it is no text; name another")
-                    yield codes
-            except UnicodeDecodeError:
-                raise UserError(
-                    f"{path} is not UTF-8 text; convert it, as with iconv, or name another file"
-                ) from None
+                text = decoder.decode(data, final=not data)
+                codes = bytearray(text.encode("utf-32-le"))
+            except UnicodeError as error:
+                raise CharLMError(_describe(error, source.name, encoding, size, lines)) from None
+            if "\0" in text:
+                raise CharLMError(f"{source.name} holds zero bytes, so it is no text; name another")
+            lines += text.count("\n")
+            if text:
+                yield torch.frombuffer(codes, dtype=torch.int32)
 
 
-def _map(path: Path, count: int, dtype: str) -> Tensor:
-    return torch.from_file(str(path), shared=False, size=count, dtype=_DTYPES[dtype])
+def _detect(start: bytes, encoding: str) -> str:
+    """Returns the encoding of a text that begins with ``start``."""
+    try:
+        "".encode(encoding)
+    except LookupError:
+        raise CharLMError(
+            f"{encoding!r} is not the name of a text encoding; utf-8, utf-16, latin-1, cp1252 and "
+            "gb18030 are some"
+        ) from None
+    if codecs.lookup(encoding).name == "utf-8":
+        for mark, marked in _BYTE_ORDER_MARKS.items():
+            if start.startswith(mark):
+                return marked
+    return encoding
 
 
-def _digest(tokens: Tensor) -> str:
-    return hashlib.sha256(tokens.numpy().data).hexdigest()
+def _describe(error: UnicodeError, name: str, encoding: str, size: int, lines: int) -> str:
+    """Says where a text is not in its encoding, ``size`` bytes and ``lines`` lines after it."""
+    place = ""
+    if isinstance(error, UnicodeDecodeError):
+        offset = size - len(error.object) + error.start
+        line = lines + error.object[: error.start].count(b"\n") + 1
+        place = f": byte 0x{error.object[error.start]:02x} at offset {offset}, in line {line}"
+    return f"{name} is not {encoding.upper()} text{place}; name the encoding that it has"

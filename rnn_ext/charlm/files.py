@@ -1,21 +1,34 @@
-"""Files and folders that appear complete or not at all, whenever the program is stopped."""
+"""Files and folders that appear complete or not at all, and a lock on a folder."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["new_file", "new_folder", "remove_folder", "remove_leftovers"]
+__all__ = [
+    "locked",
+    "new_file",
+    "new_folder",
+    "remove_folder",
+    "remove_leftovers",
+    "temporary_path",
+    "with_name",
+]
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which stands at ``path``, in place of any other, once it is on disk."""
-    temporary = _temporary(path)
+    """Yields a file to write, which replaces ``path`` once it is on disk.
+
+    Raises:
+        OSError: it cannot be written; ``path`` is as it was before.
+    """
+    temporary = temporary_path(path)
     try:
-        with temporary.open("wb") as file:
+        with with_name(path), temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -28,16 +41,21 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which stands at ``path``, where none is yet, once it is on disk."""
-    temporary = _temporary(path)
+    """Yields a folder to fill, which becomes ``path``, a new one, once it is on disk.
+
+    Raises:
+        OSError: it cannot be written; there is no ``path``.
+    """
+    temporary = temporary_path(path)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        temporary.mkdir()
-        yield temporary
-        for file in temporary.iterdir():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-        _sync_folder(temporary)
+        with with_name(path):
+            temporary.mkdir()
+            yield temporary
+            for file in temporary.iterdir():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+            _sync_folder(temporary)
         os.rename(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -45,23 +63,63 @@ def new_folder(path: Path) -> Iterator[Path]:
     _sync_folder(path.parent)
 
 
+@contextmanager
+def with_name(path: Path) -> Iterator[None]:
+    """Adds ``path`` to an error that names no file: that of a write to an open one does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a lock on ``folder``, which is created if it is missing, until the block ends.
+
+    A folder that it created and that is still empty at the end is removed again.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+        OSError: the folder cannot be created.
+    """
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(descriptor)
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
+
+
 def remove_folder(path: Path) -> None:
-    """Remove a folder that must not be met half removed under its own name."""
-    temporary = _temporary(path)
+    """Removes a folder that must never be seen half removed under its own name."""
+    temporary = temporary_path(path)
     os.rename(path, temporary)
     shutil.rmtree(temporary)
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Remove what a program that was killed had not finished in ``parent``."""
-    for path in parent.glob(_temporary(Path("*")).name):
+    """Removes what a program that was killed had not finished in ``parent``."""
+    for path in parent.glob(temporary_path(Path("*")).name):
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
 
 
-def _temporary(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
+    """Returns the path under which ``path`` is written; a leftover if the program is killed."""
     return path.with_name(f".{path.name}.new")
 
 

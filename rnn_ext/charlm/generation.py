@@ -3,14 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import RNN
+from .. import RNN, functional
 from .model import CharRNN
-from .token_rnn import projections
 from .vocabulary import Vocabulary
 
 __all__ = ["generate"]
@@ -23,48 +21,48 @@ _MOST = 1024
 def generate(
     model: CharRNN,
     vocabulary: Vocabulary,
-    prompt: str,
+    prompt: str = "",
     length: int = 200,
     *,
-    temperature: float = 0.0,
+    temperature: float = 0.8,
     top_k: int | None = None,
     seed: int = 0,
 ) -> Iterator[str]:
-    """Continue ``prompt`` by ``length`` characters, which are yielded as they come.
+    """Continues ``prompt`` by ``length`` characters, and yields each as it is drawn.
 
     Args:
-        model: put into eval mode by the caller, where it has dropout.
-        vocabulary: that it was trained with. ``<unk>`` is never generated.
-        prompt: at least one character.
-        length: how many more to generate.
+        model: in eval mode, if it has dropout.
+        vocabulary: the one that the model was trained with. ``<unk>`` is never generated.
+        prompt: text to continue. An empty one starts a line: the model reads a line feed first (or
+            the first character of a vocabulary without one), which is not yielded.
+        length: number of characters to generate.
         temperature: 0 takes the likeliest character every time; 1 draws from the model's
-            distribution; in between, likely ones are drawn more often than that.
+            distribution; values between prefer likely characters.
         top_k: draw from the likeliest ``top_k`` characters only.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
-        ValueError: the prompt is empty, or has characters that the vocabulary lacks.
+        ValueError: a character of the prompt is not in the vocabulary, which has no ``<unk>``.
     """
     if not prompt:
-        raise ValueError("the prompt is empty; give at least one character to go on from")
+        prompt = "\n" if "\n" in vocabulary.char2idx else vocabulary.idx2char[0]
     tokens = vocabulary.encode(prompt)
-    draws = torch.rand(length, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     sampling = Sampling(temperature, top_k, vocabulary.unknown)
     write = _write_fused if _can_fuse(model) else _write
-    indices = chain.from_iterable(write(model, tokens, draws, sampling))
+    indices = chain.from_iterable(write(model, tokens, _draws(length, seed), sampling))
     return map(vocabulary.idx2char.__getitem__, indices)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a character is drawn: see :func:`generate`; ``never`` is not."""
+    """How a character is drawn: see :func:`generate`; ``never`` is not drawn."""
 
     temperature: float
     top_k: int | None
     never: int | None
 
     def choose(self, scores: Tensor, draw: float) -> int:
-        """The index among ``scores``, float64, that ``draw``, from [0, 1), falls on."""
+        """Returns the index among ``scores``, float64, that ``draw``, from [0, 1), selects."""
         if self.never is not None:
             scores[self.never] = -torch.inf
         if self.temperature == 0:
@@ -73,18 +71,28 @@ class Sampling:
             scores = scores.where(scores >= scores.topk(self.top_k).values[-1], -torch.inf)
         weights = ((scores - scores.max()) / self.temperature).exp()
         sums = weights.cumsum(0)
-        # Where rounding takes the product up to the sum, the last of any weight.
+        # Rounding may take the product up to the sum: then the last with any weight.
         return min(int((sums <= draw * sums[-1]).sum()), int(weights.nonzero().max()))
+
+
+def _draws(length: int, seed: int) -> Iterator[Tensor]:
+    """Yields ``length`` numbers from [0, 1) in tensors, small ones first: they are waited for."""
+    generator = torch.Generator().manual_seed(seed)
+    count = _FIRST
+    while length > 0:
+        yield torch.rand(min(count, length), generator=generator, dtype=torch.float64)
+        length -= count
+        count = min(2 * count, _MOST)
 
 
 @torch.inference_mode()
 def _write(
-    model: CharRNN, prompt: Tensor, draws: Tensor, sampling: Sampling
+    model: CharRNN, prompt: Tensor, draws: Iterator[Tensor], sampling: Sampling
 ) -> Iterator[list[int]]:
-    """An index for each of ``draws``, one by one, by the model as it stands."""
+    """Yields an index for each of ``draws``, from the model as it stands."""
     device = model.linear.weight.device
     tokens, hidden = prompt.unsqueeze(1), None
-    for draw in draws.tolist():
+    for draw in chain.from_iterable(part.tolist() for part in draws):
         logits, hidden = model(tokens.to(device), hidden)
         index = sampling.choose(logits[-1, 0].double().cpu(), draw)
         yield [index]
@@ -103,27 +111,24 @@ def _can_fuse(model: CharRNN) -> bool:
 
 @torch.inference_mode()
 def _write_fused(
-    model: CharRNN, prompt: Tensor, draws: Tensor, sampling: Sampling
+    model: CharRNN, prompt: Tensor, draws: Iterator[Tensor], sampling: Sampling
 ) -> Iterator[list[int]]:
-    """The same by one op for many characters: few at first, since they are waited for, then more
-    and more, since the op packs all weights anew."""
-    first, *others = model.rnn.all_weights
-    weights = [first[1], *(w for ih, hh, *biases in others for w in (ih, hh, sum(biases)))]
-    fixed = (weights, model.linear.weight, model.linear.bias)
-    top_k = len(model.linear.bias) if sampling.top_k is None else sampling.top_k
-    never = -1 if sampling.never is None else sampling.never
-    table = projections(model.embedding, first)
-    hidden = table.new_zeros(model.rnn.num_layers, 1, model.rnn.hidden_size)
-    tokens, done, count = prompt, 0, _FIRST
-    while done < len(draws):
-        tokens, hidden = torch.ops.rnn_ext._rnn_generate(
-            *(tokens, draws[done : done + count], table, hidden, *fixed),
-            *(sampling.temperature, top_k, never, model.rnn.nonlinearity),
+    """Yields the same from one call for each tensor of ``draws``."""
+    tokens, hidden = prompt, None
+    for part in draws:
+        tokens, hidden = functional.embedding_rnn_generate(
+            tokens,
+            part,
+            hidden,
+            model.embedding.weight,
+            model.rnn_weights,
+            model.linear.weight,
+            model.linear.bias,
+            nonlinearity=str(model.rnn.nonlinearity),
+            num_layers=model.rnn.num_layers,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            never=sampling.never,
         )
         yield tokens.tolist()
-        tokens, done, count = tokens[-1:], done + count, min(2 * count, _MOST)
-
-
-@torch.library.register_fake("rnn_ext::_rnn_generate")
-def _(prompt: Tensor, draws: Tensor, table: Tensor, hidden: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return prompt.new_empty(draws.shape), hidden.new_empty(hidden.shape)
+        tokens = tokens[-1:]

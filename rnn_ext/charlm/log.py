@@ -6,22 +6,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .files import new_file, with_name
+
 __all__ = ["Log", "read"]
 
 
 class Log:
-    """The log of a run that is at ``step``: what it holds of later steps is cut off.
+    """The log of a run that is at ``step``, open to append to.
+
+    Lines of later steps are removed, and so is whatever is no line of a log: one that was cut short
+    when the run was killed, or what somebody added.
 
     Raises:
         OSError: it cannot be written.
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        # A line that was being written when the run was killed has no end yet.
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
+        kept = [line for line in lines if line.endswith(b"\n") and _step(line) <= step]
+        if kept != lines:
+            with new_file(path) as file:
+                file.writelines(kept)
+        self._path = path
         self._file = path.open("ab")
-        self._file.truncate(sum(map(len, kept)))
 
     def __enter__(self) -> "Log":
         return self
@@ -32,18 +39,32 @@ class Log:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
+        with with_name(self._path):
+            self._file.close()
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append a line, for all to see at once."""
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
+        """Appends a line that others can read at once."""
+        with with_name(self._path):
+            self._file.write(json.dumps(line).encode() + b"\n")
+            self._file.flush()
 
     def sync(self) -> None:
-        """Return when all lines are on disk."""
-        os.fsync(self._file.fileno())
+        """Returns when all lines are on disk."""
+        with with_name(self._path):
+            os.fsync(self._file.fileno())
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All complete lines."""
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
+    """Returns all complete lines."""
+    return [
+        json.loads(line) for line in path.read_bytes().splitlines() if _step(line) < float("inf")
+    ]
+
+
+def _step(line: bytes) -> float:
+    """Returns the step of a line of the log; infinity for anything else."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError, IndexError):
+        return float("inf")
+    return step if isinstance(step, int) else float("inf")

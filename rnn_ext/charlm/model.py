@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
-from .. import RNN
-from .token_rnn import can_look_up, token_rnn
+from .. import RNN, functional
+from .settings import Settings
 
-__all__ = ["CharRNN"]
+__all__ = ["CharRNN", "build_model"]
 
 
 class CharRNN(nn.Module):
@@ -18,11 +19,11 @@ class CharRNN(nn.Module):
 
     Args:
         vocab_size: number of different characters V.
-        hidden_size: width H of the embedding and of the hidden state.
+        hidden_size: size H of the embedding and of the hidden state.
         num_layers: layers L of the RNN.
         nonlinearity: ``"tanh"`` or ``"relu"``.
-        dropout: probability with which a value that an RNN layer puts out is dropped in training.
-        tied: embedding and linear layer share one matrix.
+        dropout: probability of zeroing an element of an RNN layer's output in training.
+        tied: whether embedding and linear layer share one matrix.
         rnn_class: ``rnn_ext.RNN`` or ``torch.nn.RNN``; both draw the same initial weights for the
             same seed.
     """
@@ -45,7 +46,7 @@ class CharRNN(nn.Module):
             hidden_size,
             num_layers,
             nonlinearity=nonlinearity,
-            dropout=dropout if num_layers > 1 else 0.0,  # it knows only what is between layers
+            dropout=dropout if num_layers > 1 else 0.0,  # it drops between layers only
         )
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(hidden_size, vocab_size)
@@ -54,7 +55,7 @@ class CharRNN(nn.Module):
             self.embedding.weight = self.linear.weight
 
     def forward(self, tokens: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Score every possible next character.
+        """Scores every possible next character.
 
         Args:
             tokens: indices of characters, shape ``(T, B)``: time first.
@@ -63,8 +64,37 @@ class CharRNN(nn.Module):
         Returns:
             Logits of shape ``(T, B, V)`` and the hidden state after the last, ``(L, B, H)``.
         """
-        if can_look_up(self.embedding, self.rnn, tokens):
-            output, h_n = token_rnn(self.embedding, self.rnn, tokens, hx)
+        if type(self.rnn) is RNN:
+            output, h_n = functional.embedding_rnn(
+                tokens,
+                hx,
+                self.embedding.weight,
+                self.rnn_weights,
+                nonlinearity=self.rnn.nonlinearity,
+                num_layers=self.rnn.num_layers,
+                dropout=self.rnn.dropout,
+                training=self.training,
+            )
         else:
             output, h_n = self.rnn(self.embedding(tokens), hx)
         return self.linear(self.dropout(output)), h_n
+
+    @property
+    def rnn_weights(self) -> list[Tensor]:
+        """The RNN's weights in the order that :func:`rnn_ext.functional.rnn` takes."""
+        return [weight for layer in self.rnn.all_weights for weight in layer]
+
+
+def build_model(settings: Settings, vocab_size: int) -> CharRNN:
+    """Returns the model that ``settings`` describe, as it is before training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return CharRNN(
+            vocab_size,
+            settings.hidden_size,
+            num_layers=settings.num_layers,
+            nonlinearity=settings.nonlinearity,
+            dropout=settings.dropout,
+            tied=settings.tied,
+            rnn_class=nn.RNN if settings.reference else RNN,
+        )

@@ -3,15 +3,23 @@
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .files import new_file
 from .log import read
 
-__all__ = ["plot"]
+__all__ = ["draw", "plot"]
 
 
 def plot(log: Path, picture: Path) -> None:
-    """Draw bits per character over the steps in ``log`` into the PNG file ``picture``."""
+    """Draws bits per character over the steps in ``log`` into the PNG file ``picture``."""
+    figure = draw(log)
+    with new_file(picture) as file:
+        figure.savefig(file, format="png", dpi=120)
+
+
+def draw(log: Path) -> Figure:
+    """Returns the picture of ``log``."""
     lines = read(log)
     figure = Figure((8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -20,9 +28,11 @@ def plot(log: Path, picture: Path) -> None:
         ("val_bpc", "validation", "o-"),
     ):
         points = [(line["step"], line[name]) for line in lines if name in line]
-        axes.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1)
+        if points:
+            style = "o" if len(points) == 1 else style  # a line of one point cannot be seen
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1)
+            axes.legend()
     axes.set(xlabel="step", ylabel="bits per character")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend()
-    with new_file(picture) as file:
-        figure.savefig(file, format="png", dpi=120)
+    return figure

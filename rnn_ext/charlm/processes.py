@@ -1,4 +1,4 @@
-"""The processes that train one model together, as torchrun starts them; or this one alone."""
+"""The processes that train one model together, as torchrun starts them, or a single one."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -8,17 +8,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import UserError
+from .errors import CharLMError
 
 __all__ = ["Processes"]
 
 
 class Processes:
-    """This process's place among those that train together.
+    """The processes that train together, seen from one of them.
 
     Attributes:
-        rank: this one's number, from 0.
-        size: how many there are.
+        rank: number of this process, from 0.
+        size: number of processes.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
@@ -28,10 +28,10 @@ class Processes:
     @classmethod
     @contextmanager
     def joined(cls) -> Iterator["Processes"]:
-        """Those that torchrun's environment names, connected until the block ends.
+        """Connects the processes that torchrun's environment names until the block ends.
 
         Raises:
-            UserError: another one went away.
+            CharLMError: another process went away.
         """
         size = int(os.environ.get("WORLD_SIZE", 1))
         if size == 1:
@@ -43,35 +43,35 @@ class Processes:
         except RuntimeError as error:
             if not _is_lost_contact(error):
                 raise
-            raise UserError(
+            raise CharLMError(
                 f"process {dist.get_rank()} of {size} lost contact with another one; "
-                "start all of them again with --resume"
+                "resume the run with all of them"
             ) from error
         finally:
             dist.destroy_process_group()
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the one that writes files and talks."""
+    def is_main(self) -> bool:
+        """Whether this process writes the files and prints."""
         return self.rank == 0
 
     def share(self, count: int) -> slice:
-        """This one's part of ``count`` things."""
+        """Returns this process's part of ``count`` streams."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def device(self, name: str) -> torch.device:
-        """The device that ``name`` stands for here: of several GPUs, one for each process."""
+        """Returns the device that ``name`` means here: of several GPUs, one for each process."""
         if name == "cuda" and self.size > 1:
             return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         return torch.device(name)
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Waits until every process has called it."""
         if self.size > 1:
             dist.barrier()
 
     def mean(self, *values: float) -> list[float]:
-        """Of what every process gives, value by value."""
+        """Returns the mean over all processes of each value."""
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
@@ -79,7 +79,7 @@ class Processes:
         return (total / self.size).tolist()
 
     def joined_along_batch(self, states: Tensor) -> Tensor:
-        """Every process's ``(L, B, H)``, side by side in order of rank."""
+        """Returns the states ``(L, B, H)`` of all processes, concatenated in order of rank."""
         if self.size == 1:
             return states
         parts = [torch.empty_like(states) for _ in range(self.size)]
@@ -87,10 +87,10 @@ class Processes:
         return torch.cat(parts, dim=1)
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Make every process's gradients the mean of all; what data parallelism comes down to.
+        """Replaces every process's gradients by the mean over all processes.
 
-        In one message: torch's DistributedDataParallel cuts it up, to send what is done while the
-        rest of backward goes on; but a model of one RNN has its gradients all at the end.
+        In one message. DistributedDataParallel sends several, to overlap them with backward, but a
+        model of one RNN has all of its gradients at the end.
         """
         if self.size == 1:
             return

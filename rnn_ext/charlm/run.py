@@ -1,4 +1,4 @@
-"""One run of training in memory: model, optimizer, streams; a step, a validation, a checkpoint."""
+"""A training run in memory: model, optimizer, streams; a step, a validation, a checkpoint."""
 
 import math
 from collections.abc import Mapping
@@ -9,61 +9,58 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .. import RNN
-from ..errors import UserError
 from .checkpoints import Checkpoint, newest
+from .errors import CharLMError
 from .generation import generate
-from .model import CharRNN
+from .model import CharRNN, build_model
 from .processes import Processes
 from .settings import Settings
 from .streams import Streams, windows
 from .vocabulary import Vocabulary
 
-__all__ = ["Run", "build_model", "load"]
+__all__ = ["Run", "load", "read_settings"]
 
 _MOST_VALIDATION = 1 << 18  # characters: more would hardly move the figure, and delay it
 
 
-def build_model(settings: Settings, vocab_size: int) -> CharRNN:
-    """The model that ``settings`` describe, as it is before training."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        return CharRNN(
-            vocab_size,
-            settings.hidden_size,
-            num_layers=settings.num_layers,
-            nonlinearity=settings.nonlinearity,
-            dropout=settings.dropout,
-            tied=settings.tied,
-            rnn_class=nn.RNN if settings.reference else RNN,
-        )
-
-
 def load(out: str | Path) -> tuple[CharRNN, Vocabulary]:
-    """The model of the newest checkpoint in a run's folder, in eval mode, and its vocabulary.
+    """Returns the model of the newest checkpoint in a run's folder, in eval mode, and its
+    vocabulary.
+
+    A damaged checkpoint is passed over, with a warning to the logger ``rnn_ext``.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        CharLMError: there is no checkpoint, or all are damaged.
     """
     checkpoint = newest(Path(out))
     if checkpoint is None:
-        raise UserError(f"{out} holds no checkpoint; make one with rnn-ext train")
+        raise CharLMError(f"{out} holds no checkpoint; train a model there first")
     return _trained(checkpoint).eval(), checkpoint.vocabulary
 
 
+def read_settings(out: str | Path) -> Settings | None:
+    """Returns the settings of the run in a folder; None if it holds no run.
+
+    Raises:
+        CharLMError: all of its checkpoints are damaged.
+    """
+    checkpoint = newest(Path(out), quiet=True)
+    return checkpoint.settings if checkpoint else None
+
+
 class Run:
-    """What ``checkpoint`` holds, brought to life; this process's share of it.
+    """The run that ``checkpoint`` holds, and this process's share of its streams.
 
     Attributes:
-        steps_done: how far it has got.
+        steps_done: steps that it has taken.
         settings: those of the checkpoint.
-        model: the one that is trained.
+        model: the model in training.
     """
 
     def __init__(self, checkpoint: Checkpoint, tokens: Tensor, processes: Processes) -> None:
         self._checkpoint = checkpoint
         self._processes = processes
-        self._own = processes.share(checkpoint.settings.batch_size)
+        self._local = processes.share(checkpoint.settings.batch_size)
         self.steps_done = checkpoint.step
         self.settings = settings = checkpoint.settings
         self._device = processes.device(settings.device)
@@ -73,32 +70,35 @@ class Run:
             self.model.parameters(), lr=settings.lr, fused=self._device.type in ("cpu", "cuda")
         )
         _load_state(self._optimizer, checkpoint.training)
-        self._hidden = checkpoint.training["hidden"][:, self._own].to(self._device)
+        self._hidden = checkpoint.training["hidden"][:, self._local].to(self._device)
 
-        validated = _validated(len(tokens), settings.val_fraction)
+        learned = len(tokens) - _validated(len(tokens), settings.val_fraction)
         self._streams = Streams(
-            tokens[:-validated], settings.batch_size, settings.seq_len, self._own
+            tokens[:learned], settings.batch_size, settings.seq_len, self._local
         )
-        self._validation = tokens[-validated:]
+        self._validation = tokens[learned:]
 
     def is_due(self, *intervals: str) -> bool:
-        """Whether one of these settings says so at this step; all do at the last."""
+        """Whether one of these intervals ends at this step; at the last step all do."""
         return self.steps_done == self.settings.steps or any(
             self.steps_done % getattr(self.settings, interval) == 0 for interval in intervals
         )
 
     def step(self) -> Tensor:
-        """Train on the next characters of every stream; return the mean loss of this share.
+        """Trains on the next characters of every stream.
+
+        Returns:
+            The mean loss of this process's streams, in nats per character.
 
         Raises:
-            UserError: the training diverges.
+            CharLMError: the gradient is not finite.
         """
         self.steps_done += 1
         settings = self.settings
         if settings.dropout:
-            # A function of the step, so that no generator's state has to be kept.
-            place = self.steps_done * self._processes.size + self._processes.rank
-            torch.manual_seed((settings.seed + place) % 2**64)
+            # A function of step and process, so no generator's state has to be saved.
+            number = self.steps_done * self._processes.size + self._processes.rank
+            torch.manual_seed((settings.seed + number) % 2**64)
         self.model.train()
         inputs, targets = self._streams.read(self.steps_done)
         loss, self._hidden = self._loss(inputs, targets, self._hidden)
@@ -107,37 +107,56 @@ class Run:
         self._processes.average_gradients(self.model.parameters())
         try:
             nn.utils.clip_grad_norm_(
-                self.model.parameters(), settings.clip, error_if_nonfinite=True
+                self.model.parameters(), settings.clip or math.inf, error_if_nonfinite=True
             )
         except RuntimeError:
-            raise UserError(
-                f"the training diverges in step {self.steps_done}; choose a smaller --lr"
-            ) from None
+            raise self._diverged("the gradient is not finite") from None
         for group in self._optimizer.param_groups:
             group["lr"] = settings.learning_rate(self.steps_done)
         self._optimizer.step()
         return loss.detach()
 
+    def check_loss(self, bits: float) -> None:
+        """Checks that ``bits`` per character are still those of a training that may come right.
+
+        Raises:
+            CharLMError: they are a hundred times what guessing costs.
+        """
+        guessing = math.log2(len(self._checkpoint.vocabulary))
+        if not bits <= 100 * max(guessing, 1):
+            raise self._diverged(f"{bits:.3g} bits per character; guessing takes {guessing:.1f}")
+
+    def _diverged(self, evidence: str) -> CharLMError:
+        return CharLMError(
+            f"the training diverges in step {self.steps_done} ({evidence}); "
+            "choose a smaller learning rate"
+        )
+
     @torch.no_grad()
-    def validate(self) -> float:
-        """Bits per character of the text kept for validation, read from its beginning."""
+    def validate(self) -> float | None:
+        """Returns bits per character of the validation text, read from its beginning.
+
+        None if no text is kept for validation.
+        """
+        if not len(self._validation):
+            return None
         self.model.eval()
         settings = self.settings
         nats, count = 0.0, 0
         hidden = None
         streams = windows(self._validation, settings.batch_size, settings.seq_len)
-        own = self._processes.share(streams[0][0].size(1))
-        for inputs, targets in streams if own.start < own.stop else []:
-            loss, hidden = self._loss(inputs[:, own], targets[:, own], hidden)
-            nats += float(loss) * targets[:, own].numel()
-            count += targets[:, own].numel()
+        local = self._processes.share(streams[0][0].size(1))
+        for inputs, targets in streams if local.start < local.stop else []:
+            loss, hidden = self._loss(inputs[:, local], targets[:, local], hidden)
+            nats += float(loss) * targets[:, local].numel()
+            count += targets[:, local].numel()
         nats, characters = self._processes.mean(nats, count)
         return nats / characters / math.log(2)
 
     def _loss(
         self, inputs: Tensor, targets: Tensor, hidden: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The mean over all characters, and the state after them, detached."""
+        """Returns the mean over all characters, and the state after them, detached."""
         with torch.autocast(
             self._device.type, torch.bfloat16, enabled=self.settings.dtype == "bf16"
         ):
@@ -147,18 +166,14 @@ class Run:
         return loss, hidden.detach().float()
 
     def sample(self, length: int) -> str:
-        """What the model writes by now."""
+        """Returns a text of ``length`` characters that the model writes."""
         vocabulary = self._checkpoint.vocabulary
-        first = vocabulary.idx2char[0]
-        pieces = generate(
-            self.model.eval(), vocabulary, first, length, temperature=0.8, seed=self.steps_done
-        )
-        return first + "".join(pieces)
+        return "".join(generate(self.model.eval(), vocabulary, length=length, seed=self.steps_done))
 
     def save(self, out: Path) -> None:
-        """Write a checkpoint, together with the other processes."""
+        """Writes a checkpoint, together with the other processes."""
         hidden = self._processes.joined_along_batch(self._hidden)
-        if self._processes.leads:
+        if self._processes.is_main:
             replace(
                 self._checkpoint,
                 step=self.steps_done,
@@ -176,13 +191,13 @@ def _trained(checkpoint: Checkpoint) -> CharRNN:
 
 
 def _validated(count: int, fraction: float) -> int:
-    """How many of ``count`` characters are kept for validation: two at least, of which one is
-    predicted, and two are left."""
-    return max(2, min(int(count * fraction), _MOST_VALIDATION, count - 2))
+    """Returns how many of ``count`` characters to validate on: at least two, of which one is
+    predicted, and two are left to learn from; none for a fraction of 0."""
+    return max(2, min(int(count * fraction), _MOST_VALIDATION, count - 2)) if fraction else 0
 
 
 def _state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Its tensors, named ``optimizer.<parameter's number>.<what>``."""
+    """Returns its tensors under the names ``optimizer.<number of the parameter>.<name>``."""
     return {
         f"optimizer.{number}.{name}": value
         for number, values in optimizer.state_dict()["state"].items()

@@ -1,86 +1,84 @@
-"""What decides how a run of training goes: the flags of ``rnn-ext train``."""
+"""The settings of a training run.
 
-from dataclasses import dataclass, replace
+The help of ``rnn-ext train``, the docstring of :class:`Settings` and the table in
+``docs/text-generator.md`` all come from the fields below.
+"""
+
+from dataclasses import dataclass, field, fields
 from math import cos, pi
 from typing import Any
 
-from ..errors import UserError
+from .errors import CharLMError
 
 __all__ = ["Settings"]
 
-# What may be asked anew when a run goes on: it changes what is seen of the run, not its course.
-_VIEW = {"log_every", "eval_every", "sample_every", "checkpoint_every"}
+# These change what is seen of a run, not its course, so they may change when it is resumed.
+_RESUMABLE = {"log_every", "eval_every", "sample_every", "checkpoint_every"}
+
+
+def _setting(default: Any, help: str, *choices: str) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices or None})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of one run.
-
-    Attributes:
-        steps: optimizer steps in all.
-        batch_size: parallel streams B, over all processes.
-        seq_len: characters T of each stream in a step; gradients reach no further back.
-        hidden_size: width H of the embedding and of the hidden state.
-        num_layers: RNN layers.
-        nonlinearity: ``"tanh"`` or ``"relu"``.
-        dropout: share of every layer's output that is dropped in training.
-        tied: whether embedding and output layer share one matrix.
-        lr: Adam's learning rate.
-        schedule: ``"constant"``, or ``"cosine"``, which takes it from ``lr`` to 0 over all steps.
-        clip: largest norm of the gradient.
-        min_count: rarer characters become ``<unk>``.
-        val_fraction: share of the text, from its end, that is kept for validation.
-        dtype: ``"fp32"``, or ``"bf16"`` for autocast to bfloat16; weights stay float32.
-        device: where to train.
-        seed: of the initial weights and of dropout.
-        reference: train ``torch.nn.RNN`` instead of ``rnn_ext.RNN``.
-        log_every: steps from one line of the log to the next.
-        eval_every: steps from one validation to the next.
-        sample_every: steps from one sample of what the model writes to the next.
-        checkpoint_every: steps from one checkpoint to the next.
-    """
-
-    steps: int = 2000
-    batch_size: int = 32
-    seq_len: int = 128
-    hidden_size: int = 256
-    num_layers: int = 1
-    nonlinearity: str = "tanh"
-    dropout: float = 0.0
-    tied: bool = False
-    lr: float = 0.002
-    schedule: str = "constant"
-    clip: float = 1.0
-    min_count: int = 1
-    val_fraction: float = 0.05
-    dtype: str = "fp32"
-    device: str = "cpu"
-    seed: int = 0
-    reference: bool = False
-    log_every: int = 10
-    eval_every: int = 100
-    sample_every: int = 500
-    checkpoint_every: int = 500
+    steps: int = _setting(2000, "optimizer steps in total")
+    batch_size: int = _setting(32, "streams of text to read in parallel, over all processes")
+    seq_len: int = _setting(
+        128, "characters of each stream in a step; gradients reach no further back"
+    )
+    hidden_size: int = _setting(256, "size of the embedding and of the hidden state")
+    num_layers: int = _setting(1, "number of RNN layers")
+    nonlinearity: str = _setting("tanh", "activation function of the RNN", "tanh", "relu")
+    dropout: float = _setting(
+        0.0, "probability of zeroing an element of a layer's output in training"
+    )
+    tied: bool = _setting(False, "share one matrix between the embedding and the output layer")
+    lr: float = _setting(0.002, "learning rate of Adam")
+    schedule: str = _setting(
+        "constant", "learning rate over time; cosine takes it to 0", "constant", "cosine"
+    )
+    clip: float = _setting(1.0, "largest norm of the gradient; 0 switches clipping off")
+    min_count: int = _setting(1, "replace characters that occur less often by <unk>")
+    val_fraction: float = _setting(
+        0.05, "share of the text, from its end, to validate on; 0 for no validation"
+    )
+    dtype: str = _setting(
+        "fp32", "bf16 computes in bfloat16 (autocast); the weights stay float32", "fp32", "bf16"
+    )
+    device: str = _setting("cpu", "device to train on, such as cpu or cuda")
+    seed: int = _setting(0, "seed of the initial weights and of dropout")
+    encoding: str = _setting(
+        "utf-8", "encoding of the text; a byte order mark selects UTF-16 or UTF-32 by itself"
+    )
+    reference: bool = _setting(False, "train torch.nn.RNN instead of rnn_ext.RNN, to compare")
+    log_every: int = _setting(10, "steps between lines of the log")
+    eval_every: int = _setting(100, "steps between validations")
+    sample_every: int = _setting(500, "steps between samples of generated text")
+    checkpoint_every: int = _setting(500, "steps between checkpoints")
 
     def learning_rate(self, step: int) -> float:
-        """Of a step, counted from 1."""
+        """Returns the learning rate of a step, counted from 1."""
         if self.schedule == "constant":
             return self.lr
         return self.lr * (1 + cos(pi * (step - 1) / self.steps)) / 2
 
-    def going_on(self, given: dict[str, Any]) -> "Settings":
-        """These settings for a run that is resumed with those in ``given``.
+    def check_resumable_with(self, settings: "Settings") -> None:
+        """Checks that a run with these settings may continue with ``settings``.
 
         Raises:
-            UserError: one of them would have made another run of it.
+            CharLMError: a setting differs that would have made it another run.
         """
-        after = replace(self, **given)
-        may_change = _VIEW if self.schedule == "cosine" else _VIEW | {"steps"}
-        for name in given.keys() - may_change:
-            before, value = getattr(self, name), getattr(after, name)
+        may_change = _RESUMABLE if self.schedule == "cosine" else _RESUMABLE | {"steps"}
+        for name in (f.name for f in fields(self) if f.name not in may_change):
+            before, value = getattr(self, name), getattr(settings, name)
             if value != before:
-                raise UserError(
-                    f"--{name.replace('_', '-')} {value} contradicts the run, which has {before}; "
-                    "leave the flag out, or train in another folder"
+                raise CharLMError(
+                    f"{name.replace('_', ' ')} {value} contradicts the run, which has {before}; "
+                    "leave it out, or train in another folder"
                 )
-        return after
+
+
+Settings.__doc__ = "The settings of a training run.\n\nAttributes:\n" + "\n".join(
+    f"    {f.name}: {f.metadata['help']}. Default: {f.default!r}" for f in fields(Settings)
+)

@@ -1,4 +1,4 @@
-"""Tokens → what each training step reads."""
+"""Tokens → the inputs and targets of each training step."""
 
 import torch
 from torch import Tensor
@@ -7,29 +7,29 @@ __all__ = ["Streams", "windows"]
 
 
 class Streams:
-    """Parallel streams through a text, each going on where its last step ended.
+    """Parallel streams through a text, each of which continues where its last step ended.
 
     The text is a ring that the streams enter at equal distances, so every step moves all of them
-    by ``seq_len`` characters and none ever ends; the state carried along each is that of the
+    by ``seq_len`` characters and none ever ends. The state that a stream carries is that after the
     characters just before.
 
     Args:
         tokens: the text, shape ``(N,)``, N ≥ 2.
         count: streams in all.
         seq_len: characters of a step, T.
-        own: which of the streams to read; this process's share.
+        local: the streams that this process reads.
     """
 
-    def __init__(self, tokens: Tensor, count: int, seq_len: int, own: slice) -> None:
+    def __init__(self, tokens: Tensor, count: int, seq_len: int, local: slice) -> None:
         self._tokens = tokens
         self._seq_len = seq_len
-        starts = (torch.arange(count) * len(tokens) // count)[own]
+        starts = (torch.arange(count) * len(tokens) // count)[local]
         self._places = torch.arange(seq_len + 1).unsqueeze(1) + starts
 
     def read(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs of a step, counted from 1, and targets: the characters that follow each.
+        """Returns the inputs of a step, counted from 1, and the character that follows each.
 
-        Both int64, shape ``(T, own streams)``.
+        Both are int64, shape ``(T, local streams)``.
         """
         places = (self._places + (step - 1) * self._seq_len) % len(self._tokens)
         tokens = self._tokens[places].long()
@@ -37,7 +37,7 @@ class Streams:
 
 
 def windows(tokens: Tensor, count: int, seq_len: int) -> list[tuple[Tensor, Tensor]]:
-    """Inputs and targets for one walk through a text on at most ``count`` parallel streams."""
+    """Returns inputs and targets for one pass over a text on at most ``count`` streams."""
     count = min(count, len(tokens) // 2)
     length = len(tokens) // count
     streams = tokens[: count * length].view(count, length).t().long()

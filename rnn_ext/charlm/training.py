@@ -1,183 +1,240 @@
-"""Training: from text files, or from where it stopped, to a model."""
+"""Training: from text files, or from the last checkpoint, to a model."""
 
+import errno
+import logging
 import math
 import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm  # type: ignore[import-untyped]
 
-from ..errors import UserError
 from .checkpoints import Checkpoint, newest, tidy
-from .corpus import prepare
+from .corpus import STDIN, prepare, restore
+from .errors import CharLMError, Interrupted
+from .files import locked
 from .log import Log
-from .model import CharRNN
+from .model import CharRNN, build_model
 from .plot import plot
 from .processes import Processes
-from .run import Run, build_model
+from .progress import Progress
+from .run import Run
 from .settings import Settings
-from .vocabulary import Vocabulary
+from .signals import noted_signals
+from .vocabulary import Vocabulary, escape_controls
 
 __all__ = ["train"]
 
 _SAMPLE = 200  # characters
 
+_logger = logging.getLogger("rnn_ext")
+
 
 def train(
-    corpus: Sequence[str | Path], out: str | Path, *, resume: bool = False, **given: Any
+    corpus: Sequence[str | Path],
+    out: str | Path,
+    settings: Settings | None = None,
+    *,
+    resume: bool = False,
 ) -> tuple[CharRNN, Vocabulary]:
-    """Train a character model on text files, as ``rnn-ext train`` does.
+    """Trains a character model on text files, as ``rnn-ext train`` does.
+
+    Ctrl-C, SIGTERM, SIGHUP, and a reader of the output that goes away, stop it after the step that
+    it is in and save a checkpoint.
 
     Args:
-        corpus: UTF-8 text files, learned as one text; none are needed to go on with a run.
-        out: folder for checkpoints, log and plot; made where there is none.
-        resume: go on with the run in ``out``, if there is one, bit for bit as if it had not
-            stopped.
-        given: the :class:`Settings` that differ from the defaults, or from those of the run.
+        corpus: text files, learned as one text, ``"-"`` for standard input. None are needed to
+            resume a run.
+        out: folder for checkpoints, log and plot; created if it is missing. One training at a time
+            may use it.
+        settings: by default those of the run to resume, or ``Settings()``.
+        resume: continue the run in ``out``, if there is one, bit for bit as if it had not stopped.
 
     Returns:
         The model, in eval mode, and its vocabulary.
 
     Raises:
-        UserError: something that the caller can put right.
-        KeyboardInterrupt: Ctrl-C; a checkpoint has been saved.
+        CharLMError: a mistake that the caller can correct.
+        Interrupted: a signal stopped the training, and a checkpoint was saved.
+        OSError: a file cannot be read or written; the last checkpoint is intact.
     """
     out = Path(out)
-    with torch.random.fork_rng(), Processes.joined() as processes:
-        if processes.leads:
-            _begin([str(Path(path).absolute()) for path in corpus], out, resume, given)
+    if out.exists() and not out.is_dir():
+        raise CharLMError(f"{out} is not a folder; name one, or one to be created")
+    with torch.random.fork_rng(), Processes.joined() as processes, ExitStack() as stack:
+        if processes.is_main:
+            try:
+                stack.enter_context(locked(out))
+            except BlockingIOError:
+                raise CharLMError(
+                    f"another training is using {out}; wait for it, or name another folder"
+                ) from None
+            _begin([_absolute(path) for path in corpus], out, settings, resume)
         processes.wait()
-        checkpoint = newest(out)
+        checkpoint = newest(out, quiet=True)
         assert checkpoint is not None
-        settings = checkpoint.settings.going_on(given)
+        settings = settings or checkpoint.settings
+        checkpoint.settings.check_resumable_with(settings)
         if settings.batch_size % processes.size:
-            raise UserError(
+            raise CharLMError(
                 f"{processes.size} processes cannot share {settings.batch_size} streams evenly; "
-                "choose another --batch-size or number of processes"
+                "choose another batch size or number of processes"
             )
         checkpoint = replace(checkpoint, settings=settings)
         run = Run(checkpoint, checkpoint.tokens.map(_token_file(out)), processes)
-        with Log(out / "log.jsonl", run.steps_done) if processes.leads else nullcontext() as log:
-            finished = _walk(run, out, log, processes)
-        if processes.leads:
-            plot(out / "log.jsonl", out / "loss.png")
-    if not finished:
-        raise KeyboardInterrupt
+        log = Log(out / "log.jsonl", run.steps_done) if processes.is_main else nullcontext()
+        progress = Progress(
+            run.steps_done,
+            settings.steps,
+            settings.batch_size * settings.seq_len,
+            shown=processes.is_main,
+        )
+        # The signals to the end, so that none cuts off what follows a stop.
+        with noted_signals() as signals:
+            with log as opened, progress:
+                _introduce(run, checkpoint, out, progress)
+                _take_steps(run, out, opened, processes, progress, signals)
+            if processes.is_main:
+                plot(out / "log.jsonl", out / "loss.png")
+    if run.steps_done < settings.steps:
+        if not signals and progress.failure and not _is_hang_up(progress.failure):
+            raise progress.failure
+        number = signals[0] if signals else signal.SIGPIPE if progress.failure else signal.SIGINT
+        raise Interrupted(number, run.steps_done)
     return run.model.eval(), checkpoint.vocabulary
 
 
-def _begin(corpus: list[str], out: Path, resume: bool, given: dict[str, Any]) -> None:
-    """See to it that ``out`` holds a checkpoint of the run that is meant, or make its first."""
+def _begin(corpus: list[str], out: Path, settings: Settings | None, resume: bool) -> None:
+    """Makes sure that ``out`` holds a checkpoint of the run that is meant: resumed, or its first.
+
+    What can be wrong with the arguments is found here, by the main process.
+    """
+    if not resume and (list(out.glob("step-*")) or (out / "log.jsonl").exists()):
+        raise CharLMError(f"{out} holds a run already; resume it, or name another folder")
     checkpoint = newest(out)
-    if not resume and (checkpoint or (out / "log.jsonl").exists()):
-        raise UserError(
-            f"{out} holds a run already; go on with it by --resume, or name another folder"
-        )
-    if checkpoint:
-        checkpoint.settings.going_on(given)
-        if corpus and corpus != checkpoint.corpus:
-            raise UserError(
-                f"the run in {out} learns from {', '.join(checkpoint.corpus)}; "
-                "name these files, or none, to go on with it"
-            )
-        tidy(out)
+    if checkpoint is None:
+        _begin_anew(corpus, out, settings or Settings())
         return
+    settings = settings or checkpoint.settings
+    checkpoint.settings.check_resumable_with(settings)
+    if settings.steps < checkpoint.step:
+        raise CharLMError(
+            f"the run in {out} has taken {checkpoint.step} steps, more than {settings.steps}; "
+            "set more steps to continue it"
+        )
+    if corpus and corpus != checkpoint.corpus:
+        raise CharLMError(
+            f"the run in {out} learns from {', '.join(checkpoint.corpus)}; "
+            "name these files, or none, to continue it"
+        )
+    tidy(out, checkpoint.step)
+    tokens, path = checkpoint.tokens, _token_file(out)
+    if not tokens.fit(path):
+        restore(checkpoint.corpus, path, checkpoint.vocabulary, tokens, settings.encoding)
+        _logger.warning("%s was missing or damaged; made again from the text", path)
+
+
+def _begin_anew(corpus: list[str], out: Path, settings: Settings) -> None:
     if not corpus:
-        raise UserError(f"{out} holds no run to go on with; name text files to begin one")
-    settings = Settings(**given)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is not a folder; name one, or one to be made")
-    vocabulary, tokens = prepare([Path(c) for c in corpus], _token_file(out), settings.min_count)
+        raise CharLMError(f"{out} holds no run to resume; name text files to begin one")
+    vocabulary, tokens = prepare(corpus, _token_file(out), settings.min_count, settings.encoding)
     hidden = torch.zeros(settings.num_layers, settings.batch_size, settings.hidden_size)
     weights = dict(build_model(settings, len(vocabulary)).named_parameters())
     Checkpoint(0, settings, vocabulary, corpus, tokens, weights, {"hidden": hidden}).save(out)
 
 
-def _walk(run: Run, out: Path, log: Log | None, processes: Processes) -> bool:
-    """Take the steps that are left; False where Ctrl-C came before the last."""
-    settings = run.settings
-    characters = settings.batch_size * settings.seq_len  # of a step
-    spent, reported = 0.0, run.steps_done
-    with _progress(run, characters, shown=processes.leads) as bar, _ctrl_c() as pressed:
-        while run.steps_done < settings.steps:
-            begun = time.perf_counter()
-            loss = run.step()
-            # Several processes have to agree where to stop, which they do when they report.
-            stops = bool(pressed) and processes.size == 1
-            reports = run.is_due("log_every", "eval_every", "sample_every")
-            if reports:
-                nats, votes = processes.mean(float(loss), float(bool(pressed)))
-                stops = stops or votes > 0
-            spent += time.perf_counter() - begun
-            bar.update(characters)
-            if reports:
-                line = {
-                    "step": run.steps_done,
-                    "train_bpc": nats / math.log(2),
-                    "chars_per_s": round((run.steps_done - reported) * characters / spent),
-                }
-                spent, reported = 0.0, run.steps_done
-                if run.is_due("eval_every"):
-                    line["val_bpc"] = run.validate()
-                if log:
-                    _report(run, log, line)
-            if stops or run.is_due("checkpoint_every"):
-                if log:
-                    log.sync()
-                run.save(out)
-            if stops:
-                return run.steps_done == settings.steps
-    return True
-
-
-def _report(run: Run, log: Log, line: dict[str, Any]) -> None:
-    """To the log, and now and then to the terminal."""
-    if "val_bpc" in line:
-        tqdm.write(
-            f"Step [{run.steps_done}/{run.settings.steps}], bits per character: "
-            f"{line['train_bpc']:.3f}, in validation: {line['val_bpc']:.3f}"
+def _introduce(run: Run, checkpoint: Checkpoint, out: Path, progress: Progress) -> None:
+    """Shows the sizes of the run, and what may surprise about it."""
+    settings, count = run.settings, checkpoint.tokens.count
+    if run.steps_done == settings.steps:
+        progress.say(
+            f"The run in {out} has taken all of its {settings.steps} steps; "
+            "set more steps to continue it"
         )
+        return
+    progress.say(
+        f"Text: {count:,} characters, {len(checkpoint.vocabulary.char2idx)} different. "
+        f"Model: {sum(p.numel() for p in run.model.parameters()):,} parameters. "
+        f"Threads: {torch.get_num_threads()}."
+    )
+    characters = settings.batch_size * settings.seq_len
+    if characters > count:
+        progress.say(
+            f"A step reads {settings.batch_size} streams of {settings.seq_len} characters, "
+            f"{characters:,} in all, more than the text has, so the streams overlap; "
+            "a smaller batch size or shorter streams would do"
+        )
+
+
+def _take_steps(
+    run: Run,
+    out: Path,
+    log: Log | None,
+    processes: Processes,
+    progress: Progress,
+    signals: list[int],
+) -> None:
+    """Takes the remaining steps, or those up to a signal or a failure to show something."""
+    characters = run.settings.batch_size * run.settings.seq_len  # of a step
+    spent, reported = 0.0, run.steps_done
+    while run.steps_done < run.settings.steps:
+        begun = time.perf_counter()
+        loss = run.step()
+        reports = run.is_due("log_every", "eval_every", "sample_every")
+        if reports:
+            nats, votes = processes.mean(float(loss), float(bool(signals or progress.failure)))
+        spent += time.perf_counter() - begun
+        progress.advance(run.steps_done)
+        if reports:
+            line: dict[str, Any] = {
+                "step": run.steps_done,
+                "train_bpc": nats / math.log(2),
+                "chars_per_s": round((run.steps_done - reported) * characters / spent),
+            }
+            spent, reported = 0.0, run.steps_done
+            run.check_loss(line["train_bpc"])
+            if run.is_due("eval_every"):
+                val_bpc = run.validate()
+                if val_bpc is not None:
+                    line["val_bpc"] = val_bpc
+            if log:
+                _report(run, log, line, progress)
+        # Several processes have to agree on a step to stop after, which they do when they report.
+        stops = bool(signals or progress.failure) if processes.size == 1 else reports and votes > 0
+        if stops or run.is_due("checkpoint_every"):
+            if log:
+                log.sync()
+            run.save(out)
+        if stops:
+            return
+
+
+def _report(run: Run, log: Log, line: dict[str, Any], progress: Progress) -> None:
+    """Writes to the log and, at a validation or a sample, shows it."""
     if run.is_due("sample_every"):
         line["sample"] = run.sample(_SAMPLE)
-        tqdm.write(line["sample"])
     log.write(line)
+    if run.is_due("eval_every"):
+        validation = f", in validation: {line['val_bpc']:.3f}" if "val_bpc" in line else ""
+        progress.say(
+            f"Step [{run.steps_done}/{run.settings.steps}], bits per character: "
+            f"{line['train_bpc']:.3f}{validation}"
+        )
+    if "sample" in line:
+        progress.say(escape_controls(line["sample"]))
 
 
-def _progress(run: Run, characters: int, *, shown: bool) -> tqdm:
-    """Characters done, characters a second, time left."""
-    return tqdm(
-        total=run.settings.steps * characters,
-        initial=run.steps_done * characters,
-        unit="char",
-        unit_scale=True,
-        disable=None if shown else True,  # None: silent where stderr is no terminal
-    )
+def _is_hang_up(error: OSError) -> bool:
+    """Whether the reader of the output, or its terminal, went away."""
+    return error.errno in (errno.EPIPE, errno.EIO)
 
 
-@contextmanager
-def _ctrl_c() -> Iterator[list[int]]:
-    """Notes Ctrl-C in the list, to be acted on between two steps; a second one acts at once."""
-    pressed: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-
-    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
-        yield pressed
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _absolute(path: str | Path) -> str:
+    return STDIN if str(path) == STDIN else str(Path(path).absolute())
 
 
 def _token_file(out: Path) -> Path:

@@ -1,11 +1,12 @@
 """Characters to indices and back."""
 
+import unicodedata
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-__all__ = ["UNKNOWN", "Vocabulary"]
+__all__ = ["UNKNOWN", "Vocabulary", "escape_controls"]
 
 UNKNOWN = "<unk>"
 
@@ -13,13 +14,12 @@ UNKNOWN = "<unk>"
 class Vocabulary:
     """The distinct characters (Unicode code points) of a text, numbered from 0 in sorted order.
 
-    The numbering depends on which characters occur and on nothing else, so that a seed gives the
-    same model on every run.
+    The numbering depends on nothing but the set of characters, so a seed gives the same model on
+    every run.
 
     Args:
         text: the characters.
-        with_unknown: adds ``<unk>`` at the end, for characters of a corpus that are too rare to
-            learn. Text to :meth:`encode` cannot have it.
+        with_unknown: adds ``<unk>`` at the end, which stands for every other character.
 
     Attributes:
         idx2char: the characters; ``idx2char[i]`` is the one with index ``i``.
@@ -41,16 +41,25 @@ class Vocabulary:
         return f"{type(self).__name__}({''.join(self.char2idx)!r}{unknown})"
 
     def encode(self, text: str) -> Tensor:
-        """Indices of the characters of ``text``: int64, shape ``(len(text),)``.
+        """Returns the indices of the characters of ``text``: int64, shape ``(len(text),)``.
 
         Raises:
-            ValueError: names the characters of ``text`` that the vocabulary lacks.
+            ValueError: names the characters that are not in the vocabulary, if it has no ``<unk>``.
         """
-        unknown = sorted(set(text) - self.char2idx.keys())
-        if unknown:
-            raise ValueError(f"not in the vocabulary: {', '.join(map(repr, unknown))}")
-        return torch.tensor([self.char2idx[char] for char in text], dtype=torch.int64)
+        indices = [self.char2idx.get(char, self.unknown) for char in text]
+        if None in indices:
+            missing = sorted(set(text) - self.char2idx.keys())
+            raise ValueError(f"not in the vocabulary: {', '.join(map(repr, missing))}")
+        return torch.tensor(indices, dtype=torch.int64)
 
     def decode(self, indices: Iterable[int]) -> str:
-        """The text whose characters have these indices (a 1-D integer tensor will do as well)."""
+        """Returns the text whose characters have these indices (or a 1-D integer tensor)."""
         return "".join(self.idx2char[int(i)] for i in indices)
+
+
+def escape_controls(text: str) -> str:
+    r"""Returns ``text`` with control characters, but ``\n`` and ``\t``, as ``\x1b``."""
+    return "".join(
+        f"\\x{ord(char):02x}" if unicodedata.category(char) == "Cc" and char not in "\n\t" else char
+        for char in text
+    )

@@ -1,44 +1,47 @@
-"""The command ``rnn-ext``: names the sub-commands, runs one, turns failures into exit codes.
+"""The command ``rnn-ext``: lists the sub-commands, runs one, turns failures into exit codes.
 
-0: done. 2: something the user has to change, told in one sentence on stderr. 130: Ctrl-C.
-141: the reader of our output went away (``rnn-ext demo | head -1``). The last two are what a shell
-reports for a program ended by SIGINT or SIGPIPE.
+0: success. 2: a mistake of the user, described in one sentence on stderr. 130: Ctrl-C. 141: the
+reader of the output went away (``rnn-ext demo | head -1``). The last two are what a shell reports
+for a program that SIGINT or SIGPIPE ended.
 """
 
 import argparse
 import io
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import NoReturn
 
 import torch
 
-from . import __version__, build_info
-from .errors import UserError
+from .. import __version__
+from .errors import UserError, sentence
 
 __all__ = ["main"]
 
 # name -> module with add_arguments(parser) and run(args) -> exit code, line for --help
 _COMMANDS = {
-    "demo": ("rnn_ext.charlm.demo", "learn one sentence by heart, character by character"),
-    "train": ("rnn_ext.charlm.train_command", "train a character model on text files"),
-    "generate": ("rnn_ext.charlm.generate_command", "let a trained model write"),
+    "demo": ("rnn_ext.cli.demo", "learn one sentence by heart, character by character"),
+    "train": ("rnn_ext.cli.train", "train a character model on text files"),
+    "generate": ("rnn_ext.cli.generate", "generate text from a trained model"),
     "bench": ("rnn_ext.bench.command", "time rnn_ext.RNN against torch.nn.RNN"),
-    "info": ("rnn_ext.cli", "show how this copy was built and what it runs on"),
+    "info": ("rnn_ext.cli.info", "show how this copy was built and what it runs on"),
 }
 _OPTIONAL_PACKAGES = {"matplotlib", "safetensors", "tqdm"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line ``argv`` (default: the process's own) and return the exit code."""
+    """Runs the command line ``argv`` (default: the process's own) and returns the exit code."""
     _print_anything()
     try:
         try:
-            return _dispatch(sys.argv[1:] if argv is None else argv)
+            with _logged_warnings():
+                return _dispatch(sys.argv[1:] if argv is None else argv)
         finally:
-            _flush_stdout()  # a failing write has to show up here, not at exit
+            _flush_stdout()  # a write that fails has to fail here, not at exit
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -46,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         _abandon_stdout()
-        return _complain(str(error))
+        return _complain(sentence(error))
     except UserError as error:
         return _complain(str(error))
     except ModuleNotFoundError as error:
@@ -70,7 +73,7 @@ def _dispatch(argv: Sequence[str]) -> int:
 
 
 def _build_parser(command: str | None) -> argparse.ArgumentParser:
-    """All commands by name; imports and fills in ``command`` alone."""
+    """Returns a parser that lists all commands; imports and fills in ``command`` alone."""
     parser = _Parser(
         prog="rnn-ext",
         description="Train and run character models, time the kernels, show the build.",
@@ -94,50 +97,41 @@ def _build_parser(command: str | None) -> argparse.ArgumentParser:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One sentence, where argparse prints the usage as well."""
+        """Raises one sentence; argparse would print the usage as well."""
         raise UserError(message)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``info`` takes no flags."""
+@contextmanager
+def _logged_warnings() -> Iterator[None]:
+    """Prints the package's warnings on stderr, as the command line prints its own messages."""
+    logger, handler = logging.getLogger("rnn_ext"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("rnn-ext: %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
-def run(args: argparse.Namespace) -> int:
-    """``info``: print ``build_info()``, one ``key: value`` a line."""
-    facts = build_info()
-    width = max(map(len, facts)) + 1
-    for key, value in facts.items():
-        print(f"{key + ':':<{width}} {_in_words(value)}")
-    return 0
-
-
-def _in_words(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
-    return "none" if value is None else str(value)
-
-
-def _complain(sentence: str) -> int:
-    print(f"rnn-ext: {sentence}", file=sys.stderr)
+def _complain(message: str) -> int:
+    print(f"rnn-ext: {message}", file=sys.stderr)
     return 2
 
 
 def _print_anything() -> None:
-    """Show a character that the terminal's encoding lacks as an escape instead of failing."""
+    """Prints characters that the terminal's encoding lacks as escapes instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _flush_stdout() -> None:
-    if sys.stdout is not None:  # it is where the shell closed it: rnn-ext demo >&-
+    if sys.stdout is not None:  # None where the shell closed it: rnn-ext demo >&-
         sys.stdout.flush()
 
 
 def _abandon_stdout() -> None:
-    """Let the interpreter's own flush at exit succeed if what is buffered can go nowhere."""
+    """Lets the interpreter's own flush at exit succeed if the buffer cannot be written."""
     try:
         _flush_stdout()
     except OSError:

@@ -1,18 +1,21 @@
-"""Argument types shared by the sub-commands: each turns a word into a value or says what is wrong.
+"""Argument types that the sub-commands share: each turns a word into a value, or raises.
 
-The user reads the message after the name of the flag: ``argument --epochs: must be …``.
+The message follows the name of the flag: ``argument --epochs: must be …``.
 """
 
 import math
 import os
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 
 import torch
 
 __all__ = [
+    "add_threads",
     "device",
+    "folder",
     "fraction",
+    "non_empty",
     "non_negative_float",
     "output_file",
     "positive_float",
@@ -23,6 +26,19 @@ __all__ = [
 # Beyond this, torch stops with errors about its own integer and float types.
 _LARGEST = 10**9
 
+# Far more than helps, and fewer than the process dies of.
+_MOST_THREADS = 1024
+
+
+def add_threads(parser: ArgumentParser) -> None:
+    """Adds ``--threads``."""
+    parser.add_argument(
+        "--threads",
+        type=lambda word: _whole_number(word, 1, _MOST_THREADS),
+        metavar="N",
+        help="number of threads (default: torch's own, one for each core)",
+    )
+
 
 def positive_int(word: str) -> int:
     """A whole number from 1 to 10⁹."""
@@ -30,7 +46,7 @@ def positive_int(word: str) -> int:
 
 
 def seed(word: str) -> int:
-    """What ``torch.manual_seed`` takes, without the negative aliases."""
+    """A seed for ``torch.manual_seed``, without the negative aliases."""
     return _whole_number(word, 0, 2**64 - 1)
 
 
@@ -58,6 +74,21 @@ def fraction(word: str) -> float:
     return value
 
 
+def non_empty(word: str) -> str:
+    """Any word but an empty one."""
+    if not word:
+        raise ArgumentTypeError("must not be empty")
+    return word
+
+
+def folder(word: str) -> Path:
+    """A path that is no file."""
+    path = Path(non_empty(word))
+    if path.exists() and not path.is_dir():
+        raise ArgumentTypeError(f"must be a folder, and {word!r} is a file")
+    return path
+
+
 def device(word: str) -> torch.device:
     """A device on which this torch can compute and read the result back (``meta`` cannot)."""
     try:
@@ -71,7 +102,7 @@ def device(word: str) -> torch.device:
 
 
 def output_file(word: str) -> Path:
-    """A file that can be written (over, if it exists), told before the work that fills it."""
+    """A file that can be written, checked before the work that fills it."""
     path = Path(word)
     if path.is_dir():
         raise ArgumentTypeError(f"must be a file, and {word!r} is a folder")

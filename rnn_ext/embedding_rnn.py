@@ -1,0 +1,127 @@
+"""``EmbeddingRNN``: an embedding and the RNN that reads it, as one module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from . import functional
+from .modules import RNN
+
+__all__ = ["EmbeddingRNN"]
+
+
+class EmbeddingRNN(nn.Module):
+    """An embedding followed by an Elman RNN, for less work than the two modules one by one.
+
+    Returns what ``rnn(embedding(tokens), hx)`` does, up to rounding. There are only V different
+    tokens, so the first layer computes W_ih E + b for these and looks the results up; backward adds
+    up the gradients of equal tokens before it multiplies. :func:`rnn_ext.functional.embedding_rnn`
+    lists the calls that this serves, and :func:`rnn_ext.explain` says whether it serves a call.
+
+    Args:
+        num_embeddings: size V of the vocabulary.
+        embedding_dim: size E of an embedding, the input size of the RNN.
+        hidden_size: number of features H of the state.
+        num_layers: number of stacked layers L. Default: 1
+        padding_idx: a token whose embedding starts as zeros and gets no gradient, as in
+            :class:`torch.nn.Embedding`. Its ``max_norm``, ``scale_grad_by_freq`` and ``sparse`` are
+            not supported. Default: ``None``
+        nonlinearity, bias, batch_first, dropout, bidirectional: as in :class:`rnn_ext.RNN`.
+        device, dtype: of the parameters.
+
+    Inputs: tokens, hx
+        * **tokens**: int64 or int32 indices, ``(T, B)``, ``(B, T)`` with ``batch_first``, ``(T,)``
+          without a batch, or a :class:`~torch.nn.utils.rnn.PackedSequence` of them.
+        * **hx**: initial states ``(L·D, B, H)``, or ``(L·D, H)`` without a batch. Default: zeros
+
+    Outputs: output, h_n
+        * **output**: the last layer's states, shaped like tokens with ``D·H`` features; a
+          PackedSequence where tokens were one. It must not be changed in place before backward.
+        * **h_n**: final states of every layer and direction, shaped like ``hx``.
+
+    Attributes:
+        embedding: the :class:`torch.nn.Embedding`.
+        rnn: the :class:`rnn_ext.RNN`. Both hold parameters, initialized in this order; their own
+            ``forward``, and with it hooks on them, is not called.
+
+    Raises:
+        ValueError: an argument's shape, dtype, device or value does not fit the others.
+        IndexError: a token is not in the vocabulary.
+
+    Example::
+
+        >>> encoder = rnn_ext.EmbeddingRNN(1000, 64, 128)
+        >>> output, h_n = encoder(torch.randint(1000, (35, 20)))
+        >>> output.shape, h_n.shape
+        (torch.Size([35, 20, 128]), torch.Size([1, 20, 128]))
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        padding_idx: int | None = None,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(
+            num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype
+        )
+        self.rnn = RNN(
+            embedding_dim,
+            hidden_size,
+            num_layers,
+            nonlinearity,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+        )
+
+    def forward(
+        self, tokens: Tensor | PackedSequence, hx: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Runs the layers; see the class for the shapes."""
+        if not isinstance(tokens, PackedSequence):
+            return self._run(tokens, hx, None)
+        data, batch_sizes, sorted_indices, unsorted_indices = tokens
+        if hx is not None:
+            hx = self.rnn.permute_hidden(hx, sorted_indices)
+        output, h_n = self._run(data, hx, batch_sizes)
+        return (
+            PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices),
+            self.rnn.permute_hidden(h_n, unsorted_indices),
+        )
+
+    def _run(
+        self, tokens: Tensor, hx: Tensor | None, batch_sizes: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        rnn = self.rnn
+        return functional.embedding_rnn(
+            tokens,
+            hx,
+            self.embedding.weight,
+            [weight for layer in rnn.all_weights for weight in layer],
+            padding_idx=self.embedding.padding_idx,
+            nonlinearity=rnn.nonlinearity,
+            num_layers=rnn.num_layers,
+            bias=rnn.bias,
+            batch_first=rnn.batch_first,
+            dropout=rnn.dropout,
+            training=rnn.training,
+            bidirectional=rnn.bidirectional,
+            batch_sizes=batch_sizes,
+        )
