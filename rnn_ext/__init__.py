@@ -5,16 +5,22 @@ from . import _extension
 _C = _extension.load()
 
 # ops: for what it registers.
-from . import functional, ops  # noqa: E402, F401
+from . import cells, functional, ops  # noqa: E402, F401
+from ._cells.cell import Cell, cell  # noqa: E402
+from ._cells.errors import CellError  # noqa: E402
 from .info import build_info, explain, uses_openmp  # noqa: E402
 from .modules import RNN, RNNCell  # noqa: E402
 from .swap import replace_rnn, restore_rnn  # noqa: E402
 
 __all__ = [
     "RNN",
+    "Cell",
+    "CellError",
     "RNNCell",
     "__version__",
     "build_info",
+    "cell",
+    "cells",
     "explain",
     "functional",
     "replace_rnn",
