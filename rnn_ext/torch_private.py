@@ -12,7 +12,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ __all__ = [
     "is_transformed",
     "legacy_vmap_level",
     "read_parameters",
+    "record_operations",
     "refresh_flat_weights",
     "remove_batch_dim",
 ]
@@ -164,6 +165,36 @@ def legacy_vmap_level() -> int:
     level: int = _increment_nesting() - 1
     _decrement_nesting()
     return level
+
+
+# Operations below autograd ------------------------------------------------------------------------
+
+_DispatchMode = _find("utils._python_dispatch.TorchDispatchMode")
+
+
+def record_operations(operation: Callable[[Any, Any, Any], Any]) -> AbstractContextManager[Any]:
+    """A context in which torch runs an operation by ``operation(func, args, kwargs)``.
+
+    ``func`` is what torch would call, below autograd: an aten operation. In it torch's own
+    operations run as usual.
+    """
+    if _DispatchMode is None:
+        raise NotImplementedError(
+            f"a cell needs functions that torch {torch.__version__} does not have"
+        )
+
+    class Recording(_DispatchMode):  # type: ignore[misc, valid-type]
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            # To keep Dynamo from compiling the method torch would import it, which takes seconds.
+            return False
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            return operation(func, args, kwargs or {})
+
+    return Recording()
 
 
 # torch.compile ------------------------------------------------------------------------------------

@@ -1,0 +1,249 @@
+"""``rnn_ext.cell``: a Python function as the cell of a recurrence."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, update_wrapper
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from .errors import CellError, line_of_function
+from .interpreter import run_step
+from .lower import lower
+from .program import MAX_SLOTS, Program
+from .saving import choose_saved
+from .text import describe, expression
+from .trace import Signature, trace
+
+__all__ = ["Cell", "cell"]
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A cell without its function: all that the kernels and a description need.
+
+    Attributes:
+        name: the function's name.
+        signature: its arguments.
+        program: the encoded program.
+        saved: what the backward pass keeps, as formulas.
+        source: the function's text, where it is known.
+    """
+
+    name: str
+    signature: Signature
+    program: Tensor
+    saved: tuple[str, ...]
+    source: str
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], signature: Signature) -> Definition:
+        name = function.__name__
+        formula = trace(function, name, signature)
+        saving = choose_saved(formula)
+        program = lower(formula, saving)
+        slots = max(program.forward_slots, program.backward_slots)
+        if slots > MAX_SLOTS:
+            raise CellError(
+                f"cell {name!r}: it has {slots} values at once, a program has at most {MAX_SLOTS} "
+                f"slots: split it or use fewer gates and states"
+            )
+        saved = [expression(node, signature) for node in saving.saved]
+        kept = [signature.states[state - 1] for state in saving.kept_states]
+        try:
+            source = inspect.cleandoc(inspect.getsource(function))
+        except (OSError, TypeError):
+            source = ""
+        return cls(name, signature, program.encode(), (*saved, *kept), source)
+
+
+class Cell:
+    """What a time step of a recurrence computes for each unit; made by ``rnn_ext.cell``.
+
+    Calling it runs the function as it was written. It is traced where ``program``, ``saved`` or
+    ``describe()`` is used first, which raises ``rnn_ext.CellError`` where the function contains
+    what a cell cannot. Pickling keeps the import path and the program: where the path leads to
+    another cell, or to none, the copy has the program instead of the function.
+
+    Attributes:
+        name: the function's name.
+        gates: G, the number of blocks of H columns in u and v.
+        states: the names of the states beside y.
+        parameters: the names of the operands with one value per unit.
+        inputs: the names of the operands with one value per unit and time step.
+    """
+
+    def __init__(self, function: Callable[..., Any], signature: Signature) -> None:
+        self._function: Callable[..., Any] | None = function
+        update_wrapper(self, function)
+        self._describe_as(function.__name__, signature)
+
+    def _describe_as(self, name: str, signature: Signature) -> None:
+        self.name, self._signature = name, signature
+        self.gates, self.states = signature.gates, signature.states
+        self.parameters, self.inputs = signature.parameters, signature.inputs
+
+    @classmethod
+    def _restore(cls, path: tuple[str, str], definition: Definition) -> Cell:
+        """Returns the cell at ``path`` where it computes the same, else one of ``definition``."""
+        try:
+            found = operator.attrgetter(path[1])(importlib.import_module(path[0]))
+            if isinstance(found, cls) and torch.equal(found.program, definition.program):
+                return found
+        except (ImportError, AttributeError, CellError):
+            pass
+        restored = cls.__new__(cls)
+        restored._function, restored._definition = None, definition
+        restored.__module__, restored.__qualname__ = path
+        restored._describe_as(definition.name, definition.signature)
+        return restored
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Computes one step: ``cell(u, v, y, *states, **operands)``, as torch operations."""
+        if self._function is not None:
+            return self._function(*args, **kwargs)
+        return run_step(self._decoded, self._signature.flatten(args, kwargs))
+
+    @cached_property
+    def _definition(self) -> Definition:
+        assert self._function is not None
+        return Definition.of(self._function, self._signature)
+
+    @cached_property
+    def _decoded(self) -> Program:
+        return Program.decode(self.program)
+
+    @property
+    def program(self) -> Tensor:
+        """The program as data, an int64 CPU tensor."""
+        return self._definition.program
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        """What backward keeps of each unit and time step, beside y: formulas, and kept states."""
+        return self._definition.saved
+
+    def describe(self) -> str:
+        """Returns the function, the program as text, its slots, and what backward keeps."""
+        return describe(self._definition.source, self._decoded, self._signature, self.saved)
+
+    def __repr__(self) -> str:
+        parts = [f"gates={self.gates}"]
+        parts += [
+            f"{kind}={names}"
+            for kind in ("states", "parameters", "inputs")
+            if (names := getattr(self, kind))
+        ]
+        return f"<rnn_ext.cell {self.name}: {', '.join(parts)}>"
+
+    def __reduce__(self) -> Any:
+        return Cell._restore, ((self.__module__, self.__qualname__), self._definition)
+
+    def __copy__(self) -> Cell:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Cell:
+        # A cell never changes.
+        return self
+
+
+@overload
+def cell(function: Callable[..., Any], /) -> Cell: ...
+
+
+@overload
+def cell(
+    *,
+    gates: int = 1,
+    states: Sequence[str] = (),
+    parameters: Sequence[str] = (),
+    inputs: Sequence[str] = (),
+) -> Callable[[Callable[..., Any]], Cell]: ...
+
+
+def cell(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    gates: int = 1,
+    states: Sequence[str] = (),
+    parameters: Sequence[str] = (),
+    inputs: Sequence[str] = (),
+) -> Any:
+    """Turns a function of one time step into the cell of a recurrence.
+
+    For each unit, elementwise::
+
+        u_t = W_ih x_t + b_ih
+        v_t = W_hh y_{t-1} + b_hh
+        (y_t, s_t...) = f(u_t, v_t, y_{t-1}, s_{t-1}..., parameters, inputs of the step)
+
+    The function takes u, v, y, the states by name, and the operands as keyword-only arguments. It
+    returns y alone, or a tuple of y and the states. With one gate u and v are tensors, with more
+    they are tuples of ``gates`` tensors. All tensors have shape (B, H) or broadcast to it, and the
+    same dtype. It may contain torch's elementwise operations and a ``torch.autograd.Function``.
+
+    Args:
+        gates: G, how many blocks of H columns the two products have.
+        states: names of the states beside y.
+        parameters: names of the operands with one value per unit, of shape (H,).
+        inputs: names of the operands with one value per unit and time step, of shape (T, B, H).
+
+    Raises:
+        CellError: where the arguments of the function are others. What else a cell cannot contain
+            is raised where its program is used first.
+
+    Example::
+
+        @rnn_ext.cell(gates=2)
+        def ugrnn(u, v, y):
+            g = (u[0] + v[0]).sigmoid()
+            return g * y + (1 - g) * (u[1] + v[1]).tanh()
+    """
+
+    def decorate(function: Callable[..., Any]) -> Cell:
+        if not isinstance(gates, int):
+            raise CellError(
+                f"cell {function.__name__!r}: gates={gates!r}, expected an integer: a second "
+                f"product in a step is not supported yet"
+            )
+        signature = Signature(gates, *map(tuple, (states, parameters, inputs)))
+        _check(function, signature, (states, parameters, inputs))
+        return Cell(function, signature)
+
+    return decorate if function is None else decorate(function)
+
+
+def _check(function: Callable[..., Any], signature: Signature, given: tuple[Any, ...]) -> None:
+    """Raises what is wrong with the arguments of a function."""
+    name = f"cell {function.__name__!r} ({line_of_function(function)})"
+    for kind, names in zip(("states", "parameters", "inputs"), given, strict=True):
+        if isinstance(names, str):
+            raise CellError(f"{name}: {kind}={names!r}, expected a tuple: {kind}=({names!r},)")
+    if signature.gates < 1:
+        raise CellError(f"{name}: gates={signature.gates}, expected 1 or more")
+    if inspect.isgeneratorfunction(function):
+        raise CellError(f"{name}: a cell that yields is not supported yet")
+    named = signature.parameters + signature.inputs
+    arguments = inspect.signature(function).parameters.values()
+    positional = [
+        a.name for a in arguments if a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD)
+    ]
+    keywords = [a.name for a in arguments if a.kind == a.KEYWORD_ONLY]
+    is_plain = len(positional) + len(keywords) == len(arguments)
+    if (
+        not is_plain
+        or len(positional) < 3
+        or tuple(positional[3:]) != signature.states
+        or sorted(keywords) != sorted(named)
+    ):
+        expected = ", ".join(["u", "v", "y", *signature.states, *(("*", *named) if named else ())])
+        raise CellError(
+            f"{name}: its arguments are {inspect.signature(function)}, expected ({expected})"
+        )

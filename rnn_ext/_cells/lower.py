@@ -1,0 +1,190 @@
+"""From a cell's graph to its program: the order of the operations, and a slot for each value."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from .graph import Node, ancestors
+from .program import OPERANDS, Instruction, Operand, Program
+from .saving import Saving
+from .trace import Formula
+
+__all__ = ["lower"]
+
+Store = tuple[Operand, Node]
+
+
+def lower(formula: Formula, saving: Saving) -> Program:
+    """Returns the program of ``formula``, which keeps what ``saving`` says."""
+    graph = formula.graph
+    counts = Counter(kind for kind, _ in formula.gradients)
+    gates = range(counts["projection"])
+    recurrent = [graph.load("recurrent", gate) for gate in gates]
+    merged = _is_merged(formula, len(gates))
+    values: list[Store] = [(("next_state", s), node) for s, node in enumerate(formula.outputs)]
+    values += [(("saved", k), node) for k, node in enumerate(saving.saved)]
+    gradients: list[Store] = [
+        ((f"grad_{kind}", index), graph.constant(0.0) if node is None else node)
+        for (kind, index), node in formula.gradients.items()
+        if not (kind == "projection" and merged) and not (kind == "state" and node is None)
+    ]
+    forward_slots, forward = _write(values, {}, in_slots=recurrent)
+    backward_slots, backward = _write(
+        gradients, saving.free, first=graph.load("grad_next_state", 0)
+    )
+    return Program(
+        gates=counts["projection"],
+        states=counts["state"],
+        parameters=counts["parameter"],
+        inputs=counts["input"],
+        saved=len(saving.saved),
+        merged=merged,
+        kept_states=saving.kept_states,
+        forward_slots=forward_slots,
+        forward=forward,
+        backward_slots=backward_slots,
+        backward=backward,
+    )
+
+
+def _is_merged(formula: Formula, gates: int) -> bool:
+    """Whether u and v of each gate occur only as their sum."""
+    load = formula.graph.load
+    pairs = [{load("projection", g), load("recurrent", g)} for g in range(gates)]
+    alone = set().union(*pairs)
+    results = [*formula.outputs, *(g for g in formula.gradients.values() if g is not None)]
+    return alone.isdisjoint(results) and all(
+        alone.isdisjoint(node.args) or (node.op == "add" and set(node.args) in pairs)
+        for node in ancestors(results)
+    )
+
+
+def _write(
+    stores: Sequence[Store],
+    available: dict[Node, Operand],
+    in_slots: Sequence[Node] = (),
+    first: Node | None = None,
+) -> tuple[int, tuple[Instruction, ...]]:
+    """Returns the number of slots and the instructions that store ``stores``.
+
+    Args:
+        stores: which value goes where.
+        available: the values that are loaded instead of computed, and from where.
+        in_slots: the values that slots 0, 1… hold at the start.
+        first: what is loaded first of all, where it is used.
+    """
+    steps = _order(stores, available, in_slots, first)
+    slots = _Slots(steps, in_slots)
+    instructions = tuple(map(slots.place, steps))
+    return slots.count, instructions
+
+
+class _Step(NamedTuple):
+    """An instruction between values, which have no slots yet; a store has no result."""
+
+    op: str
+    result: Node | None
+    args: tuple[Node, ...]
+    data: tuple[Any, ...]
+
+
+def _order(
+    stores: Sequence[Store],
+    available: dict[Node, Operand],
+    in_slots: Sequence[Node],
+    first: Node | None,
+) -> list[_Step]:
+    """Returns the steps, operands first, in an order that keeps few values alive."""
+    computed = _computations([node for _, node in stores], available)
+    heights: dict[Node, int] = {}  # the slots that computing a value takes, were it a tree
+    for node, step in computed.items():
+        below = sorted((heights[a] for a in set(step.args)), reverse=True)
+        heights[node] = max((height + i for i, height in enumerate(below)), default=1)
+    destinations: dict[Node, list[Operand]] = defaultdict(list)
+    for operand, node in stores:
+        destinations[node].append(operand)
+    loads = {step.data: node for node, step in computed.items() if step.op == "load"}
+
+    steps: list[_Step] = []
+    done = set()
+    # A stack, since a cell can be deeper than Python's calls; the last is what is computed next.
+    todo = [node for _, node in reversed(stores)]
+    if first in computed:
+        todo.append(first)
+    while todo:
+        node = todo[-1]
+        # What a store may overwrite is read before it.
+        read = [loads.get((OVERWRITES.get(kind), index)) for kind, index in destinations[node]]
+        before = {a for a in (*computed[node].args, *read) if a and a not in done} - {node}
+        if node not in done and before:
+            todo.extend(sorted(before, key=lambda a: (heights[a], a.number)))
+            continue
+        todo.pop()
+        if node not in done:
+            done.add(node)
+            if node not in in_slots:
+                steps.append(computed[node])
+            steps += [_Step("store", None, (node,), operand) for operand in destinations[node]]
+    return steps
+
+
+# A state may be stored where it was read.
+OVERWRITES = {"next_state": "state", "grad_state": "grad_next_state"}
+
+
+def _computations(roots: Sequence[Node], available: dict[Node, Operand]) -> dict[Node, _Step]:
+    """Returns how each value is computed or loaded, operands first.
+
+    A product that only a sum uses becomes part of it.
+    """
+    nodes = ancestors(roots, stop=available)
+    uses = Counter(roots)
+    steps: dict[Node, _Step] = {}
+    for node in nodes:
+        if node in available:
+            steps[node] = _Step("load", node, (), available[node])
+        elif node.op == "affine" and node.data == (-1, 0):
+            steps[node] = _Step("neg", node, node.args, ())
+            uses.update(node.args)
+        else:
+            steps[node] = _Step(node.op, node, node.args, node.data)
+            uses.update(node.args)
+    for node in nodes:
+        if steps[node].op == "add":
+            for product, other in (node.args, node.args[::-1]):
+                if steps[product].op == "mul" and uses[product] == 1:
+                    steps[node] = _Step("fma", node, (*product.args, other), ())
+                    break
+    used = set(roots).union(*(step.args for step in steps.values()))
+    return {node: step for node, step in steps.items() if node in used}
+
+
+class _Slots:
+    """Gives each value a slot from its step to its last use."""
+
+    def __init__(self, steps: Sequence[_Step], in_slots: Sequence[Node]) -> None:
+        self.uses = Counter(a for step in steps for a in step.args)
+        self.slots = {node: slot for slot, node in enumerate(in_slots)}
+        self.count = len(in_slots)
+        self.free = [slot for node, slot in self.slots.items() if not self.uses[node]]
+
+    def place(self, step: _Step) -> Instruction:
+        args = [self.slots[a] for a in step.args]
+        for node in step.args:
+            self.uses[node] -= 1
+            if not self.uses[node]:
+                heapq.heappush(self.free, self.slots[node])
+        if step.op == "store":
+            kind, index = step.data
+            return Instruction("store", 0, args[0], OPERANDS.index(kind), index)
+        if not self.free:
+            self.free.append(self.count)
+            self.count += 1
+        dst = self.slots[step.result] = heapq.heappop(self.free)
+        if step.op == "load":
+            kind, index = step.data
+            return Instruction("load", dst, OPERANDS.index(kind), index)
+        return Instruction(step.op, dst, *args, *(0,) * (3 - len(args)), *step.data)

@@ -1,0 +1,295 @@
+"""Runs a cell and its derivative once, on numbers that do not matter, and records a graph."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..torch_private import record_operations
+from .errors import CellError, line_of_frame, line_of_function, line_of_traceback
+from .graph import Graph, Node
+from .operations import RULES
+
+__all__ = ["Formula", "Signature", "trace"]
+
+# The values of these are read from their results.
+FACTORIES = {
+    *("scalar_tensor", "lift_fresh", "full", "full_like", "new_full", "fill_", "zero_"),
+    *("zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones"),
+}
+# The same values as those of an argument, the first of most.
+COPIES = {
+    **dict.fromkeys(("detach", "alias", "clone", "view", "expand", "_to_copy"), 0),
+    "copy_": 1,
+}
+# Where all tensors are masks.
+ON_MASKS = {f"bitwise_{name}": f"logical_{name}" for name in ("and", "or", "xor", "not")}
+ON_MASKS["add"] = "logical_or"
+READS = {"_local_scalar_dense", "equal", "is_nonzero", "item"}
+
+NO_DIMENSIONS = (
+    "; a cell computes each unit on its own, so that its tensors have no dimensions while it is "
+    "traced"
+)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The arguments of a cell: how many, or their names."""
+
+    gates: int
+    states: tuple[str, ...]
+    parameters: tuple[str, ...]
+    inputs: tuple[str, ...]
+
+    def operands(self) -> list[tuple[str, int]]:
+        """The kind and index of each argument, as the program names them; recurrent is v."""
+        counts = {
+            "projection": self.gates,
+            "recurrent": self.gates,
+            "state": 1 + len(self.states),
+            "parameter": len(self.parameters),
+            "input": len(self.inputs),
+        }
+        return [(kind, i) for kind, count in counts.items() for i in range(count)]
+
+    def call(self, function: Callable[..., Any], operands: Sequence[Any]) -> Any:
+        """Calls ``function`` as a user would, with ``operands`` in the order above."""
+        g = self.gates
+        u, v = tuple(operands[:g]), tuple(operands[g : 2 * g])
+        states = operands[2 * g : 2 * g + 1 + len(self.states)]
+        named = operands[2 * g + len(states) :]
+        keywords = dict(zip(self.parameters + self.inputs, named, strict=True))
+        return function(*((u, v) if g > 1 else u + v), *states, **keywords)
+
+    def flatten(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+        """Returns the operands of such a call."""
+        u, v, *states = args
+        gates = (*u, *v) if self.gates > 1 else (u, v)
+        return [*gates, *states, *(kwargs[name] for name in self.parameters + self.inputs)]
+
+
+@dataclass(frozen=True)
+class Formula:
+    """What a cell computes for one unit.
+
+    Attributes:
+        graph: where the nodes live.
+        outputs: the next states, y first.
+        gradients: by (kind, index) of an argument, None where the outputs do not depend on it.
+    """
+
+    graph: Graph
+    outputs: tuple[Node, ...]
+    gradients: dict[tuple[str, int], Node | None]
+
+
+def trace(function: Callable[..., Any], name: str, signature: Signature) -> Formula:
+    """Returns the formula of ``function`` and its derivative.
+
+    The function runs twice, on other values and shapes; a formula that follows them, or changes
+    from call to call, is an error.
+
+    Raises:
+        CellError: where the function contains what a cell cannot.
+    """
+    graph = Graph()
+    results: list[Formula] = []
+    errors: list[CellError] = []
+
+    def run() -> None:
+        try:
+            for value, shape in ((0.25, ()), (-0.5, (3,))):
+                recorder = Recorder(graph, name)
+                results.append(recorder.record(function, signature, value, shape))
+        except CellError as error:
+            errors.append(error)
+
+    # Torch's modes (no_grad, autocast, default device, transforms) are those of a thread.
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0] from errors[0].__cause__
+    if results[0] != results[1]:
+        raise CellError(
+            f"cell {name!r} ({line_of_function(function)}): it computes something else when it is "
+            f"called again: it reads values or shapes, draws random numbers, or keeps something "
+            f"between calls"
+        )
+    return results[0]
+
+
+class Recorder:
+    """One run of a cell: which node each tensor stands for."""
+
+    def __init__(self, graph: Graph, name: str) -> None:
+        self.graph, self.name = graph, name
+        # By address: views of a tensor, and what is changed in place, share it. Nothing is freed.
+        self.nodes: dict[int, Node] = {}
+        self.tensors: list[Tensor] = []
+        self.is_backward = False
+
+    def record(
+        self,
+        function: Callable[..., Any],
+        signature: Signature,
+        value: float,
+        shape: tuple[int, ...],
+    ) -> Formula:
+        self.shape, self.frame = shape, sys._getframe()
+        self.home = line_of_function(function)
+        operands = signature.operands()
+        arguments = [self._argument(kind, i, value).requires_grad_() for kind, i in operands]
+        seeds = [
+            self._argument("grad_next_state", i, 0.5) for i in range(1 + len(signature.states))
+        ]
+        try:
+            with record_operations(self.operation):
+                result = signature.call(function, arguments)
+                tensors = self._check_result(result, signature)
+                outputs = tuple(self._node_of(tensor) for tensor in tensors)
+                for (kind, i), argument in zip(operands, arguments, strict=True):
+                    if self.nodes[argument.data_ptr()] is not self.graph.load(kind, i):
+                        raise self._error("it changes an argument in place")
+                gradients = self._derive(tensors, seeds, arguments)
+        except CellError:
+            raise
+        except Exception as error:
+            line = line_of_traceback(error.__traceback__)
+            text = f"{type(error).__name__}: {error}{NO_DIMENSIONS}"
+            raise self._error(text, line) from error
+        return Formula(self.graph, outputs, dict(zip(operands, gradients, strict=True)))
+
+    def _argument(self, kind: str, index: int, value: float) -> Tensor:
+        tensor = torch.full(self.shape, value, dtype=torch.float64, device="cpu")
+        self._keep(tensor, self.graph.load(kind, index))
+        return tensor
+
+    def _derive(
+        self, outputs: Sequence[Tensor], seeds: Sequence[Tensor], arguments: Sequence[Tensor]
+    ) -> list[Node | None]:
+        self.is_backward = True
+        pairs = [pair for pair in zip(outputs, seeds, strict=True) if pair[0].requires_grad]
+        if not pairs:
+            return [None] * len(arguments)
+        gradients = torch.autograd.grad(
+            [y for y, _ in pairs],
+            arguments,
+            [seed.to(y.dtype) for y, seed in pairs],
+            allow_unused=True,
+        )
+        return [None if g is None else self._node_of(g) for g in gradients]
+
+    def _check_result(self, result: Any, signature: Signature) -> tuple[Tensor, ...]:
+        names = ("y", *signature.states)
+        tensors = result if isinstance(result, tuple) else (result,)
+        if len(tensors) != len(names):
+            raise self._error(
+                f"it returns {len(tensors)} values, expected {len(names)}: {', '.join(names)}"
+            )
+        for name, tensor in zip(names, tensors, strict=True):
+            if not isinstance(tensor, Tensor):
+                raise self._error(f"it returns {tensor!r} for {name}, expected a tensor")
+            if not tensor.is_floating_point():
+                raise self._error(f"it returns {name} as {tensor.dtype}, expected y's dtype")
+        return tensors
+
+    def _node_of(self, tensor: Tensor) -> Node:
+        try:
+            return self.nodes[tensor.data_ptr()]
+        except KeyError:
+            raise self._error(
+                f"it uses a tensor of shape {tuple(tensor.shape)} that is not one of its "
+                f"arguments: make it a parameter or an input"
+            ) from None
+
+    def _keep(self, tensor: Tensor, node: Node) -> None:
+        self.tensors.append(tensor)
+        self.nodes[tensor.data_ptr()] = node
+
+    def _error(self, text: str, line: str | None = None) -> CellError:
+        line = line or line_of_frame(sys._getframe(), self.frame) or self.home
+        return CellError(f"cell {self.name!r} ({line}): {text}")
+
+    # What each of torch's operations is ---------------------------------------------------------
+
+    def operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs an operation of torch and records what it computes."""
+        name: str = func.overloadpacket.__name__
+        is_known = name in FACTORIES or name in COPIES
+        nodes = None if is_known else self._apply(func, name, args, kwargs)
+        results = func(*args, **kwargs)
+        tensors = results if isinstance(results, tuple) else (results,)
+        if any(tensor.shape not in ((), self.shape) for tensor in tensors):
+            raise self._error(f"{name} returns another shape{NO_DIMENSIONS}")
+        if name in COPIES:
+            nodes = (self._copy(args[COPIES[name]], results),)
+        elif nodes is None:
+            nodes = tuple(self.graph.constant(t.reshape(-1)[0].item()) for t in tensors)
+        for tensor, node in zip(tensors, nodes, strict=True):
+            self._keep(tensor, node)
+        return results
+
+    def _apply(
+        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Node, ...] | None:
+        """The results of an operation; None where they are constants, as its operands are."""
+        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+        if not name.startswith("_"):
+            name = name.rstrip("_")
+        if all(tensor.dtype == torch.bool for tensor in tensors):
+            name = ON_MASKS.get(name, name)
+        if name not in RULES:
+            raise self._error(_refusal(func, name))
+        if all(self._node_of(tensor).constant is not None for tensor in tensors):
+            return None
+        args = tuple(self._node_of(a) if isinstance(a, Tensor) else a for a in args)
+        kwargs = {k: self._node_of(a) if isinstance(a, Tensor) else a for k, a in kwargs.items()}
+        try:
+            bound = inspect.signature(RULES[name]).bind(*args, **kwargs)
+        except TypeError as error:
+            raise self._error(
+                f"a cell cannot contain {name} with such arguments: {error}"
+            ) from None
+        nodes = RULES[name](*bound.args, **bound.kwargs)
+        if nodes is NotImplemented:
+            raise self._error(f"a cell cannot contain {name} of these arguments")
+        return nodes if isinstance(nodes, tuple) else (nodes,)
+
+    def _copy(self, source: Tensor, result: Tensor) -> Node:
+        node = self._node_of(source)
+        if not source.is_floating_point() or source.dtype == result.dtype:
+            return node
+        if result.dtype == torch.bool:
+            return self.graph.apply("ne", node, 0.0)
+        # Backward casts a gradient to the dtype of its value, which may come from a mask.
+        widens = result.dtype == torch.float64 or self.is_backward
+        if result.is_floating_point() and widens:
+            return node
+        raise self._error(
+            f"it converts a number to {result.dtype}: a cell computes in the dtype of its arguments"
+        )
+
+
+def _refusal(func: Any, name: str) -> str:
+    if name in READS:
+        return (
+            "it reads the value of a tensor, as if, while, bool() and item() do: "
+            "use torch.where to choose"
+        )
+    if torch.Tag.nondeterministic_seeded in func.tags:
+        return f"it draws random numbers ({name}): draw them before the call and make them an input"
+    if torch.Tag.pointwise in func.tags:
+        return f"a cell cannot contain {name}: no operation of a program computes it"
+    return (
+        f"a cell cannot contain {name}: a cell computes each unit from the values of that unit, "
+        f"without reductions, indexing and shapes"
+    )

@@ -1,0 +1,176 @@
+"""A recurrence step by step: by a cell's program, as the kernels run it, and as a plain loop."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rnn_ext import Cell
+from rnn_ext._cells.interpreter import execute
+from rnn_ext._cells.program import OPERANDS, Instruction, Operand, Program
+
+
+@dataclass
+class Run:
+    """The tensors of a recurrence of T steps.
+
+    projection (T, B, G·H), weight (G·H, H), bias (G·H), the initial states (B, H) each, parameters
+    (H) each, inputs (T, B, H) each.
+    """
+
+    projection: Tensor
+    weight: Tensor
+    bias: Tensor
+    states: list[Tensor]
+    parameters: list[Tensor]
+    inputs: list[Tensor]
+
+    def tensors(self) -> list[Tensor]:
+        lists = (self.states, self.parameters, self.inputs)
+        return [self.projection, self.weight, self.bias, *(t for ts in lists for t in ts)]
+
+
+def random_run(cell: Cell, steps: int = 5, batch: int = 3, hidden_size: int = 7) -> Run:
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64).requires_grad_()
+
+    return Run(
+        draw(steps, batch, cell.gates * hidden_size),
+        draw(cell.gates * hidden_size, hidden_size),
+        draw(cell.gates * hidden_size),
+        [draw(batch, hidden_size) for _ in range(1 + len(cell.states))],
+        [draw(hidden_size) for _ in cell.parameters],
+        [draw(steps, batch, hidden_size) for _ in cell.inputs],
+    )
+
+
+def plain_loop(cell: Cell, run: Run) -> list[Tensor]:
+    """Returns every state at every step, (T, B, H) each: the cell's function in a loop."""
+    states, history = run.states, []
+    named = (*cell.parameters, *cell.inputs)
+    for t, u in enumerate(run.projection):
+        v = states[0] @ run.weight.T + run.bias
+        gates = [z.chunk(cell.gates, -1) if cell.gates > 1 else z for z in (u, v)]
+        values = (*run.parameters, *(x[t] for x in run.inputs))
+        result = cell(*gates, *states, **dict(zip(named, values, strict=True)))
+        states = list(result) if cell.states else [result]
+        history.append(states)
+    return [torch.stack(steps) for steps in zip(*history, strict=True)]
+
+
+def by_program(cell: Cell, run: Run, grads: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns the same, and the gradients of ``run.tensors()`` given those of the states.
+
+    Each value of a step is kept from forward to backward only where the program says so.
+    """
+    program = Program.decode(cell.program)
+    check(program)
+    gates = range(program.gates)
+    tensors = Run(*(_detached(t) for t in vars(run).values()))
+    history, kept = [tensors.states], []
+    for t, u in enumerate(tensors.projection):
+        memory = _step_memory(program, tensors, t)
+        memory |= {("projection", g): x for g, x in enumerate(u.chunk(program.gates, -1))}
+        memory |= {("state", s): x for s, x in enumerate(history[-1])}
+        v = (history[-1][0] @ tensors.weight.T + tensors.bias).chunk(program.gates, -1)
+        stored = execute(program.forward, memory, v)
+        history.append([stored["next_state", s] for s in range(program.states)])
+        kept.append({key: x for key, x in stored.items() if key[0] == "saved"})
+
+    state_grads = [torch.zeros_like(x) for x in history[0]]
+    projection_grads, weight_grad = [], torch.zeros_like(tensors.weight)
+    bias_grad = torch.zeros_like(tensors.bias)
+    parameter_grads = [torch.zeros_like(p) for p in tensors.parameters]
+    input_grads = [torch.zeros_like(x) for x in tensors.inputs]
+    for t in reversed(range(len(kept))):
+        memory = _step_memory(program, tensors, t) | kept[t]
+        for s in (0, *program.kept_states):
+            memory["state", s], memory["next_state", s] = history[t][s], history[t + 1][s]
+        for s, grad in enumerate(grads):
+            memory["grad_next_state", s] = state_grads[s] + grad[t]
+        stored = execute(program.backward, memory)
+        dv = torch.cat([stored["grad_recurrent", g] for g in gates], -1)
+        if program.merged:
+            du = dv
+        else:
+            du = torch.cat([stored["grad_projection", g] for g in gates], -1)
+        projection_grads.insert(0, du)
+        weight_grad += dv.T @ history[t][0]
+        bias_grad += dv.sum(0)
+        zero = torch.zeros_like(history[0][0])
+        state_grads = [stored.get(("grad_state", s), zero) for s in range(program.states)]
+        state_grads[0] = state_grads[0] + dv @ tensors.weight
+        for p, grad in enumerate(parameter_grads):
+            grad += stored["grad_parameter", p].sum(0)
+        for n, grad in enumerate(input_grads):
+            grad[t] = stored["grad_input", n]
+    states = [torch.stack(steps) for steps in zip(*history[1:], strict=True)]
+    return states, [
+        torch.stack(projection_grads),
+        weight_grad,
+        bias_grad,
+        *state_grads,
+        *parameter_grads,
+        *input_grads,
+    ]
+
+
+def _detached(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    return value.detach() if isinstance(value, Tensor) else [t.detach() for t in value]
+
+
+def _step_memory(program: Program, run: Run, t: int) -> dict[Operand, Tensor]:
+    memory: dict[Operand, Tensor] = {("parameter", p): x for p, x in enumerate(run.parameters)}
+    return memory | {("input", n): x[t] for n, x in enumerate(run.inputs)}
+
+
+def accesses(instructions: Sequence[Instruction]) -> list[tuple[str, Operand]]:
+    """What a program loads and stores, in its order."""
+    return [
+        (i.op, (OPERANDS[i.a], i.b) if i.op == "load" else (OPERANDS[i.b], i.c))
+        for i in instructions
+        if i.op in ("load", "store")
+    ]
+
+
+def check(program: Program) -> None:
+    """Asserts what the kernels take for granted."""
+    gates, states = range(program.gates), range(program.states)
+    forward, backward = accesses(program.forward), accesses(program.backward)
+    # Each once, and in place: a state is loaded before it is stored.
+    for steps, loaded, stored in (
+        (forward, "state", "next_state"),
+        (backward, "grad_next_state", "grad_state"),
+    ):
+        assert len(set(steps)) == len(steps)
+        for s in states:
+            if ("load", (loaded, s)) in steps and ("store", (stored, s)) in steps:
+                load, store = (
+                    steps.index(x) for x in (("load", (loaded, s)), ("store", (stored, s)))
+                )
+                assert load < store
+    stores = {operand for op, operand in forward if op == "store"}
+    assert stores == {("next_state", s) for s in states} | {
+        ("saved", k) for k in range(program.saved)
+    }
+    stores = {operand for op, operand in backward if op == "store" and operand[0] != "grad_state"}
+    expected = {("grad_recurrent", g) for g in gates}
+    expected |= {("grad_parameter", p) for p in range(program.parameters)}
+    expected |= {("grad_input", n) for n in range(program.inputs)}
+    if not program.merged:
+        expected |= {("grad_projection", g) for g in gates}
+    assert stores == expected
+    # A product is in slot 0 until this is loaded.
+    if ("load", ("grad_next_state", 0)) in backward:
+        first = program.backward[0]
+        assert (first.op, OPERANDS[first.a], first.b) == ("load", "grad_next_state", 0)
+    for instructions, slots in (
+        (program.forward, program.forward_slots),
+        (program.backward, program.backward_slots),
+    ):
+        assert all(max(i.dst, *_slots_read(i)) < slots for i in instructions)
+
+
+def _slots_read(i: Instruction) -> tuple[int, ...]:
+    return {"load": (0,), "store": (i.a,)}.get(i.op, (i.a, i.b, i.c))
