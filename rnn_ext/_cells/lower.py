@@ -183,7 +183,9 @@ class _Slots:
         if not self.free:
             self.free.append(self.count)
             self.count += 1
-        dst = self.slots[step.result] = heapq.heappop(self.free)
+        dst = heapq.heappop(self.free)
+        if step.result is not None:
+            self.slots[step.result] = dst
         if step.op == "load":
             kind, index = step.data
             return Instruction("load", dst, OPERANDS.index(kind), index)
