@@ -167,9 +167,7 @@ class CellCall {
       steps.count = input_.size(0);
       steps.batch = input_.size(1);
     } else {
-      const Tensor sizes = readable_batch_sizes(*batch_sizes);
-      const auto* data = view::data<const std::int64_t>(sizes);
-      sizes_.assign(data, data + sizes.numel());
+      sizes_ = read_batch_sizes(*batch_sizes);
       steps.count = static_cast<std::int64_t>(sizes_.size());
       const Obstacle obstacle =
           BatchSizes{sizes_.data(), steps.count}.find_obstacle(input_.size(0));

@@ -16,6 +16,8 @@ struct Terms {
 
 #include "cpu/in_place.inl"
 
+#include "cpu/arithmetic.inl"
+#include "cpu/functions.inl"
 #include "cpu/gemm.inl"
 #include "cpu/pack.inl"
 #include "cpu/sum.inl"

@@ -59,6 +59,7 @@ struct Terms {
 
 #include "cpu/gemm.inl"
 #include "cpu/pack_pairs.inl"
+#include "cpu/functions.inl"
 #include "cpu/tanh.inl"
 
 }  // namespace

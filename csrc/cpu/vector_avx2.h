@@ -88,18 +88,48 @@ inline Vector<float> zero_where_not_positive(Vector<float> value, Vector<float> 
 inline Vector<float> at_most(Vector<float> x, Vector<float> bound) {
   return {_mm256_min_ps(bound.v, x.v)};
 }
-inline Vector<float> first_where_below(Vector<float> a, Vector<float> b, Vector<float> x,
-                                       Vector<float> bound) {
-  return {_mm256_blendv_ps(b.v, a.v, _mm256_cmp_ps(x.v, bound.v, _CMP_LT_OQ))};
+inline Vector<float> at_least(Vector<float> x, Vector<float> bound) {
+  return {_mm256_max_ps(bound.v, x.v)};
 }
+inline Vector<float> square_root(Vector<float> x) { return {_mm256_sqrt_ps(x.v)}; }
 inline Vector<float> magnitude(Vector<float> x) {
   return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), x.v)};
 }
 inline Vector<float> with_sign_of(Vector<float> x, Vector<float> sign) {
   return {_mm256_or_ps(x.v, _mm256_and_ps(_mm256_set1_ps(-0.0f), sign.v))};
 }
-inline Vector<float> power_of_two(Vector<float> x) {
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x.v), 23))};
+inline Vector<float> flip_sign(Vector<float> x, Vector<float> sign) {
+  return {_mm256_xor_ps(x.v, _mm256_and_ps(_mm256_set1_ps(-0.0f), sign.v))};
+}
+// Comparisons with NaN are false.
+inline __m256 operator<(Vector<float> a, Vector<float> b) {
+  return _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ);
+}
+inline __m256 operator<=(Vector<float> a, Vector<float> b) {
+  return _mm256_cmp_ps(a.v, b.v, _CMP_LE_OQ);
+}
+inline __m256 operator==(Vector<float> a, Vector<float> b) {
+  return _mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ);
+}
+// a where the comparison holds, b elsewhere.
+inline Vector<float> blend(__m256 mask, Vector<float> a, Vector<float> b) {
+  return {_mm256_blendv_ps(b.v, a.v, mask)};
+}
+inline bool any_less(Vector<float> a, Vector<float> b) { return _mm256_movemask_ps(a < b) != 0; }
+// On the bits of a vector.
+inline Vector<float> add_bits(Vector<float> x, std::int32_t bits) {
+  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x.v), _mm256_set1_epi32(bits)))};
+}
+inline Vector<float> and_bits(Vector<float> x, std::int32_t bits) {
+  return {_mm256_and_ps(x.v, _mm256_castsi256_ps(_mm256_set1_epi32(bits)))};
+}
+template <int n>
+inline Vector<float> shift_left(Vector<float> x) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x.v), n))};
+}
+template <int n>
+inline Vector<float> shift_right(Vector<float> x) {
+  return {_mm256_castsi256_ps(_mm256_srli_epi32(_mm256_castps_si256(x.v), n))};
 }
 
 template <>
@@ -144,18 +174,49 @@ inline Vector<double> zero_where_not_positive(Vector<double> value, Vector<doubl
 inline Vector<double> at_most(Vector<double> x, Vector<double> bound) {
   return {_mm256_min_pd(bound.v, x.v)};
 }
-inline Vector<double> first_where_below(Vector<double> a, Vector<double> b, Vector<double> x,
-                                        Vector<double> bound) {
-  return {_mm256_blendv_pd(b.v, a.v, _mm256_cmp_pd(x.v, bound.v, _CMP_LT_OQ))};
+inline Vector<double> at_least(Vector<double> x, Vector<double> bound) {
+  return {_mm256_max_pd(bound.v, x.v)};
 }
+inline Vector<double> square_root(Vector<double> x) { return {_mm256_sqrt_pd(x.v)}; }
 inline Vector<double> magnitude(Vector<double> x) {
   return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), x.v)};
 }
 inline Vector<double> with_sign_of(Vector<double> x, Vector<double> sign) {
   return {_mm256_or_pd(x.v, _mm256_and_pd(_mm256_set1_pd(-0.0), sign.v))};
 }
-inline Vector<double> power_of_two(Vector<double> x) {
-  return {_mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(x.v), 52))};
+inline Vector<double> flip_sign(Vector<double> x, Vector<double> sign) {
+  return {_mm256_xor_pd(x.v, _mm256_and_pd(_mm256_set1_pd(-0.0), sign.v))};
+}
+// Comparisons with NaN are false.
+inline __m256d operator<(Vector<double> a, Vector<double> b) {
+  return _mm256_cmp_pd(a.v, b.v, _CMP_LT_OQ);
+}
+inline __m256d operator<=(Vector<double> a, Vector<double> b) {
+  return _mm256_cmp_pd(a.v, b.v, _CMP_LE_OQ);
+}
+inline __m256d operator==(Vector<double> a, Vector<double> b) {
+  return _mm256_cmp_pd(a.v, b.v, _CMP_EQ_OQ);
+}
+// a where the comparison holds, b elsewhere.
+inline Vector<double> blend(__m256d mask, Vector<double> a, Vector<double> b) {
+  return {_mm256_blendv_pd(b.v, a.v, mask)};
+}
+inline bool any_less(Vector<double> a, Vector<double> b) { return _mm256_movemask_pd(a < b) != 0; }
+// On the bits of a vector.
+inline Vector<double> add_bits(Vector<double> x, std::int64_t bits) {
+  return {
+      _mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(x.v), _mm256_set1_epi64x(bits)))};
+}
+inline Vector<double> and_bits(Vector<double> x, std::int64_t bits) {
+  return {_mm256_and_pd(x.v, _mm256_castsi256_pd(_mm256_set1_epi64x(bits)))};
+}
+template <int n>
+inline Vector<double> shift_left(Vector<double> x) {
+  return {_mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(x.v), n))};
+}
+template <int n>
+inline Vector<double> shift_right(Vector<double> x) {
+  return {_mm256_castsi256_pd(_mm256_srli_epi64(_mm256_castpd_si256(x.v), n))};
 }
 
 // A vector of the first half of one row and that of another.

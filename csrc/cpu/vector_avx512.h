@@ -83,17 +83,46 @@ inline Vector<float> zero_where_not_positive(Vector<float> value, Vector<float> 
 inline Vector<float> at_most(Vector<float> x, Vector<float> bound) {
   return {_mm512_min_ps(bound.v, x.v)};
 }
-inline Vector<float> first_where_below(Vector<float> a, Vector<float> b, Vector<float> x,
-                                       Vector<float> bound) {
-  const __mmask16 below = _mm512_cmp_ps_mask(x.v, bound.v, _CMP_LT_OQ);
-  return {_mm512_mask_blend_ps(below, b.v, a.v)};
+inline Vector<float> at_least(Vector<float> x, Vector<float> bound) {
+  return {_mm512_max_ps(bound.v, x.v)};
 }
+inline Vector<float> square_root(Vector<float> x) { return {_mm512_sqrt_ps(x.v)}; }
 inline Vector<float> magnitude(Vector<float> x) { return {_mm512_abs_ps(x.v)}; }
 inline Vector<float> with_sign_of(Vector<float> x, Vector<float> sign) {
   return {_mm512_or_ps(x.v, _mm512_and_ps(_mm512_set1_ps(-0.0f), sign.v))};
 }
-inline Vector<float> power_of_two(Vector<float> x) {
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x.v), 23))};
+inline Vector<float> flip_sign(Vector<float> x, Vector<float> sign) {
+  return {_mm512_xor_ps(x.v, _mm512_and_ps(_mm512_set1_ps(-0.0f), sign.v))};
+}
+// Comparisons with NaN are false.
+inline __mmask16 operator<(Vector<float> a, Vector<float> b) {
+  return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ);
+}
+inline __mmask16 operator<=(Vector<float> a, Vector<float> b) {
+  return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ);
+}
+inline __mmask16 operator==(Vector<float> a, Vector<float> b) {
+  return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ);
+}
+// a where the comparison holds, b elsewhere.
+inline Vector<float> blend(__mmask16 mask, Vector<float> a, Vector<float> b) {
+  return {_mm512_mask_blend_ps(mask, b.v, a.v)};
+}
+inline bool any_less(Vector<float> a, Vector<float> b) { return (a < b) != 0; }
+// On the bits of a vector.
+inline Vector<float> add_bits(Vector<float> x, std::int32_t bits) {
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x.v), _mm512_set1_epi32(bits)))};
+}
+inline Vector<float> and_bits(Vector<float> x, std::int32_t bits) {
+  return {_mm512_and_ps(x.v, _mm512_castsi512_ps(_mm512_set1_epi32(bits)))};
+}
+template <int n>
+inline Vector<float> shift_left(Vector<float> x) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x.v), n))};
+}
+template <int n>
+inline Vector<float> shift_right(Vector<float> x) {
+  return {_mm512_castsi512_ps(_mm512_srli_epi32(_mm512_castps_si512(x.v), n))};
 }
 
 template <>
@@ -137,17 +166,46 @@ inline Vector<double> zero_where_not_positive(Vector<double> value, Vector<doubl
 inline Vector<double> at_most(Vector<double> x, Vector<double> bound) {
   return {_mm512_min_pd(bound.v, x.v)};
 }
-inline Vector<double> first_where_below(Vector<double> a, Vector<double> b, Vector<double> x,
-                                        Vector<double> bound) {
-  const __mmask8 below = _mm512_cmp_pd_mask(x.v, bound.v, _CMP_LT_OQ);
-  return {_mm512_mask_blend_pd(below, b.v, a.v)};
+inline Vector<double> at_least(Vector<double> x, Vector<double> bound) {
+  return {_mm512_max_pd(bound.v, x.v)};
 }
+inline Vector<double> square_root(Vector<double> x) { return {_mm512_sqrt_pd(x.v)}; }
 inline Vector<double> magnitude(Vector<double> x) { return {_mm512_abs_pd(x.v)}; }
 inline Vector<double> with_sign_of(Vector<double> x, Vector<double> sign) {
   return {_mm512_or_pd(x.v, _mm512_and_pd(_mm512_set1_pd(-0.0), sign.v))};
 }
-inline Vector<double> power_of_two(Vector<double> x) {
-  return {_mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(x.v), 52))};
+inline Vector<double> flip_sign(Vector<double> x, Vector<double> sign) {
+  return {_mm512_xor_pd(x.v, _mm512_and_pd(_mm512_set1_pd(-0.0), sign.v))};
+}
+// Comparisons with NaN are false.
+inline __mmask8 operator<(Vector<double> a, Vector<double> b) {
+  return _mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ);
+}
+inline __mmask8 operator<=(Vector<double> a, Vector<double> b) {
+  return _mm512_cmp_pd_mask(a.v, b.v, _CMP_LE_OQ);
+}
+inline __mmask8 operator==(Vector<double> a, Vector<double> b) {
+  return _mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ);
+}
+// a where the comparison holds, b elsewhere.
+inline Vector<double> blend(__mmask8 mask, Vector<double> a, Vector<double> b) {
+  return {_mm512_mask_blend_pd(mask, b.v, a.v)};
+}
+inline bool any_less(Vector<double> a, Vector<double> b) { return (a < b) != 0; }
+// On the bits of a vector.
+inline Vector<double> add_bits(Vector<double> x, std::int64_t bits) {
+  return {_mm512_castsi512_pd(_mm512_add_epi64(_mm512_castpd_si512(x.v), _mm512_set1_epi64(bits)))};
+}
+inline Vector<double> and_bits(Vector<double> x, std::int64_t bits) {
+  return {_mm512_and_pd(x.v, _mm512_castsi512_pd(_mm512_set1_epi64(bits)))};
+}
+template <int n>
+inline Vector<double> shift_left(Vector<double> x) {
+  return {_mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(x.v), n))};
+}
+template <int n>
+inline Vector<double> shift_right(Vector<double> x) {
+  return {_mm512_castsi512_pd(_mm512_srli_epi64(_mm512_castpd_si512(x.v), n))};
 }
 
 // A vector of the first half of one row and that of another.

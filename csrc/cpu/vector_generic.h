@@ -12,7 +12,7 @@ struct Vector {
 
   Lanes v;
 
-  static Vector broadcast(T x) { return {Lanes{} + x}; }
+  static Vector broadcast(T x) { return {x - Lanes{}}; }  // keeps the sign of zero
   static Vector load(const T* p) {
     Vector r;
     std::memcpy(&r.v, p, sizeof(r.v));
@@ -66,19 +66,48 @@ struct Vector {
   friend Vector zero_where_not_positive(Vector value, Vector where) {
     return {(where.v <= Lanes{}) ? Lanes{} : value.v};
   }
+  // x where it is NaN.
   friend Vector at_most(Vector x, Vector bound) { return {(x.v > bound.v) ? bound.v : x.v}; }
-  // a where x < bound, b elsewhere (NaN too).
-  friend Vector first_where_below(Vector a, Vector b, Vector x, Vector bound) {
-    return {(x.v < bound.v) ? a.v : b.v};
+  friend Vector at_least(Vector x, Vector bound) { return {(x.v < bound.v) ? bound.v : x.v}; }
+  friend Vector square_root(Vector x) {
+    for (int i = 0; i < width; ++i) {
+      x.v[i] = std::sqrt(x.v[i]);
+    }
+    return x;
   }
   friend Vector magnitude(Vector x) { return {(Lanes)((IntLanes)x.v & ~sign_bit())}; }
   friend Vector with_sign_of(Vector x, Vector sign) {
     return {(Lanes)((IntLanes)x.v | ((IntLanes)sign.v & sign_bit()))};
   }
-  // 2ⁿ where x = 1.5·2^(mantissa bits) + n.
-  friend Vector power_of_two(Vector x) {
-    constexpr int mantissa = std::numeric_limits<T>::digits - 1;
-    return {(Lanes)((IntLanes)x.v << mantissa)};
+  friend Vector flip_sign(Vector x, Vector sign) {
+    return {(Lanes)((IntLanes)x.v ^ ((IntLanes)sign.v & sign_bit()))};
+  }
+
+  // Comparisons with NaN are false.
+  friend IntLanes operator<(Vector a, Vector b) { return a.v < b.v; }
+  friend IntLanes operator<=(Vector a, Vector b) { return a.v <= b.v; }
+  friend IntLanes operator==(Vector a, Vector b) { return a.v == b.v; }
+  // a where the comparison holds, b elsewhere.
+  friend Vector blend(IntLanes mask, Vector a, Vector b) { return {mask ? a.v : b.v}; }
+  friend bool any_less(Vector a, Vector b) {
+    const IntLanes mask = a < b;
+    Int any = 0;
+    for (int i = 0; i < width; ++i) {
+      any |= mask[i];
+    }
+    return any;
+  }
+
+  // On the bits of a vector.
+  friend Vector add_bits(Vector x, Int bits) { return {(Lanes)((IntLanes)x.v + bits)}; }
+  friend Vector and_bits(Vector x, Int bits) { return {(Lanes)((IntLanes)x.v & bits)}; }
+  template <int n>
+  friend Vector shift_left(Vector x) {
+    return {(Lanes)((IntLanes)x.v << n)};
+  }
+  template <int n>
+  friend Vector shift_right(Vector x) {
+    return {(Lanes)((UnsignedLanes)x.v >> n)};
   }
 
  private:
