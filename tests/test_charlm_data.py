@@ -1,9 +1,11 @@
 """Text files to vocabulary, tokens and what each step reads."""
 
+import codecs
+
 import pytest
 import torch
 
-from rnn_ext.charlm import CharLMError, corpus
+from rnn_ext.charlm import CharLMError, corpus, escape_controls
 from rnn_ext.charlm.corpus import prepare
 from rnn_ext.charlm.streams import Streams, windows
 
@@ -160,3 +162,46 @@ def test_windows_predict_every_character_but_the_first_of_a_stream(length, count
     ]
     assert all(torch.equal(inputs + 1, targets) for inputs, targets in found)
     assert all(len(inputs) <= seq_len for inputs, _ in found)
+
+
+TEXT = "Größe\n春眠\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_byte_order_mark_selects_the_encoding(tokenize, encoding):
+    vocabulary, tokens = tokenize(TEXT.encode(encoding))
+    assert vocabulary.decode(tokens) == TEXT
+
+
+def test_big_endian_mark_is_understood(tokenize):
+    vocabulary, tokens = tokenize(codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"))
+    assert vocabulary.decode(tokens) == TEXT
+
+
+@pytest.mark.parametrize(("encoding", "text"), [("latin-1", "Größe"), ("gb18030", TEXT)])
+def test_encoding_can_be_named(tokenize, encoding, text):
+    vocabulary, tokens = tokenize(text.encode(encoding), encoding=encoding)
+    assert vocabulary.decode(tokens) == text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "utf-16"])
+def test_characters_may_lie_across_two_pieces(tokenize, monkeypatch, encoding):
+    monkeypatch.setattr(corpus, "_CHUNK", 3)
+    vocabulary, tokens = tokenize(TEXT.encode(encoding), encoding=encoding)
+    assert vocabulary.decode(tokens) == TEXT
+
+
+def test_place_of_a_bad_byte_counts_all_pieces(tokenize, monkeypatch):
+    monkeypatch.setattr(corpus, "_CHUNK", 3)
+    with pytest.raises(CharLMError, match="byte 0xff at offset 9, in line 3"):
+        tokenize("a\n春\nbcd".encode() + b"\xff")
+
+
+@pytest.mark.parametrize("name", ["hex", "klingon", ""])
+def test_name_of_no_encoding_is_refused(tokenize, name):
+    with pytest.raises(CharLMError, match="is not the name of a text encoding"):
+        tokenize("abcd", encoding=name)
+
+
+def test_control_characters_are_escaped_for_a_terminal():
+    assert escape_controls("a\tb\n\x1b[31m\r\x9bé") == "a\tb\n\\x1b[31m\\x0d\\x9bé"

@@ -13,6 +13,7 @@ import pytest
 import torch
 from charlm_support import (
     FLAGS,
+    as_words,
     checkpoints,
     log_of,
     resume,
@@ -309,7 +310,7 @@ def test_full_disk_is_told_and_nothing_is_lost(
     assert state_of(tmp_path) == whole
 
 
-def start_command(*arguments, out=None, launch="pass", **kwargs):
+def start_command(*arguments, launch="pass", **kwargs):
     """`rnn-ext` in a process of its own, whatever the signals that this one ignores."""
     program = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -323,15 +324,14 @@ def start_command(*arguments, out=None, launch="pass", **kwargs):
     )
 
 
-LONG = ["--steps=1000000", "--hidden-size=16", "--batch-size=4", "--seq-len=8"]
+LONG = {"steps": 1_000_000, "checkpoint_every": 1_000_000}
 
 
-def wait_for_log(out, process):
+def wait_for_log(out, lines=1):
     deadline = time.monotonic() + PATIENCE
-    while not (out / "log.jsonl").exists() or not log_of(out):
-        assert process.poll() is None
+    while not (out / "log.jsonl").exists() or len(log_of(out)) < lines:
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
@@ -341,41 +341,40 @@ def wait_for_log(out, process):
 )
 def test_signal_saves_and_says_how_to_continue(text, tmp_path, signals):
     numbers = [getattr(signal, name) for name in signals]
-    with start_command("train", text, "--out", tmp_path, *LONG) as process:
-        wait_for_log(tmp_path, process)
-        for number in numbers:  # close together, as a held key or a launcher sends them
-            process.send_signal(number)
-            time.sleep(0.01)
-        _, err = process.communicate(timeout=PATIENCE)
-    stopped = int(checkpoints(tmp_path)[-1].name.removeprefix("step-"))
-    assert process.returncode == 128 + numbers[0]
-    assert err.decode() == (
+    out, stderr = tmp_path / "run", tmp_path / "stderr"
+    child = start_child(text, out=out, stderr=stderr, **LONG)
+    wait_for_log(out)
+    for number in numbers:  # close together, as a held key or a launcher sends them
+        os.kill(child.pid, number)
+        time.sleep(0.01)
+    child.join(PATIENCE)
+    stopped = int(checkpoints(out)[-1].name.removeprefix("step-"))
+    assert child.exitcode == 128 + numbers[0]
+    assert stderr.read_text() == (
         f"rnn-ext: stopped and saved at step {stopped} of 1000000; "
-        f"continue with: rnn-ext train --out {tmp_path} --resume\n"
+        f"continue with: rnn-ext train --out {out} --resume\n"
     )
-    assert 10 <= stopped < 1000000
-    assert stopped % 500
-    assert resume(tmp_path, steps=stopped + 3) == 0
-    assert log_of(tmp_path)[-1]["step"] == stopped + 3
+    assert 2 <= stopped < 1_000_000
+    assert resume(out, steps=stopped + 3) == 0
+    assert log_of(out)[-1]["step"] == stopped + 3
 
 
 def test_ignored_hang_up_stays_ignored(text, tmp_path):
     nohup = "signal.signal(signal.SIGHUP, signal.SIG_IGN)"
-    with start_command("train", text, "--out", tmp_path, *LONG, launch=nohup) as process:
-        wait_for_log(tmp_path, process)
+    command = ["train", text, "--out", tmp_path, *as_words({**FLAGS, **LONG})]
+    with start_command(*command, launch=nohup) as process:
+        wait_for_log(tmp_path)
         process.send_signal(signal.SIGHUP)
-        reached = len(log_of(tmp_path))
-        while len(log_of(tmp_path)) < reached + 20:
-            assert process.poll() is None
+        wait_for_log(tmp_path, len(log_of(tmp_path)) + 20)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["stdout", "stdout and stderr"])
 def test_reader_that_goes_away_saves(text, tmp_path, both):
-    flags = [*LONG, "--eval-every=20", "--checkpoint-every=1000000"]
     kwargs = {"stderr": subprocess.STDOUT} if both else {}
-    with start_command("train", text, "--out", tmp_path, *flags, **kwargs) as process:
+    command = ["train", text, "--out", tmp_path, *as_words({**FLAGS, **LONG})]
+    with start_command(*command, **kwargs) as process:
         process.stdout.readline()
         process.stdout.close()
         assert process.wait(PATIENCE) == 128 + signal.SIGPIPE
@@ -408,25 +407,25 @@ def test_ctrl_c_during_the_import_has_no_traceback(tmp_path):
 
 
 def test_folder_in_use_is_refused(text, tmp_path, capsys):
-    with start_command("train", text, "--out", tmp_path, *LONG) as process:
-        wait_for_log(tmp_path, process)
-        for arguments in ([str(text)], ["--resume"]):
-            assert main(["train", *arguments, "--out", str(tmp_path)]) == 2
-            assert f"another training is using {tmp_path}; wait" in capsys.readouterr().err
-        assert main(["generate", str(tmp_path)]) == 0
-        process.kill()
+    child = start_child(text, out=tmp_path, **LONG)
+    wait_for_log(tmp_path)
+    for arguments in ([str(text)], ["--resume"]):
+        assert main(["train", *arguments, "--out", str(tmp_path)]) == 2
+        assert f"another training is using {tmp_path}; wait" in capsys.readouterr().err
+    assert main(["generate", str(tmp_path)]) == 0
+    child.kill()
+    child.join()
     assert resume(tmp_path, steps=3) == 0
 
 
-def test_folders_made_at_the_same_moment_go_to_one_of_two(text, tmp_path):
-    flags = ["--steps=30", "--hidden-size=16", "--batch-size=4", "--seq-len=8"]
-    both = [start_command("train", text, "--out", tmp_path / "run", *flags) for _ in range(2)]
-    codes = []
-    for process in both:
-        process.communicate(timeout=PATIENCE)
-        codes.append(process.returncode)
-    assert sorted(codes) == [0, 2]
-    assert [line["step"] for line in log_of(tmp_path / "run")] == [10, 20, 30]
+def test_two_trainings_begun_at_once_do_not_mix(text, tmp_path):
+    out = tmp_path / "run"
+    both = [start_child(text, out=out, steps=1000, checkpoint_every=1000) for _ in range(2)]
+    for child in both:
+        child.join(PATIENCE)
+    assert sorted(child.exitcode for child in both) == [0, 2]
+    steps = [line["step"] for line in log_of(out)]
+    assert steps == sorted(set(steps))
 
 
 def test_file_size_limit_is_told_and_what_was_saved_serves(text, tmp_path):

@@ -1,11 +1,14 @@
 """The tutorial's code runs as it stands and prints what the page says, in both languages."""
 
+import dataclasses
 import re
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
 import torch
+
+from rnn_ext.charlm import Settings
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -35,3 +38,12 @@ def test_pages_link_to_what_exists():
     for page in DOCS.glob("*.md"):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (DOCS / target).exists(), f"{page.name}: {target}"
+
+
+def test_settings_table_is_that_of_the_class():
+    rows = [
+        f"| `{f.name}` | `{f.default}` | {f.metadata['help']} |\n"
+        for f in dataclasses.fields(Settings)
+    ]
+    table = "".join(["| setting | default | |\n", "| --- | --- | --- |\n", *rows])
+    assert table in (DOCS / "text-generator.md").read_text(encoding="utf-8")

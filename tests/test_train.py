@@ -1,18 +1,22 @@
 """`rnn-ext train`: what it learns, what it writes, what it refuses."""
 
+import dataclasses
 import math
 import os
 import re
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
-from charlm_support import FLAGS, checkpoints, log_of, resume, state_of, train, write_text
+from charlm_support import FLAGS, as_words, checkpoints, log_of, resume, state_of, train, write_text
 from torch import nn
 
 import rnn_ext
 from rnn_ext import charlm
 from rnn_ext.charlm import training
-from rnn_ext.charlm.plot import plot
+from rnn_ext.charlm.plot import draw, plot
 from rnn_ext.cli import main
 
 pytestmark = pytest.mark.usefixtures("small_runs")
@@ -259,3 +263,108 @@ def test_finished_run_resumed_says_so_and_stays_as_it_is(text, tmp_path, capsys)
     assert resume(tmp_path, steps=3) == 2
     assert "has taken 12 steps, more than 3; set more steps" in capsys.readouterr().err
     assert state_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
+def test_text_may_come_from_standard_input(text, tmp_path, name):
+    command = [sys.executable, "-m", "rnn_ext", "train", name, "--out", str(tmp_path / "run")]
+    subprocess.run(
+        [*command, *as_words(FLAGS)],
+        input=text.read_bytes(),
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    train(text, out=tmp_path / "file")
+    assert log_of(tmp_path / "run") == log_of(tmp_path / "file")
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_text_may_come_from_a_named_pipe(text, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(text.read_bytes()))
+    writer.start()
+    assert train(pipe, out=tmp_path / "run") == 0
+    writer.join()
+    train(text, out=tmp_path / "file")
+    assert log_of(tmp_path / "run") == log_of(tmp_path / "file")
+
+
+def test_flags_of_reading_and_threads_reach_the_run(tmp_path, monkeypatch):
+    text = tmp_path / "text"
+    text.write_bytes("Größe\n".encode("latin-1") * 100)
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    assert train(text, out=tmp_path / "run", encoding="latin-1", threads=3) == 0
+    assert main(["generate", str(tmp_path / "run"), "--threads", "4"]) == 0
+    assert threads == [3, 4]
+    assert "ö" in charlm.load(tmp_path / "run")[1].char2idx
+
+
+def test_samples_show_control_characters_escaped(tmp_path, capsys):
+    text = tmp_path / "text"
+    text.write_text("\x1b[31m" * 300)
+    assert train(text, out=tmp_path / "run") == 0
+    out = capsys.readouterr().out
+    assert "\\x1b" in out
+    assert "\x1b" not in out
+    assert "\x1b" in log_of(tmp_path / "run")[-1]["sample"]
+
+
+def test_step_that_reads_more_than_the_text_is_told_first(text, tmp_path, capsys):
+    flags = {"batch_size": 50, "seq_len": 100, "steps": 1}
+    assert train(text, out=tmp_path, **flags) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("A step reads 50 streams of 100 characters, 5,000 in all, more than")
+
+
+def test_progress_is_told_without_a_terminal(text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("rnn_ext.charlm.progress._SECONDS", 0)
+    assert train(text, out=tmp_path) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 12
+    assert re.fullmatch(r"Step \[3/12\], [\d,]+ characters per second, \d\d:\d\d left", lines[2])
+
+
+def test_loss_that_explodes_stops_the_training(text, tmp_path, capsys):
+    assert train(text, out=tmp_path, lr=1e6, steps=100) == 2
+    err = capsys.readouterr().err
+    assert re.match(
+        r"rnn-ext: the training diverges in step \d+ \(\S+ bits per character; guessing takes 3\.6"
+        r"\); choose a smaller learning rate\n",
+        err,
+    )
+
+
+def test_no_text_is_kept_for_a_validation_of_nothing(text, tmp_path, capsys):
+    assert train(text, out=tmp_path, val_fraction=0) == 0
+    assert not any("val_bpc" in line for line in log_of(tmp_path))
+    out = capsys.readouterr().out
+    assert "Step [12/12], bits per character: " in out
+    assert "in validation" not in out
+    plot(tmp_path / "log.jsonl", tmp_path / "loss.png")
+
+
+def test_clipping_can_be_switched_off(text, tmp_path):
+    for out, clip in (("off", 0), ("wide", 1e9), ("narrow", 1e-3)):
+        assert train(text, out=tmp_path / out, clip=clip) == 0
+    off, wide, narrow = (log_of(tmp_path / out) for out in ("off", "wide", "narrow"))
+    assert off == wide != narrow
+
+
+def test_single_point_is_visible_and_steps_are_whole_numbers(text, tmp_path):
+    train(text, out=tmp_path, steps=1)
+    (axes,) = draw(tmp_path / "log.jsonl").axes
+    assert {line.get_marker() for line in axes.lines} == {"o"}
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
+
+
+def test_help_is_that_of_the_settings(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    for setting in dataclasses.fields(charlm.Settings):
+        assert f"--{setting.name.replace('_', '-')}" in out
+        assert setting.metadata["help"] in out
+        assert setting.metadata["help"] in charlm.Settings.__doc__
+    assert "default: None" not in out

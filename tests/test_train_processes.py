@@ -134,9 +134,7 @@ def test_streams_must_share_out_evenly(text, tmp_path):
     assert (
         (tmp_path / "run" / "stderr-1")
         .read_text()
-        .startswith(
-            "rnn-ext: 2 processes cannot share 5 streams evenly; choose another --batch-size"
-        )
+        .startswith("rnn-ext: 2 processes cannot share 5 streams evenly; choose another batch size")
     )
 
 
