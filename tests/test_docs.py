@@ -1,5 +1,6 @@
 """README and documentation: code runs as it stands and prints what the page says, links lead on."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from rnn_ext.charlm import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -98,3 +101,12 @@ def test_flags_in_commands_exist() -> None:
             text=True,
         ).stdout
         assert flags <= set(re.findall(r"--[\w-]+", listed)), command
+
+
+def test_settings_table_is_that_of_the_class():
+    rows = [
+        f"| `{f.name}` | `{f.default}` | {f.metadata['help']} |\n".replace("<unk>", "`<unk>`")
+        for f in dataclasses.fields(Settings)
+    ]
+    table = "".join(["| setting | default | |\n", "| --- | --- | --- |\n", *rows])
+    assert table in (DOCS / "text-generator.md").read_text(encoding="utf-8")

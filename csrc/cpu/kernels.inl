@@ -23,8 +23,6 @@ struct Terms {
 #include "cpu/sum.inl"
 #include "cpu/tanh.inl"
 
-#include "cpu/functions.inl"
-
 #include "cpu/program.inl"
 
 template <class S>

@@ -33,6 +33,6 @@ def draw(log: Path) -> Figure:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1)
             axes.legend()
     axes.set(xlabel="step", ylabel="bits per character")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     return figure
