@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,7 +25,7 @@ _LONGEST_OF_TORCH = 65535
 class Plan(NamedTuple):
     """The kernels of a call, and the units and batch rows of a block."""
 
-    regime: Literal["persistent", "step"]
+    regime: str  # "persistent" or "step"
     units: int
     rows: int
 
