@@ -58,16 +58,18 @@ actionlint: $(VENV)/ready ## check the scripts inside the workflows
 docs: $(VENV)/ready ## write the documentation site to build/docs/index.html; a warning is an error
 	$(RUN)/sphinx-build -q -W --keep-going docs build/docs
 
-bench: $(VENV)/ready ## measure anew what bench/results holds: 40 minutes on an idle machine
-	@mkdir -p bench/results
-	$(BENCH) --memory $(call results,grid)
-	$(BENCH) --threads 1 $(call results,grid-1-thread)
-	$(BENCH) --real --memory $(call results,real)
-	$(BENCH) --threads 2,1 --seq-len 1 --batch-size 1,8,32 --hidden-size 32,128,256,512,1024 \
-	    --json bench/results/single-step.json
+bench: $(VENV)/ready ## measure anew what benchmarks/results holds: an hour on an idle machine
+	$(BENCH) grid --memory $(call results,grid)
+	$(BENCH) grid --threads 1 $(call results,grid-1-thread)
+	$(BENCH) real --memory $(call results,real)
+	$(BENCH) grid --threads 2,1 --seq-len 1 --batch-size 1,8,32 --hidden-size 32,128,256,512,1024 \
+	    --json benchmarks/results/single-step.json
+	$(BENCH) cells --threads 2,1 --json benchmarks/results/cells.json
+	$(BENCH) call --threads 2,1 --json benchmarks/results/call.json
 
-BENCH = $(RUN)/rnn-ext bench
-results = --json bench/results/$(1).json --plot bench/results/$(1).png
+# The first run compiles benchmarks/probe.cpp with the environment's ninja.
+BENCH = PATH="$(CURDIR)/$(RUN):$$PATH" $(RUN)/python -m benchmarks
+results = --json benchmarks/results/$(1).json --plot benchmarks/results/$(1).png
 
 sdist: $(VENV)/ready ## write an sdist to dist/
 	rm -rf dist
@@ -86,7 +88,7 @@ cuda-mutants: $(VENV)/ready ## delete each barrier of the CUDA kernels in turn: 
 gpu-test: gpu-build ## with a GPU: build for it and run the tests on it
 	$(PYTHON) -m pytest -q -m gpu tests/gpu $(ARGS)
 
-gpu-bench: gpu-build ## with a GPU: against cuDNN and torch.compile, to bench/results or RESULTS=FOLDER
+gpu-bench: gpu-build ## with a GPU: against cuDNN and torch.compile, to benchmarks/results or RESULTS=FOLDER
 	@$(SHELL) -c "$$GPU_BENCH"
 
 gpu-sanitize: gpu-build ## with a GPU: every kernel under compute-sanitizer
@@ -107,7 +109,7 @@ CAPABILITY = import torch; print("%d.%d" % torch.cuda.get_device_capability())
 SANITIZER = PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 \
     --report-api-errors no --kernel-name kernel_substring=rnn_ext
 
-RESULTS ?= bench/results
+RESULTS ?= benchmarks/results
 
 # What fails is told at the end, after the rest. The limit of a cell keeps all of it in five minutes.
 define GPU_BENCH
@@ -115,17 +117,17 @@ failed=
 measure() {
     name=gpu-$$1
     shift
-    echo "$$name: rnn-ext bench --device cuda $$*"
-    RNN_EXT_CUDA=ours $(PYTHON) -m rnn_ext bench --device cuda --json "$(RESULTS)/$$name.json" "$$@" ||
+    echo "$$name: python -m benchmarks $$*"
+    RNN_EXT_CUDA=ours $(PYTHON) -m benchmarks "$$@" --device cuda --json "$(RESULTS)/$$name.json" ||
         failed="$$failed $$name"
 }
 mkdir -p "$(RESULTS)"
-measure grid --seconds-per-cell 0.5
-measure real --real --seconds-per-cell 0.4
-measure float64 --dtype float64 --seq-len 128 --seconds-per-cell 0.3
-measure bfloat16 --dtype bfloat16 --seq-len 128 --seconds-per-cell 0.3
-measure tf32 --tf32 --seq-len 128 --seconds-per-cell 0.3
-measure peers --peers --seq-len 128 --batch-size 1,32 --hidden-size 128
+measure grid grid --seconds-per-cell 0.5
+measure real real --seconds-per-cell 0.4
+measure float64 grid --dtype float64 --seq-len 128 --seconds-per-cell 0.3
+measure bfloat16 grid --dtype bfloat16 --seq-len 128 --seconds-per-cell 0.3
+measure tf32 grid --tf32 --seq-len 128 --seconds-per-cell 0.3
+measure peers peers --seq-len 128 --batch-size 1,32 --hidden-size 128
 test -z "$$failed" || { echo "make: these had failures:$$failed" >&2; exit 1; }
 endef
 export GPU_BENCH
@@ -151,9 +153,10 @@ export PIP_CONSTRAINT="$$folder/none" PIP_BUILD_CONSTRAINT="$$folder/none" PIP_N
 $(PYTHON) -m venv "$$folder/venv"
 cd "$$folder/tree"
 python="$$folder/venv/bin/python"
+"$$python" -m pip install -q --disable-pip-version-check 'pip>=25.1'
 "$$python" -m pip install -q --disable-pip-version-check -r "$$folder/constraints.txt"
 "$$python" -m pip install -q --disable-pip-version-check -c "$$folder/constraints.txt" \
-    --no-build-isolation -e '.[cli]' --group test
+    --no-build-isolation -e '.[cli]' --group test --group benchmarks
 "$$python" -c 'import platform, torch; print("torch", torch.__version__, "Python", platform.python_version())'
 "$$python" -m pytest $(ARGS)
 endef
@@ -170,10 +173,11 @@ $(TOOLS): constraints.txt
 	@$(SHELL) -c "$$PREREQUISITES"
 	@test -e $@ || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	@rm -f $@
+	$(PIP_INSTALL) 'pip>=25.1'
 	$(PIP_INSTALL) -r constraints.txt
 	@touch $@
 
-# The package in that environment, editable. Where C++ sources alone changed, ninja decides.
+# The package in that environment, editable (pip reads dependency groups from 25.1 on). Where C++ sources alone changed, ninja decides.
 $(VENV)/ready: $(TOOLS) pyproject.toml setup.py cuda_build.py $(CSRC) $(if $(wildcard rnn_ext/_C.*.so),,force)
 	$(if $(filter-out $(CSRC),$?),$(INSTALL),$(RUN)/python setup.py -q build_ext --inplace)
 	@touch $@

@@ -10,7 +10,6 @@
 #include "common/supports.h"
 #include "cpu/cores.h"
 #include "cpu/isa.h"
-#include "cpu/probe.h"
 #include "cpu/scratch.h"
 #include "cpu/settings.h"
 #include "cuda/plan.h"
@@ -126,21 +125,6 @@ void force_plan(std::optional<std::uint16_t> groups, int threads, bool direction
   rnn_ext::cpu::force_plan(Plan{*groups, directions_at_once, threads});
 }
 
-double read_rate(std::int64_t bytes, int torch_threads) {
-  return rnn_ext::cpu::read_rate(bytes, rnn_ext::cpu::available_threads(torch_threads),
-                                 torch_parallel_for);
-}
-
-double barrier_seconds(int torch_threads) {
-  return rnn_ext::cpu::barrier_seconds(rnn_ext::cpu::available_threads(torch_threads),
-                                       torch_parallel_for);
-}
-
-double fork_join_seconds(int torch_threads) {
-  return rnn_ext::cpu::fork_join_seconds(rnn_ext::cpu::available_threads(torch_threads),
-                                         torch_parallel_for);
-}
-
 }  // namespace
 
 // All state is atomic or a thread's own, so that Python without a GIL may stay without it.
@@ -177,8 +161,4 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("cuda_plan", &cuda_plan, py::arg("batch"), py::arg("hidden_size"), py::arg("directions"),
         py::arg("is_double"), py::arg("multiprocessors"), py::arg("shared_bytes"),
         py::arg("registers"));
-  const py::call_guard<py::gil_scoped_release> without_gil;
-  m.def("read_rate", &read_rate, py::arg("bytes"), py::arg("torch_threads"), without_gil);
-  m.def("barrier_seconds", &barrier_seconds, py::arg("torch_threads"), without_gil);
-  m.def("fork_join_seconds", &fork_join_seconds, py::arg("torch_threads"), without_gil);
 }

@@ -12,7 +12,7 @@ from . import _C
 from .call import Call
 from .torch_private import assume_constant_result
 
-__all__ = ["Choice", "Limits", "choose", "decide", "limits", "plan", "runs_on"]
+__all__ = ["Choice", "Limits", "Plan", "choose", "decide", "limits", "plan", "plan_of", "runs_on"]
 
 # What a plan needs to know of a device: multiprocessors, and the bytes of shared memory and the
 # registers that a block may have.
@@ -20,6 +20,14 @@ Limits = tuple[int, int, int]
 
 _SETTINGS = ("auto", "ours", "torch")
 _LONGEST_OF_TORCH = 65535
+
+
+class Plan(NamedTuple):
+    """The kernels of a call, and the units and batch rows of a block."""
+
+    regime: str  # "persistent" or "step"
+    units: int
+    rows: int
 
 
 class Choice(NamedTuple):
@@ -72,11 +80,16 @@ def runs_on(archs: list[str], capability: tuple[int, int]) -> bool:
     return False
 
 
-def plan(
-    batch: int, hidden_size: int, directions: int, dtype: torch.dtype, limits: Limits
-) -> tuple[str, int, int]:
-    """The regime, ``'persistent'`` or ``'step'``, and the units and batch rows of a block."""
-    return _C.cuda_plan(batch, hidden_size, directions, dtype == torch.float64, *limits)
+def plan(batch: int, hidden_size: int, directions: int, dtype: torch.dtype, limits: Limits) -> Plan:
+    """Plans a call of these sizes on a device with ``limits``."""
+    return Plan(*_C.cuda_plan(batch, hidden_size, directions, dtype == torch.float64, *limits))
+
+
+def plan_of(call: Call) -> Plan:
+    """Plans a call that our kernels take."""
+    found = limits(call.input.device.index)
+    assert not isinstance(found, str), found  # a reason for torch's op
+    return plan(call.batch_size, call.hidden_size, call.directions, call.input.dtype, found)
 
 
 def choose(call: Call) -> Choice:

@@ -63,6 +63,13 @@ class Route(NamedTuple):
     path: Path
     reason: str = ""
 
+    @property
+    def kernels(self) -> str:
+        """Which kernels run: ``"cpu"``, on CUDA ``"persistent"`` or ``"step"``; or ``"torch"``."""
+        if self.path in (Path.TORCH, Path.LOOP, Path.ONNX):
+            return "torch"
+        return cuda.plan_of(self.call).regime if self.call.input.is_cuda else "cpu"
+
     def run(self) -> Any:
         """Runs the call.
 

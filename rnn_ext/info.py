@@ -10,11 +10,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import _C, _node, cuda, dispatch, lookup
 from .call import Call
-from .dispatch import Path
+from .dispatch import Path, Route
 from .embedding_rnn import EmbeddingRNN
 from .modules import RNN, RNNCell
 
-__all__ = ["build_info", "explain", "release_scratch", "uses_openmp"]
+__all__ = ["build_info", "explain", "release_scratch", "route_of", "uses_openmp"]
 
 
 def uses_openmp() -> bool:
@@ -49,6 +49,13 @@ def release_scratch() -> int:
     return _C.release_scratch()
 
 
+def route_of(
+    module: RNN | RNNCell, input: Tensor | PackedSequence, hx: Tensor | None = None
+) -> Route:
+    """Chooses how ``module(input, hx)`` goes; runs nothing."""
+    return dispatch.route(module._call(input, hx))
+
+
 def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Tensor | None = None) -> str:
     """Says in one line how ``module(input, hx)`` goes, and why.
 
@@ -65,7 +72,7 @@ def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Tensor | None
         return _explain_embedding(module, input, hx)
     if not isinstance(module, (RNN, RNNCell)):
         return f"{type(module).__name__} is not an rnn_ext module: this package takes no part"
-    route = dispatch.route(module._call(input, hx))
+    route = route_of(module, input, hx)
     if route.path is Path.TORCH:
         return f"torch's own op: {route.reason}"
     if route.path in (Path.LOOP, Path.ONNX):
@@ -93,14 +100,12 @@ def _explain_embedding(
 
 
 def _cuda_kernels(call: Call) -> str:
-    input = call.input
-    limits = cuda.limits(input.device.index)
-    assert not isinstance(limits, str), limits  # a reason for torch
-    regime, units, rows = cuda.plan(
-        call.batch_size, call.hidden_size, call.directions, input.dtype, limits
+    plan = cuda.plan_of(call)
+    dtype = str(call.input.dtype)[6:]
+    return (
+        f"rnn_ext CUDA kernels, {plan.regime}, {dtype}: "
+        f"blocks of {plan.rows} rows, {plan.units} units"
     )
-    dtype = str(input.dtype)[6:]
-    return f"rnn_ext CUDA kernels, {regime}, {dtype}: blocks of {rows} rows, {units} units"
 
 
 def _cpu_kernels(call: Call) -> str:

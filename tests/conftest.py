@@ -52,13 +52,13 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def fake_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's limits take seconds to measure, and no test is about their values."""
-    # The benchmark needs tqdm, which machines that run the GPU suite may lack.
-    from bench_support import round_limits
+    # Its libraries may be missing on machines that run the GPU suite.
+    from benchmarks_support import round_limits
 
     rates = {"torch.mm": 8e9, "oneDNN": 10e9}
-    monkeypatch.setattr("rnn_ext.bench.command.gemm_rates", lambda _: rates)
+    monkeypatch.setattr("benchmarks.run.gemm_rates", lambda _: rates)
     monkeypatch.setattr(
-        "rnn_ext.bench.command.measure_limits",
+        "benchmarks.limits.measure_limits",
         lambda *_, **__: round_limits(torch.get_num_threads()),
     )
 

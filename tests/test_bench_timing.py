@@ -1,12 +1,23 @@
 """``rnn-ext bench``: two functions timed in turns, on a clock that the tests move."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
-from bench_support import timed
+import torch
 
-from rnn_ext.bench.timing import MIN_BLOCK_SECONDS, MIN_ROUNDS, time_pair
+from rnn_ext.bench import timing as timing_module
+from rnn_ext.bench.timing import (
+    LONGEST_COLD_SECONDS,
+    MAX_PAIRS,
+    MIN_BLOCK_SECONDS,
+    MIN_ROUNDS,
+    Spread,
+    Timing,
+    scatter_warning,
+    time_hot_and_cold,
+    time_pair,
+    time_pair_cold,
+)
 
 
 class FakeClock:
@@ -28,7 +39,9 @@ class FakeClock:
 def test_times_are_per_call_and_the_ratio_is_theirs_over_ours() -> None:
     clock = FakeClock()
     timing = time_pair(clock.takes(lambda: 3.0), clock.takes(lambda: 0.5), 60.0, clock=clock)
-    assert timing == replace(timed(3.0, 0.5), rounds=timing.rounds)
+    assert timing.baseline_seconds == Spread(3.0, 3.0, 3.0)
+    assert timing.rnn_ext_seconds == Spread(0.5, 0.5, 0.5)
+    assert timing.ratio == Spread(6.0, 6.0, 6.0)
     assert timing.rounds > MIN_ROUNDS
 
 
@@ -43,7 +56,7 @@ def test_short_calls_are_timed_in_blocks() -> None:
     call = MIN_BLOCK_SECONDS / 100
     step = clock.takes(lambda: call)
     timing = time_pair(step, step, 1.0, clock=reading_clock)
-    assert timing.theirs.median == pytest.approx(
+    assert timing.baseline_seconds.median == pytest.approx(
         call, rel=1e-6
     )  # rounding of the fake clock's sums
     # The last three reads: a block's start, its end, and the look at the budget.
@@ -113,5 +126,89 @@ def test_a_change_of_speed_and_a_burst_leave_the_ratio_alone() -> None:
         clock=clock,
     )
     assert timing.rounds == 5
-    assert (timing.theirs.median, timing.ours.median, timing.ratio.median) == (9.0, 1.0, 3.0)
-    assert (timing.theirs.q1, timing.theirs.q3) == (3.0, 9.0)
+    assert (timing.baseline_seconds.median, timing.rnn_ext_seconds.median, timing.ratio.median) == (
+        9.0,
+        1.0,
+        3.0,
+    )
+    assert (timing.baseline_seconds.q1, timing.baseline_seconds.q3) == (3.0, 9.0)
+
+
+# Cold
+
+
+def test_only_the_call_is_timed_and_other_work_goes_before_each() -> None:
+    clock = FakeClock()
+    order: list[str] = []
+
+    def step(name: str, seconds: float) -> Callable[[], None]:
+        return clock.takes(lambda: order.append(name) or seconds)
+
+    timing = time_pair_cold(
+        step("theirs", 3.0), step("ours", 0.5), 1000.0, disturb=step("-", 10.0), clock=clock
+    )
+    assert timing.baseline_seconds == Spread(3.0, 3.0, 3.0)
+    assert timing.rnn_ext_seconds == Spread(0.5, 0.5, 0.5)
+    assert set(order[::2]) == {"-"}
+    calls = order[1::2]
+    assert calls[2:10] == ["theirs", "ours", "ours", "theirs"] * 2
+    assert len(calls) == 2 + 2 * timing.rounds * MAX_PAIRS
+
+
+@pytest.mark.parametrize(("seconds", "pairs"), [(100.0, 1), (0.0, 1), (330.0, 5), (1e4, MAX_PAIRS)])
+def test_slow_cold_calls_have_smaller_rounds(seconds: float, pairs: int) -> None:
+    clock = FakeClock()
+    calls = 0
+
+    def count() -> float:
+        nonlocal calls
+        calls += 1
+        return 10.0
+
+    step = clock.takes(count)
+    timing = time_pair_cold(step, step, seconds, disturb=lambda: None, clock=clock)
+    assert timing.rounds >= MIN_ROUNDS
+    assert calls == 2 + 2 * timing.rounds * pairs
+    assert clock.now <= max(seconds, 20.0 * (1 + MIN_ROUNDS * pairs)) + 20.0 * pairs
+
+
+def test_a_burst_in_a_round_of_cold_calls_leaves_its_median_alone() -> None:
+    clock = FakeClock()
+    times = iter([1.0, 50.0, *[1.0] * 1000])
+    timing = time_pair_cold(
+        clock.takes(lambda: 1.0),
+        clock.takes(lambda: next(times)),
+        100.0,
+        disturb=lambda: None,
+        clock=clock,
+    )
+    assert timing.ratio == Spread(1.0, 1.0, 1.0)
+
+
+def test_long_calls_are_not_timed_cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hot(seconds: float) -> Timing:
+        return Timing.of([(seconds, 1e-3)] * 3)
+
+    monkeypatch.setattr(timing_module, "time_pair_cold", lambda *_, **__: hot(2.0))
+    for seconds, cold in ((LONGEST_COLD_SECONDS / 2, hot(2.0)), (2 * LONGEST_COLD_SECONDS, None)):
+        monkeypatch.setattr(timing_module, "time_pair", lambda *_, s=seconds: hot(s))
+        found = time_hot_and_cold(lambda: None, lambda: None, 1.0)
+        assert (found.hot, found.cold) == (hot(seconds), cold)
+
+
+def test_other_work_leaves_gradients_and_the_gradient_mode_alone() -> None:
+    with torch.enable_grad():
+        timing_module.other_work()()
+        assert torch.is_grad_enabled()
+
+
+def test_rounds_that_scatter_are_warned_of() -> None:
+    steady = Timing.of([(2.0, 1.0), (2.1, 1.0), (1.9, 1.0)])
+    wild = Timing.of([(2.0, 1.0), (9.0, 1.0), (1.0, 1.0), (5.0, 1.0)])
+    assert (
+        scatter_warning([])
+        == scatter_warning([steady])
+        == scatter_warning([steady] * 2 + [wild])
+        == ""
+    )
+    assert scatter_warning([steady, wild, wild]).startswith("warning: the ratios scatter")

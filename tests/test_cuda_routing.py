@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import rnn_ext
 from rnn_ext import _C, cuda
 from rnn_ext.functional import rnn
+from rnn_ext.info import route_of
 
 H100: cuda.Limits = (132, 227 << 10, 65536)
 # Persistent blocks on it: of four rows, of two in float64.
@@ -306,3 +307,17 @@ def test_a_wrong_setting_is_an_error_that_lists_the_valid_ones() -> None:
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
     assert last == "ImportError: RNN_EXT_CUDA=mine is not one of auto, ours, torch."
+
+
+@pytest.mark.usefixtures("h100")
+@pytest.mark.parametrize(
+    ("setting", "hidden_size", "kernels"),
+    [("ours", 64, "persistent"), ("ours", 4096, "step"), ("torch", 64, "torch")],
+)
+def test_the_route_names_the_kernels(
+    monkeypatch: pytest.MonkeyPatch, setting: str, hidden_size: int, kernels: str
+) -> None:
+    monkeypatch.setattr(cuda, "setting", setting)
+    module, x = layer(hidden_size), tensor(2, 1, 17)
+    assert route_of(module, x).kernels == kernels
+    assert (f", {kernels}, " in rnn_ext.explain(module, x)) == (kernels != "torch")

@@ -24,10 +24,7 @@ from rnn_ext import torch_private
 
 HOME = Path(torch_private.__file__)
 PACKAGE = HOME.parent
-# The benchmark measures parts of torch that have no public name, and is imported by nothing else.
-ELSEWHERE = [
-    path for path in PACKAGE.rglob("*.py") if path != HOME and "bench" not in path.parts[:-1]
-]
+ELSEWHERE = [path for path in PACKAGE.rglob("*.py") if path != HOME]
 # Of torch's modules, not of torch itself.
 PRIVATE_ATTRIBUTES = {
     *("_VF", "_current_level", "_dynamo_marked_constant", "_flat_weights", "_flat_weights_names"),

@@ -150,9 +150,6 @@ struct KernelSet {
   Kernels<double> f64;
   Kernels<BFloat16> bf16;
   Kernels<Half> f16;
-  // Adds up `count` values, a multiple of 128, several times, as fast as they can be read: for
-  // measuring that.
-  float (*sum)(const float* values, std::int64_t count, std::int64_t times);
   // Null where the machine has no products of bfloat16.
   const Kernels<BFloat16, BFloat16>* bf16_products = nullptr;
 };

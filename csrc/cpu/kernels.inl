@@ -20,7 +20,6 @@ struct Terms {
 #include "cpu/functions.inl"
 #include "cpu/gemm.inl"
 #include "cpu/pack.inl"
-#include "cpu/sum.inl"
 #include "cpu/tanh.inl"
 
 #include "cpu/program.inl"
@@ -49,10 +48,6 @@ constexpr Kernels<S> make_kernels() {
 }
 
 constexpr KernelSet make_kernel_set(const char* name) {
-  return {name,
-          make_kernels<float>(),
-          make_kernels<double>(),
-          make_kernels<BFloat16>(),
-          make_kernels<Half>(),
-          sum<float>};
+  return {name, make_kernels<float>(), make_kernels<double>(), make_kernels<BFloat16>(),
+          make_kernels<Half>()};
 }

@@ -1,27 +1,59 @@
-"""Are two sets of results the same, up to rounding?"""
+"""Compares the results of two modules, up to rounding."""
 
+import copy
 import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .cases import Case
+from .workload import GRADIENT, Workload
 
-__all__ = ["GRADIENT", "first_difference", "tolerance"]
+__all__ = ["MismatchError", "check", "difference", "first_difference", "tolerance"]
 
-# What the name of a gradient starts with.
-GRADIENT = "gradient of "
+# With relu, about one draw of the input in a hundred costs the gradients more than `tolerance`
+# allows; a wrong kernel fails with every input.
+RELU_DRAWS = 3
 
 
-def tolerance(case: Case, name: str) -> float:
+class MismatchError(Exception):
+    """Two modules differ by more than rounding explains."""
+
+
+def check(theirs: nn.Module, ours: nn.Module, work: Workload) -> None:
+    """Gives ``ours`` the weights of ``theirs`` and compares their results on ``work``.
+
+    Raises:
+        MismatchError: the results differ. The message names the first that does.
+    """
+    ours.load_state_dict(theirs.state_dict())
+    draws = RELU_DRAWS if theirs.nonlinearity == "relu" and work.mode == "training" else 1
+    with torch.set_grad_enabled(work.mode == "training"):
+        for _ in range(draws):
+            found = difference(theirs, work.results(ours), work)
+            if found is None:
+                return
+            work.data.detach().normal_()
+    raise MismatchError(found)
+
+
+def difference(theirs: nn.Module, results: Mapping[str, Tensor], work: Workload) -> str | None:
+    """Says which of ``results`` differs from those of ``theirs``, and by how much."""
+    precise, dtype = None, _precise_dtype(work.data)
+    if dtype is not None:
+        precise = work.to(dtype).results(copy.deepcopy(theirs).to(dtype))
+    relu = theirs.nonlinearity == "relu"
+    return first_difference(work.results(theirs), results, precise, relu=relu)
+
+
+def tolerance(dtype: torch.dtype, name: str, *, relu: bool) -> float:
     """How large the error of result ``name`` may be, as a share of the result (2-norms).
 
-    float32 and float64: ``nn.RNN`` in fp32 is 1 to 10 eps away from itself in fp64 (T up to 4096,
-    H up to 1024): 64 eps has room for the rounding of both sides, and one wrong element among 1e9
-    is above it.
+    float32 and float64: ``nn.RNN`` in float32 is 1 to 10 eps away from itself in float64 (T up to
+    4096, H up to 1024). 64 eps has room for the rounding of both sides, and one wrong element
+    among 1e9 is above it.
 
-    Half precision: beside twice ``nn.RNN``'s own error, which ``first_difference`` allows, 1 eps.
+    Half precision: 1 eps, beside twice ``nn.RNN``'s own error, which ``first_difference`` allows.
     Rounding a result and the states that it comes from moves it by less than that.
 
     Gradients through a relu need more. Where a pre-activation is within rounding of zero, the two
@@ -29,24 +61,25 @@ def tolerance(case: Case, name: str) -> float:
     of the elements, hence a share of about sqrt(eps) of the norm; the 8 is for elements whose
     gradient is larger than most. In half precision ``nn.RNN``'s own error has such elements too.
     """
-    eps = torch.finfo(case.dtype).eps
-    through_relu = case.nonlinearity == "relu" and name.startswith(GRADIENT)
-    if case.is_half:
+    eps = torch.finfo(dtype).eps
+    through_relu = relu and name.startswith(GRADIENT)
+    if dtype.itemsize == 2:
         return math.sqrt(eps) if through_relu else eps
     return 8 * math.sqrt(eps) if through_relu else 64 * eps
 
 
 def first_difference(
-    case: Case,
     theirs: Mapping[str, Tensor],
     ours: Mapping[str, Tensor],
     precise: Mapping[str, Tensor] | None = None,
+    *,
+    relu: bool = False,
 ) -> str | None:
-    """Say which of our results differs first and by how much; ``None`` where none does.
+    """Says which of our results differs first and by how much; None where none does.
 
-    Ours are compared with ``nn.RNN``'s. Half precision is too coarse for that: over a long sequence
-    ``nn.RNN`` itself is many eps off. There ``precise`` are its results in float32 (on a GPU
-    float64), and our distance from them may be twice theirs.
+    Where ``precise`` results are given, our distance from them may be ``tolerance`` plus twice that
+    of ``theirs``. Half precision needs this: over a long sequence ``nn.RNN`` itself is many eps
+    off.
     """
     for name, expected in (precise or theirs).items():
         actual = ours.get(name)
@@ -55,13 +88,23 @@ def first_difference(
         if actual.shape != expected.shape:
             return f"{name} has shape {tuple(actual.shape)}, not {tuple(expected.shape)}"
         error = _distance(actual, expected)
-        allowed = tolerance(case, name) * float(torch.linalg.vector_norm(expected))
+        allowed = tolerance(actual.dtype, name, relu=relu) * float(
+            torch.linalg.vector_norm(expected)
+        )
         if precise is not None:
             allowed += 2 * _distance(theirs[name], expected)
         # Written so that NaN is a difference.
         if not error <= allowed:
             return f"{name} is off by {error:.2g} (2-norm), allowed are {allowed:.2g}"
     return None
+
+
+def _precise_dtype(like: Tensor) -> torch.dtype | None:
+    """The dtype of results that both sides are compared with; None: they are with each other."""
+    if like.is_cuda and like.dtype != torch.float64:
+        # TF32 has the precision of half, and float32 sums over all rows have any order.
+        return torch.float64
+    return torch.float32 if like.dtype.itemsize == 2 else None
 
 
 def _distance(a: Tensor, b: Tensor) -> float:

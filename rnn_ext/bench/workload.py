@@ -1,134 +1,103 @@
-"""A case with numbers in it: modules, and what they are called with."""
+"""A call with its tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence
 
-from .cases import Case, Mode
-from .check import GRADIENT
+__all__ = ["GRADIENT", "MODES", "Mode", "Workload"]
 
-__all__ = ["Workload", "build_module"]
+Mode = Literal["forward", "training"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 
-
-def build_module(
-    kind: Callable[..., nn.Module], case: Case, mode: Mode, device: str = "cpu"
-) -> nn.Module:
-    """A module for ``case``; one that is not trained is in eval mode."""
-    module = kind(
-        case.input_size,
-        case.hidden_size,
-        case.num_layers,
-        nonlinearity=case.nonlinearity,
-        bias=case.bias,
-        batch_first=case.batch_first,
-        dropout=case.dropout,
-        bidirectional=case.bidirectional,
-        device=device,
-        dtype=case.dtype,
-    )
-    return module.train(mode == "training")
+# The name of a gradient in ``Workload.results`` starts with this.
+GRADIENT = "gradient of "
 
 
 @dataclass(frozen=True)
 class Workload:
-    """The tensors of a call; ``grad_output`` is None in forward.
+    """The tensors of a call of a layer or a cell.
 
-    ``data`` is the input, or what a packed one holds. ``batch_sizes`` are a packed input's.
+    ``data`` is the input, or the data of a packed input, whose ``batch_sizes`` are given. With
+    ``grad_output``, the gradient of the output, a step has a backward pass; it needs gradients of
+    those tensors that require them.
     """
 
     data: Tensor
-    batch_sizes: Tensor | None
-    hx: Tensor | None
-    grad_output: Tensor | None
+    hx: Tensor | None = None
+    grad_output: Tensor | None = None
+    batch_sizes: Tensor | None = None
 
-    @classmethod
-    def draw(cls, case: Case, mode: Mode, device: str = "cpu") -> "Workload":
-        """Random tensors for ``case``; in training, those that need gradients are leaves."""
-        training = mode == "training"
-        shape, batch = [case.seq_len, case.batch_size], [case.batch_size]
-        if case.layout == "unbatched":
-            shape, batch = [case.seq_len], []
-        elif case.batch_first:
-            shape.reverse()
-
-        def random(*sizes: int) -> Tensor:
-            return torch.randn(*sizes, dtype=case.dtype, device=device)
-
-        data, batch_sizes = random(*shape, case.input_size), None
-        if case.layout == "packed":
-            packed = pack_padded_sequence(data, torch.tensor(case.lengths), case.batch_first)
-            data, batch_sizes = packed.data, packed.batch_sizes
-        hx = grad_output = None
-        if case.hx != "zeros":
-            states = case.num_layers * (2 if case.bidirectional else 1)
-            hx = random(states, *batch, case.hidden_size)
-            hx.requires_grad_(training and case.hx == "learned")
-        if training:
-            grad_output = random(*data.shape[:-1], case.output_size)
-        return cls(data.requires_grad_(training), batch_sizes, hx, grad_output)
-
-    def redraw_input(self) -> None:
-        """Other numbers in ``data``."""
-        self.data.detach().normal_()
+    @property
+    def mode(self) -> Mode:
+        """``"training"`` where a step has a backward pass."""
+        return "forward" if self.grad_output is None else "training"
 
     def to(self, dtype: torch.dtype) -> "Workload":
-        """A copy in another dtype."""
+        """Returns a copy in another dtype."""
 
-        def convert(tensor: Tensor) -> Tensor:
-            return tensor.detach().to(dtype).requires_grad_(tensor.requires_grad)
+        def convert(tensor: Tensor | None) -> Any:
+            if tensor is not None:
+                tensor = tensor.detach().to(dtype).requires_grad_(tensor.requires_grad)
+            return tensor
 
-        data, hx, grad_output = (
-            None if tensor is None else convert(tensor)
-            for tensor in (self.data, self.hx, self.grad_output)
-        )
-        assert data is not None
-        return Workload(data, self.batch_sizes, hx, grad_output)
+        data, hx, grad_output = map(convert, (self.data, self.hx, self.grad_output))
+        return Workload(data, hx, grad_output, self.batch_sizes)
 
     def arguments(self) -> tuple[Any, ...]:
-        """What a module is called with."""
+        """Returns the arguments of the call."""
         packed = self.batch_sizes is not None
         input = PackedSequence(self.data, self.batch_sizes) if packed else self.data
         return (input,) if self.hx is None else (input, self.hx)
 
     def tensors(self) -> list[Tensor]:
-        """All that the caller holds before the call."""
+        """Returns all tensors that the caller holds before the call."""
         held = (self.data, self.batch_sizes, self.hx, self.grad_output)
         return [tensor for tensor in held if tensor is not None]
 
-    def leaves(self, module: nn.Module) -> dict[str, Tensor]:
-        """All that gets a gradient in training, by name."""
-        given = {"input": self.data} | ({} if self.hx is None else {"hx": self.hx})
-        leaves = {**given, **dict(module.named_parameters())}
-        return {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+    def step(
+        self, call: Callable[..., Any], parameters: Iterable[Tensor] | None = None
+    ) -> Callable[[], Any]:
+        """Returns a function that runs ``call`` once, in training also its backward pass.
 
-    def step(self, module: nn.Module) -> Callable[[], tuple[Any, Tensor]]:
-        """A function that calls ``module`` once; in training also its backward pass."""
+        ``parameters``, by default those of ``call``, a module, get gradients too. All gradients
+        are cleared first: an old one would be added to, which is other work.
+        """
         arguments, grad_output = self.arguments(), self.grad_output
         if grad_output is None:
-            return lambda: module(*arguments)
-        leaves = list(self.leaves(module).values())
-        packed = self.batch_sizes is not None
+            return lambda: call(*arguments)
+        if parameters is None:
+            assert isinstance(call, nn.Module)
+            parameters = call.parameters()
+        leaves = [t for t in (self.data, self.hx, *parameters) if t is not None and t.requires_grad]
 
-        def step() -> tuple[Any, Tensor]:
-            # Inside the timing: a training step does it too, it costs a short call well under a
-            # microsecond, and a gradient left from the call before would be added to: other work.
+        def step() -> Any:
             for leaf in leaves:
                 leaf.grad = None
-            output, h_n = module(*arguments)
-            (output.data if packed else output).backward(grad_output)
-            return output, h_n
+            results = call(*arguments)
+            self._output(results).backward(grad_output)
+            return results
 
         return step
 
     def results(self, module: nn.Module) -> dict[str, Tensor]:
-        """Outputs and gradients of one step, by name; dropout draws the same each time."""
+        """Returns outputs and gradients of one step, by name; dropout always draws the same."""
         torch.manual_seed(0)
-        output, h_n = self.step(module)()
-        gradients = {GRADIENT + name: leaf.grad for name, leaf in self.leaves(module).items()}
-        return {"output": output.data.detach(), "h_n": h_n.detach()} | {
-            name: gradient for name, gradient in gradients.items() if gradient is not None
-        }
+        results = self.step(module)()
+        found = {"output": self._output(results).detach()}
+        if isinstance(results, tuple):
+            found["h_n"] = results[1].detach()
+        leaves = {"input": self.data, "hx": self.hx, **dict(module.named_parameters())}
+        if self.grad_output is not None:
+            for name, leaf in leaves.items():
+                if leaf is not None and leaf.grad is not None:
+                    found[GRADIENT + name] = leaf.grad
+        return found
+
+    def _output(self, results: Any) -> Tensor:
+        """The output of a layer, a packed one's data, or the state of a cell."""
+        output = results[0] if isinstance(results, tuple) else results
+        return output if self.batch_sizes is None else output.data

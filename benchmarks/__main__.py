@@ -1,0 +1,228 @@
+"""``python -m benchmarks``: the sub-commands and their flags."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from rnn_ext.bench.check import MismatchError
+from rnn_ext.bench.command import integers, modes, thread_counts
+from rnn_ext.bench.workload import MODES
+
+from . import gpu, memory
+from .cases import BATCH_SIZES, HIDDEN_SIZES, SEQ_LENS, Case, shapes
+from .machine import facts
+from .peers.pool import versions
+from .peers.report import format_peers
+from .real import real_cases
+from .report import format_limits, format_report
+from .results import Run, read, write
+from .run import Plan, measure_limits, measure_rows
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "grid": "rnn_ext.RNN against nn.RNN over a grid of shapes",
+    "real": "the same for calls that public projects make",
+    "cells": "rnn_ext.RNNCell against nn.RNNCell",
+    "call": "a small call against F.linear and against nn.RNN",
+    "peers": "other runtimes: torch.compile, ONNX Runtime, OpenVINO, JAX, as far as installed",
+    "limits": "what this machine allows at best: products, memory, barriers, calls",
+    "show": "print (and plot) what an earlier run wrote",
+}
+
+# The sizes of each command. The peers' would take an hour with all of them, to compile above all.
+SIZES: dict[str, tuple[tuple[int, ...], ...]] = {
+    "grid": (SEQ_LENS, BATCH_SIZES, HIDDEN_SIZES),
+    "cells": ((1,), (1, 8, 32), (16, 64, 256, 1024)),
+    "call": ((18,), (1,), (32,)),
+    "peers": (SEQ_LENS, (1, 8, 32), (32, 128, 512)),
+    "limits": ((1,), BATCH_SIZES, HIDDEN_SIZES),
+}
+
+DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(("seq_len", "batch_size", "hidden_size", "input_size", "threads")),
+    "num_layers": 1,
+    "bidirectional": False,
+    "nonlinearity": "tanh",
+    "names": [],
+    "dtype": "float32",
+    "mode": MODES,
+    "device": "cpu",
+    "tf32": False,
+    "memory": False,
+    "seconds_per_cell": 2.0,
+    "json": None,
+    "plot": None,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a sub-command.
+
+    Returns 0; 1 where results differ, or a call on a GPU fails; 130 after Ctrl-C, with what was
+    measured until then.
+    """
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.plot:
+        from .plot import save  # fails now, not after minutes, where its libraries are missing
+    if args.command == "show":
+        try:
+            run, status = read(args.file), 0
+        except (OSError, msgspec.MsgspecError) as error:
+            parser.error(f"{args.file} is no result of this version: {error}")
+    else:
+        if reason := _refusal(args):
+            parser.error(reason)
+        try:
+            run, status = _measure(args)
+        except MismatchError as error:
+            print(error, file=sys.stderr)
+            return 1
+    print(
+        "\n\n".join([format_report(run) if run.cells else format_limits(run), *format_peers(run)])
+    )
+    if args.plot:
+        save(run, args.plot)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    parser.set_defaults(**DEFAULTS)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        # Flags that are not given leave the defaults above alone.
+        command = commands.add_parser(
+            name, help=summary, description=summary, argument_default=argparse.SUPPRESS
+        )
+        _add_flags(command, name)
+    return parser
+
+
+def _add_flags(parser: argparse.ArgumentParser, command: str) -> None:
+    add = parser.add_argument
+    if command == "show":
+        add("file", type=Path, metavar="FILE.json")
+    if command == "real":
+        choices = [case.name for case in real_cases()]
+        add("names", nargs="*", metavar="NAME", help=f"some of {', '.join(choices)} (default: all)")
+    if command in SIZES:
+        for flag, default in zip(
+            ("seq-len", "batch-size", "hidden-size"), SIZES[command], strict=True
+        ):
+            shown = ",".join(map(str, default))
+            add(f"--{flag}", type=integers, metavar="N[,N...]", help=f"default: {shown}")
+    if command in ("grid", "call"):
+        add("--input-size", type=int, metavar="N", help="default: the hidden size")
+    if command == "grid":
+        add("--num-layers", type=int, metavar="N", help="default: 1")
+        add("--bidirectional", action="store_true")
+        add("--nonlinearity", choices=("tanh", "relu"))
+    if command in ("grid", "real", "limits"):
+        add("--dtype", choices=("float32", "float64", "bfloat16", "float16"))
+    if command in ("grid", "real"):
+        add("--memory", action="store_true", help="also peak memory, and what autograd keeps")
+    if command in ("grid", "real", "peers"):
+        add("--device", choices=("cpu", "cuda"), help="on a GPU all calls are timed hot")
+        add("--tf32", action="store_true", help="on a GPU: let float32 products round to TF32")
+    if command in ("grid", "real", "show"):
+        add("--plot", type=Path, metavar="FILE.png", help="draw the ratios")
+    if command not in ("limits", "show"):
+        add("--mode", type=modes, metavar="MODE[,MODE]", help="forward, training; default: both")
+        add("--seconds-per-cell", type=float, metavar="S", help="default: 2; split over the modes")
+    if command != "show":
+        add("--threads", type=thread_counts, metavar="N[,N...]", help="default: every core")
+        add("--json", type=Path, metavar="FILE", help="write the results after every cell")
+
+
+def _refusal(args: argparse.Namespace) -> str:
+    """Says what cannot be measured here; "" where all can."""
+    if args.device == "cuda" and not torch.cuda.is_available():
+        return f"--device cuda needs a GPU, and torch {torch.__version__} sees none"
+    if args.device == "cuda" and (args.threads or args.memory):
+        return "--threads and --memory are for the CPU: leave them out with --device cuda"
+    if args.tf32 and (args.device == "cpu" or args.dtype != "float32"):
+        return "--tf32 is for float32 on a GPU: give --device cuda, and no other --dtype"
+    if args.memory and not memory.can_measure():
+        return "--memory needs Linux, which tells the peak of resident memory: leave it out"
+    if unknown := set(args.names) - {case.name for case in real_cases()}:
+        return f"no real call is named {', '.join(sorted(unknown))}"
+    return ""
+
+
+def _measure(args: argparse.Namespace) -> tuple[Run, int]:
+    machine = facts()
+    if args.device == "cuda":
+        gpu.set_precision(args.tf32)
+        machine["gpu"] = gpu.facts(args.tf32)
+    run = Run(
+        command=f"python -m benchmarks {shlex.join(sys.argv[1:])}",
+        started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        machine=machine,
+        seconds_per_cell=args.seconds_per_cell,
+        peers=versions(args.device) if args.command == "peers" else {},
+    )
+    plan = Plan(
+        cases=_cases(args),
+        modes=args.mode,
+        threads=args.threads or (torch.get_num_threads(),),
+        device=args.device,
+        tf32=args.tf32,
+        memory=args.memory,
+        peers=args.command == "peers",
+    )
+
+    def keep() -> None:
+        if args.json:
+            write(run, args.json)
+
+    keep()
+    status = 0
+    try:
+        if args.command in ("grid", "real", "limits"):
+            measure_limits(run, plan)
+        if args.command != "limits":
+            status = measure_rows(run, plan, keep)
+        run.complete = True
+        keep()
+    except KeyboardInterrupt:
+        status = 130
+    return run, status
+
+
+def _cases(args: argparse.Namespace) -> list[tuple[Case, str]]:
+    """Returns each case with its baseline."""
+    dtype = getattr(torch, args.dtype)
+    if args.command == "real":
+        return [(c, "nn.RNN") for c in real_cases(dtype) if not args.names or c.name in args.names]
+    given = (args.seq_len, args.batch_size, args.hidden_size)
+    sizes = shapes(
+        *(own or default for own, default in zip(given, SIZES[args.command], strict=True))
+    )
+    if args.command == "cells":
+        cells = [Case(1, batch, size, size, cell=True, hx="learned") for _, batch, size in sizes]
+        return [(case, "nn.RNNCell") for case in cells]
+    cases = [
+        Case(
+            *(seq_len, batch_size, args.input_size or hidden_size, hidden_size),
+            num_layers=args.num_layers,
+            bidirectional=args.bidirectional,
+            nonlinearity=args.nonlinearity,
+            dtype=dtype,
+        )
+        for seq_len, batch_size, hidden_size in sizes
+    ]
+    baselines = ("F.linear", "nn.RNN") if args.command == "call" else ("nn.RNN",)
+    return [(case, baseline) for case in cases for baseline in baselines]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

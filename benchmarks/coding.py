@@ -1,0 +1,18 @@
+"""JSON of dataclasses and structs, and of the dtypes in them."""
+
+from typing import Any
+
+import msgspec
+import torch
+
+__all__ = ["decode", "encode"]
+
+
+def encode(value: Any) -> bytes:
+    """Returns ``value`` as JSON."""
+    return msgspec.json.encode(value, enc_hook=lambda dtype: str(dtype).removeprefix("torch."))
+
+
+def decode(text: str | bytes, kind: Any) -> Any:
+    """The inverse of ``encode``; ``msgspec.ValidationError`` where ``text`` is no ``kind``."""
+    return msgspec.json.decode(text, type=kind, dec_hook=lambda _, name: getattr(torch, name))

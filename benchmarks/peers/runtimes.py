@@ -1,0 +1,88 @@
+"""Which runtimes there are, and the interface that each of them is prepared by."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rnn_ext.bench.workload import MODES, Mode, Workload
+
+from ..cases import Case
+from ..draw import build, draw
+
+__all__ = ["OURS", "RUNTIMES", "Prepared", "Problem", "Runtime"]
+
+OURS = "rnn_ext"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A case with numbers in it, the same in every process; ``module`` has the weights."""
+
+    case: Case
+    mode: Mode
+    threads: int
+    module: nn.Module
+    work: Workload
+
+    @classmethod
+    def draw(cls, case: Case, mode: Mode, threads: int, device: str = "cpu") -> "Problem":
+        """From a fixed seed."""
+        torch.manual_seed(0)
+        module = build(nn.RNN, case, mode, device)
+        return cls(case, mode, threads, module, draw(case, mode, device))
+
+    def array(self, name: str) -> Any:
+        """The NumPy array of a weight, ``"input"`` or ``"grad_output"``."""
+        given = {"input": self.work.data, "grad_output": self.work.grad_output}
+        tensor = {**given, **self.module.state_dict()}[name]
+        assert tensor is not None
+        return tensor.detach().numpy()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """``call`` is what is timed; ``results`` are those of a call, named as ``Workload`` does."""
+
+    call: Callable[[], object]
+    results: Callable[[], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """``function`` of ``file`` prepares a ``Problem``; ``packages`` are what pip calls them."""
+
+    name: str
+    file: str
+    function: str = "prepare"
+    packages: tuple[str, ...] = ()
+    modes: tuple[Mode, ...] = MODES
+    devices: tuple[str, ...] = ("cpu",)
+
+    def version(self) -> str | None:
+        """That of the first package, without an import; None where one is not installed."""
+        try:
+            first, *_ = [metadata.version(package) for package in self.packages]
+        except metadata.PackageNotFoundError:
+            return None
+        return first
+
+    def load(self) -> Callable[[Problem], Prepared]:
+        """Import the runtime."""
+        prepare: Callable[[Problem], Prepared] = getattr(
+            import_module(f".{self.file}", __package__), self.function
+        )
+        return prepare
+
+
+RUNTIMES = (
+    Runtime(OURS, "torch_modules", "prepare_ours", devices=("cpu", "cuda")),
+    Runtime("nn.RNN", "torch_modules", "prepare_nn_rnn", devices=("cpu", "cuda")),
+    Runtime("torch.compile", "torch_modules", "prepare_compiled", devices=("cpu", "cuda")),
+    Runtime("ONNX Runtime", "onnx_runtime", packages=("onnxruntime", "onnx"), modes=("forward",)),
+    Runtime("OpenVINO", "open_vino", packages=("openvino", "onnx"), modes=("forward",)),
+    Runtime("JAX", "jax_scan", packages=("jax",)),
+)

@@ -1,0 +1,79 @@
+"""What runs on torch: ``rnn_ext.RNN``, ``nn.RNN``, a written-out loop under ``torch.compile``."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch._inductor.config
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import rnn_ext
+
+from ..draw import build
+from .runtimes import Prepared, Problem
+
+__all__ = ["prepare_compiled", "prepare_nn_rnn", "prepare_ours"]
+
+# Steps that are compiled as one function. Compiling takes time in proportion (half a minute for
+# these, forward and backward), and a fourth of them costs a long sequence some 15 %.
+BLOCK = 128
+
+
+def prepare_ours(problem: Problem) -> Prepared:
+    """``rnn_ext.RNN``."""
+    return _prepare(rnn_ext.RNN, problem)
+
+
+def prepare_nn_rnn(problem: Problem) -> Prepared:
+    """``nn.RNN``."""
+    return _prepare(nn.RNN, problem)
+
+
+def prepare_compiled(problem: Problem) -> Prepared:
+    """The loop, compiled anew for this case."""
+    torch._inductor.config.compile_threads = 1  # no pool of processes beside what is timed
+    torch.compiler.reset()
+    # On a GPU launching the kernels would take longest. Several blocks would each overwrite what
+    # the one before has returned.
+    with_graphs = problem.work.data.is_cuda and problem.case.seq_len <= BLOCK
+    return _prepare(partial(CompiledLoop, with_graphs=with_graphs), problem)
+
+
+class CompiledLoop(nn.RNNBase):
+    """One tanh layer, written in torch's operations and compiled in blocks of steps.
+
+    A sequence that is no longer than a block is one compiled function, and may be a CUDA graph.
+    """
+
+    def __init__(self, *args: Any, nonlinearity: str, with_graphs: bool, **kwargs: Any) -> None:
+        super().__init__(f"RNN_{nonlinearity.upper()}", *args, **kwargs)
+        mode = "reduce-overhead" if with_graphs else None
+        self._steps = torch.compile(_steps, fullgraph=True, dynamic=False, mode=mode)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``hx`` has to be left out."""
+        h = input.new_zeros(input.shape[1], self.hidden_size)
+        outputs = []
+        for block in input.split(BLOCK):
+            output, h = self._steps(block, h, *self.parameters())
+            outputs.append(output)
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)), h[None]
+
+
+def _steps(
+    input: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
+) -> tuple[Tensor, Tensor]:
+    outputs = []
+    for projected in F.linear(input, weight_ih, bias_ih + bias_hh).unbind():
+        h = torch.tanh(projected + h @ weight_hh.t())
+        outputs.append(h)
+    return torch.stack(outputs), h
+
+
+def _prepare(kind: Callable[..., nn.Module], problem: Problem) -> Prepared:
+    module = build(kind, problem.case, problem.mode, problem.work.data.device.type)
+    module.load_state_dict(problem.module.state_dict())
+    work = problem.work
+    return Prepared(work.step(module), lambda: work.results(module))

@@ -1,0 +1,318 @@
+"""``python -m benchmarks``: cases, results and sub-commands. No test asserts a measured time."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmarks_support import CASE, TINY, hot_and_cold, round_limits
+
+from benchmarks import call, plot, results, run
+from benchmarks.__main__ import main
+from benchmarks.cases import BATCH_SIZES, HIDDEN_SIZES, SEQ_LENS, Case, shapes
+from benchmarks.draw import build_pair, draw
+from benchmarks.machine import facts
+from benchmarks.measure import measure
+from benchmarks.memory import Memory
+from benchmarks.real import real_cases
+from benchmarks.report import format_report
+from benchmarks.results import Measured, Row, Run
+from rnn_ext.bench.timing import MIN_ROUNDS, Timings
+from rnn_ext.bench.workload import Mode
+
+pytestmark = pytest.mark.usefixtures("fake_limits")
+
+FOLDER = Path(results.__file__).parent
+
+
+# Cases
+
+
+def test_default_grid_is_all_sizes_but_the_largest_cell() -> None:
+    grid = shapes(SEQ_LENS, BATCH_SIZES, HIDDEN_SIZES)
+    assert len(grid) == len(set(grid)) == 3 * 4 * 4 - 1
+    assert (1024, 128, 1024) not in grid
+    assert (1024, 128, 1024) in shapes([1024], BATCH_SIZES, HIDDEN_SIZES)
+
+
+def test_flops_count_every_layer_and_direction() -> None:
+    assert Case(10, 3, 4, 5).flops("forward") == 2 * 10 * 3 * 5 * (4 + 5)
+    assert Case(10, 3, 4, 5).flops("training") == 3 * Case(10, 3, 4, 5).flops("forward")
+    both = Case(10, 3, 4, 5, num_layers=2, bidirectional=True)
+    assert both.flops("forward") == 2 * 10 * 3 * 2 * 5 * ((4 + 5) + (10 + 5))
+    packed = Case(10, 3, 4, 5, layout="packed")
+    assert packed.lengths == [10, 8, 5]
+    assert packed.flops("forward") == 2 * (10 + 8 + 5) * 5 * (4 + 5)
+
+
+def test_real_calls_are_what_their_rows_say() -> None:
+    cases = {case.name: case for case in real_cases(torch.float64)}
+    assert len(cases) == 18
+    expected = [
+        Case(35, 20, 200, 200, 2, dropout=0.2, hx="given", name="word-language-model"),
+        Case(400, 64, 1312, 1024, 5, bidirectional=True, layout="packed", name="deep-speech"),
+        Case(60, 100, 2, 100, batch_first=True, name="path-rnn"),
+        Case(9, 1, 57, 128, layout="unbatched", name="name-classifier"),
+        Case(784, 256, 1, 128, 6, nonlinearity="relu", name="pixel-mnist"),
+    ]
+    for case in expected:
+        assert cases[case.name] == replace(case, dtype=torch.float64)
+
+
+KINDS = [
+    Case(5, 3, 4, 6),
+    Case(5, 3, 4, 6, batch_first=True, hx="given"),
+    Case(5, 1, 4, 6, 2, layout="unbatched", hx="learned"),
+    Case(5, 3, 4, 6, 2, bidirectional=True, layout="packed", hx="learned", bias=False),
+    Case(5, 3, 4, 6, 2, layout="packed", batch_first=True, nonlinearity="relu"),
+    Case(5, 3, 4, 6, 3, dropout=0.5),
+    Case(1, 3, 4, 6, cell=True, hx="learned"),
+]
+
+
+@pytest.mark.parametrize("mode", ["forward", "training"])
+@pytest.mark.parametrize(
+    "case",
+    [*KINDS, *(replace(KINDS[i], dtype=torch.bfloat16) for i in (3, 5))],
+    ids=lambda case: f"{case.dtype_name}, {case.settings}",
+)
+def test_every_kind_of_call_is_compared_and_timed(case: Case, mode: Mode) -> None:
+    found = measure(case, mode, 0.001)
+    assert found.hot.rounds >= MIN_ROUNDS
+    assert found.cold
+    assert found.cold.rounds >= MIN_ROUNDS
+
+
+@pytest.mark.parametrize(
+    ("case", "input", "hx", "gradients"),
+    [
+        (KINDS[0], (5, 3, 4), None, 5),
+        (KINDS[1], (3, 5, 4), (1, 3, 6), 5),
+        (KINDS[2], (5, 4), (2, 6), 10),
+        (KINDS[3], (5 + 4 + 3, 4), (4, 3, 6), 10),
+        (KINDS[6], (3, 4), (3, 6), 6),
+    ],
+    ids=lambda value: value.settings if isinstance(value, Case) else "",
+)
+def test_a_call_has_the_shapes_and_gradients_of_its_kind(
+    case: Case, input: tuple[int, ...], hx: tuple[int, ...] | None, gradients: int
+) -> None:
+    work = draw(case, "training")
+    assert work.data.shape == input
+    assert (None if work.hx is None else work.hx.shape) == hx
+    for module in build_pair(case, "training"):
+        found = work.results(module)
+        assert len(found) == (1 if case.cell else 2) + gradients
+        assert ("gradient of hx" in found) == (case.hx == "learned")
+
+
+# Results
+
+
+def a_run(*rows: Row) -> Run:
+    return Run(
+        "python -m benchmarks grid",
+        "2026-01-02T03:04:05+00:00",
+        facts(),
+        2.0,
+        gemm={2: {"torch.mm": 9e9, "oneDNN": 10e9}},
+        limits={threads: round_limits(threads) for threads in (2, 1)},
+        cells=list(rows),
+    )
+
+
+def measured(theirs: float, ours: float) -> Measured:
+    timings = hot_and_cold(theirs, ours)
+    return Measured(timings.hot, timings.cold)
+
+
+def test_json_comes_back_as_it_was(tmp_path: Path) -> None:
+    case = Case(9, 1, 2, 3, dtype=torch.bfloat16, layout="packed", hx="learned", name="somebody")
+    row = Row(case, 2, forward=Measured(note="skipped"), training=measured(2.0, 1.0))
+    assert row.training
+    row.training.memory_bytes = {"nn_rnn": Memory(3, 2), "rnn_ext": Memory(2, None)}
+    row.training.peer_seconds = {"rnn_ext": [1.0, 2.0], "JAX": [3.0, 4.0]}
+    found = a_run(row, Row(CASE, 1))
+    found.peers = {"JAX": "1.2", "OpenVINO": None}
+    results.write(found, tmp_path / "run.json")
+    assert results.read(tmp_path / "run.json") == found
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("results/*.json")), ids=lambda f: f.stem)
+def test_recorded_results_are_readable(
+    file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    recorded = results.read(file)
+    assert recorded.complete
+    assert main(["show", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert all(
+        f"{summary.geometric_mean:.2f} times as fast" in printed for summary in recorded.summary
+    )
+
+
+def test_every_key_of_the_json_is_documented(tmp_path: Path) -> None:
+    row = Row(CASE, 2, forward=measured(2.0, 1.0), training=Measured(note="skipped"))
+    assert row.forward
+    row.forward.memory_bytes = {"nn_rnn": Memory(3, 2)}
+    row.forward.peer_seconds = {"JAX": [1.0]}
+    row.forward.kernels = "persistent"
+    results.write(a_run(row), tmp_path / "run.json")
+
+    def keys(value: Any) -> set[str]:
+        if isinstance(value, list):
+            return set().union(*map(keys, value))
+        if not isinstance(value, dict):
+            return set()
+        return set(value).union(*map(keys, value.values()))
+
+    found = keys(json.loads((tmp_path / "run.json").read_text()))
+    text = FOLDER.joinpath("README.md").read_text()
+    known = {"torch.mm", "oneDNN", "JAX", "1", "2"}
+    assert {key for key in found - known if f"`{key}`" not in text} == set()
+
+
+def test_a_file_of_another_kind_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "other.json"
+    file.write_text('{"format": "rnn-ext bench 1"}')
+    with pytest.raises(SystemExit, match="2"):
+        main(["show", str(file)])
+    assert f"{file} is no result of this version" in capsys.readouterr().err
+
+
+# Report and picture
+
+
+def test_report_has_hot_and_cold_times_shares_and_what_was_skipped() -> None:
+    report = format_report(
+        a_run(
+            Row(Case(16, 1, 32, 32), 2, forward=measured(90e-6, 9e-6)),
+            Row(Case(16, 8, 32, 32), 2, forward=Measured(note="skipped it")),
+        )
+    )
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.splitlines()]
+    titles = next(line for line in lines if "cold: ratio" in line)
+    (cells,) = (line for line in lines if line[:2] == ["16", "1"])
+    assert dict(zip(titles, cells, strict=True)) == {
+        "T": "16",
+        "B": "1",
+        "I": "32",
+        "H": "32",
+        "hot: torch": "90.0 µs",
+        "hot: rnn_ext": "9.00 µs",
+        "hot: ratio": "10.00",
+        "cold: torch": "180 µs",
+        "cold: rnn_ext": "18.0 µs",
+        "cold: ratio": "10.00",
+        "GFLOP/s": "7.28",
+        "GEMM": "73%",
+        "bound": "call 70%",
+    }
+    assert "\nskipped it\n" in report
+    assert "forward cold, against nn.RNN: 10.00 times as fast in geometric mean" in report
+
+
+def test_picture_has_a_panel_for_each_mode_and_number_of_threads() -> None:
+    rows = [
+        Row(Case(16, 1, size, size), threads, forward=measured(size, 1), training=measured(3, 1))
+        for size in (2, 4)
+        for threads in (2, 1)
+    ]
+    figure = plot.draw(a_run(*rows))
+    assert [axes.get_title().split("\n")[0] for axes in figure.axes] == [
+        f"{mode}, {threads}"
+        for threads in ("2 threads", "1 thread")
+        for mode in ("forward", "training")
+    ]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["2.00", "4.00"]
+    for row in rows:
+        row.case = replace(row.case, name=f"H={row.case.hidden_size}")
+    bars = plot.draw(a_run(*rows)).axes[0]
+    assert [bar.get_width() for bar in bars.patches] == [1, 3]
+
+
+def test_nothing_timed_is_nothing_to_plot() -> None:
+    with pytest.raises(ValueError, match="nothing was timed"):
+        plot.draw(a_run(Row(CASE, 2)))
+
+
+# The commands from end to end
+
+
+@pytest.mark.parametrize("command", ["grid", "cells", "call"])
+def test_a_command_prints_what_it_keeps(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.json"
+    flags = [*TINY, "--threads=1", f"--json={file}"]
+    assert main([command, *flags]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "", "the progress bar is quiet where stderr is no terminal"
+    found = results.read(file)
+    assert found.complete
+    baselines = {"grid": ["nn.RNN"], "cells": ["nn.RNNCell"], "call": ["F.linear", "nn.RNN"]}
+    assert [row.baseline for row in found.cells] == baselines[command]
+    assert len(found.summary) == 4 * len(found.cells)
+    assert main(["show", str(file)]) == 0
+    assert capsys.readouterr().out == captured.out
+
+
+def test_the_call_is_compared_with_a_linear_layer_of_the_same_output() -> None:
+    found = call.measure_linear(Case(18, 1, 4, 6), "training", 0.001)
+    assert isinstance(found, Timings)
+    assert found.cold
+
+
+def test_limits_alone_time_no_call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "measure", lambda *_: pytest.fail("measured"))
+    assert main(["limits", "--threads=2", "--hidden-size=8"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("limits of the machine, 2 threads\n- matrix product 100 GFLOP/s\n")
+    assert "limits of the machine, 1 thread\n- matrix product 50 GFLOP/s\n" in out
+
+
+def test_real_calls_can_be_chosen_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--threads=1", "--seconds-per-cell=0.001", "--mode=forward"]
+    assert main(["real", "name-classifier", "streaming-audio", *flags]) == 0
+    names = re.findall(r"^\| +([a-z-]+) \| +tanh", capsys.readouterr().out, re.MULTILINE)
+    assert names == ["streaming-audio", "name-classifier"]
+
+
+def test_a_cell_beyond_the_memory_is_skipped_and_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "available_memory", lambda: Case(4, 1, 8, 8).memory("training"))
+    sizes = ["--seq-len=4,400", "--batch-size=1", "--hidden-size=8"]
+    assert main(["grid", *TINY, *sizes, "--threads=1"]) == 0
+    out = capsys.readouterr().out
+    assert "skipped T=400 B=1 I=8 H=8 (training): takes up to" in out
+    assert "skipped T=4 B=1" not in out
+
+
+def test_ctrl_c_keeps_what_was_measured_and_exits_130(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls = 0
+
+    def fake(*_: object) -> Timings:
+        nonlocal calls
+        calls += 1
+        if calls > 3:
+            raise KeyboardInterrupt
+        return hot_and_cold(2.0, 1.0)
+
+    monkeypatch.setattr(run, "measure", fake)
+    file = tmp_path / "run.json"
+    assert main(["grid", *TINY, "--seq-len=3,4,5", "--threads=1", f"--json={file}"]) == 130
+    found = results.read(file)
+    assert not found.complete
+    assert [(row.case.seq_len, row.training is None) for row in found.cells] == [
+        (3, False),
+        (4, True),
+    ]

@@ -1,0 +1,303 @@
+"""``python -m benchmarks peers``: other runtimes. No test asserts a measured time.
+
+The runtimes themselves are compared with ``nn.RNN`` where they are installed: ``pip install
+--group peers`` brings them all.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks_support import CASE, TINY
+from torch import Tensor
+
+from benchmarks import results, run
+from benchmarks.__main__ import main
+from benchmarks.cases import Case
+from benchmarks.machine import facts
+from benchmarks.peers import pool, torch_modules
+from benchmarks.peers.report import format_peers
+from benchmarks.peers.runtimes import RUNTIMES, Prepared, Problem, Runtime
+from benchmarks.peers.worker import Answer, Desk, Request
+from benchmarks.results import Measured, Row, Run
+from rnn_ext.bench.timing import MIN_ROUNDS
+from rnn_ext.bench.workload import Mode
+
+pytestmark = pytest.mark.usefixtures("fake_limits")
+
+BY_NAME = {runtime.name: runtime for runtime in RUNTIMES}
+PEERS = [name for name, runtime in BY_NAME.items() if runtime.packages]
+REQUEST = Request(CASE, "training")
+
+
+# Runtimes
+
+
+def test_no_peer_is_imported_by_the_benchmark() -> None:
+    code = (
+        "import sys, benchmarks.__main__; "
+        "print({'jax', 'onnx', 'onnxruntime', 'openvino'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(results.__file__).parents[1],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert done.stdout == "set()\n"
+
+
+def test_a_runtime_is_absent_where_one_of_its_packages_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        if package == "onnx":
+            raise metadata.PackageNotFoundError
+        return f"{package} 1.2"
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert pool.versions() == {"ONNX Runtime": None, "OpenVINO": None, "JAX": "jax 1.2"}
+    assert len(pool.Pool(1)) == len(RUNTIMES) - 2
+
+
+def installed(name: str) -> Runtime:
+    runtime = BY_NAME[name]
+    if runtime.packages and runtime.version() is None:
+        pytest.skip(f"needs {' and '.join(runtime.packages)}: pip install --group peers")
+    return runtime
+
+
+# torch.compile apart, which takes too long for a test.
+QUICK = [(name, mode) for name in ("rnn_ext", "nn.RNN", *PEERS) for mode in BY_NAME[name].modes]
+
+
+@pytest.mark.parametrize(("name", "mode"), QUICK)
+def test_results_are_those_of_nn_rnn_and_then_timed(name: str, mode: Mode) -> None:
+    desk = Desk(installed(name), 1)
+    assert desk.answer(Request(Case(9, 2, 4, 5), mode)) == Answer()
+    assert desk.answer(Request(seconds=0.001)).seconds > 0
+
+
+def test_compiled_loop_computes_in_blocks_what_nn_rnn_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Compiling takes seconds; what is at stake here is the walk over blocks.
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(torch_modules, "BLOCK", 4)
+    desk = Desk(BY_NAME["torch.compile"], 1)
+    for seq_len in (3, 4, 9):
+        case = replace(CASE, seq_len=seq_len)
+        assert desk.answer(Request(case, "training")) == Answer()
+
+
+# The worker
+
+
+def with_results(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Problem], Prepared]:
+    """A runtime that computes what ours does, and then changes it."""
+
+    def prepare(problem: Problem) -> Prepared:
+        right = torch_modules.prepare_ours(problem)
+
+        def results() -> dict[str, Tensor]:
+            found = right.results()
+            change(found)
+            return found
+
+        return Prepared(lambda: pytest.fail("timed a wrong runtime"), results)
+
+    return prepare
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda r: r["output"].mul_(1 + 1e-4), "output is off by "),
+        (lambda r: r["h_n"].neg_(), "h_n is off by "),
+        (lambda r: r["gradient of bias_hh_l0"].zero_(), "gradient of bias_hh_l0 is off by "),
+        (lambda r: r.pop("gradient of input"), "gradient of input is missing"),
+    ],
+)
+def test_a_wrong_runtime_is_told_and_not_timed(
+    change: Callable[[dict[str, Tensor]], object], found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Runtime, "load", lambda _: with_results(change))
+    answer = Desk(BY_NAME["JAX"], 1).answer(REQUEST)
+    assert answer.error.startswith(f"differs from nn.RNN, {found}")
+
+
+def test_what_a_runtime_raises_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Problem) -> Prepared:
+        raise NotImplementedError("no such kernel\nand a page about it")
+
+    monkeypatch.setattr(Runtime, "load", lambda _: fail)
+    answer = Desk(BY_NAME["JAX"], 1).answer(REQUEST)
+    assert answer == Answer(error="NotImplementedError: no such kernel")
+
+
+# The pool
+
+
+def scripted(body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pool.Worker:
+    """A worker whose process runs ``body`` for every line that it reads."""
+    lines = "\n".join(f"    {line}" for line in body.splitlines())
+    tmp_path.joinpath("fake.py").write_text(
+        f"import os, sys, time\nfor line in sys.stdin:\n{lines}\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(pool.worker, "__name__", "fake")
+    return pool.Worker(BY_NAME["JAX"], 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "limit", "message"),
+    [
+        ("os._exit(3)", 60.0, "its process ended with code 3"),
+        ("os.kill(os.getpid(), 11)", 60.0, "its process ended with code -11"),
+        ("time.sleep(600)", 0.2, "took longer than 0 s"),
+        ('print(\'{"error": "no"}\', flush=True)', 60.0, "no"),
+    ],
+)
+def test_a_worker_without_an_answer_says_why_and_starts_anew(
+    body: str, limit: float, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = scripted(body, tmp_path, monkeypatch)
+    monkeypatch.setattr(pool, "LIMIT_SECONDS", limit)
+    try:
+        for _ in range(2):
+            with pytest.raises(pool.PeerError, match=f"^{message}$"):
+                one.ask(Request())
+    finally:
+        one.close()
+
+
+class FakeWorker:
+    """Takes as many seconds a call as its name's length, and fails at the request ``fails_at``."""
+
+    def __init__(self, name: str, fails_at: int | None = None) -> None:
+        self.runtime = replace(BY_NAME["nn.RNN"], name=name)
+        self.fails_at = fails_at
+        self.asked: list[Request] = []
+
+    def ask(self, request: Request) -> Answer:
+        self.asked.append(request)
+        if len(self.asked) - 1 == self.fails_at:
+            raise pool.PeerError("of a reason")
+        return Answer() if request.case else Answer(float(len(self.runtime.name)))
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+def test_all_are_prepared_then_timed_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "PAUSE_SECONDS", 0.0)
+    workers = [FakeWorker("a"), FakeWorker("bb", fails_at=0), FakeWorker("ccc", fails_at=2)]
+    some = pool.Pool(1)
+    monkeypatch.setattr(some, "_workers", workers)
+    found, notes = some.measure(CASE, "training", 0.0)
+    assert found == {"a": [1.0] * MIN_ROUNDS}
+    assert notes == [f"skipped {name} at {CASE} (training): of a reason" for name in ("bb", "ccc")]
+    assert workers[0].asked == [REQUEST, *[Request(seconds=pool.BLOCK_SECONDS)] * MIN_ROUNDS]
+    assert [len(worker.asked) for worker in workers[1:]] == [1, 3]
+
+
+# The report
+
+
+def a_run(*rows: Row) -> Run:
+    peers = {"ONNX Runtime": None, "OpenVINO": "1.2", "JAX": "3.4"}
+    return Run("benchmarks", "2026", facts(), 2.0, True, peers=peers, cells=list(rows))
+
+
+def a_row(case: Case, **peers: list[float]) -> Row:
+    names = {"ours": "rnn_ext", "openvino": "OpenVINO", "jax": "JAX"}
+    times = {names[name]: [1e-3 * time for time in times] for name, times in peers.items()}
+    return Row(case, 2, forward=Measured(peer_seconds=times))
+
+
+def test_table_has_ratios_of_rounds_and_marks_the_fastest() -> None:
+    run = a_run(
+        # Everything was slow in the second round, which the ratio of medians would not see.
+        a_row(Case(16, 1, 32, 32), ours=[1, 4, 1], openvino=[2, 8, 8], jax=[0.5, 2, 0.5]),
+        a_row(Case(16, 8, 32, 32), ours=[1, 1, 1], openvino=[8, 8, 8]),
+    )
+    title, table, summary, *_ = format_peers(run)
+    assert title == "runtimes, forward, tanh, 1 layer, 2 threads"
+    cells = [[cell.strip() for cell in line.split("|")[5:-1]] for line in table.splitlines()]
+    assert cells[0] == ["rnn_ext", "OpenVINO", "JAX"]
+    assert cells[2:] == [
+        ["1.00 ms", "8.00 ms (2.00)", "**500 µs (0.50)**"],
+        ["**1.00 ms**", "8.00 ms (8.00)", "skipped"],
+    ]
+    assert summary.splitlines() == [
+        "forward hot, against OpenVINO: 4.00 times as fast in geometric mean, 2.00 at worst, "
+        "T=16 B=1 I=32 H=32",
+        "forward hot, against JAX: 0.50 times as fast in geometric mean, 0.50 at worst, "
+        "T=16 B=1 I=32 H=32",
+        "forward, faster than rnn_ext: JAX at T=16 B=1 I=32 H=32 (0.50)",
+    ]
+
+
+def test_every_cell_in_which_a_runtime_is_faster_is_named_the_worst_first() -> None:
+    rows = [
+        a_row(Case(16, b, 32, 32), ours=[1] * 3, openvino=[1.5 / b] * 3, jax=[0.9 * b] * 3)
+        for b in (1, 3, 2)
+    ]
+    assert format_peers(a_run(*rows))[2].splitlines()[-1] == (
+        "forward, faster than rnn_ext: OpenVINO at T=16 B=3 I=32 H=32 (0.50), "
+        "OpenVINO at T=16 B=2 I=32 H=32 (0.75), JAX at T=16 B=1 I=32 H=32 (0.90)"
+    )
+    line = format_peers(a_run(a_row(CASE, ours=[1] * 3, jax=[2] * 3)))[2].splitlines()[-1]
+    assert line == "forward, faster than rnn_ext: none"
+
+
+def test_without_ours_there_are_times_and_no_ratios() -> None:
+    _, table, summary, *_ = format_peers(a_run(a_row(CASE, jax=[2] * 3)))
+    assert "**2.00 ms** |" in table.splitlines()[-1]
+    assert summary == "forward, faster than rnn_ext: none"
+
+
+def test_absent_runtimes_and_the_versions_of_the_others_are_told() -> None:
+    assert format_peers(a_run(a_row(CASE, ours=[1] * 3)))[-1].splitlines() == [
+        "skipped ONNX Runtime: it is not installed; pip install --group peers",
+        "OpenVINO 1.2, JAX 3.4",
+    ]
+
+
+# From end to end
+
+
+def test_peers_are_timed_and_kept_in_the_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    absent = Runtime("Nobody", "nobody", packages=("a-package-that-nobody-made",))
+    monkeypatch.setattr(pool, "RUNTIMES", (BY_NAME["rnn_ext"], BY_NAME["nn.RNN"], absent))
+    monkeypatch.setattr(pool, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(pool, "BLOCK_SECONDS", 0.001)
+    file = tmp_path / "run.json"
+    assert main(["peers", *TINY, "--threads=1", f"--json={file}"]) == 0
+    printed = capsys.readouterr().out
+    assert "runtimes, training, tanh, 1 layer, 1 thread\n\n" in printed
+    assert "\nskipped Nobody: it is not installed; pip install --group peers" in printed
+    found = results.read(file)
+    (row,) = found.cells
+    assert row.training
+    assert len(row.training.peer_seconds["rnn_ext"]) >= MIN_ROUNDS
+    assert found.peers == {"Nobody": None}
+    assert main(["show", str(file)]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_memory_is_counted_for_every_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pool, "RUNTIMES", (BY_NAME["rnn_ext"], BY_NAME["nn.RNN"]))
+    needed = Case(3, 2, 5, 5).memory("forward")
+    monkeypatch.setattr(run, "available_memory", lambda: 2 * needed - 1)
+    flags = [*TINY, "--mode=forward", "--threads=1"]
+    assert main(["grid", *flags]) == 0
+    assert "skipped" not in capsys.readouterr().out
+    assert main(["peers", *flags]) == 0
+    assert "skipped T=3 B=2 I=5 H=5 (forward): takes up to" in capsys.readouterr().out
