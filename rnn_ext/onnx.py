@@ -26,7 +26,8 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 
         >>> program = torch.export.export(model, (x,))
         >>> table = rnn_ext.onnx.translation_table()
-        >>> torch.onnx.export(program, custom_translation_table=table).save("model.onnx")
+        >>> exported = torch.onnx.export(program, custom_translation_table=table, verbose=False)
+        >>> exported.save("model.onnx")
     """
     from onnxscript import opset18 as op
 
