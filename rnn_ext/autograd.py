@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from . import derivatives
 from .torch_private import (
-    allow_in_place_change,
     apply_function,
     are_functorch_transforms_active,
     is_transformed,
@@ -56,9 +55,10 @@ def rnn_layer(
         if not _needs_graph(input, hx, weights):
             return _rnn_forward(input, hx, weights, batch_sizes, nonlinearity, bidirectional)
         settings = (batch_sizes, nonlinearity, bidirectional)
-        output, h_n = apply_function(_RNNLayer, settings, input, hx, weights)
-    allow_in_place_change(output, _OUTPUT)
-    return output, h_n
+        output_and_h_n: tuple[Tensor, Tensor] = apply_function(
+            _RNNLayer, settings, input, hx, weights
+        )
+        return output_and_h_n
 
 
 def rnn_cell(
@@ -73,9 +73,8 @@ def rnn_cell(
     with _memory_errors:
         if not _needs_graph(input, hx, weights):
             return _cell_forward(input, hx, weights, nonlinearity)
-        output = apply_function(_RNNCell, (nonlinearity,), input, hx, weights)
-    allow_in_place_change(output, _OUTPUT)
-    return output
+        output: Tensor = apply_function(_RNNCell, (nonlinearity,), input, hx, weights)
+        return output
 
 
 def _needs_graph(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool:
@@ -106,10 +105,6 @@ class _MemoryErrors:
 _memory_errors = _MemoryErrors()
 
 
-# Where the output stands among the saved tensors.
-_OUTPUT = 3
-
-
 def _save(
     ctx: Any,
     input: Tensor,
@@ -119,46 +114,31 @@ def _save(
     weights: Sequence[Tensor],
 ) -> None:
     # x, h and the weights, nothing else: φ' is a function of h.
-    ctx.save_for_backward(input, hx, batch_sizes, output, *weights)
-    ctx.version, ctx.saved_version = None, 0
+    ctx.version = None
     if type(output) is Tensor:
-        # It may be changed in place before backward, as nn.RNN allows. An empty tensor that shares
-        # its version, and not its memory, tells of that.
+        # The output may be changed in place before backward, as nn.RNN allows. Torch would refuse
+        # such a saved tensor, so that this saves the data under another version. An empty tensor
+        # with the output's version shows a change.
         ctx.version = output.detach()
-        ctx.version.data = output.new_empty(0)
+        ctx.version.data = _EMPTY if output.is_cpu else output.new_empty(0)
         ctx.saved_version = output._version
+        output = output.data
+    ctx.save_for_backward(input, hx, batch_sizes, output, *weights)
 
 
-def _backward(
-    ctx: Any,
-    grads: tuple[Tensor | None, ...],
-    mask: Sequence[bool],
-    run_forward: Callable[..., Any],
-    run_backward: Callable[..., Sequence[Tensor]],
-) -> Sequence[Tensor | None]:
-    """Returns the gradients of input, hx and weights, None where ``mask`` is False.
+_EMPTY = torch.empty(0)
 
-    Args:
-        run_forward: returns the output again from input, hx, weights and batch_sizes.
-        run_backward: the backward op, for grads, input, hx, weights, output and batch_sizes.
-    """
+
+def _saved(ctx: Any) -> tuple[Any, ...]:
+    """Returns input, hx, batch_sizes, the output or None if it was changed, and the weights."""
     input, hx, batch_sizes, output, *weights = ctx.saved_tensors
     if ctx.version is not None and ctx.version._version != ctx.saved_version:
         output = None
-    is_differentiated = (
-        torch.is_grad_enabled() or are_functorch_transforms_active() or is_in_legacy_vmap(grads)
-    )
-    with _memory_errors:
-        if is_differentiated:
-            grad_h_n = grads[1] if len(grads) == 2 else None
-            return higher_order_backward(
-                *(grads[0], grad_h_n, input, hx, weights, output, batch_sizes),
-                *(*ctx.settings, len(grads) == 1, mask),
-            )
-        if output is None:
-            output = run_forward(input, hx, weights, batch_sizes)
-        found = run_backward(grads, input, hx, weights, output, batch_sizes)
-    return derivatives.in_places(found, mask)
+    return input, hx, batch_sizes, output, weights
+
+
+def _is_differentiated(*grads: Tensor | None) -> bool:
+    return torch.is_grad_enabled() or are_functorch_transforms_active() or is_in_legacy_vmap(grads)
 
 
 class _RNNLayer(torch.autograd.Function):
@@ -188,16 +168,26 @@ class _RNNLayer(torch.autograd.Function):
     def backward(
         ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None
     ) -> tuple[Tensor | None, ...]:
+        input, hx, batch_sizes, output, weights = _saved(ctx)
+        nonlinearity, bidirectional = ctx.settings
         mask = ctx.needs_input_grad[3:]
-
-        def run_forward(*operands: Any) -> Tensor:
-            return _rnn_forward(*operands, *ctx.settings)[0]
-
-        def run_backward(grads: tuple[Tensor | None, ...], *operands: Any) -> Sequence[Tensor]:
-            return _rnn_backward(*grads, *operands, *ctx.settings, mask)
-
-        grads = (grad_output, grad_h_n)
-        return (None, None, None, *_backward(ctx, grads, mask, run_forward, run_backward))
+        with _memory_errors:
+            if _is_differentiated(grad_output, grad_h_n):
+                # Without the output, whose saved data has no graph for second derivatives.
+                found = higher_order_backward(
+                    *(grad_output, grad_h_n, input, hx, weights, None, batch_sizes),
+                    *(nonlinearity, bidirectional, False, mask),
+                )
+                return (None, None, None, *found)
+            if output is None:
+                output, _ = _rnn_forward(
+                    input, hx, weights, batch_sizes, nonlinearity, bidirectional
+                )
+            found = _rnn_backward(
+                *(grad_output, grad_h_n, input, hx, weights, output, batch_sizes),
+                *(nonlinearity, bidirectional, mask),
+            )
+        return (None, None, None, *derivatives.in_places(found, mask))
 
 
 class _RNNCell(torch.autograd.Function):
@@ -209,24 +199,24 @@ class _RNNCell(torch.autograd.Function):
     ) -> Tensor:
         output = _cell_forward(input, hx, weights, nonlinearity)
         _save(ctx, input, hx, None, output, weights)
-        ctx.settings = nonlinearity, False
+        ctx.nonlinearity = nonlinearity
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        input, hx, _, output, weights = _saved(ctx)
         mask = ctx.needs_input_grad[1:]
-        nonlinearity = ctx.settings[0]
-
-        def run_forward(
-            input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], _: None
-        ) -> Tensor:
-            return _cell_forward(input, hx, weights, nonlinearity)
-
-        def run_backward(grads: tuple[Tensor | None, ...], *operands: Any) -> Sequence[Tensor]:
-            input, hx, weights, output, _ = operands
-            return _cell_backward(*grads, input, hx, weights, output, nonlinearity, mask)
-
-        return (None, *_backward(ctx, (grad_output,), mask, run_forward, run_backward))
+        with _memory_errors:
+            if _is_differentiated(grad_output):
+                found = higher_order_backward(
+                    *(grad_output, None, input, hx, weights, None, None),
+                    *(ctx.nonlinearity, False, True, mask),
+                )
+                return (None, *found)
+            if output is None:
+                output = _cell_forward(input, hx, weights, ctx.nonlinearity)
+            found = _cell_backward(grad_output, input, hx, weights, output, ctx.nonlinearity, mask)
+        return (None, *derivatives.in_places(found, mask))
 
 
 def higher_order_backward(
@@ -246,7 +236,7 @@ def higher_order_backward(
 
     Args:
         grad_output, grad_h_n, input, hx, output: as for a layer, or, if ``is_step``, for a step.
-        output: None where it was changed in place: it is computed again.
+        output: None to run the layer again, as it must after a change in place.
         output_mask: which gradients of input, hx and weights are wanted; the others are None.
     """
     if is_step:

@@ -21,7 +21,6 @@ from torch.autograd import forward_ad
 
 __all__ = [
     "add_batch_dim",
-    "allow_in_place_change",
     "apply_function",
     "are_functorch_transforms_active",
     "assume_constant_result",
@@ -108,23 +107,6 @@ def apply_function(
         None if hx is None else _unwrap_if_dead(hx),
         *map(_unwrap_if_dead, weights),
     )
-
-
-def _identity(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def allow_in_place_change(output: Tensor, index: int) -> None:
-    """Makes torch hand out what the node of ``output`` saved at ``index`` though it was changed.
-
-    Torch checks the version of a saved tensor only where it has no hooks. For a subclass, and in a
-    torch that hides what a node saved, such a change stays an error.
-    """
-    saved = getattr(output.grad_fn, "_raw_saved_tensors", None)
-    if saved is not None and type(output) is Tensor:
-        # Where hooks are set already (torch.autograd.graph.saved_tensors_hooks), those are enough.
-        with suppress(RuntimeError):
-            saved[index].register_hooks(_identity, _identity)
 
 
 # torch.func.vmap, and the vmap of torch.autograd (is_grads_batched=True) --------------------------

@@ -229,3 +229,21 @@ def test_fx_refuses_to_look_into_a_forward_built_on_ours() -> None:
 
     with pytest.raises(torch.fx.proxy.TraceError, match="forward of Doubled: trace it as a leaf"):
         torch.fx.symbolic_trace(nn.Sequential(Doubled(3, 4)))
+
+
+@pytest.mark.parametrize("change", [False, True], ids=["as returned", "changed in place"])
+@pytest.mark.parametrize("kind", ["RNN", "RNNCell"])
+def test_compiled_autograd_gives_the_gradients_of_an_eager_call(kind: str, change: bool) -> None:
+    module: nn.Module = getattr(rnn_ext, kind)(3, 4)
+    x = torch.randn(5, 2, 3) if kind == "RNN" else torch.randn(2, 3)
+
+    def loss() -> Tensor:
+        result = module(x)
+        output = result[0] if kind == "RNN" else result
+        return (output.mul_(2) if change else output).square().sum()
+
+    expected = torch.autograd.grad(loss(), list(module.parameters()))
+    torch._dynamo.reset()
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+        loss().backward()
+    assert_same_bits([p.grad for p in module.parameters()], expected)
