@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rnn_ext import Cell
+from rnn_ext._cells.cell import Cell
 from rnn_ext._cells.interpreter import execute
 from rnn_ext._cells.program import OPERANDS, Instruction, Operand, Program
 
