@@ -62,11 +62,10 @@ def _layer_backward(
     rows: int, batch: int, weights: list[Shape], directions: int, output_mask: Sequence[bool]
 ) -> int:
     needs_input, needs_hx, *needs_weights = output_mask
-    hidden_size, input_size = weights[0]
     # The product of the first time step gives the gradient of hx alone.
-    count = 2 * (rows if needs_hx else rows - batch) * directions * hidden_size**2
+    count = 2 * (rows if needs_hx else rows - batch) * directions * prod(weights[1])
     if needs_input:
-        count += 2 * rows * directions * hidden_size * input_size
+        count += 2 * rows * directions * prod(weights[0])
     for shape, wanted in zip(weights, needs_weights, strict=True):
         if wanted and len(shape) == 2:
             count += 2 * rows * prod(shape)
@@ -119,3 +118,29 @@ def _generate(
     steps = prompt[0] + draws[0] - 1
     layers = sum(prod(shape) for shape in weights if len(shape) == 2)
     return 2 * (steps * layers + draws[0] * prod(out_weight))
+
+
+@register_flop_formula(ops.recurrence_forward)
+def _recurrence_forward(
+    input: Shape, initial: list[Shape], weights: list[Shape], *_: Any, **__: Any
+) -> int:
+    return _forward(input, None, weights)
+
+
+@register_flop_formula(ops.recurrence_backward)
+def _recurrence_backward(
+    gradients: list[Shape],
+    given: Sequence[bool],
+    input: Shape,
+    initial: list[Shape],
+    weights: list[Shape],
+    *operands: Any,
+    **_: Any,
+) -> int:
+    *_, bidirectional, output_mask = operands
+    rows, directions = prod(input[:-1]), 2 if bidirectional else 1
+    batch = initial[0][-2] if initial else input[-2]
+    first_weight = 1 + len(initial)
+    mask = [output_mask[0], bool(initial) and output_mask[1]]
+    mask += output_mask[first_weight : first_weight + len(weights)]
+    return _layer_backward(rows, batch, weights, directions, mask)

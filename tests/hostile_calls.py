@@ -18,7 +18,10 @@ import torch
 from torch import Tensor
 
 import rnn_ext
+from rnn_ext._cells.cell import Cell
+from rnn_ext._cells.definitions import alif, elman, gru, leaky_current, lstm
 
+CELLS = [elman, leaky_current, gru, lstm, alif]
 OPS = sorted(
     name.partition("::")[2]
     for name in torch._C._dispatch_get_all_op_names()
@@ -185,6 +188,42 @@ def generate(rng: random.Random) -> list[Any]:
     ]
 
 
+def recurrence(rng: random.Random) -> tuple[Layer, Cell, list[Any], list[Any]]:
+    """A layer, its cell, the operands in front of batch_sizes, and those behind it."""
+    a, cell = Layer.draw(rng), rng.choice(CELLS)
+    rows, columns = [(a.inputs,), (a.hidden,), (), ()], cell.gates * a.hidden
+    weights = [a.tensor(columns, *shape) for shape in rows[: 4 if a.biases else 2]]
+    steps = [sum(a.batch_sizes)] if a.batch_sizes else [a.steps, a.batch]
+    operand = a.tensor(1, 1).expand(a.directions, *steps, a.hidden)
+    operands = [
+        *(a.rows(a.inputs), [a.states() for _ in range(1 + len(cell.states))]),
+        *(weights * a.directions, [a.tensor(a.hidden) for _ in cell.parameters]),
+        [operand for _ in cell.inputs],
+    ]
+    sizes, _, bidirectional = a.settings(rng)
+    return a, cell, operands, [sizes, cell.program, bidirectional]
+
+
+def recurrence_forward(rng: random.Random) -> list[Any]:
+    _, _, operands, settings = recurrence(rng)
+    return [*operands, *settings, rng.choice([0, 1, 2, 7]), rng.random() < 0.5]
+
+
+def recurrence_backward(rng: random.Random) -> list[Any]:
+    a, cell, operands, settings = recurrence(rng)
+    sequence, states = a.rows(a.directions * a.hidden), 1 + len(cell.states)
+    given = mask_of(rng, 2 * states)
+    kinds = [sequence, *[a.states()] * states, *[sequence] * (states - 1)]
+    gradients = [kind for kind, is_given in zip(kinds, given, strict=True) if is_given]
+    saved = int(cell.program[5])
+    kept = int(cell.program[7]).bit_count()
+    wanted = 1 + sum(len(part) for part in operands[1:])
+    return [
+        *(gradients, given, *operands, sequence, [sequence] * kept, [sequence] * saved),
+        *(*settings, mask_of(rng, wanted)),
+    ]
+
+
 # Well-formed arguments of each op, if of odd sizes.
 MAKERS: dict[str, Callable[[random.Random], list[Any]]] = {
     "rnn_forward": forward,
@@ -197,6 +236,8 @@ MAKERS: dict[str, Callable[[random.Random], list[Any]]] = {
     "_token_rnn_forward": token_forward,
     "_token_rnn_backward": token_backward,
     "_rnn_generate": generate,
+    "recurrence_forward": recurrence_forward,
+    "recurrence_backward": recurrence_backward,
 }
 
 # What leaves the values where they are, and may be done to a tensor of any size.
@@ -260,8 +301,8 @@ def damaged(rng: random.Random, value: Any) -> Any:
 
 def well_formed(op: str, rng: random.Random) -> list[Any]:
     while True:
-        # Torch refuses tensors of more than 2**63 values.
-        with contextlib.suppress(RuntimeError):
+        # Torch refuses tensors of more than 2**63 values, and sizes above that.
+        with contextlib.suppress(RuntimeError, TypeError):
             return MAKERS[op](rng)
 
 

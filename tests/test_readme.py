@@ -60,7 +60,7 @@ SIZES: dict[str, Choice] = {
 def ranges(choice: Choice) -> list[str]:
     """Smallest and largest ratio of the chosen cells, forward and in training."""
     cells = [cell for cell in load("grid")["cells"] if choice(cell["case"])]
-    ratios = [[cell[mode]["ratio"]["median"] for cell in cells] for mode in MODES]
+    ratios = [[cell[mode]["hot"]["ratio"]["median"] for cell in cells] for mode in MODES]
     return [f"{min(r):.1f}–{max(r):.1f}×" for r in ratios]
 
 
@@ -80,7 +80,7 @@ def test_table_of_real_calls() -> None:
     cells = load("real")["cells"]
     assert f"{len(cells)} calls with the sizes" in PERFORMANCE
     for mode, s in zip(MODES, summaries("real"), strict=True):
-        largest = max(cell[mode]["ratio"]["median"] for cell in cells)
+        largest = max(cell[mode]["hot"]["ratio"]["median"] for cell in cells)
         assert (
             f"| {mode} | {s['geometric_mean']:.2f}× | {s['worst']:.2f}× | {largest:.2f}× |"
             in PERFORMANCE
