@@ -185,7 +185,7 @@ def test_checks_of_the_op_that_keep_memory_safe(change, sentence):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("top_k", [1, 2, 5])
 def test_a_score_that_is_nan_is_never_drawn(temperature, top_k):
-    """Nor does it make the search for the top_k likeliest depend on an order that does not exist."""
+    """NaN has no place in the order that the top_k likeliest are found by."""
     arguments = op_arguments(
         out_bias=torch.tensor([torch.nan, 1.0, torch.nan, 2.0, 0.5]),
         draws=torch.linspace(0, 0.999, 50, dtype=torch.float64),
