@@ -75,6 +75,8 @@ def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Tensor | None
     route = route_of(module, input, hx)
     if route.path is Path.TORCH:
         return f"torch's own op: {route.reason}"
+    if isinstance(module, RNN) and not module._fits(route):
+        return "torch's own op: an attribute of the module does not fit the call"
     if route.path in (Path.LOOP, Path.ONNX):
         return route.path.value
     call = route.call

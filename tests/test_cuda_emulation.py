@@ -469,3 +469,26 @@ def test_kernels_are_clean_under_address_and_undefined_behavior_sanitizers() -> 
     done = subprocess.run([emulation.build_sanitized()], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "cases passed" in done.stdout
+
+
+def test_packed_backward_needs_hx_and_a_packed_tangent_does_not() -> None:
+    case = Case(8, is_packed=True)
+    tensors = Tensors.of(case)
+    settings = (tensors.batch_sizes, case.nonlinearity, case.bidirectional)
+    mask = [True, False, *[True] * len(tensors.weights)]
+    with emulation.device("identity", case.multiprocessors, case.shared_bytes):
+        output, h_n = emulation.OPS.rnn_forward(
+            tensors.input, tensors.hx, tensors.weights, *settings
+        )
+        with pytest.raises(RuntimeError, match="packed input needs hx"):
+            emulation.OPS.rnn_backward(
+                *(output, h_n, tensors.input, None, tensors.weights, output, *settings, mask)
+            )
+        matrices = [tensors.weights[1], tensors.weights[5]]
+        without, zeros = (
+            emulation.OPS._rnn_tangent(
+                output, initial, matrices, output, tensors.batch_sizes, case.nonlinearity, False
+            )
+            for initial in (None, torch.zeros_like(h_n))
+        )
+    assert_same_bits([without], [zeros])

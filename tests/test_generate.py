@@ -202,6 +202,21 @@ def test_checks_of_the_op_that_keep_memory_safe(change, sentence):
         torch.ops.rnn_ext._rnn_generate(**op_arguments(**change))
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("top_k", [1, 2, 5])
+def test_a_score_that_is_nan_is_never_drawn(temperature, top_k):
+    """NaN has no place in the order that the top_k likeliest are found by."""
+    arguments = op_arguments(
+        out_bias=torch.tensor([torch.nan, 1.0, torch.nan, 2.0, 0.5]),
+        draws=torch.linspace(0, 0.999, 50, dtype=torch.float64),
+        temperature=temperature,
+        top_k=top_k,
+    )
+    tokens, _ = torch.ops.rnn_ext._rnn_generate(**arguments)
+    likeliest = [3, 1, 4][: top_k if temperature else 1]
+    assert set(tokens.tolist()) == set(likeliest)
+
+
 def test_opcheck():
     torch.library.opcheck(
         torch.ops.rnn_ext._rnn_generate.default,

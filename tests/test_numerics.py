@@ -3,8 +3,11 @@
 import functools
 import itertools
 import math
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mpmath
@@ -14,6 +17,7 @@ from reference import reference_rnn
 from support import PLANS, SIZES, leaves, same_bits, twins, using_threads
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils.cpp_extension import include_paths
 
 import rnn_ext
 from rnn_ext.functional import rnn
@@ -354,3 +358,18 @@ def test_relu_gradient_at_zero_is_zero_as_in_nn_rnn(isa: str) -> None:
         (x,) = leaves(torch.zeros(4, 2, 3))
         grads = torch.autograd.grad(module(x)[0].sum(), [x, *module.parameters()])
         assert not any(g.any() for g in grads)
+
+
+def test_fast_math_is_refused() -> None:
+    source = Path(__file__).parents[1] / "csrc" / "cpu" / "kernels_generic.cpp"
+    command = [
+        os.environ.get("CXX", "c++"),
+        "-std=c++20",
+        "-fsyntax-only",
+        f"-I{source.parents[1]}",
+    ]
+    includes = [f"-isystem{path}" for path in include_paths()]
+    for flags, accepted in (([], True), (["-ffast-math"], False)):
+        result = subprocess.run([*command, *includes, *flags, source], capture_output=True)
+        assert (result.returncode == 0) == accepted, result.stderr
+    assert b"-ffast-math" in result.stderr

@@ -192,3 +192,18 @@ def test_a_recorded_call_is_one_op_and_says_so() -> None:
     assert names.count("rnn_ext.rnn_forward.default") == 1
     with torch.autograd.forward_ad.dual_level() as _, nullcontext():
         assert rnn_ext.explain(rnn, x).endswith("; torch.func or forward-mode AD")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("bidirectional", 1), ("bidirectional", 0), ("bias", 1), ("batch_first", 0), ("training", 1)],
+)
+def test_explain_is_true_of_attributes_that_are_numbers_for_flags(name: str, value: int) -> None:
+    module = rnn_ext.RNN(3, 4, bidirectional=name == "bidirectional" and bool(value))
+    setattr(module, name, value)
+    x = torch.randn(5, 2, 3)
+    line = rnn_ext.explain(module, x)
+    with Ops() as ops:
+        result = outcome(lambda: module(x))
+    assert line.startswith("torch's own op: ") == (not ops.ours)
+    assert result == outcome(lambda: nn.RNN.forward(module, x))

@@ -131,10 +131,13 @@ class Backward {
     if (dy && last) {
       // Nothing is multiplied where rows end, so that the order of this sum is that of any other.
       const Matrix<T> sum = as_rows(joined_, p_.hidden_size);
-      for_elements(rows, columns, [&](std::int64_t b, std::int64_t c) {
-        sum.row(b)[c] =
-            static_cast<T>(dy.row(b)[c * dy.column_stride]) + static_cast<T>(last.row(b)[c]);
-      });
+      for (std::int64_t b = rows.begin; b < rows.end; ++b) {
+        const S *const from_dy = dy.row(b), *const from_last = last.row(b);
+        T* const to = sum.row(b);
+        for (std::int64_t c = columns.begin; c < columns.end; ++c) {
+          to[c] = static_cast<T>(from_dy[c * dy.column_stride]) + static_cast<T>(from_last[c]);
+        }
+      }
       product.init = sum.row(rows.begin) + columns.begin;
       product.init_stride = sum.row_stride;
     } else if (dy || last) {
@@ -150,19 +153,14 @@ class Backward {
       return m;
     }
     const Matrix<S> copy = as_rows(gathered_, p_.hidden_size);
-    for_elements(rows, columns, [&](std::int64_t b, std::int64_t c) {
-      copy.row(b)[c] = m.row(b)[c * m.column_stride];
-    });
-    return copy;
-  }
-
-  template <class F>
-  static void for_elements(Range rows, Range columns, F&& f) {
     for (std::int64_t b = rows.begin; b < rows.end; ++b) {
+      const S* const from = m.row(b);
+      S* const to = copy.row(b);
       for (std::int64_t c = columns.begin; c < columns.end; ++c) {
-        f(b, c);
+        to[c] = from[c * m.column_stride];
       }
     }
+    return copy;
   }
 
   // dhx of the rows that start in the chunk.
