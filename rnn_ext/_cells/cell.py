@@ -81,6 +81,7 @@ class Cell:
 
     def __init__(self, function: Callable[..., Any], signature: Signature) -> None:
         self._function: Callable[..., Any] | None = function
+        self._path = function.__module__, function.__qualname__
         update_wrapper(self, function)
         self._describe_as(function.__name__, signature)
 
@@ -99,8 +100,7 @@ class Cell:
         except (ImportError, AttributeError, CellError):
             pass
         restored = cls.__new__(cls)
-        restored._function, restored._definition = None, definition
-        restored.__module__, restored.__qualname__ = path
+        restored._function, restored._definition, restored._path = None, definition, path
         restored._describe_as(definition.name, definition.signature)
         return restored
 
@@ -143,7 +143,7 @@ class Cell:
         return f"<rnn_ext.cell {self.name}: {', '.join(parts)}>"
 
     def __reduce__(self) -> Any:
-        return Cell._restore, ((self.__module__, self.__qualname__), self._definition)
+        return Cell._restore, (self._path, self._definition)
 
     def __copy__(self) -> Cell:
         return self

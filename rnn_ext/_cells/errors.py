@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from .. import torch_private
+
 __all__ = ["CellError", "line_of_frame", "line_of_function", "line_of_traceback"]
 
 
@@ -20,7 +22,11 @@ class CellError(ValueError):
     """
 
 
-_OURS = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
+_OURS = (
+    os.path.dirname(torch.__file__) + os.sep,
+    os.path.dirname(__file__) + os.sep,
+    torch_private.__file__,
+)
 
 
 def _is_users(frame: FrameType) -> bool:

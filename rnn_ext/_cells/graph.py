@@ -31,7 +31,9 @@ class Node:
     def __init__(self, graph: Graph, op: str, args: tuple[Node, ...], data: tuple[Any, ...]):
         self.graph, self.op, self.args, self.data = graph, op, args, data
         self.number = len(graph.nodes)
-        self.is_gradient = data[:1] == ("grad_next_state",) or any(a.is_gradient for a in args)
+        self.is_gradient: bool = data[:1] == ("grad_next_state",) or any(
+            a.is_gradient for a in args
+        )
 
     def __add__(self, other: Node | float) -> Node:
         return self.graph.apply("add", self, other)

@@ -114,20 +114,25 @@ def _order(
     todo = [node for _, node in reversed(stores)]
     if first in computed:
         todo.append(first)
-    while todo:
-        node = todo[-1]
-        # What a store may overwrite is read before it.
-        read = [loads.get((OVERWRITES.get(kind), index)) for kind, index in destinations[node]]
-        before = {a for a in (*computed[node].args, *read) if a and a not in done} - {node}
-        if node not in done and before:
-            todo.extend(sorted(before, key=lambda a: (heights[a], a.number)))
-            continue
-        todo.pop()
+
+    def emit(node: Node) -> None:
         if node not in done:
             done.add(node)
             if node not in in_slots:
                 steps.append(computed[node])
-            steps += [_Step("store", None, (node,), operand) for operand in destinations[node]]
+
+    while todo:
+        node = todo[-1]
+        before = {a for a in computed[node].args if a not in done}
+        if node not in done and before:
+            todo.extend(sorted(before, key=lambda a: (heights[a], a.number)))
+            continue
+        emit(todo.pop())
+        for kind, index in destinations.pop(node, ()):
+            overwritten = loads.get((OVERWRITES.get(kind, ""), index))
+            if overwritten is not None:
+                emit(overwritten)
+            steps.append(_Step("store", None, (node,), (kind, index)))
     return steps
 
 
@@ -183,7 +188,9 @@ class _Slots:
         if not self.free:
             self.free.append(self.count)
             self.count += 1
-        dst = self.slots[step.result] = heapq.heappop(self.free)
+        dst = heapq.heappop(self.free)
+        if step.result is not None:
+            self.slots[step.result] = dst
         if step.op == "load":
             kind, index = step.data
             return Instruction("load", dst, OPERANDS.index(kind), index)

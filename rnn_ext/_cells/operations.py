@@ -109,6 +109,11 @@ def masked_fill(x: Node, mask: Node, value: Node | float) -> Node:
 
 
 @_rule
+def isnan(x: Node) -> Node:
+    return _ne(x, x)
+
+
+@_rule
 def heaviside(x: Node, at_zero: Node | float) -> Node:
     return where(_eq(x, 0.0), at_zero, _gt(x, 0.0))
 
@@ -139,11 +144,6 @@ def div(a: Node | float, b: Node | float) -> Node:
 @_rule
 def addcmul(x: Node, a: Node, b: Node, value: float = 1) -> Node:
     return x + a * b * value
-
-
-@_rule
-def addcdiv(x: Node, a: Node, b: Node, value: float = 1) -> Node:
-    return x + a / b * value
 
 
 @_rule
@@ -235,7 +235,7 @@ def elu_backward(
     grad: Node, alpha: float, scale: float, input_scale: float, is_result: bool, x: Node
 ) -> Node:
     below = x + alpha * scale if is_result else _exp(x * input_scale) * (alpha * scale)
-    return grad * where(_le(x, 0.0), below * input_scale, scale)
+    return grad * where(_gt(x, 0.0), scale, below * input_scale)
 
 
 @_rule
@@ -289,7 +289,7 @@ def hardtanh(x: Node, low: float = -1, high: float = 1) -> Node:
 
 @_rule
 def hardtanh_backward(grad: Node, x: Node, low: float, high: float) -> Node:
-    return where(logical_or(_le(x, low), _ge(x, high)), 0.0, grad)
+    return where(logical_and(_gt(x, low), _lt(x, high)), grad, 0.0)
 
 
 @_rule

@@ -85,7 +85,7 @@ def _minimum_cut(needed: Iterable[Node], free: dict[Node, Operand]) -> tuple[Nod
     nodes = [n for n in ancestors(needed, stop=free) if n not in free and n.op != "constant"]
     for node in nodes:
         add_edge((node, "in"), (node, "out"), 1)
-        for origin in [(a, "out") for a in node.args] or ["source"]:
+        for origin in (*((a, "out") for a in node.args),) or ("source",):
             add_edge(origin, (node, "in"), math.inf)
     for node in set(needed).intersection(nodes):
         add_edge((node, "out"), "sink", math.inf)
@@ -102,7 +102,7 @@ def _minimum_cut(needed: Iterable[Node], free: dict[Node, Operand]) -> tuple[Nod
 def _search(capacity: dict[Any, dict[Any, float]]) -> dict[Any, Any]:
     """Returns what can flow to the sink, and for each where to, until the source is among it."""
     towards_sink: dict[Any, Any] = {"sink": None}
-    queue: deque[Any] = deque(towards_sink)
+    queue = deque(towards_sink)
     while queue and "source" not in towards_sink:
         b = queue.popleft()
         for a in capacity[b]:

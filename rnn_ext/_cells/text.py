@@ -41,7 +41,8 @@ def _operand(kind: str, index: int, signature: Signature) -> str:
 def expression(node: Node, signature: Signature) -> str:
     """Returns the formula of a value, shortened where it is long."""
     if node.op == "load":
-        text = _operand(*node.data, signature)
+        kind, index = node.data
+        text = _operand(kind, index, signature)
     elif node.op == "constant":
         text = f"{node.data[0]:g}"
     else:
@@ -53,7 +54,7 @@ def expression(node: Node, signature: Signature) -> str:
 def _formula(op: str, args: Sequence[str], x: float = 0.0, y: float = 0.0) -> str:
     a = args[0]
     if op == "affine":
-        scaled = {1: a, -1: f"-{a}"}.get(x, f"{x:g} * {a}")
+        scaled = {1.0: a, -1.0: f"-{a}"}.get(x, f"{x:g} * {a}")
         return scaled if y == 0 else f"({scaled} + {y:g})"
     if op == "fma":
         return f"({a} * {args[1]} + {args[2]})"

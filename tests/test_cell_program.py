@@ -1,0 +1,291 @@
+"""What a cell may contain, as a program, against the function itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from programs import assert_program_equals_loop, check
+from torch import Tensor
+
+import rnn_ext
+from rnn_ext import cells
+from rnn_ext._cells.interpreter import run_step
+from rnn_ext._cells.program import Program
+
+nan, inf = math.nan, math.inf
+# Where the pieces of piecewise functions meet, and beyond where exp overflows.
+SPECIAL = [nan, inf, -inf, 0.0, -0.0, 0.5, -0.5, 1.5, 1.0, -1.0, 2.0, 3.0, -3.0, 6.0, 25.0, 1e-30]
+SPECIAL += [-25.0, 800.0, -800.0]
+
+OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "neg": lambda x: -x,
+    "abs": torch.abs,
+    "reflected": lambda x: 2 - x * 3 - 1,
+    "divided": lambda x: x / 3 + 1 / (x + 0.3),
+    "alpha": lambda x: torch.add(x, x.sin(), alpha=2) - torch.sub(x, x.cos(), alpha=3),
+    "maximum": lambda x: torch.maximum(x, x * x),
+    "minimum": lambda x: torch.min(x, 1 - x),
+    "clamp": lambda x: x.clamp(-0.5, 1.5),
+    "clamp_min": lambda x: x.clamp(min=0.5),
+    "clamp_max": lambda x: torch.clamp_max(x, 0.5),
+    "where": lambda x: torch.where((x > 0.5) | (x <= -1), x * 2, 0.25),
+    "where of numbers": lambda x: torch.where(x < 0.5, 1, 2) * x,
+    "masks": lambda x: x * ((x > -1) & ~(x == 0.5)) + ((x != 1) ^ (x >= 2)).float(),
+    "logical": lambda x: torch.logical_and(x, x > -1).to(x.dtype) * x + x.bool(),
+    "masks added": lambda x: ((x > 0) + (x > 1)) * x,
+    "masked_fill": lambda x: x.masked_fill(x > 0.5, 0.125),
+    "isnan": lambda x: torch.where(torch.isnan(x), 0.5, x),
+    "floor": lambda x: torch.floor(x) * x,
+    "ceil": lambda x: torch.ceil(x) * x,
+    "round": lambda x: torch.round(x) * x,
+    "trunc": lambda x: torch.trunc(x) * x,
+    "sign": lambda x: torch.sign(x) * x.cos(),
+    "exp": torch.exp,
+    "expm1": torch.expm1,
+    "log": lambda x: torch.log(x * x + 0.5),
+    "log of any": torch.log,
+    "log1p": lambda x: torch.log1p(x.abs()),
+    "sqrt": lambda x: torch.sqrt(x * x + 0.5),
+    "rsqrt": lambda x: torch.rsqrt(x * x + 0.5),
+    "square": torch.square,
+    "reciprocal": torch.reciprocal,
+    "pow 0": lambda x: x**0 + x,
+    "pow 1": lambda x: x**1,
+    "pow 3": lambda x: x**3,
+    "pow 7": lambda x: x**7,
+    "pow -2": lambda x: x**-2,
+    "pow 0.5": lambda x: (x * x + 0.5) ** 0.5,
+    "pow -0.5": lambda x: (x * x + 0.5) ** -0.5,
+    "pow 1.7": lambda x: (x * x + 0.5) ** 1.7,
+    "2 **": lambda x: 2**x,
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "erf": torch.erf,
+    "relu": torch.relu,
+    "relu6": F.relu6,
+    "leaky_relu": lambda x: F.leaky_relu(x, 0.2),
+    "elu": lambda x: F.elu(x, 0.7),
+    "selu": F.selu,
+    "celu": lambda x: F.celu(x, 0.7),
+    "gelu": F.gelu,
+    "gelu, tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "softplus": F.softplus,
+    "softplus, beta": lambda x: F.softplus(x, beta=3, threshold=4),
+    "hardtanh": lambda x: F.hardtanh(x, -0.5, 1.5),
+    "hardsigmoid": F.hardsigmoid,
+    "softsign": F.softsign,
+    "logsigmoid": F.logsigmoid,
+    "threshold": lambda x: F.threshold(x, 0.5, 0.25),
+    "lerp": lambda x: torch.lerp(x, x * x, 0.3),
+    "addcmul": lambda x: torch.addcmul(x, x, x.sin(), value=0.5),
+    "retanh": lambda x: torch.relu(x).tanh(),
+    "detach": lambda x: x.detach() * x,
+    "in place": lambda x: (x * 2).add_(1).tanh_(),
+    "new tensors": lambda x: torch.zeros_like(x) + torch.tensor(0.5) + x.new_ones(()) * x,
+    "constant": lambda x: torch.full_like(x, 0.5).exp() * x,
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operation_equals_torchs(name: str) -> None:
+    """At special values and between them, values and gradients, forward and backward programs."""
+    function = OPERATIONS[name]
+
+    @rnn_ext.cell
+    def cell(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
+        return function(u)
+
+    program = Program.decode(cell.program)
+    check(program)
+    x = torch.cat([torch.tensor(SPECIAL), 2 * torch.randn(50)]).double().requires_grad_()
+    actual = run_step(program, (x, x.detach(), x.detach()))
+    expected = function(x)
+    grad = torch.randn_like(x)
+    (actual_grad,) = torch.autograd.grad(actual, x, grad)
+    (expected_grad,) = torch.autograd.grad(expected, x, grad)
+    # Some roundings of 1e-16, times 800 where an exponential has its argument from a product.
+    # Torch's hardsigmoid multiplies by 1 / 6 in float32.
+    rtol = 1e-7 if name == "hardsigmoid" else 1e-12
+    for a, b in ((actual, expected), (actual_grad, expected_grad)):
+        torch.testing.assert_close(a.detach(), b.detach(), rtol=rtol, atol=1e-13, equal_nan=True)
+
+
+class Triangle(torch.autograd.Function):
+    """A surrogate gradient that masks the gradient in place, as in many tutorials."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.gt(0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        result = grad.clone()
+        result.masked_fill_(x.abs() > 1, 0)
+        return result * (1 - x.abs())
+
+
+SURROGATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "autograd.Function": Triangle.apply,
+    "detach": lambda x: (x > 0).to(x.dtype).detach() + x.sigmoid() - x.sigmoid().detach(),
+    "spike": cells.spike,
+}
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_surrogate_gradients(name: str) -> None:
+    @rnn_ext.cell(states=("x",))
+    def cell(u: Tensor, v: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = 0.9 * x + u + v - y
+        return SURROGATES[name](x - 1).double(), x
+
+    assert_program_equals_loop(cell)
+
+
+def no_products(u: Any, v: Any, y: Tensor) -> Tensor:
+    return 0.5 * y + 0.25
+
+
+def constants(u: Any, v: Any, y: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.zeros_like(y), torch.full_like(y, nan)
+
+
+def swapped(u: Any, v: Any, y: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    return a, y
+
+
+def separate(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
+    return u * v + (u + v).tanh()
+
+
+def only_recurrent(u: Any, v: Tensor, y: Tensor) -> Tensor:
+    return v.tanh()
+
+
+def many_gates(u: Any, v: Any, y: Tensor) -> Tensor:
+    for a, b in zip(u, v, strict=True):
+        y = (y + a * b).sin()
+    return y
+
+
+NINE = tuple("abcdefghi")
+
+
+def nine_states(
+    u: Tensor,
+    v: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor,
+    e: Tensor,
+    f: Tensor,
+    g: Tensor,
+    h: Tensor,
+    i: Tensor,
+) -> tuple[Tensor, ...]:
+    states = (a, b, c, d, e, f, g, h, i)
+    new = [(s * t + u).sin() for s, t in zip(states, (y, *states), strict=False)]
+    return (sum(new, v).tanh(), *new)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        rnn_ext.cell(no_products),
+        rnn_ext.cell(states=("a",))(constants),
+        rnn_ext.cell(states=("a",))(swapped),
+        rnn_ext.cell(separate),
+        rnn_ext.cell(only_recurrent),
+        rnn_ext.cell(gates=40)(many_gates),
+        rnn_ext.cell(states=NINE)(nine_states),
+    ],
+    ids=lambda cell: cell.name,
+)
+def test_unusual_cells(cell: rnn_ext.Cell) -> None:
+    assert_program_equals_loop(cell)
+
+
+# Smooth and bounded, so that rounding does not grow.
+UNARY = (torch.tanh, torch.sin, torch.sigmoid, F.softsign, torch.cos, torch.erf)
+
+
+@st.composite
+def expressions(draw: st.DrawFn) -> list[tuple[int, int, int]]:
+    """Each takes two earlier values: (operation, first, second)."""
+    count = draw(st.integers(1, 25))
+    indices = st.integers(0, 1000)
+    return [(draw(st.integers(0, 9)), draw(indices), draw(indices)) for _ in range(count)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=expressions(), results=st.tuples(*[st.integers(0, 1000)] * 3))
+def test_random_cells(steps: list[tuple[int, int, int]], results: tuple[int, ...]) -> None:
+    @rnn_ext.cell(gates=2, states=("a", "b"), parameters=("p",), inputs=("n",))
+    def cell(
+        u: Any, v: Any, y: Tensor, a: Tensor, b: Tensor, *, p: Tensor, n: Tensor
+    ) -> tuple[Tensor, ...]:
+        values = [*u, *v, y, a, b, p, n]
+        for op, i, j in steps:
+            first, second = values[i % len(values)], values[j % len(values)]
+            if op < len(UNARY):
+                values.append(UNARY[op](first + second))
+            elif op == 6:
+                values.append((first * second).tanh())
+            elif op == 7:
+                values.append(torch.where(first > second, first, 1 - second).tanh())
+            elif op == 8:
+                values.append(torch.maximum(first, second).sin())
+            else:
+                values.append((0.5 * first - second / 3).sin())
+        return tuple(values[i % len(values)].tanh() for i in results)
+
+    assert_program_equals_loop(cell, hidden_size=2)
+
+
+# What backward keeps of each unit and step beside y, and the slots of the two programs. A change
+# for the worse should be seen.
+TABLE = {
+    "elman": (0, 2, 2),
+    "leaky_current": (1, 3, 3),
+    "leaky_rate": (1, 3, 4),
+    "gru": (4, 4, 7),
+    "lstm": (5, 5, 9),
+    "peephole_lstm": (5, 6, 10),
+    "ugrnn": (2, 4, 5),
+    "lif": (1, 3, 3),
+    "alif": (3, 6, 8),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_what_is_saved_and_how_many_slots(name: str) -> None:
+    cell = getattr(cells, name)
+    program = Program.decode(cell.program)
+    assert program.saved + len(program.kept_states) == len(cell.saved)
+    assert (len(cell.saved), program.forward_slots, program.backward_slots) == TABLE[name]
+
+
+def test_saved_values_have_names() -> None:
+    assert cells.lstm.saved[-1] == "c"
+    assert "v[2]" in cells.gru.saved
+    assert cells.elman.saved == ()
+
+
+def test_a_program_survives_its_encoding() -> None:
+    for name in TABLE:
+        encoded = getattr(cells, name).program
+        assert encoded.dtype == torch.int64
+        assert torch.equal(Program.decode(encoded).encode(), encoded)
