@@ -117,11 +117,12 @@ def test_a_cell_is_traced_whatever_mode_is_on() -> None:
 
 
 def test_tracing_imports_no_compiler() -> None:
-    code = "import sys, rnn_ext; rnn_ext.cells.lstm.program; print('torch._dynamo' in sys.modules)"
+    """It would take seconds, of which a first call has half of one."""
+    code = "import sys, rnn_ext; rnn_ext.cells.lstm.program; print(*sys.modules)"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert result.stdout.strip() == "False"
+    assert not {"torch._dynamo", "sympy"}.intersection(result.stdout.split())
 
 
 def local_cell() -> rnn_ext.Cell:
