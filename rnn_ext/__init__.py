@@ -5,7 +5,9 @@ from . import _extension
 _C = _extension.load()
 
 # Importing flops and ops registers formulas, fake kernels and autograd.
-from . import flops, functional, ops  # noqa: E402, F401
+from . import cells, flops, functional, ops  # noqa: E402, F401
+from ._cells.cell import Cell, cell  # noqa: E402
+from ._cells.errors import CellError  # noqa: E402
 from .embedding_rnn import EmbeddingRNN  # noqa: E402
 from .info import build_info, explain, release_scratch, uses_openmp  # noqa: E402
 from .modules import RNN, RNNCell  # noqa: E402
@@ -13,10 +15,14 @@ from .swap import replace_rnn, restore_rnn  # noqa: E402
 
 __all__ = [
     "RNN",
+    "Cell",
+    "CellError",
     "EmbeddingRNN",
     "RNNCell",
     "__version__",
     "build_info",
+    "cell",
+    "cells",
     "explain",
     "functional",
     "release_scratch",

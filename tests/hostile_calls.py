@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 import rnn_ext
-from rnn_ext._cells.cell import Cell
-from rnn_ext._cells.definitions import alif, elman, gru, leaky_current, lstm
+from rnn_ext import Cell
+from rnn_ext.cells import alif, elman, gru, leaky_current, lstm
 
 CELLS = [elman, leaky_current, gru, lstm, alif]
 OPS = sorted(

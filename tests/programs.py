@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rnn_ext._cells.cell import Cell
+from rnn_ext import Cell
 from rnn_ext._cells.interpreter import execute
 from rnn_ext._cells.program import OPERANDS, Instruction, Operand, Program
 
@@ -54,7 +54,9 @@ def plain_loop(cell: Cell, run: Run) -> list[Tensor]:
         gates = [z.chunk(cell.gates, -1) if cell.gates > 1 else z for z in (u, v)]
         values = (*run.parameters, *(x[t] for x in run.inputs))
         result = cell(*gates, *states, **dict(zip(named, values, strict=True)))
-        states = list(result) if cell.states else [result]
+        results = result if cell.states else (result,)
+        # One of parameters alone has one value per unit.
+        states = [x.expand_as(run.states[0]) for x in results]
         history.append(states)
     return [torch.stack(steps) for steps in zip(*history, strict=True)]
 

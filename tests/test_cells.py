@@ -3,10 +3,10 @@
 import pytest
 from programs import assert_program_equals_loop
 
-from rnn_ext._cells import definitions as cells
-from rnn_ext._cells.cell import Cell
+import rnn_ext
+from rnn_ext import cells
 
-CELLS = [name for name in cells.__all__ if isinstance(getattr(cells, name), Cell)]
+CELLS = [name for name in cells.__all__ if isinstance(getattr(cells, name), rnn_ext.Cell)]
 
 
 @pytest.mark.parametrize("name", CELLS)

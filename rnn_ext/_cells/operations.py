@@ -147,11 +147,6 @@ def addcmul(x: Node, a: Node, b: Node, value: float = 1) -> Node:
 
 
 @_rule
-def addcdiv(x: Node, a: Node, b: Node, value: float = 1) -> Node:
-    return x + a / b * value
-
-
-@_rule
 def lerp(a: Node, b: Node, weight: Node | float) -> Node:
     return a + (b - a) * weight
 

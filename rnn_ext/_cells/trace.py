@@ -180,12 +180,9 @@ class Recorder:
         pairs = [pair for pair in zip(outputs, seeds, strict=True) if pair[0].requires_grad]
         if not pairs:
             return [None] * len(arguments)
-        gradients = torch.autograd.grad(
-            [y for y, _ in pairs],
-            arguments,
-            [seed.to(y.dtype) for y, seed in pairs],
-            allow_unused=True,
-        )
+        # Given gradients of the outputs, torch.autograd.grad imports sympy, half a second.
+        end = _Seeds.apply([seed for _, seed in pairs], *(y for y, _ in pairs))
+        gradients = torch.autograd.grad(end, arguments, allow_unused=True)
         return [None if g is None else self._node_of(g) for g in gradients]
 
     def _check_result(self, result: Any, signature: Signature) -> tuple[Tensor, ...]:
@@ -293,3 +290,16 @@ def _refusal(func: Any, name: str) -> str:
         f"a cell cannot contain {name}: a cell computes each unit from the values of that unit, "
         f"without reductions, indexing and shapes"
     )
+
+
+class _Seeds(torch.autograd.Function):
+    """A number behind tensors, whose gradients are given."""
+
+    @staticmethod
+    def forward(ctx: Any, seeds: list[Tensor], *outputs: Tensor) -> Tensor:
+        ctx.seeds = seeds
+        return torch.zeros((), device="cpu")
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Any, ...]:
+        return None, *ctx.seeds

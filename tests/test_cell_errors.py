@@ -1,0 +1,167 @@
+"""What cannot be a cell, each told with the cell's name, the reason and the line; and pickling."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import multiprocessing
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import rnn_ext
+from rnn_ext import cells
+
+OUTSIDE = torch.ones(7, dtype=torch.float64)
+COUNTER = itertools.count()
+
+# What a function contains, and words of the error.
+BODIES: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "sum": (lambda x: x - x.sum(), "cannot contain sum.* reductions"),
+    "softmax": (lambda x: x.softmax(-1), "cannot contain _softmax"),
+    "index": (lambda x: x[0], "IndexError.* no dimensions"),
+    "shape": (lambda x: x / x.shape[-1], "IndexError.* no dimensions"),
+    "number of elements": (lambda x: x / x.numel(), "values or shapes"),
+    "stack": (lambda x: torch.stack([x, x]).tanh(), "cannot contain stack"),
+    "if": (lambda x: x if x > 0 else -x, r"reads the value .* torch\.where"),
+    "item": (lambda x: x * x.item(), r"reads the value .* torch\.where"),
+    "tolist": (lambda x: x * len(str(x.tolist())), "values or shapes"),
+    "random": (lambda x: x + torch.randn_like(x), "random numbers .* make them an input"),
+    "state of Python": (lambda x: x * next(COUNTER), "something else when it is called again"),
+    "unknown": (lambda x: torch.lgamma(x), "cannot contain lgamma"),
+    "power of tensors": (lambda x: x.exp() ** x, "cannot contain pow"),
+    "closure": (lambda x: x * OUTSIDE, "not one of its arguments: make it a parameter or an input"),
+    "rounding mode": (lambda x: torch.div(x, 2, rounding_mode="floor"), "rounding_mode"),
+    "half": (lambda x: x.half(), "converts a number to torch.float16"),
+    "integer": (lambda x: (x > 0).long(), "returns y as torch.int64"),
+    "mask": (lambda x: x > 0, "returns y as torch.bool"),
+    "argument in place": (lambda x: x.detach().mul_(2), "changes an argument in place"),
+    "number": (lambda x: 0.5, "returns 0.5 for y, expected a tensor"),
+    "two results": (lambda x: (x, x), "returns 2 values, expected 1: y"),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_what_a_cell_cannot_contain(name: str) -> None:
+    body, words = BODIES[name]
+
+    @rnn_ext.cell
+    def culprit(u: Tensor, v: Tensor, y: Tensor) -> Any:
+        return body(u)
+
+    with pytest.raises(rnn_ext.CellError, match=words) as caught:
+        _ = culprit.program
+    assert str(caught.value).startswith(f"cell 'culprit' ({Path(__file__)}:")
+
+
+def test_the_line_is_that_of_the_operation() -> None:
+    @rnn_ext.cell
+    def culprit(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
+        x = u + v
+        return x.mean()
+
+    first = culprit.__wrapped__.__code__.co_firstlineno  # type: ignore[attr-defined]
+    with pytest.raises(rnn_ext.CellError, match=rf"py:{first + 3}\): .*mean"):
+        _ = culprit.program
+
+
+def test_a_derivative_that_is_not_there() -> None:
+    class Odd(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * 2
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return grad.cumsum(-1)
+
+    @rnn_ext.cell
+    def culprit(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
+        return Odd.apply(u + v)
+
+    with pytest.raises(rnn_ext.CellError, match="cannot contain cumsum"):
+        _ = culprit.program
+
+
+def test_arguments_are_checked_where_a_cell_is_defined() -> None:
+    for decorate, function, words in (
+        (rnn_ext.cell, lambda u, v: u, r"expected \(u, v, y\)"),
+        (rnn_ext.cell(states=("c",)), lambda u, v, y, x: (y, x), r"expected \(u, v, y, c\)"),
+        (rnn_ext.cell(inputs=("n",)), lambda u, v, y, n: y, r"expected \(u, v, y, \*, n\)"),
+        (rnn_ext.cell, lambda *args: args[0], r"expected \(u, v, y\)"),
+        (rnn_ext.cell(states="c"), lambda u, v, y, c: (y, c), "expected a tuple"),
+        (rnn_ext.cell(gates=0), lambda u, v, y: y, "gates=0"),
+        (rnn_ext.cell(gates=(2, 1)), lambda u, v, y: y, "not supported yet"),  # type: ignore[call-overload]
+    ):
+        with pytest.raises(rnn_ext.CellError, match=words):
+            decorate(function)
+
+    def yields(u: Tensor, v: Tensor, y: Tensor) -> Any:
+        yield y
+
+    with pytest.raises(rnn_ext.CellError, match="yields is not supported yet"):
+        rnn_ext.cell(yields)
+
+
+def test_a_cell_is_traced_whatever_mode_is_on() -> None:
+    with torch.no_grad(), torch.autocast("cpu"), torch.device("meta"):
+        fresh = rnn_ext.cell(gates=4, states=("c",))(cells.lstm.__wrapped__)  # type: ignore[attr-defined]
+        assert torch.equal(fresh.program, cells.lstm.program)
+
+
+def test_tracing_imports_no_compiler() -> None:
+    """It would take seconds, of which a first call has half of one."""
+    code = "import sys, rnn_ext; rnn_ext.cells.lstm.program; print(*sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert not {"torch._dynamo", "sympy"}.intersection(result.stdout.split())
+
+
+def local_cell() -> rnn_ext.Cell:
+    @rnn_ext.cell(states=("x",), parameters=("a",))
+    def local(u: Tensor, v: Tensor, y: Tensor, x: Tensor, *, a: Tensor) -> tuple[Tensor, Tensor]:
+        x = a * x + u + v
+        return cells.spike(x - 1), x
+
+    return local
+
+
+def test_pickling_by_path_and_by_program() -> None:
+    assert pickle.loads(pickle.dumps(cells.alif)) is cells.alif
+    assert copy.deepcopy(cells.alif) is cells.alif
+    cell = local_cell()
+    copied = pickle.loads(pickle.dumps(cell))
+    assert copied is not cell
+    assert torch.equal(copied.program, cell.program)
+    assert (copied.name, copied.states, copied.parameters) == ("local", ("x",), ("a",))
+    assert (repr(copied), copied.saved, copied.describe()) == (
+        repr(cell),
+        cell.saved,
+        cell.describe(),
+    )
+    # It has no function, and computes the same, surrogate gradient and all.
+    values = [torch.randn(3, 5, dtype=torch.float64).requires_grad_() for _ in range(4)]
+    a = torch.randn(5, dtype=torch.float64).requires_grad_()
+    grads = []
+    for each in (cell, copied):
+        y, x = each(*values, a=a)
+        loss = (y * 2 + x.sin()).sum()
+        grads.append([y, x, *torch.autograd.grad(loss, [*values, a], allow_unused=True)])
+    for actual, expected in zip(*grads, strict=True):
+        if actual is not None and expected is not None:
+            torch.testing.assert_close(actual, expected)
+        else:
+            assert not any(g is not None and g.any() for g in (actual, expected))
+
+
+def test_a_spawned_process_gets_a_cell() -> None:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(repr, (local_cell(),)) == repr(local_cell())
