@@ -31,10 +31,12 @@ inline Vector<T> polynomial(const T (&coefficients)[n], Vector<T> x, Vector<T> s
   return sum;
 }
 
-// ---- exp, expm1, sigmoid
-// -------------------------------------------------------------------------
+// ---- exp, expm1, sigmoid --------------------------------
 //
-//   eˣ = 2ⁿ (1 + p),   p = expm1(r) = r + r² Q(r),   r = x - n ln 2,   |r| ≤ ln 2 / 2
+//   eˣ = 2ⁿ (1 + r + r² Q(r)),   r = x - n ln 2,   |r| ≤ ln 2 / 2
+//
+// The sum of the two large terms is rounded once more at the end: what it lost is added to the
+// rest.
 
 template <class T>
 struct ExpConstants;
@@ -82,7 +84,8 @@ inline Vector<T> power_of_two(Vector<T> x) {
 template <class T>
 struct Reduced {
   Vector<T> n;
-  Vector<T> p;
+  Vector<T> r;
+  Vector<T> rest;  // r² Q(r)
 };
 
 template <class T>
@@ -94,24 +97,37 @@ inline Reduced<T> reduced(Vector<T> x) {
   const V high = multiply_add(n, V::broadcast(-K::ln2_high), x);
   const V r = multiply_add(n, V::broadcast(-K::ln2_low), high);
   const V r2 = r * r;
-  return {n, multiply_add(polynomial(K::q, r, r2), r2, r)};
+  return {n, r, polynomial(K::q, r, r2) * r2};
 }
 
+// eˣ, and what its rounding lost: nothing to speak of where the result is subnormal.
 template <class T>
-inline Vector<T> exp_up_to(Vector<T> x) {
+struct Exponential {
+  Vector<T> value;
+  Vector<T> lost;
+};
+
+// For x up to `highest`.
+template <class T>
+inline Exponential<T> exponential(Vector<T> x) {
   using V = Vector<T>;
   using K = ExpConstants<T>;
   const Reduced<T> e = reduced(at_least(x, V::broadcast(K::lowest)));
+  const V one = V::broadcast(1);
+  const V sum = one + e.r;
+  const V rest = e.rest + (e.r - (sum - one));
+  const V rounded = sum + rest;
+  const V lost = rest - (rounded - sum);
   // 2ⁿ as two factors, neither of which overflows or is subnormal.
   const V magic = V::broadcast(K::round_to_int + K::bias);
-  const V first = multiply_add(e.n, V::broadcast(T(0.5)), magic);
-  const V second = (e.n - (first - magic)) + magic;
-  return (e.p + V::broadcast(1)) * power_of_two(first) * power_of_two(second);
+  const V half = multiply_add(e.n, V::broadcast(T(0.5)), magic);
+  const V first = power_of_two(half), second = power_of_two((e.n - (half - magic)) + magic);
+  return {rounded * first * second, lost * first * second};
 }
 
 template <class T>
 inline Vector<T> exp(Vector<T> x) {
-  return exp_up_to(at_most(x, Vector<T>::broadcast(ExpConstants<T>::highest)));
+  return exponential(at_most(x, Vector<T>::broadcast(ExpConstants<T>::highest))).value;
 }
 
 template <class T>
@@ -121,23 +137,32 @@ inline Vector<T> expm1(Vector<T> x) {
   const V bounded = at_least(at_most(x, V::broadcast(K::highest)), V::broadcast(K::minus_one));
   const Reduced<T> e = reduced(bounded);
   // Half of the result, as 2ⁿ may overflow where that does not.
-  const V half_power = power_of_two(e.n + V::broadcast(K::round_to_int + K::bias - 1));
-  const V half = multiply_add(half_power, e.p, half_power - V::broadcast(T(0.5)));
+  const V power = power_of_two(e.n + V::broadcast(K::round_to_int + K::bias - 1));
+  const V less_half = power - V::broadcast(T(0.5));
+  const V sum = multiply_add(power, e.r, less_half);
+  const V lost = multiply_add(power, e.r, less_half - sum);
+  const V half = sum + multiply_add(power, e.rest, lost);
   const V tiny = V::broadcast(std::numeric_limits<T>::epsilon() / 4);
   return blend(magnitude(x) < tiny, x, half + half);
 }
 
-// 1 / (1 + e⁻ˣ), or eˣ / (1 + eˣ): whichever needs e to no positive power.
+// 1 / (1 + e⁻ˣ), or eˣ / (1 + eˣ): whichever needs e to no positive power. What numerator and
+// denominator lost in rounding is added to first order.
 template <class T>
 inline Vector<T> sigmoid(Vector<T> x) {
   using V = Vector<T>;
-  const V one = V::broadcast(1);
-  const V e = exp_up_to(with_sign_of(x, V::broadcast(T(-0.0))));
-  return blend(x < V::broadcast(0), e, one) / (e + one);
+  const V zero = V::broadcast(0), one = V::broadcast(1);
+  const Exponential<T> e = exponential(with_sign_of(x, V::broadcast(T(-0.0))));
+  const auto is_negative = x < zero;
+  const V denominator = one + e.value;
+  const V lost = (e.value - (denominator - one)) + e.lost;
+  const V y = blend(is_negative, e.value, one) / denominator;
+  const V reciprocal = blend(is_negative, one - y, y);
+  const V error = subtract_product(blend(is_negative, e.lost, zero), y, lost);
+  return multiply_add(error, reciprocal, y);
 }
 
-// ---- log, log1p
-// ----------------------------------------------------------------------------------
+// ---- log, log1p -----------------------------------------
 //
 //   log x = n ln 2 + log(1 + f),   x = 2ⁿ (1 + f),   √½ ≤ 1 + f < √2
 //   log(1 + f) = 2 atanh(s) = f - (f²/2 - s (f²/2 + s² R(s²))),   s = f / (2 + f)
@@ -211,8 +236,7 @@ inline Vector<T> log1p(Vector<T> x) {
   return with_sign_of(log_of_sum(sum, small - (sum - large), V::broadcast(0)), x);
 }
 
-// ---- sin, cos
-// ------------------------------------------------------------------------------------
+// ---- sin, cos -------------------------------------------
 //
 //   x = n π/2 + r,   |r| ≤ π/4;   ± sin r or ± cos r, by the two low bits of n
 //   sin r = r + r³ S(r²),   cos r = 1 - r²/2 + r⁴ C(r²)
@@ -299,8 +323,7 @@ inline Vector<T> cos(Vector<T> x) {
   return beyond_bound([](T lane) { return std::cos(lane); }, x, sin_of_sum<1>(x));
 }
 
-// ---- erf
-// -----------------------------------------------------------------------------------------
+// ---- erf ------------------------------------------------
 //
 //   |x| < split:  x + x P(x²)
 //   above:        1 - eᶠ,   f = log erfc |x| = |x| L(|x|)
