@@ -42,7 +42,7 @@ lint: $(VENV)/ready ## ruff, mypy, clang-format, spelling, workflows
 	$(RUN)/ruff check
 	$(RUN)/ruff format --check
 	$(RUN)/mypy
-	$(RUN)/clang-format --dry-run -Werror $(filter %.cpp %.h %.inl %.cu %.cuh,$(CSRC) $(EMULATION)) benchmarks/probe.cpp
+	$(RUN)/clang-format --dry-run -Werror $(filter %.cpp %.h %.inl %.cu %.cuh,$(CSRC) $(EMULATION) $(wildcard tests/*.cpp)) benchmarks/probe.cpp
 	$(RUN)/codespell
 	$(RUN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(RUN)/check-jsonschema -q --builtin-schema vendor.dependabot .github/dependabot.yml

@@ -46,7 +46,7 @@ def build_library(csrc: Path = ROOT / "csrc", folder: Path = BUILD) -> Path:
     ]
     objects = compile_objects(sources, csrc, folder, flags)
     torch_library = Path(torch.__file__).parent / "lib"
-    library = folder / f"emulated-{_digest(objects)}.so"
+    library = folder / f"emulated-{digest(objects)}.so"
     return link(objects, library, ["-shared", f"-L{torch_library}", "-ltorch_cpu"])
 
 
@@ -56,7 +56,7 @@ def build_sanitized() -> Path:
     flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover", "-g1"]
     sources = [*kernel_sources(csrc), FOLDER / "sanitized.cpp", FOLDER / "emulation.cpp"]
     objects = compile_objects(sources, csrc, folder, flags)
-    return link(objects, folder / f"sanitized-{_digest(objects)}", flags)
+    return link(objects, folder / f"sanitized-{digest(objects)}", flags)
 
 
 def compile_objects(sources: list[Path], csrc: Path, folder: Path, flags: list[str]) -> list[Path]:
@@ -77,10 +77,10 @@ def compile_objects(sources: list[Path], csrc: Path, folder: Path, flags: list[s
         *csrc.glob("cuda/*.cuh"),
         *FOLDER.rglob("*.h"),
     ]
-    shared = _digest(headers, " ".join(command).replace(str(csrc), ""))
+    shared = digest(headers, " ".join(command).replace(str(csrc), ""))
 
     def compile_one(source: Path) -> Path:
-        result = folder / f"{source.stem}-{_digest([source], shared)}.o"
+        result = folder / f"{source.stem}-{digest([source], shared)}.o"
         if not result.exists():
             partial = result.with_suffix(f".{os.getpid()}")
             subprocess.run([*command, "-x", "c++", "-c", source, "-o", partial], check=True)
@@ -99,7 +99,7 @@ def link(objects: list[Path], target: Path, flags: list[str]) -> Path:
     return target
 
 
-def _digest(files: list[Path], more: str = "") -> str:
+def digest(files: list[Path], more: str = "") -> str:
     digest = hashlib.sha256(more.encode())
     for file in sorted(files, key=lambda file: file.name):
         digest.update(file.read_bytes())
