@@ -37,7 +37,7 @@ lint: $(VENV)/ready ## ruff, mypy, clang-format
 	$(RUN)/ruff check
 	$(RUN)/ruff format --check
 	$(RUN)/mypy
-	$(RUN)/clang-format --dry-run -Werror $(filter %.cpp %.h %.inl %.cu %.cuh,$(CSRC) $(EMULATION))
+	$(RUN)/clang-format --dry-run -Werror $(filter %.cpp %.h %.inl %.cu %.cuh,$(CSRC) $(EMULATION)) benchmarks/probe.cpp
 
 bench: $(VENV)/ready ## measure anew what benchmarks/results holds: an hour on an idle machine
 	$(BENCH) grid --memory $(call results,grid)
