@@ -134,10 +134,10 @@ def _recurrence_backward(
     input: Shape,
     initial: list[Shape],
     weights: list[Shape],
-    *operands: Any,
+    *others: Any,
     **_: Any,
 ) -> int:
-    *_, bidirectional, output_mask = operands
+    bidirectional, output_mask = others[-2:]
     rows, directions = prod(input[:-1]), 2 if bidirectional else 1
     batch = initial[0][-2] if initial else input[-2]
     first_weight = 1 + len(initial)

@@ -20,7 +20,7 @@ from benchmarks.memory import Memory
 from benchmarks.real import real_cases
 from benchmarks.report import format_report
 from benchmarks.results import Measured, Row, Run
-from rnn_ext.bench.timing import MIN_ROUNDS, Timings
+from rnn_ext.bench.timing import LONGEST_COLD_SECONDS, MIN_ROUNDS, Timings
 from rnn_ext.bench.workload import Mode
 
 pytestmark = pytest.mark.usefixtures("fake_limits")
@@ -82,8 +82,10 @@ KINDS = [
 def test_every_kind_of_call_is_compared_and_timed(case: Case, mode: Mode) -> None:
     found = measure(case, mode, 0.001)
     assert found.hot.rounds >= MIN_ROUNDS
-    assert found.cold
-    assert found.cold.rounds >= MIN_ROUNDS
+    # On a machine busy enough, even these calls are too long to be timed cold.
+    longest = max(found.hot.baseline_seconds.median, found.hot.rnn_ext_seconds.median)
+    assert (found.cold is None) == (longest > LONGEST_COLD_SECONDS)
+    assert found.cold is None or found.cold.rounds >= MIN_ROUNDS
 
 
 @pytest.mark.parametrize(

@@ -365,7 +365,11 @@ def test_int32_tokens_will_do():
         ({"tokens": torch.zeros(2, 2, 2, dtype=torch.int64)}, ValueError, "tokens: expected 1 dim"),
         ({"embedding": torch.zeros(V)}, ValueError, r"embedding: expected shape \(V, E\)"),
         ({"embedding": torch.zeros(V, 4)}, ValueError, r"weights\[0\]: expected shape"),
-        ({"embedding": torch.zeros(V, 5).double()}, ValueError, "expected torch.float64 of embedding"),
+        (
+            {"embedding": torch.zeros(V, 5).double()},
+            ValueError,
+            "expected torch.float64",
+        ),
         ({"hx": torch.zeros(1, B + 1, H)}, ValueError, "hx: expected shape"),
         ({"nonlinearity": "gelu"}, ValueError, "nonlinearity: expected"),
     ],
