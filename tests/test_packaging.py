@@ -495,7 +495,7 @@ def test_wheel_from_the_sdist_works_in_an_environment_of_its_own(tmp_path: Path)
         (metadata,) = (archive.read(n).decode() for n in names if n.endswith("/METADATA"))
     data = {"rnn_ext/_C.pyi", "rnn_ext/py.typed"}
     assert data <= set(names)
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"rnn_ext"}
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"rnn_ext", "rnn_ext_command.py"}
     assert not [name for name in names if name.endswith(_digest.SUFFIXES)]
     required = re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE)
     assert [r for r in required if "extra ==" not in r] == ["torch>=2.10"]
