@@ -38,6 +38,30 @@ inline Obstacle obstacle_of(const Tensor& input, const std::optional<Tensor>& hx
                        [&](std::int64_t i) { return traits_of(weights[i]); });
 }
 
+// The time axis of packed input; `offsets` gets where each step starts.
+inline Steps packed_steps(const std::vector<std::int64_t>& batch_sizes,
+                          std::vector<std::int64_t>& offsets) {
+  offsets.reserve(batch_sizes.size());
+  std::int64_t total = 0;
+  for (const std::int64_t size : batch_sizes) {
+    offsets.push_back(total);
+    total += size;
+  }
+  return {static_cast<std::int64_t>(batch_sizes.size()), batch_sizes.empty() ? 0 : batch_sizes[0],
+          batch_sizes.data(), offsets.data()};
+}
+
+// The weights of one direction: weight_ih, weight_hh and, of 4, bias_ih and bias_hh.
+template <class T>
+void set_weights(Problem<T>& p, const Tensor* weights, std::int64_t count) {
+  p.weight_ih = view::matrix<const T>(weights[0]);
+  p.weight_hh = view::matrix<const T>(weights[1]);
+  if (count == 4) {
+    p.bias_ih = view::row<const T>(weights[2]);
+    p.bias_hh = view::row<const T>(weights[3]);
+  }
+}
+
 // Owns whatever had to be copied.
 class Call {
  public:
@@ -81,12 +105,7 @@ class Call {
     if (hx_) {
       p.hx = view::slice<const T>(*hx_, direction);
     }
-    p.weight_ih = view::matrix<const T>(weight(direction, 0));
-    p.weight_hh = view::matrix<const T>(weight(direction, 1));
-    if (per_direction == 4) {
-      p.bias_ih = view::row<const T>(weight(direction, 2));
-      p.bias_hh = view::row<const T>(weight(direction, 3));
-    }
+    set_weights(p, &weight(direction, 0), per_direction);
     p.output = view::sequence<T>(output);
     p.output.data += direction * hidden_size;
     return p;
@@ -141,14 +160,7 @@ class Call {
 
   void set_steps() {
     if (layout_ == Layout::packed) {
-      steps.batch = steps.batch_sizes[0];
-      offsets_.reserve(steps.count);
-      std::int64_t total = 0;
-      for (std::int64_t t = 0; t < steps.count; ++t) {
-        offsets_.push_back(total);
-        total += steps.batch_sizes[t];
-      }
-      steps.batch_offsets = offsets_.data();
+      steps = packed_steps(batch_sizes_, offsets_);
     } else {
       steps.count = layout_ == Layout::step ? 1 : input_.size(0);
       steps.batch = input_.size(input_.dim() - 2);

@@ -34,7 +34,6 @@ class Backward {
         rounded_dz_(rounds_dz ? rows_ * p_.hidden_size : 0),
         joined_(g_.output && g_.h_n ? p_.steps.batch * p_.hidden_size : 0),
         gathered_(g_.output && g_.output.column_stride != 1 ? p_.steps.batch * p_.hidden_size : 0),
-        grad_hx_(is_widened<S> && g_.hx ? p_.steps.batch * p_.hidden_size : 0),
         reductions_(p_, g_, 1, false, rows_, kernels) {}
 
   void run(const Team::Member& member, const StepShare& share) const {
@@ -76,7 +75,8 @@ class Backward {
 
     void end(const Chunk& chunk, bool) {
       member.barrier();
-      b.initial_gradient(chunk, dz, member);
+      b.reductions_.initial_gradient(chunk, dz, false, member,
+                                     [&](Range columns) { return b.recurrent_product(columns); });
       b.reductions_.run(chunk, dz, dz, accumulate, member);
       parity ^= 1;
       accumulate = true;
@@ -163,34 +163,6 @@ class Backward {
     return copy;
   }
 
-  // dhx of the rows that start in the chunk.
-  void initial_gradient(const Chunk& chunk, const Rows& dz, const Team::Member& member) const {
-    if (!g_.hx) {
-      return;
-    }
-    const Range columns = column_share(kernels_, p_.hidden_size, member);
-    const Matrix<T> dhx = writable(g_.hx, as_rows(grad_hx_, p_.hidden_size));
-    for (std::int64_t t = chunk.first; t <= chunk.last && !columns.empty(); ++t) {
-      const Range rows = starting_rows(p_, t);
-      if (rows.empty()) {
-        continue;
-      }
-      const Rows from = dz.from(p_.steps.offset(t) - p_.steps.offset(chunk.first));
-      Product<S> product = recurrent_product(columns);
-      product.rows = rows.size();
-      product.inner = p_.hidden_size;
-      product.a = from.values.row(rows.begin);
-      product.a_stride = from.values.row_stride;
-      product.c = dhx.row(rows.begin) + columns.begin;
-      product.c_stride = dhx.row_stride;
-      if (is_widened<S>) {
-        product.stored = g_.hx.row(rows.begin) + columns.begin;
-        product.stored_stride = g_.hx.row_stride;
-      }
-      kernels_.product(product);
-    }
-  }
-
   const Problem<S>& p_;
   const Gradients<S>& g_;
   const Kernels<S, O>& kernels_;
@@ -201,7 +173,6 @@ class Backward {
   Buffer<O> rounded_dz_;
   Buffer<T> joined_;
   Buffer<S> gathered_;
-  Buffer<T> grad_hx_;
   Reductions<S, O> reductions_;
 };
 

@@ -31,15 +31,12 @@ class CellBackward {
         parameter_columns_(wants_parameters() ? program_.parameters * p_.hidden_size : 0),
         chunk_rows_(gradient_rows(columns_)),
         rows_(std::min(std::max(chunk_rows_, p_.steps.batch), p_.steps.total_rows())),
-        blocks_(BlockShape<S, O>::of(kernels, 1, program_.backward_slots)),
         places_(program_),
-        code_(link(program_.backward, places_,
-                   [&](std::uint16_t place) { return is_present(place); })),
+        tiles_(kernels, 1, program_.backward_slots, link(program_.backward, places_, present()),
+               plan.threads),
         weight_hh_(reads_in_place(kernels, p_.steps.count, p_.steps.batch)
                        ? 0
                        : packed_size(kernels, p_.hidden_size, columns_)),
-        slots_(plan.threads * blocks_.slots_size()),
-        grad_y0_(is_widened<S> && g_.hx ? p_.steps.batch * p_.hidden_size : 0),
         grad_parameters_(parameter_columns_),
         zeros_(p_.hidden_size),
         stored_zeros_(p_.hidden_size),
@@ -59,7 +56,6 @@ class CellBackward {
         carried_.push_back(Buffer<T>(is_carried ? p_.steps.batch * p_.hidden_size : 0));
       }
     }
-    std::fill_n(slots_.data(), plan.threads * blocks_.slots_size(), T{0});
     std::fill_n(zeros_.data(), p_.hidden_size, T{0});
     std::fill_n(stored_zeros_.data(), p_.hidden_size, S{});
   }
@@ -135,7 +131,8 @@ class CellBackward {
 
     void end(const Chunk& chunk, bool) {
       member.barrier();
-      b.initial_gradient(chunk, dv, member);
+      b.reductions_.initial_gradient(chunk, dv, true, member,
+                                     [&](Range columns) { return b.recurrent_product(columns); });
       b.reductions_.run(chunk, du, dv, accumulate, member);
       b.add_parameters(chunk, parameters, accumulate, member);
       chunk_parity ^= 1;
@@ -148,32 +145,23 @@ class CellBackward {
                        [](const Matrix<S>& m) { return static_cast<bool>(m); });
   }
 
-  bool is_present(std::uint16_t place) const {
-    const auto is = [&](auto kind, int index) { return place == places_.of(kind, index); };
+  // Which places the code finds something at.
+  std::vector<bool> present() const {
+    std::vector<bool> present(places_.count(), true);
     for (int i = 0; i < program_.parameters; ++i) {
-      if (is(Memory::grad_parameter, i)) {
-        return parameter_columns_ > 0;
-      }
+      present[places_.of(Memory::grad_parameter, i)] = parameter_columns_ > 0;
     }
     for (int i = 0; i < program_.inputs; ++i) {
-      if (is(Memory::grad_input, i)) {
-        return static_cast<bool>(cell_gradients_.inputs[i]);
-      }
+      present[places_.of(Memory::grad_input, i)] = static_cast<bool>(cell_gradients_.inputs[i]);
     }
     for (int s = 0; s < program_.states; ++s) {
-      if (is(Places::outer_gradient, s)) {
-        return static_cast<bool>(outer_gradient(s));
-      }
+      present[places_.of(Places::outer_gradient, s)] = static_cast<bool>(outer_gradient(s));
     }
     for (int gate = 0; gate < program_.gates; ++gate) {
-      if (is(Places::rounded_recurrent, gate)) {
-        return rounds;
-      }
-      if (is(Places::rounded_projection, gate)) {
-        return rounds && !program_.merged;
-      }
+      present[places_.of(Places::rounded_recurrent, gate)] = rounds;
+      present[places_.of(Places::rounded_projection, gate)] = rounds && !program_.merged;
     }
-    return true;
+    return present;
   }
 
   Rows rows_of(const Buffer<T>& values, const Buffer<O>& rounded) const {
@@ -264,28 +252,25 @@ class CellBackward {
   // Some rows of a step; `later` null: their last step.
   void advance(Range rows, Range columns, Matrix<const T> later, const OperandTable<S>& operands,
                const Team::Member& member) const {
-    T* const slots = slots_.data() + member.rank() * blocks_.slots_size();
-    blocks_.for_each_tile(rows, columns, [&](Range r, Range units) {
+    tiles_.run(rows, columns, operands, member, [&](Range r, Range units, T* slots) {
       Product<S> product = recurrent_product(units);
       product.rows = r.size();
       product.inner = later ? columns_ : 0;
       product.a = later ? later.row(r.begin) : nullptr;
       product.a_stride = later.row_stride;
       product.c = slots;
-      product.c_stride = blocks_.row_size(units.size());
+      product.c_stride = tiles_.row_size(units.size());
       kernels_.product(product);
-      kernels_.run_program({code_.data(), static_cast<std::int64_t>(code_.size()), operands.data(),
-                            slots, blocks_.slots, r.begin, units.begin, r.size(), units.size()});
     });
   }
 
   // Of the rows whose sequence starts at the step at hand, the gradients of the initial states;
-  // that of y without its product, which initial_gradient() adds.
+  // that of y without its product, which the reductions add.
   void store_initial(Range rows, Range columns, int parity) const {
     for (int s = 0; s < program_.states && !rows.empty(); ++s) {
       const Matrix<const T> gradient = carried(s, parity).part(rows.begin, columns.begin);
       if (s == 0 && g_.hx) {
-        const Matrix<T> target = writable(g_.hx, as_rows(grad_y0_, p_.hidden_size));
+        const Matrix<T> target = reductions_.initial_target();
         for (std::int64_t r = 0; r < rows.size(); ++r) {
           std::copy_n(gradient.row(r), columns.size(), target.row(rows.begin + r) + columns.begin);
         }
@@ -293,36 +278,6 @@ class CellBackward {
         kernels_.narrow(gradient, rows.size(), columns.size(),
                         cell_gradients_.initial[s - 1].part(rows.begin, columns.begin));
       }
-    }
-  }
-
-  // dy_0 of the rows that start in the chunk.
-  void initial_gradient(const Chunk& chunk, const Rows& dv, const Team::Member& member) const {
-    if (!g_.hx) {
-      return;
-    }
-    const Range columns = column_share(kernels_, p_.hidden_size, member);
-    const Matrix<T> target = writable(g_.hx, as_rows(grad_y0_, p_.hidden_size));
-    for (std::int64_t t = chunk.first; t <= chunk.last && !columns.empty(); ++t) {
-      const Range rows = starting_rows(p_, t);
-      if (rows.empty()) {
-        continue;
-      }
-      const Rows from = dv.from(p_.steps.offset(t) - p_.steps.offset(chunk.first));
-      Product<S> product = recurrent_product(columns);
-      product.rows = rows.size();
-      product.inner = columns_;
-      product.a = from.values.row(rows.begin);
-      product.a_stride = from.values.row_stride;
-      product.c = target.row(rows.begin) + columns.begin;
-      product.c_stride = target.row_stride;
-      product.init = product.c;
-      product.init_stride = product.c_stride;
-      if constexpr (is_widened<S>) {
-        product.stored = g_.hx.row(rows.begin) + columns.begin;
-        product.stored_stride = g_.hx.row_stride;
-      }
-      kernels_.product(product);
     }
   }
 
@@ -357,9 +312,8 @@ class CellBackward {
   std::int64_t parameter_columns_;  // of the parameters' gradients, side by side
   std::int64_t chunk_rows_;
   std::int64_t rows_;  // that a chunk has at most
-  BlockShape<S, O> blocks_;
   Places places_;
-  std::vector<Instruction> code_;
+  TileRunner<S, O> tiles_;
   Buffer<T> weight_hh_;  // packed; without memory where the weight is read in place
   Buffer<T> dv_[2];
   Buffer<T> du_[2];  // the memory of dv_ where the cell is merged
@@ -367,8 +321,6 @@ class CellBackward {
   Buffer<O> rounded_du_;
   Buffer<T> parameter_rows_[2];
   std::vector<Buffer<T>> carried_;  // two of each state, or none
-  Buffer<T> slots_;                 // of each member
-  Buffer<T> grad_y0_;
   Buffer<T> grad_parameters_;
   Buffer<T> zeros_;
   Buffer<S> stored_zeros_;

@@ -25,20 +25,17 @@ class CellForward {
         kernels_(kernels),
         columns_(program_.gates * p_.hidden_size),
         projection_(p_, program_.gates, program_.merged ? Bias::sum : Bias::input, kernels, plan),
-        blocks_(BlockShape<S, O>::of(kernels, program_.gates, program_.forward_slots)),
         places_(program_),
-        code_(link(program_.forward, places_,
-                   [&](std::uint16_t place) { return is_present(place); })),
-        padded_(program_.gates * blocks_.padded(p_.hidden_size)),
+        tiles_(kernels, program_.gates, program_.forward_slots,
+               link(program_.forward, places_, present()), plan.threads),
+        padded_(program_.gates * tiles_.padded(p_.hidden_size)),
         weight_hh_(
             reads_in_place(kernels, p_.steps.count, p_.steps.batch) ? 0 : padded_ * p_.hidden_size),
         bias_hh_(!program_.merged && p_.bias_hh ? padded_ : 0),
         projected_(projection_.buffered_rows() * columns_),
-        slots_(plan.threads * blocks_.slots_size()),
         zeros_(p_.hidden_size),
         stored_zeros_(p_.hidden_size),
         y0_(p_.hx && is_widened<S> ? p_.steps.batch * p_.hidden_size : 0) {
-    std::fill_n(slots_.data(), plan.threads * blocks_.slots_size(), T{0});
     std::fill_n(zeros_.data(), p_.hidden_size, T{0});
     std::fill_n(stored_zeros_.data(), p_.hidden_size, S{});
     for (int s = 0; s < program_.states; ++s) {
@@ -131,18 +128,16 @@ class CellForward {
     }
   };
 
-  bool is_present(std::uint16_t place) const {
+  // Which places the code finds something at.
+  std::vector<bool> present() const {
+    std::vector<bool> present(places_.count(), true);
     for (int i = 0; i < program_.saved; ++i) {
-      if (place == places_.of(Memory::saved, i)) {
-        return static_cast<bool>(cell_.saved[i]);
-      }
+      present[places_.of(Memory::saved, i)] = static_cast<bool>(cell_.saved[i]);
     }
     for (int s = 0; s < program_.states; ++s) {
-      if (place == places_.of(Places::stored_state, s)) {
-        return is_widened<S> && sequence(s);
-      }
+      present[places_.of(Places::stored_state, s)] = is_widened<S> && sequence(s);
     }
-    return true;
+    return present;
   }
 
   // All steps of a state, where the call keeps them.
@@ -167,15 +162,15 @@ class CellForward {
 
   void pack(Range columns) const {
     projection_.pack(columns);
-    for (std::int64_t c = columns.begin; c < columns.end; c += blocks_.units()) {
-      const std::int64_t units = std::min(blocks_.units(), columns.end - c);
+    for (std::int64_t c = columns.begin; c < columns.end; c += tiles_.units()) {
+      const std::int64_t units = std::min(tiles_.units(), columns.end - c);
       if (weight_hh_.data()) {
         kernels_.pack_gates(p_.weight_hh.part(c, 0), program_.gates, p_.hidden_size, units,
                             p_.hidden_size, panels(c));
       }
       for (std::int64_t g = 0; bias_hh_.data() && g < program_.gates; ++g) {
-        T* const bias = bias_hh_.data() + c * program_.gates + g * blocks_.padded(units);
-        for (std::int64_t i = 0; i < blocks_.padded(units); ++i) {
+        T* const bias = bias_hh_.data() + c * program_.gates + g * tiles_.padded(units);
+        for (std::int64_t i = 0; i < tiles_.padded(units); ++i) {
           bias[i] =
               i < units
                   ? static_cast<T>(
@@ -194,24 +189,20 @@ class CellForward {
   // The states of some rows of a step, from their last y.
   void advance(Range rows, Range columns, Matrix<const T> y, const OperandTable<S>& operands,
                const Team::Member& member) const {
-    T* const slots = slots_.data() + member.rank() * blocks_.slots_size();
-    blocks_.for_each_tile(rows, columns, [&](Range r, Range units) {
-      multiply(r, units, y, slots);
-      kernels_.run_program({code_.data(), static_cast<std::int64_t>(code_.size()), operands.data(),
-                            slots, blocks_.slots, r.begin, units.begin, r.size(), units.size()});
-    });
+    tiles_.run(rows, columns, operands, member,
+               [&](Range r, Range units, T* slots) { multiply(r, units, y, slots); });
   }
 
   // v of a block into the first slots.
   void multiply(Range rows, Range units, Matrix<const T> y, T* slots) const {
-    const std::int64_t width = blocks_.padded(units.size());
+    const std::int64_t width = tiles_.padded(units.size());
     const T* const bias = bias_hh_.from(units.begin * program_.gates);
     Product<S> product;
     product.rows = rows.size();
     product.inner = p_.hidden_size;
     product.a = y.row(rows.begin);
     product.a_stride = y.row_stride;
-    product.c_stride = blocks_.row_size(units.size());
+    product.c_stride = tiles_.row_size(units.size());
     if (weight_hh_.data()) {
       product.columns = program_.gates * width;
       product.b = panels(units.begin);
@@ -236,14 +227,12 @@ class CellForward {
   const Kernels<S, O>& kernels_;
   std::int64_t columns_;  // of u and of v
   Projection<S, O> projection_;
-  BlockShape<S, O> blocks_;
   Places places_;
-  std::vector<Instruction> code_;
+  TileRunner<S, O> tiles_;
   std::int64_t padded_;  // columns of all packed blocks
   Buffer<T> weight_hh_;  // packed; without memory where the weight is read in place
   Buffer<T> bias_hh_;    // in the order of the packed columns
   Buffer<T> projected_;
-  Buffer<T> slots_;  // of each member
   Buffer<T> zeros_;
   Buffer<S> stored_zeros_;
   Buffer<T> y0_;

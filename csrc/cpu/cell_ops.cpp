@@ -29,7 +29,7 @@ class CellCall {
     require(input_.dim() == (batch_sizes ? 2 : 3), text_of(Obstacle::input_dims));
     set_steps(batch_sizes);
     input_size = input_.size(input_.dim() - 1);
-    set_weights(weights);
+    keep_weights(weights);
     const auto states = static_cast<std::size_t>(this->program.states);
     require(initial.empty() || initial.size() == states,
             "expected an initial tensor for each state");
@@ -64,13 +64,7 @@ class CellCall {
     if (!initial_.empty()) {
       p.hx = view::slice<const S>(initial_[0], direction);
     }
-    const auto weight = [&](std::int64_t i) { return weights_[direction * per_direction + i]; };
-    p.weight_ih = view::matrix<const S>(weight(0));
-    p.weight_hh = view::matrix<const S>(weight(1));
-    if (per_direction == 4) {
-      p.bias_ih = view::row<const S>(weight(2));
-      p.bias_hh = view::row<const S>(weight(3));
-    }
+    rnn_ext::set_weights(p, &weights_[direction * per_direction], per_direction);
     p.output = sequence<S>(output, direction);
     return p;
   }
@@ -168,23 +162,15 @@ class CellCall {
       steps.batch = input_.size(1);
     } else {
       sizes_ = read_batch_sizes(*batch_sizes);
-      steps.count = static_cast<std::int64_t>(sizes_.size());
-      const Obstacle obstacle =
-          BatchSizes{sizes_.data(), steps.count}.find_obstacle(input_.size(0));
+      const auto count = static_cast<std::int64_t>(sizes_.size());
+      const Obstacle obstacle = BatchSizes{sizes_.data(), count}.find_obstacle(input_.size(0));
       require(obstacle == Obstacle::none, text_of(obstacle));
-      std::int64_t total = 0;
-      for (const std::int64_t size : sizes_) {
-        offsets_.push_back(total);
-        total += size;
-      }
-      steps.batch_sizes = sizes_.data();
-      steps.batch_offsets = offsets_.data();
-      steps.batch = sizes_.empty() ? 0 : sizes_[0];
+      steps = packed_steps(sizes_, offsets_);
     }
     require(steps.count > 0, text_of(Obstacle::no_steps));
   }
 
-  void set_weights(const std::vector<Tensor>& weights) {
+  void keep_weights(const std::vector<Tensor>& weights) {
     per_direction = static_cast<std::int64_t>(weights.size()) / directions;
     require((per_direction == 2 || per_direction == 4) &&
                 per_direction * directions == static_cast<std::int64_t>(weights.size()),

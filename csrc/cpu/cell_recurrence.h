@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "cpu/recurrence.h"
@@ -93,13 +94,12 @@ class OperandTable {
 };
 
 // The code that a call runs: the program's, of which stores to absent memory are left out with all
-// that only they need. is_present(place) tells what is there.
-template <class IsPresent>
-std::vector<Instruction> link(const std::vector<Instruction>& program, const Places& places,
-                              const IsPresent& is_present) {
+// that only they need. `present` says of each place whether it is there.
+inline std::vector<Instruction> link(const std::vector<Instruction>& program, const Places& places,
+                                     const std::vector<bool>& present) {
   std::vector<Instruction> code;
   const auto add_store = [&](Instruction i, std::uint16_t place) {
-    if (is_present(place)) {
+    if (present[place]) {
       i.c = place;
       code.push_back(i);
     }
@@ -122,7 +122,7 @@ std::vector<Instruction> link(const std::vector<Instruction>& program, const Pla
       }
       code.push_back(i);
       const std::uint16_t outer = places.of(Places::outer_gradient, index);
-      if (i.memory() == Memory::grad_next_state && is_present(outer)) {
+      if (i.memory() == Memory::grad_next_state && present[outer]) {
         i.operation = Operation::load_add;
         i.a = i.dst;
         i.c = outer;
@@ -153,44 +153,63 @@ std::vector<Instruction> link(const std::vector<Instruction>& program, const Pla
   return needed;
 }
 
-// How a pass cuts its units into blocks, whose products leave their results in slots.
+// Runs code on tiles of rows and units, behind products that leave their results in its slots.
 template <class S, class O>
-struct BlockShape {
+class TileRunner {
   using T = Arithmetic<S>;
 
-  const Kernels<S, O>& kernels;
-  std::int64_t gates;    // products per unit
-  std::int64_t slots;    // of the code
-  std::int64_t vectors;  // of a gate in a block
-
-  static BlockShape of(const Kernels<S, O>& kernels, std::int64_t gates, std::int64_t slots) {
-    return {kernels, gates, slots,
-            std::max<std::int64_t>(1, kernels.panel_columns / kernels.width / gates)};
+ public:
+  // gates: products per unit.
+  TileRunner(const Kernels<S, O>& kernels, std::int64_t gates, std::int64_t slot_count,
+             std::vector<Instruction> code, int threads)
+      : kernels_(kernels),
+        slot_count_(slot_count),
+        units_(std::max<std::int64_t>(1, kernels.panel_columns / kernels.width / gates) *
+               kernels.width),
+        code_(std::move(code)),
+        slots_(threads * slots_size()) {
+    std::fill_n(slots_.data(), threads * slots_size(), T{0});
   }
 
-  std::int64_t units() const { return vectors * kernels.width; }
-  // The values of a block's slots for one row, and the rows that the first-level cache takes.
-  std::int64_t row_size(std::int64_t units) const { return slots * padded(units); }
-  std::int64_t rows() const {
-    constexpr std::int64_t bytes = 16 << 10;
-    const std::int64_t fit = bytes / (row_size(units()) * static_cast<std::int64_t>(sizeof(T)));
-    return std::max<std::int64_t>(1, fit / kernels.tile_rows) * kernels.tile_rows;
-  }
-  std::int64_t slots_size() const { return rows() * row_size(units()); }
+  // The units of a tile, as many as a panel has columns for, and these filled up to whole vectors.
+  std::int64_t units() const { return units_; }
   std::int64_t padded(std::int64_t units) const {
-    return (units + kernels.width - 1) / kernels.width * kernels.width;
+    return (units + kernels_.width - 1) / kernels_.width * kernels_.width;
   }
+  // The values of a tile's slots for one row.
+  std::int64_t row_size(std::int64_t units) const { return slot_count_ * padded(units); }
 
-  // f(rows, units) for each tile of some rows and units.
-  template <class F>
-  void for_each_tile(Range rows, Range columns, F f) const {
-    const std::int64_t height = this->rows();
-    for (std::int64_t c = columns.begin; c < columns.end; c += units()) {
-      for (std::int64_t r = rows.begin; r < rows.end; r += height) {
-        f(Range{r, r + height}.below(rows.end), Range{c, c + units()}.below(columns.end));
+  // For each tile of these rows and columns: multiply(rows, units, slots), then the code.
+  template <class Multiply>
+  void run(Range rows, Range columns, const OperandTable<S>& operands, const Team::Member& member,
+           Multiply multiply) const {
+    T* const slots = slots_.data() + member.rank() * slots_size();
+    for (std::int64_t c = columns.begin; c < columns.end; c += units_) {
+      const Range units = Range{c, c + units_}.below(columns.end);
+      for (std::int64_t row = rows.begin; row < rows.end; row += most_rows()) {
+        const Range r = Range{row, row + most_rows()}.below(rows.end);
+        multiply(r, units, slots);
+        kernels_.run_program({code_.data(), static_cast<std::int64_t>(code_.size()),
+                              operands.data(), slots, slot_count_, r.begin, units.begin, r.size(),
+                              units.size()});
       }
     }
   }
+
+ private:
+  // The rows whose slots the first-level cache takes.
+  std::int64_t most_rows() const {
+    constexpr std::int64_t bytes = 16 << 10;
+    const std::int64_t fit = bytes / (row_size(units_) * static_cast<std::int64_t>(sizeof(T)));
+    return std::max<std::int64_t>(1, fit / kernels_.tile_rows) * kernels_.tile_rows;
+  }
+  std::int64_t slots_size() const { return most_rows() * row_size(units_); }
+
+  const Kernels<S, O>& kernels_;
+  std::int64_t slot_count_;
+  std::int64_t units_;
+  std::vector<Instruction> code_;
+  Buffer<T> slots_;  // of each member
 };
 
 }  // namespace rnn_ext::cpu

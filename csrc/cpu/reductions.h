@@ -1,5 +1,6 @@
-// The gradients that are products over the rows of many steps: of the input, the weights and the
-// biases, from the gradients of the two products u = W_ih x + b_ih and v = W_hh y + b_hh.
+// The gradients that are products over the rows of many steps, or outside of the steps: of the
+// input, the initial state, the weights and the biases, from the gradients of the two products u =
+// W_ih x + b_ih and v = W_hh y + b_hh.
 //
 //   dx_t = W_ihᵀ du_t,  dW_ih = Σ du_t x_tᵀ,  dW_hh = Σ dv_t y_{t-1}ᵀ,  db_ih = Σ du,  db_hh = Σ dv
 //
@@ -53,6 +54,7 @@ class Reductions {
       weight_ih_ = Buffer<O>(packed_size(kernels, p_.input_size, columns_));
     }
     if (is_widened<S>) {
+      grad_hx_ = Buffer<T>(g_.hx ? p_.steps.batch * h : 0);
       grad_input_ = Buffer<T>(g_.input ? chunk_rows * p_.input_size : 0);
       grad_weight_ih_ = Buffer<T>(g_.weight_ih ? columns_ * p_.input_size : 0);
       grad_weight_hh_ = Buffer<T>(g_.weight_hh ? columns_ * h : 0);
@@ -93,6 +95,42 @@ class Reductions {
     pack_operands(chunk, du, dv, member);
     member.barrier();
     weight_gradients(chunk, du, dv, accumulate, member);
+  }
+
+  // Where the gradient of the initial state is computed: in place, or in T.
+  Matrix<T> initial_target() const { return writable(g_.hx, as_rows(grad_hx_, p_.hidden_size)); }
+
+  // Writes it for the rows that start in the chunk, or adds to what is there. by(columns) is a
+  // product by these columns of W_hh.
+  template <class ProductBy>
+  void initial_gradient(const Chunk& chunk, const Rows& dv, bool adds, const Team::Member& member,
+                        ProductBy by) const {
+    if (!g_.hx) {
+      return;
+    }
+    const Range columns = column_share(kernels_, p_.hidden_size, member);
+    const Matrix<T> target = initial_target();
+    for (std::int64_t t = chunk.first; t <= chunk.last && !columns.empty(); ++t) {
+      const Range rows = starting_rows(p_, t);
+      if (rows.empty()) {
+        continue;
+      }
+      const Rows from = dv.from(p_.steps.offset(t) - p_.steps.offset(chunk.first));
+      Product<S> product = by(columns);
+      product.rows = rows.size();
+      product.inner = columns_;
+      product.a = from.values.row(rows.begin);
+      product.a_stride = from.values.row_stride;
+      product.c = target.row(rows.begin) + columns.begin;
+      product.c_stride = target.row_stride;
+      product.init = adds ? product.c : nullptr;
+      product.init_stride = product.c_stride;
+      if constexpr (is_widened<S>) {
+        product.stored = g_.hx.row(rows.begin) + columns.begin;
+        product.stored_stride = g_.hx.row_stride;
+      }
+      kernels_.product(product);
+    }
   }
 
   // Brings a member's rows of the sums to where they belong.
@@ -277,6 +315,7 @@ class Reductions {
   Buffer<O> inputs_;
   Buffer<O> states_;
   Buffer<S> zeros_;
+  Buffer<T> grad_hx_;
   Buffer<T> grad_input_;
   Buffer<T> grad_weight_ih_;
   Buffer<T> grad_weight_hh_;
