@@ -1,4 +1,4 @@
-"""The package as a whole: what it is built from, ships, and says when it cannot be loaded."""
+"""The package as a whole: how it is built, and what its wheels hold."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import ast
 import importlib
 import importlib.metadata
 import os
-import platform
 import re
 import runpy
 import shutil
@@ -17,7 +16,7 @@ import venv
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,139 +31,7 @@ sys.path.insert(0, str(ROOT))
 import cuda_build  # noqa: E402
 
 PACKAGE = Path(rnn_ext.__file__).parent
-Load = Callable[[], ModuleType]
 SetupPy = Callable[[], dict[str, Any]]
-
-
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    """An empty package with our loader in it, as it lies in site-packages."""
-    folder = tmp_path / f"loader_of_{tmp_path.name}"
-    folder.mkdir()
-    (folder / "__init__.py").touch()
-    for name in ("_extension.py", "_digest.py", "_node_name.py"):
-        shutil.copy(PACKAGE / name, folder)
-    return folder
-
-
-@pytest.fixture
-def load(package: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
-    """That package's `load`, imported when first called."""
-    monkeypatch.syspath_prepend(package.parent)
-    return lambda: importlib.import_module(f"{package.name}._extension").load()
-
-
-def make_source_tree(root: Path) -> None:
-    (root / "csrc").mkdir()
-    (root / "csrc" / "ops.cpp").write_text("int x;\n")
-    (root / "pyproject.toml").touch()
-
-
-def write_module(package: Path, source_digest: str) -> None:
-    (package / "_C.py").write_text(f"source_digest = {source_digest!r}\n")
-
-
-def sentence(load: Load) -> str:
-    with pytest.raises(ImportError) as caught:
-        load()
-    text = str(caught.value)
-    assert "\n" not in text
-    assert text.endswith(".")
-    return text
-
-
-def test_old_torch_is_named_with_the_way_out(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
-    text = sentence(load)
-    assert "needs torch 2.10 or newer and found torch 2.9.1+cpu" in text
-    assert "pip install --upgrade torch" in text
-
-
-def test_oldest_supported_torch_is_taken(
-    package: Path, load: Load, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_module(package, "")
-    monkeypatch.setattr(torch, "__version__", "2.10.0")
-    assert load().__name__ == f"{package.name}._C"
-
-
-def test_tree_that_was_never_built_says_make_build(package: Path, load: Load) -> None:
-    make_source_tree(package.parent)
-    text = sentence(load)
-    assert "never built" in text
-    assert f"`make build` in {package.parent}" in text
-    assert "another folder" in text
-
-
-def test_installed_package_without_its_binary_says_install_again(package: Path, load: Load) -> None:
-    text = sentence(load)
-    assert f"missing from {package}" in text
-    assert f"install rnn_ext again with {sys.executable}" in text
-
-
-@pytest.mark.parametrize("in_tree", [False, True])
-def test_binary_for_another_python_is_named(package: Path, load: Load, in_tree: bool) -> None:
-    binary = package / "_C.cpython-39-x86_64-linux-gnu.so"
-    binary.touch()
-    if in_tree:
-        make_source_tree(package.parent)
-    text = sentence(load)
-    assert f"built for another Python or machine ({binary.name})" in text
-    assert platform.python_version() in text
-    assert ("make build" in text) == in_tree
-
-
-def test_binary_that_does_not_load_says_why(package: Path, load: Load) -> None:
-    binary = package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
-    binary.write_bytes(b"\x7fELF of some other machine")
-    text = sentence(load)
-    assert "does not load on this machine" in text
-    assert binary.name in text
-    assert "install rnn_ext again" in text
-
-
-def test_error_that_the_binary_itself_raises_passes_unchanged(package: Path, load: Load) -> None:
-    (package / "_C.py").write_text("raise ImportError('RNN_EXT_ISA is wrong.')\n")
-    assert sentence(load) == "RNN_EXT_ISA is wrong."
-
-
-def test_changed_source_says_make_build_until_it_is_built(package: Path, load: Load) -> None:
-    make_source_tree(package.parent)
-    csrc = package.parent / "csrc"
-    write_module(package, _digest.source_digest(csrc))
-    load()
-    (csrc / "ops.cpp").write_text("int y;\n")
-    text = sentence(load)
-    assert "changed after its binary was built" in text
-    assert "`make build`" in text
-
-
-def test_other_projects_csrc_beside_an_installed_package_is_no_change(
-    package: Path, load: Load
-) -> None:
-    write_module(package, "0")
-    (package.parent / "csrc").mkdir()
-    load()
-
-
-def test_digest_sees_content_names_and_headers_but_no_hidden_or_other_files(tmp_path: Path) -> None:
-    (tmp_path / "cpu").mkdir()
-    seen = {_digest.source_digest(tmp_path)}
-    for name, content in [
-        ("ops.cpp", "a"),
-        ("ops.cpp", "b"),
-        ("cpu/kernels.inl", ""),
-        ("cpu/kernels.h", ""),
-        ("cpu/step.cuh", ""),
-    ]:
-        (tmp_path / name).write_text(content)
-        seen.add(_digest.source_digest(tmp_path))
-    (tmp_path / "ops.cpp").rename(tmp_path / "cpu" / "ops.cpp")
-    seen.add(_digest.source_digest(tmp_path))
-    assert len(seen) == 7
-    (tmp_path / ".ops.cpp").touch()
-    (tmp_path / "ops.cpp~").touch()
-    assert _digest.source_digest(tmp_path) in seen
 
 
 def test_version_is_the_same_in_binary_metadata_and_build_info() -> None:
@@ -455,22 +322,6 @@ def test_a_torch_whose_api_the_node_does_not_fit_is_told_and_built_without_it(
     assert built == ["rnn_ext._C"]
     assert command.extensions == [names["extension"]]
     assert "built without the autograd node in C++" in capsys.readouterr().out
-
-
-def test_the_node_of_another_torch_release_is_not_loaded(
-    package: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(package.parent)
-    monkeypatch.delenv("RNN_EXT_NODE", raising=False)
-    (package / "_node_2_99_0.py").write_text("is_here = True\n")
-    load_node = importlib.import_module(f"{package.name}._extension").load_node
-    assert load_node() is None
-    # CPU and CUDA builds of a release share its C++ API.
-    for version in ("2.99.0", "2.99.0+cu130"):
-        monkeypatch.setattr(torch, "__version__", version)
-        assert load_node().is_here
-    monkeypatch.setenv("RNN_EXT_NODE", "0")
-    assert load_node() is None
 
 
 @pytest.mark.slow
