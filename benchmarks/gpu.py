@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import rnn_ext
-from rnn_ext import cuda
+from rnn_ext._core import cuda
 from rnn_ext.bench.timing import MIN_ROUNDS, Blocks
 from rnn_ext.bench.workload import MODES
 

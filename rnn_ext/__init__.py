@@ -5,9 +5,10 @@ from . import _extension
 _C = _extension.load()
 
 # Importing flops and ops registers formulas, fake kernels and autograd.
-from . import cells, flops, functional, ops  # noqa: E402, F401
-from ._cells.cell import Cell, cell  # noqa: E402
-from ._cells.errors import CellError  # noqa: E402
+from . import cells, functional  # noqa: E402
+from ._core import flops, ops  # noqa: E402, F401
+from ._core.cells.cell import Cell, cell  # noqa: E402
+from ._core.cells.errors import CellError  # noqa: E402
 from .embedding_rnn import EmbeddingRNN  # noqa: E402
 from .info import build_info, explain, release_scratch, uses_openmp  # noqa: E402
 from .modules import RNN, RNNCell  # noqa: E402

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._cells.cell import cell
+from ._core.cells.cell import cell
 
 __all__ = [
     "alif",

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import dispatch, lookup
-from .call import Call, weight_shapes
-from .torch_private import is_any_autocast_enabled
+from ._core import dispatch, lookup
+from ._core.call import Call, weight_shapes
+from ._core.torch_private import is_any_autocast_enabled
 
 __all__ = ["embedding_rnn", "embedding_rnn_generate", "rnn", "rnn_cell"]
 

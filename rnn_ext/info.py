@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _C, _node, cuda, dispatch, lookup
-from .call import Call
-from .dispatch import Path, Route
+from . import _C
+from ._core import cuda, dispatch, lookup, node
+from ._core.call import Call
+from ._core.dispatch import Path, Route
 from .embedding_rnn import EmbeddingRNN
 from .modules import RNN, RNNCell
 
@@ -32,7 +33,7 @@ def build_info() -> dict[str, Any]:
     """
     info = _C.build_info()
     info["openmp"] = uses_openmp()
-    info["autograd_node"] = "C++" if _node.is_loaded else "Python"
+    info["autograd_node"] = "C++" if node.is_loaded else "Python"
     info["torch_running"] = torch.__version__
     return info
 

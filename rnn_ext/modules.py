@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.fx.proxy import Proxy, TraceError
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _node, dispatch
-from .call import Call
-from .torch_private import (
+from ._core import dispatch, node
+from ._core.call import Call
+from ._core.torch_private import (
     flat_weights,
     is_any_autocast_enabled,
     read_parameters,
@@ -158,7 +158,7 @@ class RNN(nn.RNNBase):
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the layers; see the class for the shapes."""
         if not torch.compiler.is_compiling():
-            result = _node.run_rnn(self, input, hx)
+            result = node.run_rnn(self, input, hx)
             if result is not None:
                 return result
         if isinstance(input, Proxy):
@@ -279,7 +279,7 @@ class RNNCell(nn.RNNCellBase):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Returns the next state; see the class for the shapes."""
         if not torch.compiler.is_compiling():
-            result = _node.run_cell(self, input, hx)
+            result = node.run_cell(self, input, hx)
             if result is not None:
                 return result
         if isinstance(input, Proxy):

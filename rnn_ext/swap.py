@@ -10,8 +10,8 @@ from torch import nn
 from torch.jit import ScriptModule
 from torch.nn.utils import parametrize
 
+from ._core.torch_private import compiled_wrapper_type, refresh_flat_weights
 from .modules import RNN, RNNCell
-from .torch_private import compiled_wrapper_type, refresh_flat_weights
 
 __all__ = ["replace_rnn", "restore_rnn"]
 

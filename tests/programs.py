@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from rnn_ext import Cell
-from rnn_ext._cells.interpreter import execute
-from rnn_ext._cells.program import OPERANDS, Instruction, Operand, Program
+from rnn_ext._core.cells.interpreter import execute
+from rnn_ext._core.cells.program import OPERANDS, Instruction, Operand, Program
 
 
 @dataclass

@@ -16,9 +16,9 @@ from torch import Tensor
 
 import rnn_ext
 from rnn_ext import cells
-from rnn_ext._cells import program
-from rnn_ext._cells.interpreter import run_step
-from rnn_ext._cells.program import Program
+from rnn_ext._core.cells import program
+from rnn_ext._core.cells.interpreter import run_step
+from rnn_ext._core.cells.program import Program
 
 nan, inf = math.nan, math.inf
 # Where the pieces of piecewise functions meet, and beyond where exp overflows.

@@ -20,7 +20,8 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnn_ext
-from rnn_ext import _C, cuda
+from rnn_ext import _C
+from rnn_ext._core import cuda
 from rnn_ext.functional import rnn
 from rnn_ext.info import route_of
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import rnn_ext
-from rnn_ext import autograd, dispatch
+from rnn_ext._core import autograd, dispatch
 
 CHANGES: dict[str, Callable[[Tensor], Any]] = {
     "mul_": lambda y: y.mul_(2),
@@ -42,7 +42,7 @@ def node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
             pytest.skip("no autograd node in C++ was built for this torch release")
     else:
         for name in ("takes", "run_rnn", "run_cell"):
-            monkeypatch.setattr(dispatch._node, name, lambda *_: None)
+            monkeypatch.setattr(dispatch.node, name, lambda *_: None)
     return request.param
 
 

@@ -279,7 +279,7 @@ def test_wheel_with_cuda_kernels_works_on_a_machine_without_a_gpu(cuda_wheel: Pa
 @pytest.mark.slow
 @needs_nvcc
 def test_without_a_driver_the_cuda_kernels_say_so(cuda_wheel: Path) -> None:
-    reason = run_with(cuda_wheel, "print(rnn_ext.cuda.limits(0))")
+    reason = run_with(cuda_wheel, "print(rnn_ext._core.cuda.limits(0))")
     assert reason.startswith("rnn_ext: the CUDA kernels cannot run here: ")
     assert len(reason.splitlines()) == 1
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import rnn_ext
-from rnn_ext import RNN, RNNCell, dispatch
+from rnn_ext import RNN, RNNCell
+from rnn_ext._core import dispatch
 
 WIDE = {torch.float64, torch.complex128}
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]

@@ -16,7 +16,8 @@ from support import (
 from torch import nn
 
 import rnn_ext
-from rnn_ext import functional, lookup
+from rnn_ext import functional
+from rnn_ext._core import lookup
 from rnn_ext.charlm import CharRNN
 
 forward = torch.ops.rnn_ext._token_rnn_forward.default

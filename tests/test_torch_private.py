@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 import rnn_ext
-from rnn_ext import torch_private
+from rnn_ext._core import torch_private
 
 HOME = Path(torch_private.__file__)
 PACKAGE = HOME.parent

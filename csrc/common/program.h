@@ -1,5 +1,5 @@
-// A cell's step as a program of vector operations, as rnn_ext._cells writes it: a tensor of int64
-// values, checked here. Includes no torch.
+// A cell's step as a program of vector operations, as rnn_ext._core.cells writes it: a tensor of
+// int64 values, checked here. Includes no torch.
 //
 // A cell computes, from u = W_ih x_t + b_ih and v = W_hh y_{t-1} + b_hh, each of `gates` blocks of
 // columns, the state y_t that W_hh multiplies next, and further states. Everything in it is

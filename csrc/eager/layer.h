@@ -32,7 +32,8 @@ struct Operands {
 variable_list run_layer(const Operands& operands, Settings settings);
 
 // Returns the gradients of input, hx and weights, differentiable or under vmap, undefined where
-// `mask` is false: rnn_ext.autograd.higher_order_backward. Without `output` it runs the layer anew.
+// `mask` is false: rnn_ext._core.autograd.higher_order_backward. Without `output` it runs the layer
+// anew.
 variable_list higher_order_backward(const variable_list& grads, const Operands& operands,
                                     const optional<Tensor>& output, Settings settings,
                                     const std::vector<bool>& mask);

@@ -16,7 +16,7 @@
 namespace rnn_ext::eager {
 namespace {
 
-// rnn_ext.autograd.higher_order_backward
+// rnn_ext._core.autograd.higher_order_backward
 pybind11::handle python_backward;
 
 // Whether graph capture, a transform or a mode is active that the Python side takes care of.
@@ -139,7 +139,7 @@ PyObject* wrap(variable_list results) {
   return wrapped.release().ptr();
 }
 
-// The tensors of (input, hx, weights, batch_sizes), the first fields of rnn_ext.call.Call.
+// The tensors of (input, hx, weights, batch_sizes), the first fields of rnn_ext._core.call.Call.
 optional<Operands> read_call(PyObject* const* f) {
   optional<Operands> operands = read_operands(f[0], f[1], f[3]);
   if (!operands || !PyList_CheckExact(f[2]) ||
@@ -150,7 +150,7 @@ optional<Operands> read_call(PyObject* const* f) {
   return operands;
 }
 
-// takes(*call) -> bool, for the fields of rnn_ext.call.Call in their order.
+// takes(*call) -> bool, for the fields of rnn_ext._core.call.Call in their order.
 PyObject* takes(PyObject*, PyObject* const* f, Py_ssize_t) {
   HANDLE_TH_ERRORS
   const optional<Operands> operands = read_call(f);
@@ -215,7 +215,7 @@ const Names& names() {
 }
 
 // run_rnn(module, input, hx) -> (output, h_n) for batched input and one layer; None where
-// rnn_ext.dispatch has to find a path.
+// rnn_ext._core.dispatch has to find a path.
 PyObject* run_rnn(PyObject*, PyObject* const* f, Py_ssize_t) {
   HANDLE_TH_ERRORS
   const Names& name = names();

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from rnn_ext import cuda
+from rnn_ext._core import cuda
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from support import assert_same_bits
 from torch import nn
 
 import rnn_ext
-from rnn_ext import cuda
+from rnn_ext._core import cuda
 
 pytestmark = NEEDS_GPU
 

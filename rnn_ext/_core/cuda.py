@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import _C
+from .. import _C
 from .call import Call
 from .torch_private import assume_constant_result
 

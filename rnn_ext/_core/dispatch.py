@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _C, _node, autograd, composite, cuda, derivatives, onnx
+from .. import _C, onnx
+from . import autograd, composite, cuda, derivatives, node
 from .call import Call
 from .torch_private import is_any_autocast_enabled, is_batchedtensor, is_tracing, is_transformed
 from .vectorize import loops_over_samples
@@ -92,7 +93,7 @@ def route(call: Call) -> Route:
     """Chooses how a call goes; runs nothing."""
     if is_any_autocast_enabled():
         call = _cast_for_cpu_autocast(call)
-    if not torch.compiler.is_compiling() and _node.takes(*call):
+    if not torch.compiler.is_compiling() and node.takes(*call):
         return Route(call, Path.NODE)
     reason = _refusal(call)
     if reason:
@@ -173,12 +174,12 @@ Layer = Callable[..., tuple[Tensor, Tensor]]
 
 def _run_node(*operands: Any) -> tuple[Tensor, Tensor]:
     input, hx, weights, batch_sizes, nonlinearity, bidirectional = operands
-    return _node.run(input, hx, weights, batch_sizes, False, nonlinearity, bidirectional)
+    return node.run(input, hx, weights, batch_sizes, False, nonlinearity, bidirectional)
 
 
 def _run_node_step(*operands: Any) -> Tensor:
     input, hx, weights, _, nonlinearity, _ = operands
-    return _node.run(input, hx, weights, None, True, nonlinearity, False)
+    return node.run(input, hx, weights, None, True, nonlinearity, False)
 
 
 # How a layer runs on each path, and a step where it is not a layer of one step.

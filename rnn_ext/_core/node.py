@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import _extension
+from .. import _extension
 from .autograd import higher_order_backward
 
 __all__ = ["is_loaded", "run", "run_cell", "run_rnn", "takes"]
