@@ -12,6 +12,7 @@ from ._core.cells.errors import CellError  # noqa: E402
 from .embedding_rnn import EmbeddingRNN  # noqa: E402
 from .info import build_info, explain, release_scratch, uses_openmp  # noqa: E402
 from .modules import RNN, RNNCell  # noqa: E402
+from .recurrent import Recurrent, RecurrentCell  # noqa: E402
 from .swap import replace_rnn, restore_rnn  # noqa: E402
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "CellError",
     "EmbeddingRNN",
     "RNNCell",
+    "Recurrent",
+    "RecurrentCell",
     "__version__",
     "build_info",
     "cell",

@@ -205,8 +205,15 @@ def recurrence(rng: random.Random) -> tuple[Layer, Cell, list[Any], list[Any]]:
 
 
 def recurrence_forward(rng: random.Random) -> list[Any]:
-    _, _, operands, settings = recurrence(rng)
-    return [*operands, *settings, rng.choice([0, 1, 2, 7]), rng.random() < 0.5]
+    _, cell, operands, settings = recurrence(rng)
+    states = 1 + len(cell.states)
+    return [
+        *operands,
+        *settings,
+        states,
+        rng.choice([0, 1, 2, 7]),
+        rng.choice([0, cell.kept_values]),
+    ]
 
 
 def recurrence_backward(rng: random.Random) -> list[Any]:
@@ -215,12 +222,12 @@ def recurrence_backward(rng: random.Random) -> list[Any]:
     given = mask_of(rng, 2 * states)
     kinds = [sequence, *[a.states()] * states, *[sequence] * (states - 1)]
     gradients = [kind for kind, is_given in zip(kinds, given, strict=True) if is_given]
-    saved = int(cell.program[5])
-    kept = int(cell.program[7]).bit_count()
+    saved = cell.kept_values
+    kept = cell.kept_states.bit_count()
     wanted = 1 + sum(len(part) for part in operands[1:])
     return [
         *(gradients, given, *operands, sequence, [sequence] * kept, [sequence] * saved),
-        *(*settings, mask_of(rng, wanted)),
+        *(*settings, cell.kept_states, mask_of(rng, wanted)),
     ]
 
 

@@ -204,15 +204,16 @@ std::size_t count_kept(const Program& program, std::uint64_t kept) {
   return count;
 }
 
-std::vector<Tensor> recurrence_forward(const Tensor& input, const std::vector<Tensor>& initial,
-                                       const std::vector<Tensor>& weights,
-                                       const std::vector<Tensor>& parameters,
-                                       const std::vector<Tensor>& inputs,
-                                       const std::optional<Tensor>& batch_sizes,
-                                       const Tensor& program, bool bidirectional,
-                                       std::int64_t kept_states, bool save) {
+std::vector<Tensor> recurrence_forward(
+    const Tensor& input, const std::vector<Tensor>& initial, const std::vector<Tensor>& weights,
+    const std::vector<Tensor>& parameters, const std::vector<Tensor>& inputs,
+    const std::optional<Tensor>& batch_sizes, const Tensor& program, bool bidirectional,
+    std::int64_t states, std::int64_t kept_states, std::int64_t kept_values) {
   const CellCall call(input, initial, weights, parameters, inputs, batch_sizes, program,
                       bidirectional);
+  require(states == call.program.states, "states must be as many as the cell's program has");
+  require(kept_values == 0 || kept_values == call.program.saved,
+          "kept_values must be 0, or as many as the cell's program keeps");
   const auto kept = static_cast<std::uint64_t>(kept_states);
   const Tensor output = call.new_states();
   std::vector<Tensor> finals, sequences, saved;
@@ -222,7 +223,7 @@ std::vector<Tensor> recurrence_forward(const Tensor& input, const std::vector<Te
   for (std::size_t i = 0; i < count_kept(call.program, kept); ++i) {
     sequences.push_back(call.new_states());
   }
-  for (int i = 0; save && i < call.program.saved; ++i) {
+  for (std::int64_t i = 0; i < kept_values; ++i) {
     saved.push_back(call.new_states());
   }
   if (output.numel() > 0) {
@@ -295,13 +296,15 @@ std::vector<Tensor> recurrence_backward(
     const std::vector<Tensor>& parameters, const std::vector<Tensor>& inputs, const Tensor& output,
     const std::vector<Tensor>& sequences, const std::vector<Tensor>& saved,
     const std::optional<Tensor>& batch_sizes, const Tensor& program, bool bidirectional,
-    const std::vector<bool>& output_mask) {
+    std::int64_t kept_states, const std::vector<bool>& output_mask) {
   const CellCall call(input, initial, weights, parameters, inputs, batch_sizes, program,
                       bidirectional);
   require(!call.program.backward.empty(), "the cell has no derivative");
   const GivenGradients incoming(call, gradients, given);
   call.made_by_forward(output, "output");
-  require(sequences.size() == count_kept(call.program, call.program.kept_states) &&
+  const auto kept = static_cast<std::uint64_t>(kept_states);
+  require((kept & call.program.kept_states) == call.program.kept_states &&
+              sequences.size() == count_kept(call.program, kept) &&
               static_cast<int>(saved.size()) == call.program.saved,
           "expected the states and values that the cell's program keeps");
   for (const auto* list : {&sequences, &saved}) {
@@ -346,7 +349,7 @@ std::vector<Tensor> recurrence_backward(
         for (std::int64_t d = 0; d < call.directions; ++d) {
           CellBackwardTask<S> task;
           task.problem = call.problem<S>(output, d);
-          task.cell = call.operands<S>(sequences, call.program.kept_states, saved, d);
+          task.cell = call.operands<S>(sequences, kept, saved, d);
           Gradients<S>& g = task.gradients;
           CellGradients<S>& cell = task.cell_gradients;
           const auto state = [&](std::size_t i) {
@@ -405,13 +408,13 @@ std::vector<Tensor> recurrence_backward(
 void define_cell_ops(Library& m) {
   m.def(
       "recurrence_forward(Tensor input, Tensor[] initial, Tensor[] weights, Tensor[] parameters, "
-      "Tensor[] inputs, Tensor? batch_sizes, Tensor program, bool bidirectional, int kept_states, "
-      "bool save) -> Tensor[]");
+      "Tensor[] inputs, Tensor? batch_sizes, Tensor program, bool bidirectional, int states, "
+      "int kept_states, int kept_values) -> Tensor[]");
   m.def(
       "recurrence_backward(Tensor[] gradients, bool[] given, Tensor input, Tensor[] initial, "
       "Tensor[] weights, Tensor[] parameters, Tensor[] inputs, Tensor output, Tensor[] sequences, "
       "Tensor[] saved, Tensor? batch_sizes, Tensor program, bool bidirectional, "
-      "bool[] output_mask) -> Tensor[]");
+      "int kept_states, bool[] output_mask) -> Tensor[]");
 }
 
 void implement_cell_ops(Library& m) {

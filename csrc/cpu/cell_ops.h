@@ -4,13 +4,14 @@
 // state, or is empty for zeros. weights are weight_ih (G·H, I), weight_hh (G·H, H) and, where the
 // layer has them, bias_ih, bias_hh (G·H), for each direction. parameters are (H,); inputs are
 // (D, T, B, H), or packed (D, N, H). kept_states is a set of bits: the states from 1 on of which
-// all steps are wanted.
+// all steps are wanted. states is how many the program has, y among them.
 //
 // recurrence_forward returns the output (T, B, D·H) or (N, D·H), the final states (D, B, H), then
-// like output the kept states and, where `save` asks for them, the values that backward needs.
+// like output the kept states and the kept_values values that backward needs: all that the program
+// keeps, or none.
 // recurrence_backward takes the gradients of output, the final states and all steps of the states
-// from 1 on; `given` says which of these `gradients` has. sequences are the kept states that the
-// program names. It returns what output_mask asks for of the gradients of input, initial, weights,
+// from 1 on; `given` says which of these `gradients` has. sequences are the states in
+// kept_states, those that the program reads among them. It returns what output_mask asks for of the gradients of input, initial, weights,
 // parameters, as (D, H), and inputs.
 #pragma once
 

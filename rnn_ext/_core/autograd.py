@@ -20,7 +20,7 @@ from .torch_private import (
 from .vectorize import is_in_legacy_vmap
 from .walk import Walk
 
-__all__ = ["higher_order_backward", "rnn_cell", "rnn_layer"]
+__all__ = ["higher_order_backward", "memory_errors", "rnn_cell", "rnn_layer"]
 
 # Looked up once. None has autograd of its own.
 _rnn_forward = torch.ops.rnn_ext._rnn_forward.default
@@ -51,7 +51,7 @@ def rnn_layer(
     Raises:
         torch.OutOfMemoryError: no memory for the outputs or for scratch.
     """
-    with _memory_errors:
+    with memory_errors:
         if not _needs_graph(input, hx, weights):
             return _rnn_forward(input, hx, weights, batch_sizes, nonlinearity, bidirectional)
         settings = (batch_sizes, nonlinearity, bidirectional)
@@ -70,7 +70,7 @@ def rnn_cell(
     bidirectional: bool,
 ) -> Tensor:
     """Runs one step of ``rnn_layer``: input ``(B, I)``, hx and result ``(B, H)``."""
-    with _memory_errors:
+    with memory_errors:
         if not _needs_graph(input, hx, weights):
             return _cell_forward(input, hx, weights, nonlinearity)
         output: Tensor = apply_function(_RNNCell, (nonlinearity,), input, hx, weights)
@@ -102,7 +102,7 @@ class _MemoryErrors:
                 raise torch.OutOfMemoryError(text) from None
 
 
-_memory_errors = _MemoryErrors()
+memory_errors = _MemoryErrors()
 
 
 def _save(
@@ -171,7 +171,7 @@ class _RNNLayer(torch.autograd.Function):
         input, hx, batch_sizes, output, weights = _saved(ctx)
         nonlinearity, bidirectional = ctx.settings
         mask = ctx.needs_input_grad[3:]
-        with _memory_errors:
+        with memory_errors:
             if _is_differentiated(grad_output, grad_h_n):
                 # Without the output, whose saved data has no graph for second derivatives.
                 found = higher_order_backward(
@@ -206,7 +206,7 @@ class _RNNCell(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, hx, _, output, weights = _saved(ctx)
         mask = ctx.needs_input_grad[1:]
-        with _memory_errors:
+        with memory_errors:
             if _is_differentiated(grad_output):
                 found = higher_order_backward(
                     *(grad_output, None, input, hx, weights, None, None),

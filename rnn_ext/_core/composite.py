@@ -1,6 +1,6 @@
-"""A layer written out in torch's own operations.
+"""A layer written out in torch's own operations, a time step after the other.
 
-Slow, and exact: for where torch.compile traces a torch.func transform, which sees through nothing
+Slow, and exact: for what the kernels do not serve, and for transforms that see through nothing
 else.
 """
 
@@ -12,7 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["rnn_layer"]
+__all__ = ["Step", "recurrence", "rnn_layer"]
+
+# (u, v, states, inputs) -> next states, for the rows of one time step: u and v (B, G·H), the states
+# and inputs (B, H). v is the product with the first state.
+Step = Callable[[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
 
 
 def rnn_layer(
@@ -24,48 +28,95 @@ def rnn_layer(
     bidirectional: bool,
 ) -> tuple[Tensor, Tensor]:
     """The same as ``torch.ops.rnn_ext.rnn_forward``: see ``csrc/common/ops.h`` for the shapes."""
+    activation = torch.tanh if nonlinearity == "tanh" else torch.relu
+
+    def step(u: Tensor, v: Tensor, *_: Sequence[Tensor]) -> Sequence[Tensor]:
+        return (activation(u + v),)
+
+    initial = None if hx is None else [hx]
+    (output,), (h_n,) = recurrence(step, 1, input, initial, weights, [], batch_sizes, bidirectional)
+    return output, h_n
+
+
+def recurrence(
+    step: Step,
+    states: int,
+    input: Tensor,
+    initial: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    bidirectional: bool,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Runs ``step`` over a sequence.
+
+    Args:
+        states: how many states the step has.
+        input: ``(T, B, I)``, or packed ``(N, I)``.
+        initial: the first states, ``(D, B, H)`` each; None for zeros.
+        weights: ``weight_ih``, ``weight_hh`` (, ``bias_ih``, ``bias_hh``) for each direction.
+        inputs: ``(D, T, B, H)`` each, or packed ``(D, N, H)``.
+        batch_sizes: rows of each step of packed input.
+
+    Returns:
+        Every state at all steps, ``(T, B, D·H)`` or ``(N, D·H)``, and at the last, ``(D, B, H)``.
+    """
     directions = 2 if bidirectional else 1
     per_direction = len(weights) // directions
     rows = [input.size(1)] * input.size(0) if batch_sizes is None else batch_sizes.tolist()
-    outputs, finals = [], []
-    for direction in range(directions):
-        w_ih, w_hh, *biases = weights[direction * per_direction : (direction + 1) * per_direction]
-        h0 = input.new_zeros(rows[0], w_hh.size(0)) if hx is None else hx[direction]
-        output, h_n = _direction(
-            F.linear(input, w_ih, sum(biases) if biases else None),  # type: ignore[arg-type]
-            h0,
-            w_hh,
-            rows,
-            packed=batch_sizes is not None,
-            activation=torch.tanh if nonlinearity == "tanh" else torch.relu,
-            reverse=direction == 1,
+
+    def by_step(t: Tensor) -> Sequence[Tensor]:
+        return t.unbind(0) if batch_sizes is None else t.split(rows)
+
+    histories, finals = [], []
+    for d in range(directions):
+        w_ih, w_hh, *biases = weights[d * per_direction : (d + 1) * per_direction]
+        b_ih, b_hh = biases or (None, None)
+        zeros = input.new_zeros(rows[0], w_hh.size(1))
+        history, last = _direction(
+            *(step, by_step(F.linear(input, w_ih, b_ih)), rows),
+            *([zeros] * states if initial is None else [t[d] for t in initial], w_hh, b_hh),
+            *([by_step(t[d]) for t in inputs], d == 1),
         )
-        outputs.append(output)
-        finals.append(h_n)
-    return torch.cat(outputs, -1), torch.stack(finals)
+        join = torch.stack if batch_sizes is None else torch.cat
+        histories.append([join(steps) for steps in history])
+        finals.append(last)
+    return (
+        [torch.cat(parts, -1) for parts in zip(*histories, strict=True)],
+        [torch.stack(parts) for parts in zip(*finals, strict=True)],
+    )
 
 
 def _direction(
-    projected: Tensor,
-    h0: Tensor,
-    w_hh: Tensor,
+    step: Step,
+    u: Sequence[Tensor],
     rows: list[int],
-    *,
-    packed: bool,
-    activation: Callable[[Tensor], Tensor],
+    initial: Sequence[Tensor],
+    w_hh: Tensor,
+    b_hh: Tensor | None,
+    inputs: Sequence[Sequence[Tensor]],
     reverse: bool,
-) -> tuple[Tensor, Tensor]:
-    steps = list(projected.split(rows) if packed else projected.unbind(0))
-    order = range(len(steps) - 1, -1, -1) if reverse else range(len(steps))
-    h = h0[:0]
-    ended = []  # the states of rows that a step no longer has, last rows first
-    for position, t in enumerate(order):
-        if rows[t] < h.size(0):
-            ended.append(h[rows[t] :])
-            h = h[: rows[t]]
-        elif rows[t] > h.size(0):
-            h = torch.cat([h, h0[h.size(0) : rows[t]]]) if position else h0[: rows[t]]
-        h = activation(steps[t] + F.linear(h, w_hh))
-        steps[t] = h
-    h_n = torch.cat([h, *reversed(ended)]) if ended else h
-    return (torch.cat(steps) if packed else torch.stack(steps)), h_n
+) -> tuple[list[list[Tensor]], list[Tensor]]:
+    order = range(len(u) - 1, -1, -1) if reverse else range(len(u))
+    states = [x[: rows[order[0]]] for x in initial]
+    ended: list[list[Tensor]] = [[] for _ in states]  # of rows that have no further step
+    history: list[list[Tensor]] = []
+    for t in order:
+        count, before = rows[t], states[0].size(0)
+        if count < before:
+            for x, parts in zip(states, ended, strict=True):
+                parts.insert(0, x[count:])
+            states = [x[:count] for x in states]
+        elif count > before:
+            states = [
+                torch.cat([x, x0[before:count]]) for x, x0 in zip(states, initial, strict=True)
+            ]
+        v = F.linear(states[0], w_hh, b_hh)
+        states = list(step(u[t], v, states, [x[t] for x in inputs]))
+        history.append(states)
+    if reverse:
+        history.reverse()
+    finals = [
+        torch.cat([x, *parts]) if parts else x for x, parts in zip(states, ended, strict=True)
+    ]
+    return [list(steps) for steps in zip(*history, strict=True)], finals

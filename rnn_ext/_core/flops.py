@@ -137,7 +137,7 @@ def _recurrence_backward(
     *others: Any,
     **_: Any,
 ) -> int:
-    bidirectional, output_mask = others[-2:]
+    bidirectional, _, output_mask = others[-3:]
     rows, directions = prod(input[:-1]), 2 if bidirectional else 1
     batch = initial[0][-2] if initial else input[-2]
     first_weight = 1 + len(initial)

@@ -32,6 +32,8 @@ class Definition:
         name: the function's name.
         signature: its arguments.
         program: the encoded program.
+        kept_states: the states whose every step backward reads, a bit each.
+        kept_values: how many other values of a step backward reads.
         saved: what the backward pass keeps, as formulas.
         source: the function's text, where it is known.
     """
@@ -39,6 +41,8 @@ class Definition:
     name: str
     signature: Signature
     program: Tensor
+    kept_states: int
+    kept_values: int
     saved: tuple[str, ...]
     source: str
 
@@ -60,7 +64,11 @@ class Definition:
             source = inspect.cleandoc(inspect.getsource(function))
         except (OSError, TypeError):
             source = ""
-        return cls(name, signature, program.encode(), (*saved, *kept), source)
+        kept_states = sum(1 << state for state in program.kept_states)
+        return cls(
+            *(name, signature, program.encode(), kept_states, program.saved),
+            *((*saved, *kept), source),
+        )
 
 
 class Cell:
@@ -123,6 +131,16 @@ class Cell:
     def program(self) -> Tensor:
         """The program as data, an int64 CPU tensor."""
         return self._definition.program
+
+    @property
+    def kept_states(self) -> int:
+        """The states whose every step backward reads, a bit each; bit 0, for y, is never set."""
+        return self._definition.kept_states
+
+    @property
+    def kept_values(self) -> int:
+        """How many values of a unit and time step backward reads beside states."""
+        return self._definition.kept_values
 
     @property
     def saved(self) -> tuple[str, ...]:

@@ -1,0 +1,230 @@
+"""A layer whose cell is a program: on the kernels, or as a loop of torch operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import composite, recurrence_ops
+from .autograd import memory_errors
+from .cells.cell import Cell
+from .derivatives import in_places
+from .torch_private import is_any_autocast_enabled, is_tracing, is_transformed
+
+__all__ = ["Recurrence", "loop_reason", "run_layer"]
+
+_KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+_forward = torch.ops.rnn_ext.recurrence_forward.default
+
+
+class Recurrence(NamedTuple):
+    """What a layer computes, its tensors aside.
+
+    Attributes:
+        cell: of each time step.
+        program: the cell's, as data.
+        initial, weights, parameters, inputs: how many tensors of each the layer has.
+        bidirectional: whether it also runs from the last step to the first.
+        return_states: whether all steps of the states beside y are wanted.
+    """
+
+    cell: Cell
+    program: Tensor
+    initial: int
+    weights: int
+    parameters: int
+    inputs: int
+    bidirectional: bool
+    return_states: bool
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def states(self) -> int:
+        return 1 + len(self.cell.states)
+
+    @property
+    def results(self) -> int:
+        """How many tensors the layer returns."""
+        return 1 + self.states + (self.states - 1 if self.return_states else 0)
+
+    def split(self, tensors: Sequence[Any]) -> tuple[Any, ...]:
+        """Returns input and the lists of initial states, weights, parameters and inputs."""
+        rest = iter(tensors[1:])
+        counts = (self.initial, self.weights, self.parameters, self.inputs)
+        return tensors[0], *([next(rest) for _ in range(count)] for count in counts)
+
+
+def loop_reason(tensors: Sequence[Tensor]) -> str:
+    """Says why a layer of these tensors runs as a loop of torch operations; empty: on kernels."""
+    if is_transformed():
+        return "torch.func or forward-mode AD"
+    for tensor in tensors:
+        if not tensor.is_cpu:
+            return f"no kernel for device type {tensor.device.type}"
+        if tensor.dtype not in _KERNEL_DTYPES:
+            return f"no kernel for {tensor.dtype}"
+    return ""
+
+
+def run_layer(
+    cell: Cell,
+    program: Tensor,
+    input: Tensor,
+    initial: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    bidirectional: bool,
+    return_states: bool,
+) -> Sequence[Tensor]:
+    """Runs one layer.
+
+    Args:
+        program: the cell's, as data.
+        input: ``(T, B, I)``, or packed ``(N, I)``.
+        initial: the first states, ``(D, B, H)`` each; none for zeros, but not with packed input.
+        weights: ``weight_ih``, ``weight_hh`` (, ``bias_ih``, ``bias_hh``) for each direction.
+        parameters: ``(H,)`` each.
+        inputs: ``(D, T, B, H)``, or packed ``(D, N, H)`` each.
+        batch_sizes: rows of each step of packed input, a CPU int64 tensor.
+
+    Returns:
+        y at all steps, ``(T, B, D·H)`` or ``(N, D·H)``; each state at the last, ``(D, B, H)``; with
+        ``return_states`` the states beside y at all steps.
+
+    Raises:
+        torch.OutOfMemoryError: no memory for the outputs or for scratch.
+    """
+    tensors = (input, *initial, *weights, *parameters, *inputs)
+    layer = Recurrence(
+        *(cell, program, len(initial), len(weights), len(parameters), len(inputs)),
+        *(bidirectional, return_states),
+    )
+    if is_any_autocast_enabled():
+        tensors = _cast_for_autocast(tensors)
+    if loop_reason(tensors):
+        return _loop(layer, batch_sizes, tensors)
+    if torch.compiler.is_compiling() or is_tracing():
+        needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        return _call_forward(layer, batch_sizes, tensors, needs_grad)[0][: layer.results]
+    with memory_errors:
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            results: tuple[Tensor, ...] = _Layer.apply(layer, batch_sizes, *tensors)
+            return results
+        return _call_forward(layer, batch_sizes, tensors, False)[0]
+
+
+def _cast_for_autocast(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Casts as autocast does for ``nn.RNN``: all but float64 to its dtype."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tuple(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def _call_forward(
+    layer: Recurrence, batch_sizes: Tensor | None, tensors: Sequence[Tensor], is_recorded: bool
+) -> tuple[list[Tensor], int]:
+    """Returns what the op returns, for backward too where that is recorded, and kept_states."""
+    cell = layer.cell
+    kept_states = (1 << layer.states) - 2 if layer.return_states else 0
+    if is_recorded:
+        kept_states |= cell.kept_states
+    found: list[Tensor] = _forward(
+        *(*layer.split(tensors), batch_sizes, layer.program, layer.bidirectional, layer.states),
+        *(kept_states, cell.kept_values if is_recorded else 0),
+    )
+    return found, kept_states
+
+
+class _Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, layer: Recurrence, batch_sizes: Tensor | None, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        found, ctx.kept_states = _call_forward(layer, batch_sizes, tensors, True)
+        ctx.layer, ctx.count = layer, len(tensors)
+        ctx.save_for_backward(batch_sizes, *tensors, found[0], *found[1 + layer.states :])
+        ctx.set_materialize_grads(False)
+        return tuple(found[: layer.results])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        layer: Recurrence = ctx.layer
+        batch_sizes, *saved = ctx.saved_tensors
+        tensors, (output, *kept) = saved[: ctx.count], saved[ctx.count :]
+        mask = ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled():
+            return None, None, *_differentiable_backward(layer, batch_sizes, tensors, grads, mask)
+        values = len(kept) - layer.cell.kept_values
+        missing = [None] * (1 + layer.states + len(kept) - len(grads))
+        with memory_errors:
+            return (
+                None,
+                None,
+                *recurrence_ops.backward(
+                    *(
+                        (*grads, *missing),
+                        layer.split(tensors),
+                        output,
+                        kept[:values],
+                        kept[values:],
+                    ),
+                    *((batch_sizes, layer.program, layer.bidirectional, ctx.kept_states), mask),
+                ),
+            )
+
+
+def _differentiable_backward(
+    layer: Recurrence,
+    batch_sizes: Tensor | None,
+    tensors: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    mask: Sequence[bool],
+) -> list[Tensor | None]:
+    """The same as ``_call_backward`` for second derivatives: runs the layer again as a loop."""
+    # Views, since one operand may be a function of another.
+    operands = [t.view_as(t) for t in tensors]
+    results = _loop(layer, batch_sizes, operands)
+    pairs = [
+        (r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad
+    ]
+    wanted = [t for t, is_wanted in zip(operands, mask, strict=True) if is_wanted]
+    found = torch.autograd.grad(
+        [r for r, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True
+    )
+    return list(in_places(found, mask))
+
+
+def _loop(
+    layer: Recurrence, batch_sizes: Tensor | None, tensors: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """The layer in torch operations."""
+    cell = layer.cell
+    input, initial, weights, parameters, inputs = layer.split(tensors)
+    named = cell.parameters + cell.inputs
+
+    def step(
+        u: Tensor, v: Tensor, states: Sequence[Tensor], inputs: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        gates = [t.chunk(cell.gates, -1) if cell.gates > 1 else t for t in (u, v)]
+        operands = dict(zip(named, (*parameters, *inputs), strict=True))
+        found = cell(*gates, *states, **operands)
+        found = found if isinstance(found, tuple) else (found,)
+        return [t.to(u.dtype).expand_as(s) for t, s in zip(found, states, strict=True)]
+
+    histories, finals = composite.recurrence(
+        *(step, layer.states, input, initial or None, weights, inputs, batch_sizes),
+        layer.bidirectional,
+    )
+    results = [histories[0], *finals, *(histories[1:] if layer.return_states else [])]
+    return results

@@ -1,0 +1,460 @@
+"""``Recurrent`` and ``RecurrentCell``: modules of a recurrence with any cell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from ._core.cells.cell import Cell
+from ._core.recurrence import run_layer
+from ._core.torch_private import is_any_autocast_enabled, read_parameters
+
+__all__ = ["Recurrent", "RecurrentCell"]
+
+# What forward names by itself.
+_RESERVED = ("input", "hx", "return_states", "reset", "reset_state")
+
+
+class _Base(nn.Module):
+    """What the two have in common: the cell and its values per unit."""
+
+    cell: Cell
+    input_size: int
+    hidden_size: int
+
+    def _set_cell(self, cell: Cell, values: Mapping[str, Any], **factory: Any) -> None:
+        """Keeps the cell, which is compiled here so that its errors show, and ``values``."""
+        name = type(self).__name__
+        if not isinstance(cell, Cell):
+            raise TypeError(
+                f"{name} needs a cell, a function decorated with rnn_ext.cell; got "
+                f"{type(cell).__name__}"
+            )
+        _check_names(f"{name} of cell {cell.name!r}", cell.parameters, values)
+        for taken in cell.inputs:
+            if taken in _RESERVED:
+                raise ValueError(f"cell {cell.name!r}: {name} cannot have an input named {taken!r}")
+        self.cell = cell
+        self._program = cell.program
+        for operand in cell.parameters:
+            value = values[operand]
+            if hasattr(self, operand):
+                raise ValueError(
+                    f"cell {cell.name!r}: {name} cannot have a parameter named {operand!r}"
+                )
+            tensor = torch.as_tensor(value, **factory)
+            if tensor.shape not in ((), (1,), (self.hidden_size,)):
+                raise ValueError(
+                    f"{operand} must be one value, or one for each of the {self.hidden_size} "
+                    f"units, got shape {tuple(tensor.shape)}"
+                )
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(operand, value)
+            else:
+                self.register_buffer(operand, tensor)
+
+    def _draw_weights(self) -> None:
+        """Draws the weights as ``nn.RNN`` does."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        for name, parameter in self.named_parameters(recurse=False):
+            if name.startswith(("weight_", "bias_")) and name not in self.cell.parameters:
+                nn.init.uniform_(parameter, -bound, bound)
+
+    def _per_unit(self) -> list[Tensor]:
+        return [getattr(self, name).expand(self.hidden_size) for name in self.cell.parameters]
+
+    def _read_hx(self, hx: Any, shape: tuple[int, ...]) -> list[Tensor]:
+        """Returns the initial states in a list, each of ``shape``."""
+        names = ("y", *self.cell.states)
+        states = [hx] if isinstance(hx, Tensor) else list(hx)
+        if len(states) != len(names):
+            raise ValueError(
+                f"hx must be {len(names)} tensors, for {', '.join(names)}; got {len(states)}"
+            )
+        for name, state in zip(names, states, strict=True):
+            if state.shape != shape:
+                raise ValueError(f"hx: expected {name} of shape {shape}, got {tuple(state.shape)}")
+        return states
+
+    def _check_input(self, input: Tensor, dims: Sequence[int], weight: Tensor) -> None:
+        name = type(self).__name__
+        if input.dim() not in dims:
+            expected = " or ".join(f"{d}-D" for d in dims)
+            raise ValueError(f"{name}: expected input to be {expected}, got {input.dim()}-D")
+        if input.size(-1) != self.input_size:
+            raise ValueError(
+                f"{name}: input has {input.size(-1)} features, expected {self.input_size}"
+            )
+        if input.dtype != weight.dtype and not is_any_autocast_enabled():
+            raise ValueError(f"{name}: input is {input.dtype}, its weights are {weight.dtype}")
+
+    def _describe(self, settings: str) -> str:
+        return f"{self.cell.name}, {self.input_size}, {self.hidden_size}{settings}"
+
+
+def _check_names(what: str, expected: Sequence[str], given: Mapping[str, Any]) -> None:
+    missing = [name for name in expected if name not in given]
+    if missing:
+        raise TypeError(f"{what} needs {', '.join(f'{name}=' for name in missing)}")
+    unknown = [name for name in given if name not in expected]
+    if unknown:
+        known = ", ".join(expected) or "none"
+        raise TypeError(f"{what} has no operand named {', '.join(unknown)}; it has: {known}")
+
+
+class Recurrent(_Base):
+    r"""A multi-layer recurrence whose cell is a function, the whole sequence in one call.
+
+    Each layer computes, for each time step t, with ``f`` the cell and G its gates,
+
+    .. math::
+        u_t = W_{ih} x_t + b_{ih}, \qquad v_t = W_{hh} y_{t-1} + b_{hh}, \qquad
+        (y_t, s_t, \ldots) = f(u_t, v_t, y_{t-1}, s_{t-1}, \ldots)
+
+    Args:
+        cell: a function decorated with :func:`rnn_ext.cell`, or one of :mod:`rnn_ext.cells`.
+        input_size: number of features I of the input.
+        hidden_size: number of units H.
+        num_layers: number of stacked layers L. Default: 1
+        bias: whether the layers have ``bias_ih`` and ``bias_hh``. Default: ``True``
+        batch_first: whether sequences are ``(B, T, ·)`` rather than ``(T, B, ·)``; says nothing of
+            hx and final states. Default: ``False``
+        dropout: probability of zeroing an element of the output of each layer but the last, in
+            training mode. Default: 0
+        bidirectional: whether every layer also runs from the last step to the first (D = 2).
+            Default: ``False``
+        device, dtype: of the parameters.
+        parameters: the cell's parameters by name, one value, or one per unit ``(H,)``; the same in
+            all layers. A :class:`torch.nn.Parameter` is registered as it is and gets gradients,
+            anything else becomes a buffer.
+
+    Inputs: input, hx, return_states, \**inputs
+        * **input**: ``(T, B, I)``, ``(B, T, I)`` with ``batch_first``, ``(T, I)`` without a batch,
+          or a :class:`~torch.nn.utils.rnn.PackedSequence`.
+        * **hx**: the initial value of y and of each further state, ``(L·D, B, H)``, or
+          ``(L·D, H)`` without a batch: a tensor for a cell without further states, else a tuple.
+          Default: zeros
+        * **return_states**: whether all steps of the last layer's further states are wanted.
+          Default: ``False``
+        * **inputs**: the cell's inputs by name. Each has the layout of input with H features, or
+          broadcasts to it, and goes to every layer and direction; with one more axis in front, of
+          L·D elements, each layer and direction has its own. For packed input: a PackedSequence, or
+          a tensor that broadcasts to ``(N, H)``.
+
+    Outputs: output, y_n, \*s_n, \*s
+        * **output**: y of the last layer at all steps, shaped like input with ``D·H`` features.
+        * **y_n** and one **s_n** for each further state: final values, ``(L·D, B, H)``.
+        * **s**, with ``return_states``: one for each further state, shaped like output.
+
+    Attributes:
+        weight_ih_l[k], weight_hh_l[k], bias_ih_l[k], bias_hh_l[k]: the parameters of layer k, of
+            shapes ``(G·H, I)`` (above the first layer ``(G·H, D·H)``), ``(G·H, H)``, ``(G·H,)``,
+            ``(G·H,)``, gate after gate; those of the reverse direction end in ``_reverse``. All
+            start from :math:`\mathcal{U}(-\sqrt{1/H}, \sqrt{1/H})`.
+
+    Raises:
+        rnn_ext.CellError: the function contains what a cell cannot.
+        TypeError: an operand is missing or unknown.
+        ValueError: a shape or dtype does not fit.
+
+    .. note::
+        float32, float64, bfloat16 and float16 on the CPU run on this package's kernels. Other
+        devices and dtypes, ``torch.func`` transforms, forward-mode AD and second derivatives run as
+        a loop of torch operations; :func:`rnn_ext.explain` says which way a call goes.
+
+    .. note::
+        Results are the same bits for every number of threads, and a batch row's result does not
+        depend on the other rows, on padding or on packing.
+
+    Example::
+
+        >>> layer = rnn_ext.Recurrent(rnn_ext.cells.lstm, 10, 20, num_layers=2)
+        >>> output, h_n, c_n = layer(torch.randn(5, 3, 10))
+        >>> output.shape, c_n.shape
+        (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        **parameters: Any,
+    ) -> None:
+        super().__init__()
+        settings = (num_layers, "tanh", bias, batch_first, dropout, bidirectional)
+        nn.RNN(input_size, hidden_size, *settings, device="meta")  # raises what is wrong with them
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        weight = torch.empty(0, device=device, dtype=dtype)
+        self._set_cell(cell, parameters, device=weight.device, dtype=weight.dtype)
+        rows = cell.gates * hidden_size
+        self._weight_names: list[list[str]] = []
+        for layer in range(num_layers):
+            features = input_size if layer == 0 else self._directions * hidden_size
+            shapes = {"weight_ih": (rows, features), "weight_hh": (rows, hidden_size)}
+            if bias:
+                shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+            names = []
+            for suffix in ("", "_reverse")[: self._directions]:
+                for name, shape in shapes.items():
+                    names.append(f"{name}_l{layer}{suffix}")
+                    self.register_parameter(names[-1], nn.Parameter(weight.new_empty(shape)))
+            self._weight_names.append(names)
+        self.reset_parameters()
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def reset_parameters(self) -> None:
+        """Draws the weights anew; the cell's parameters keep their values."""
+        self._draw_weights()
+
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """The weights of each layer and direction, as ``nn.RNN`` lists them."""
+        size = 4 if self.bias else 2
+        return [
+            [getattr(self, name) for name in names[i : i + size]]
+            for names in self._weight_names
+            for i in range(0, len(names), size)
+        ]
+
+    def extra_repr(self) -> str:
+        """Returns the arguments that differ from their defaults."""
+        defaults = {
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0.0,
+            "bidirectional": False,
+        }
+        given = {k: getattr(self, k) for k, v in defaults.items() if getattr(self, k) != v}
+        return self._describe("".join(f", {name}={value}" for name, value in given.items()))
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | Sequence[Tensor] | None = None,
+        *,
+        return_states: bool = False,
+        **inputs: Any,
+    ) -> tuple[Any, ...]:
+        """Runs the layers; see the class for the shapes."""
+        _check_names(f"forward of cell {self.cell.name!r}", self.cell.inputs, inputs)
+        packed = input if isinstance(input, PackedSequence) else None
+        data: Tensor = input if packed is None else packed.data
+        has_batch = packed is not None or data.dim() == 3
+        weight = getattr(self, self._weight_names[0][0])
+        self._check_input(data, (2,) if packed is not None else (2, 3), weight)
+        operands = [self._read_operand(name, inputs[name], input) for name in self.cell.inputs]
+        if packed is None:
+            data = self._time_major(data)
+        batch = data.size(1) if packed is None else int(packed.batch_sizes[0])
+        states = self.num_layers * self._directions
+        initial: list[Tensor] = []
+        if hx is not None:
+            shape = (states, batch, self.hidden_size)
+            initial = self._read_hx(hx, shape if has_batch else (states, self.hidden_size))
+            if not has_batch:
+                initial = [state.unsqueeze(1) for state in initial]
+            if packed is not None and packed.sorted_indices is not None:
+                initial = [state.index_select(1, packed.sorted_indices) for state in initial]
+        elif packed is not None:
+            zeros = data.new_zeros(states, batch, self.hidden_size)
+            initial = [zeros] * (1 + len(self.cell.states))
+        batch_sizes = None if packed is None else packed.batch_sizes
+        output, finals, sequences = self._run(data, initial, operands, batch_sizes, return_states)
+        if packed is not None:
+            finals = [self._unsort(t, packed.unsorted_indices) for t in finals]
+            ordered = (packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+            results = [PackedSequence(t, *ordered) for t in (output, *sequences)]
+        elif has_batch:
+            results = [t.transpose(0, 1) if self.batch_first else t for t in (output, *sequences)]
+        else:
+            results = [t.squeeze(1) for t in (output, *sequences)]
+            finals = [t.squeeze(1) for t in finals]
+        return results[0], *finals, *results[1:]
+
+    def _run(
+        self,
+        input: Tensor,
+        initial: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        batch_sizes: Tensor | None,
+        return_states: bool,
+    ) -> tuple[Tensor, list[Tensor], Sequence[Tensor]]:
+        """Runs the layers, time-major or packed; returns output, final states and all states."""
+        directions, states = self._directions, 1 + len(self.cell.states)
+        parameters = self._per_unit()
+        finals = []
+        sequences: Sequence[Tensor] = ()
+        for layer, names in enumerate(self._weight_names):
+            if layer > 0 and self.dropout > 0:
+                input = F.dropout(input, self.dropout, self.training)
+            own = slice(layer * directions, (layer + 1) * directions)
+            is_last = layer == self.num_layers - 1
+            found = run_layer(
+                *(self.cell, self._program, input, [t[own] for t in initial]),
+                *(read_parameters(self, names), parameters, [t[own] for t in inputs]),
+                *(batch_sizes, self.bidirectional, return_states and is_last),
+            )
+            input = found[0]
+            finals.append(found[1 : 1 + states])
+            sequences = found[1 + states :]
+        return input, [torch.cat(ts) for ts in zip(*finals, strict=True)], sequences
+
+    def _time_major(self, t: Tensor) -> Tensor:
+        """Makes ``(…, T, B, ·)`` of what has the layout of a user's sequence."""
+        if t.dim() == 2:
+            return t.unsqueeze(1)
+        return t.transpose(-3, -2) if self.batch_first else t
+
+    def _read_operand(self, name: str, value: Any, like: Tensor | PackedSequence) -> Tensor:
+        """Returns an input of the cell as ``(L·D, T, B, H)``, or packed ``(L·D, N, H)``."""
+        packed = isinstance(like, PackedSequence)
+        data: Tensor = like.data if isinstance(like, PackedSequence) else like
+        if isinstance(value, PackedSequence):
+            if not packed or not torch.equal(value.batch_sizes, like.batch_sizes):
+                raise ValueError(f"{name} is packed otherwise than input")
+            value = value.data
+        value = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else data.dtype)
+        base = (*data.shape[:-1], self.hidden_size)
+        states = self.num_layers * self._directions
+        has_own = value.dim() == len(base) + 1
+        try:
+            value = value.expand((states, *base) if has_own else base)
+        except RuntimeError:
+            shapes = f"{base} or {(states, *base)}"
+            raise ValueError(
+                f"{name} must broadcast to {shapes}, got shape {tuple(value.shape)}"
+            ) from None
+        if not has_own:
+            value = value.unsqueeze(0).expand(states, *base)
+        if packed:
+            return value
+        if data.dim() == 2:
+            return value.unsqueeze(2)
+        return value.transpose(1, 2) if self.batch_first else value
+
+    @staticmethod
+    def _unsort(t: Tensor, indices: Tensor | None) -> Tensor:
+        return t if indices is None else t.index_select(1, indices)
+
+
+class RecurrentCell(_Base):
+    r"""One step of a recurrence whose cell is a function, as :class:`torch.nn.RNNCell` is one.
+
+    Args:
+        cell: a function decorated with :func:`rnn_ext.cell`, or one of :mod:`rnn_ext.cells`.
+        input_size: number of features I of the input.
+        hidden_size: number of units H.
+        bias: whether the module has ``bias_ih`` and ``bias_hh``. Default: ``True``
+        device, dtype: of the parameters.
+        parameters: as in :class:`Recurrent`.
+
+    Inputs: input, hx, \**inputs
+        * **input**: ``(B, I)``, or ``(I,)`` without a batch.
+        * **hx**: y and each further state, ``(B, H)``, or ``(H,)`` without a batch: a tensor for a
+          cell without further states, else a tuple. Default: zeros
+        * **inputs**: the cell's inputs by name; each broadcasts to ``(B, H)``, or ``(H,)``.
+
+    Output:
+        The next y, or a tuple of y and the further states, shaped like hx.
+
+    Attributes:
+        weight_ih, weight_hh, bias_ih, bias_hh: of shapes ``(G·H, I)``, ``(G·H, H)``, ``(G·H,)``,
+            ``(G·H,)``; all start from :math:`\mathcal{U}(-\sqrt{1/H}, \sqrt{1/H})`.
+
+    Raises:
+        rnn_ext.CellError, TypeError, ValueError: as :class:`Recurrent` does.
+
+    Example::
+
+        >>> step = rnn_ext.RecurrentCell(rnn_ext.cells.leaky_rate, 10, 20, alpha=0.1)
+        >>> y = step(torch.randn(3, 10), noise=0.0)
+        >>> y.shape
+        torch.Size([3, 20])
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        **parameters: Any,
+    ) -> None:
+        super().__init__()
+        nn.RNN(input_size, hidden_size, bias=bias, device="meta")  # raises what is wrong with them
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.bias = bias
+        weight = torch.empty(0, device=device, dtype=dtype)
+        self._set_cell(cell, parameters, device=weight.device, dtype=weight.dtype)
+        rows = cell.gates * hidden_size
+        self._weight_names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if bias else [])]
+        shapes: list[tuple[int, ...]] = [(rows, input_size), (rows, hidden_size), (rows,), (rows,)]
+        for name, shape in zip(self._weight_names, shapes, strict=False):
+            self.register_parameter(name, nn.Parameter(weight.new_empty(shape)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the weights anew; the cell's parameters keep their values."""
+        self._draw_weights()
+
+    def extra_repr(self) -> str:
+        """Returns the arguments that differ from their defaults."""
+        return self._describe("" if self.bias else ", bias=False")
+
+    def forward(
+        self, input: Tensor, hx: Tensor | Sequence[Tensor] | None = None, **inputs: Any
+    ) -> Any:
+        """Returns the next state, or states; see the class for the shapes."""
+        _check_names(f"forward of cell {self.cell.name!r}", self.cell.inputs, inputs)
+        self._check_input(input, (1, 2), self.weight_ih)
+        shape = (*input.shape[:-1], self.hidden_size)
+        has_batch = input.dim() == 2
+        initial = [] if hx is None else self._read_hx(hx, shape)
+        operands = []
+        for name in self.cell.inputs:
+            value = inputs[name]
+            value = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else input.dtype)
+            try:
+                value = value.expand(shape)
+            except RuntimeError:
+                raise ValueError(
+                    f"{name} must broadcast to {shape}, got shape {tuple(value.shape)}"
+                ) from None
+            value = value if has_batch else value.unsqueeze(0)
+            operands.append(value[None, None])
+        rows = input.unsqueeze(0) if has_batch else input[None, None]
+        found = run_layer(
+            *(self.cell, self._program, rows),
+            [t.unsqueeze(0) if has_batch else t[None, None] for t in initial],
+            *(read_parameters(self, self._weight_names), self._per_unit(), operands),
+            *(None, False, False),
+        )
+        states = [t.squeeze(0) if has_batch else t[0, 0] for t in found[1:]]
+        return states[0] if len(states) == 1 else tuple(states)
