@@ -12,8 +12,10 @@ from . import _C
 from ._core import cuda, dispatch, lookup, node
 from ._core.call import Call
 from ._core.dispatch import Path, Route
+from ._core.recurrence import loop_reason
 from .embedding_rnn import EmbeddingRNN
 from .modules import RNN, RNNCell
+from .recurrent import Recurrent, RecurrentCell
 
 __all__ = ["build_info", "explain", "release_scratch", "route_of", "uses_openmp"]
 
@@ -61,7 +63,7 @@ def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Tensor | None
     """Says in one line how ``module(input, hx)`` goes, and why.
 
     Args:
-        module: an :class:`rnn_ext.RNN`, :class:`rnn_ext.RNNCell` or :class:`rnn_ext.EmbeddingRNN`;
+        module: an RNN, RNNCell, EmbeddingRNN, Recurrent or RecurrentCell of this package;
             of any other module it says that it is none of them.
         input, hx: what the module would be called with.
 
@@ -71,6 +73,8 @@ def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Tensor | None
     """
     if isinstance(module, EmbeddingRNN):
         return _explain_embedding(module, input, hx)
+    if isinstance(module, (Recurrent, RecurrentCell)):
+        return _explain_recurrent(module, input)
     if not isinstance(module, (RNN, RNNCell)):
         return f"{type(module).__name__} is not an rnn_ext module: this package takes no part"
     route = route_of(module, input, hx)
@@ -100,6 +104,20 @@ def _explain_embedding(
     embedded = module.embedding(data)
     input = embedded if batch_sizes is None else PackedSequence(embedded, batch_sizes, *orders)
     return f"embedding, then RNN ({reason}): {explain(module.rnn, input, hx)}"
+
+
+def _explain_recurrent(module: Recurrent | RecurrentCell, input: Tensor | PackedSequence) -> str:
+    data = input.data if isinstance(input, PackedSequence) else input
+    reason = loop_reason([data, *module.parameters(), *module.buffers()])
+    if reason:
+        return f"a loop of torch operations: {reason}"
+    layers = module.num_layers if isinstance(module, Recurrent) else 1
+    stack = "" if layers == 1 else f", {layers} layers one after the other"
+    cell = module.cell
+    return (
+        f"rnn_ext CPU kernels, {_C.isa()}, {str(data.dtype)[6:]}: program of cell {cell.name!r}, "
+        f"{cell.gates} x {module.hidden_size} columns{stack}; second derivatives as a loop"
+    )
 
 
 def _cuda_kernels(call: Call) -> str:

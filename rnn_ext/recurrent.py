@@ -108,6 +108,12 @@ def _check_names(what: str, expected: Sequence[str], given: Mapping[str, Any]) -
         raise TypeError(f"{what} has no operand named {', '.join(unknown)}; it has: {known}")
 
 
+def _unpack(input: Tensor | PackedSequence) -> tuple[PackedSequence | None, Tensor]:
+    if isinstance(input, PackedSequence):
+        return input, input.data
+    return None, input
+
+
 class Recurrent(_Base):
     r"""A multi-layer recurrence whose cell is a function, the whole sequence in one call.
 
@@ -210,6 +216,7 @@ class Recurrent(_Base):
         self._weight_names: list[list[str]] = []
         for layer in range(num_layers):
             features = input_size if layer == 0 else self._directions * hidden_size
+            shapes: dict[str, tuple[int, ...]]
             shapes = {"weight_ih": (rows, features), "weight_hh": (rows, hidden_size)}
             if bias:
                 shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
@@ -261,14 +268,15 @@ class Recurrent(_Base):
     ) -> tuple[Any, ...]:
         """Runs the layers; see the class for the shapes."""
         _check_names(f"forward of cell {self.cell.name!r}", self.cell.inputs, inputs)
-        packed = input if isinstance(input, PackedSequence) else None
-        data: Tensor = input if packed is None else packed.data
+        packed, data = _unpack(input)
         has_batch = packed is not None or data.dim() == 3
         weight = getattr(self, self._weight_names[0][0])
         self._check_input(data, (2,) if packed is not None else (2, 3), weight)
         operands = [self._read_operand(name, inputs[name], input) for name in self.cell.inputs]
         if packed is None:
             data = self._time_major(data)
+            if data.size(0) == 0:
+                raise ValueError("Recurrent: input has no time steps")
         batch = data.size(1) if packed is None else int(packed.batch_sizes[0])
         states = self.num_layers * self._directions
         initial: list[Tensor] = []
@@ -287,8 +295,11 @@ class Recurrent(_Base):
         if packed is not None:
             finals = [self._unsort(t, packed.unsorted_indices) for t in finals]
             ordered = (packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
-            results = [PackedSequence(t, *ordered) for t in (output, *sequences)]
-        elif has_batch:
+            return tuple(
+                [PackedSequence(output, *ordered), *finals]
+                + [PackedSequence(t, *ordered) for t in sequences]
+            )
+        if has_batch:
             results = [t.transpose(0, 1) if self.batch_first else t for t in (output, *sequences)]
         else:
             results = [t.squeeze(1) for t in (output, *sequences)]
@@ -331,10 +342,9 @@ class Recurrent(_Base):
 
     def _read_operand(self, name: str, value: Any, like: Tensor | PackedSequence) -> Tensor:
         """Returns an input of the cell as ``(L·D, T, B, H)``, or packed ``(L·D, N, H)``."""
-        packed = isinstance(like, PackedSequence)
-        data: Tensor = like.data if isinstance(like, PackedSequence) else like
+        packed, data = _unpack(like)
         if isinstance(value, PackedSequence):
-            if not packed or not torch.equal(value.batch_sizes, like.batch_sizes):
+            if packed is None or not torch.equal(value.batch_sizes, packed.batch_sizes):
                 raise ValueError(f"{name} is packed otherwise than input")
             value = value.data
         value = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else data.dtype)
@@ -350,7 +360,7 @@ class Recurrent(_Base):
             ) from None
         if not has_own:
             value = value.unsqueeze(0).expand(states, *base)
-        if packed:
+        if packed is not None:
             return value
         if data.dim() == 2:
             return value.unsqueeze(2)
@@ -433,7 +443,8 @@ class RecurrentCell(_Base):
     ) -> Any:
         """Returns the next state, or states; see the class for the shapes."""
         _check_names(f"forward of cell {self.cell.name!r}", self.cell.inputs, inputs)
-        self._check_input(input, (1, 2), self.weight_ih)
+        weights = read_parameters(self, self._weight_names)
+        self._check_input(input, (1, 2), weights[0])
         shape = (*input.shape[:-1], self.hidden_size)
         has_batch = input.dim() == 2
         initial = [] if hx is None else self._read_hx(hx, shape)
@@ -453,7 +464,7 @@ class RecurrentCell(_Base):
         found = run_layer(
             *(self.cell, self._program, rows),
             [t.unsqueeze(0) if has_batch else t[None, None] for t in initial],
-            *(read_parameters(self, self._weight_names), self._per_unit(), operands),
+            *(weights, self._per_unit(), operands),
             *(None, False, False),
         )
         states = [t.squeeze(0) if has_batch else t[0, 0] for t in found[1:]]

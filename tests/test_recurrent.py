@@ -1,0 +1,427 @@
+"""``Recurrent`` and ``RecurrentCell`` beside loops over time, and beside torch's layers."""
+
+import copy
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+import rnn_ext
+from rnn_ext import Cell, Recurrent, RecurrentCell, cells
+
+ALL = [getattr(cells, name) for name in cells.__all__ if isinstance(getattr(cells, name), Cell)]
+# A spiking cell's result jumps where a membrane potential meets its threshold, and its gradient is
+# not that of the result, which gradcheck compares.
+SMOOTH = [cell for cell in ALL if cell not in (cells.lif, cells.alif)]
+SEQ_LEN, BATCH, INPUT, HIDDEN = 6, 4, 3, 5
+
+
+def values(cell: Cell) -> dict[str, Tensor]:
+    """A parameter of the cell is between 0 and 1 in all of them."""
+    return {name: nn.Parameter(0.2 + 0.6 * torch.rand(HIDDEN).double()) for name in cell.parameters}
+
+
+def layer_of(cell: Cell, **settings: Any) -> Recurrent:
+    torch.manual_seed(0)
+    return Recurrent(cell, INPUT, HIDDEN, dtype=torch.float64, **settings, **values(cell))
+
+
+def operands(cell: Cell, *shape: int) -> dict[str, Tensor]:
+    return {name: 0.1 * torch.randn(*shape, HIDDEN).double() for name in cell.inputs}
+
+
+def states(cell: Cell, *shape: int) -> Any:
+    tensors = tuple(0.5 * torch.randn(*shape, HIDDEN).double() for _ in range(1 + len(cell.states)))
+    return tensors if cell.states else tensors[0]
+
+
+def loop(
+    layer: Recurrent, input: Tensor, hx: Any = None, inputs: dict[str, Tensor] | None = None
+) -> list[Tensor]:
+    """The layer written as its users would: every state at all steps, then at the last."""
+    cell, directions = layer.cell, 2 if layer.bidirectional else 1
+    named = {name: getattr(layer, name) for name in cell.parameters}
+    count = 1 + len(cell.states)
+    finals: list[list[Tensor]] = [[] for _ in range(count)]
+    first: list[Tensor] = []
+    for place, (w_ih, w_hh, *biases) in enumerate(layer.all_weights):
+        b_ih, b_hh = biases or (torch.zeros(1).to(w_ih), torch.zeros(1).to(w_ih))
+        reverse = place % directions == 1
+        if hx is None:
+            current = [input.new_zeros(input.size(1), HIDDEN) for _ in range(count)]
+        else:
+            current = [x[place] for x in (hx if isinstance(hx, tuple) else (hx,))]
+        history: list[Any] = [None] * input.size(0)
+        for t in reversed(range(input.size(0))) if reverse else range(input.size(0)):
+            u, v = input[t] @ w_ih.T + b_ih, current[0] @ w_hh.T + b_hh
+            gates = [z.chunk(cell.gates, -1) if cell.gates > 1 else z for z in (u, v)]
+            at_t = {name: x[t] for name, x in (inputs or {}).items()}
+            found = cell(*gates, *current, **named, **at_t)
+            current = list(found) if cell.states else [found]
+            history[t] = current
+        for s in range(count):
+            finals[s].append(current[s])
+        sequences = [torch.stack(steps) for steps in zip(*history, strict=True)]
+        if reverse:
+            sequences = [torch.cat(pair, -1) for pair in zip(first, sequences, strict=True)]
+        if directions == 1 or reverse:
+            input = sequences[0]
+        first = sequences
+    return [sequences[0], *map(torch.stack, finals), *sequences[1:]]
+
+
+def gradients(results: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+    total = sum((r.sin() * torch.linspace(1, 2, r.numel()).view(r.shape)).sum() for r in results)
+    assert isinstance(total, Tensor)
+    return [
+        torch.zeros_like(t) if g is None else g
+        for t, g in zip(
+            tensors, torch.autograd.grad(total, tensors, allow_unused=True), strict=True
+        )
+    ]
+
+
+def assert_near(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    for a, b in zip(found, expected, strict=True):
+        # float64, sums in another order and functions of at most 2 ulp, over a few steps.
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("cell", ALL, ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}],
+    ids=["plain", "stacked", "unbiased"],
+)
+def test_results_and_gradients_are_those_of_a_loop(cell: Cell, settings: dict[str, Any]) -> None:
+    layer = layer_of(cell, **settings)
+    directions = settings.get("num_layers", 1) * (2 if layer.bidirectional else 1)
+    x = torch.randn(SEQ_LEN, BATCH, INPUT).double().requires_grad_()
+    inputs = operands(cell, SEQ_LEN, BATCH)
+    hx = states(cell, directions, BATCH)
+    tensors = [x, *layer.parameters(), *inputs.values(), *(hx if cell.states else (hx,))]
+    for t in tensors:
+        t.requires_grad_()
+    found = layer(x, hx, return_states=True, **inputs)
+    expected = loop(layer, x, hx, inputs)
+    assert_near(found, expected)
+    assert_near(gradients(found, tensors), gradients(expected, tensors))
+    with torch.no_grad():
+        assert_near(layer(x, hx, return_states=True, **inputs), expected)
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_has_the_weights_and_results_of_torchs_layers(kind: type[nn.RNNBase]) -> None:
+    cell = {nn.GRU: cells.gru, nn.LSTM: cells.lstm}[kind]
+    torch.manual_seed(3)
+    theirs = kind(INPUT, HIDDEN, num_layers=2, bidirectional=True)
+    torch.manual_seed(3)
+    ours = Recurrent(cell, INPUT, HIDDEN, num_layers=2, bidirectional=True)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    for name, weight in theirs.state_dict().items():
+        assert torch.equal(weight, ours.state_dict()[name]), name
+    packed = pack_sequence([torch.randn(n, INPUT) for n in (3, 6, 2)], enforce_sorted=False)
+    output, *finals = ours(packed)
+    expected, last = theirs(packed)
+    # float32: sums in another order, over a few steps.
+    torch.testing.assert_close(output.data, expected.data, rtol=1e-5, atol=1e-6)
+    for state, torchs in zip(finals, last if cell.states else [last], strict=True):
+        torch.testing.assert_close(state, torchs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("cell", ALL, ids=lambda c: c.name)
+def test_a_row_does_not_depend_on_packing(cell: Cell) -> None:
+    layer = layer_of(cell, bidirectional=True)
+    lengths = [3, 6, 1]
+    rows = [torch.randn(n, INPUT).double() for n in lengths]
+    noises = [operands(cell, n) for n in lengths]
+    names = cell.inputs
+    packed = {
+        name: pack_sequence([n[name] for n in noises], enforce_sorted=False) for name in names
+    }
+    output, *finals = layer(pack_sequence(rows, enforce_sorted=False), **packed)
+    assert isinstance(output, PackedSequence)
+    padded, _ = nn.utils.rnn.pad_packed_sequence(output)
+    for i, (row, noise) in enumerate(zip(rows, noises, strict=True)):
+        alone, *last = layer(row, **noise)
+        assert torch.equal(padded[: lengths[i], i], alone)
+        for a, b in zip(finals, last, strict=True):
+            assert torch.equal(a[:, i], b)
+
+
+def test_batch_first_and_inputs_of_each_layer() -> None:
+    layer = layer_of(cells.leaky_current, num_layers=2, bidirectional=True)
+    x = torch.randn(SEQ_LEN, BATCH, INPUT).double()
+    noise = torch.randn(4, SEQ_LEN, BATCH, HIDDEN).double()
+    output, *finals = layer(x, noise=noise)
+    assert not torch.equal(output, layer(x, noise=noise[0])[0])
+    layer.batch_first = True
+    turned, *same = layer(x.transpose(0, 1), noise=noise.transpose(1, 2))
+    assert torch.equal(turned.transpose(0, 1), output)
+    assert all(map(torch.equal, finals, same))
+    constant = layer(x.transpose(0, 1), noise=0.25)[0]
+    full = torch.full((BATCH, SEQ_LEN, HIDDEN), 0.25).double()
+    assert torch.equal(layer(x.transpose(0, 1), noise=full)[0], constant)
+
+
+@pytest.mark.parametrize("cell", ALL, ids=lambda c: c.name)
+def test_steps_of_the_cell_are_those_of_the_layer(cell: Cell) -> None:
+    layer = layer_of(cell)
+    torch.manual_seed(0)
+    step = RecurrentCell(cell, INPUT, HIDDEN, dtype=torch.float64, **values(cell))
+    with torch.no_grad():
+        for name, parameter in step.named_parameters():
+            parameter.copy_(getattr(layer, name if name in cell.parameters else f"{name}_l0"))
+    x, inputs = torch.randn(SEQ_LEN, BATCH, INPUT).double(), operands(cell, SEQ_LEN, BATCH)
+    output, *finals = layer(x, **inputs)
+    hx = None
+    for t in range(SEQ_LEN):
+        hx = step(x[t], hx, **{name: value[t] for name, value in inputs.items()})
+        assert torch.equal(hx[0] if cell.states else hx, output[t])
+        one = tuple(h[0] for h in hx) if cell.states else hx[0]
+    last = hx if cell.states else (hx,)
+    assert all(torch.equal(a[0], b) for a, b in zip(finals, last, strict=True))
+    alone = step(x[0, 0], one, **{name: value[0, 0] for name, value in inputs.items()})
+    assert (alone[0] if cell.states else alone).shape == (HIDDEN,)
+
+
+@pytest.mark.parametrize("cell", SMOOTH, ids=lambda c: c.name)
+def test_gradcheck_and_gradgradcheck(cell: Cell) -> None:
+    layer = layer_of(cell)
+    x = torch.randn(3, 2, INPUT).double().requires_grad_()
+    hx = states(cell, 1, 2)
+    tensors = [x, *(hx if cell.states else (hx,)), *operands(cell, 3, 2).values()]
+    for t in tensors:
+        t.requires_grad_()
+    names = [name for name, _ in layer.named_parameters()]
+
+    def call(*tensors: Tensor) -> Any:
+        x, *rest = tensors
+        count = 1 + len(cell.states)
+        hx = tuple(rest[:count]) if cell.states else rest[0]
+        inputs = dict(zip(cell.inputs, rest[count:], strict=False))
+        weights = dict(zip(names, rest[count + len(inputs) :], strict=True))
+        return torch.func.functional_call(
+            layer, weights, (x, hx), {"return_states": True, **inputs}
+        )
+
+    everything = [*tensors, *(p.detach().requires_grad_() for p in layer.parameters())]
+    assert torch.autograd.gradcheck(call, everything, fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, everything, fast_mode=True)
+
+
+def test_second_derivatives_of_an_initial_state_made_from_the_input() -> None:
+    layer = layer_of(cells.gru)
+    x = torch.randn(3, 2, INPUT).double().requires_grad_()
+
+    def call(x: Tensor) -> Tensor:
+        h = x.sum((0, 2)).view(1, 2, 1).expand(1, 2, HIDDEN)
+        return layer(x, h)[0]
+
+    assert torch.autograd.gradcheck(call, x)
+    assert torch.autograd.gradgradcheck(call, x)
+
+
+@pytest.mark.parametrize("cell", [cells.gru, cells.leaky_current], ids=lambda c: c.name)
+def test_transforms_give_the_same(cell: Cell) -> None:
+    layer = layer_of(cell)
+    weights = {name: p.detach() for name, p in layer.named_parameters()}
+    x, noise = torch.randn(SEQ_LEN, BATCH, INPUT).double(), operands(cell, SEQ_LEN, 1)
+
+    def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        output, *_ = torch.func.functional_call(layer, weights, (x,), noise)
+        return output.sin().sum()
+
+    per_sample = torch.func.vmap(torch.func.grad(loss), (None, 1))(weights, x.unsqueeze(2))
+    tangents = {name: torch.randn_like(w) for name, w in weights.items()}
+    _, forward = torch.func.jvp(lambda w: loss(w, x), (weights,), (tangents,))
+    layer(x, **noise)[0].sin().sum().backward()
+    expected = {name: p.grad for name, p in layer.named_parameters()}
+    for name, grad in per_sample.items():
+        torch.testing.assert_close(grad.sum(0), expected[name], rtol=1e-10, atol=1e-12)
+    total = sum((tangents[n] * g).sum() for n, g in expected.items() if g is not None)
+    torch.testing.assert_close(forward, total, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cell", ALL, ids=lambda c: c.name)
+def test_half_precision_is_rounded_storage(cell: Cell, dtype: torch.dtype) -> None:
+    layer = layer_of(cell).to(dtype)
+    x = torch.randn(SEQ_LEN, BATCH, INPUT).to(dtype)
+    inputs = {name: value.to(dtype) for name, value in operands(cell, SEQ_LEN, BATCH).items()}
+    output, *_ = layer(x, **inputs)
+    wide = copy.deepcopy(layer).float()
+    expected, *_ = wide(x.float(), **{name: value.float() for name, value in inputs.items()})
+    assert output.dtype == dtype
+    if cell in SMOOTH:
+        # Results are stored rounded; arithmetic is float32, the state between steps as well.
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(output.float(), expected, rtol=2 * eps, atol=2 * eps)
+
+
+@pytest.mark.parametrize("cell", [cells.lstm, cells.leaky_current], ids=lambda c: c.name)
+def test_bits_do_not_depend_on_threads(cell: Cell) -> None:
+    torch.manual_seed(0)
+    layer = Recurrent(cell, 40, 70, **dict.fromkeys(cell.parameters, 0.3))
+    x = torch.randn(20, 33, 40)
+    inputs = {name: torch.randn(20, 33, 70) for name in cell.inputs}
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            output = layer(x, **inputs)[0]
+            found.append([output, *torch.autograd.grad(output.sum(), list(layer.parameters()))])
+    finally:
+        torch.set_num_threads(before)
+    assert all(map(torch.equal, *found))
+
+
+def test_autocast_is_that_of_torchs_layer() -> None:
+    torch.manual_seed(0)
+    layer, theirs = Recurrent(cells.lstm, INPUT, HIDDEN), nn.LSTM(INPUT, HIDDEN)
+    theirs.load_state_dict(layer.state_dict())
+    x = torch.randn(SEQ_LEN, BATCH, INPUT)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x)[0].dtype == theirs(x)[0].dtype == torch.bfloat16
+
+
+def test_saves_what_the_cell_says() -> None:
+    for cell in ALL:
+        torch.manual_seed(0)
+        layer = Recurrent(cell, INPUT, HIDDEN, **dict.fromkeys(cell.parameters, 0.3))
+        inputs = {name: torch.randn(SEQ_LEN, BATCH, HIDDEN) for name in cell.inputs}
+        x = torch.randn(SEQ_LEN, BATCH, INPUT)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: sizes.append(t.numel()), lambda t: t
+        ):
+            layer(x, **inputs)
+        # Beside its operands: y, and each value of cell.saved, of every unit and time step.
+        per_step = SEQ_LEN * BATCH * HIDDEN
+        own = x.numel() + sum(p.numel() for p in layer.parameters()) + len(inputs) * per_step
+        own += len(cell.parameters) * HIDDEN
+        assert sum(sizes) == own + (1 + len(cell.saved)) * per_step, cell.name
+
+
+def test_copies_and_pickles() -> None:
+    layer = layer_of(cells.leaky_current)
+    x = torch.randn(SEQ_LEN, BATCH, INPUT).double()
+    expected = layer(x, noise=0.0)[0]
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(other(x, noise=0.0)[0], expected)
+        assert other.cell is cells.leaky_current
+
+    @rnn_ext.cell
+    def local(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
+        return torch.sin(u + v)
+
+    layer = Recurrent(local, INPUT, HIDDEN, dtype=torch.float64)
+    other = pickle.loads(pickle.dumps(layer))
+    assert torch.equal(other(x)[0], layer(x)[0])
+    assert repr(layer) == "Recurrent(local, 3, 5)"
+
+
+def test_an_empty_batch_and_an_empty_sequence() -> None:
+    layer = layer_of(cells.lstm)
+    output, h, c = layer(torch.randn(2, 0, INPUT).double().requires_grad_())
+    assert output.shape == (2, 0, HIDDEN)
+    assert h.shape == c.shape == (1, 0, HIDDEN)
+    output.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in layer.parameters())
+    with pytest.raises(ValueError, match="input has no time steps"):
+        layer(torch.randn(0, 2, INPUT).double())
+
+
+def test_mistakes_are_named() -> None:
+    layer = layer_of(cells.leaky_current, num_layers=2)
+    x = torch.randn(SEQ_LEN, BATCH, INPUT).double()
+    mistakes: list[tuple[Any, str]] = [
+        (lambda: layer(x), r"needs noise="),
+        (lambda: layer(x, noise=0.0, noize=0.0), r"no operand named noize; it has: noise"),
+        (lambda: layer(x.float(), noise=0.0), r"input is torch.float32, its weights are"),
+        (lambda: layer(x[..., :2], noise=0.0), r"input has 2 features, expected 3"),
+        (lambda: layer(x[0, 0], noise=0.0), r"expected input to be 2-D or 3-D, got 1-D"),
+        (lambda: layer(x, x, noise=0.0), r"hx must be 2 tensors, for y, x; got 1"),
+        (lambda: layer(x, (x, x), noise=0.0), r"expected y of shape \(2, 4, 5\), got \(6, 4, 3\)"),
+        (lambda: layer(x, noise=x), r"noise must broadcast to \(6, 4, 5\) or \(2, 6, 4, 5\)"),
+        (lambda: Recurrent(cells.leaky_current, 3, 5), r"needs alpha="),
+        (lambda: Recurrent(cells.lstm, 3, 5, alpha=1), r"no operand named alpha; it has: none"),
+        (lambda: Recurrent(torch.tanh, 3, 5), r"needs a cell, a function decorated"),  # type: ignore[arg-type]
+        (lambda: Recurrent(cells.leaky_rate, 3, 5, alpha=[1.0, 2.0]), r"one for each of the 5"),
+        (lambda: Recurrent(cells.lstm, 3, 0), r"hidden_size must be greater than zero"),
+    ]
+    for call, message in mistakes:
+        with pytest.raises((TypeError, ValueError), match=message):
+            call()
+
+
+def test_nan_stays_in_its_row() -> None:
+    layer = layer_of(cells.gru)
+    x = torch.randn(SEQ_LEN, BATCH, INPUT).double()
+    clean = layer(x)[0]
+    x[2, 1] = float("nan")
+    output = layer(x)[0]
+    assert torch.equal(output[:, [0, 2, 3]], clean[:, [0, 2, 3]])
+    assert output[2:, 1].isnan().all()
+
+
+def test_compiles_into_one_graph_with_dynamic_shapes() -> None:
+    layer = layer_of(cells.leaky_current, num_layers=2, bidirectional=True)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for steps, batch in ((3, 2), (5, 4)):
+        x = torch.randn(steps, batch, INPUT).double().requires_grad_()
+        noise = torch.randn(steps, batch, HIDDEN).double().requires_grad_()
+        tensors = [x, noise, *layer.parameters()]
+        found = compiled(x, noise=noise, return_states=True)
+        expected = layer(x, noise=noise, return_states=True)
+        assert all(map(torch.equal, found, expected))
+        assert_near(gradients(found, tensors), gradients(expected, tensors))
+
+
+def test_compiles_for_inference_and_steps() -> None:
+    layer = layer_of(cells.lstm)
+    step = RecurrentCell(cells.lstm, INPUT, HIDDEN)
+    x, y = torch.randn(3, 2, INPUT).double(), torch.randn(2, INPUT)
+    with torch.no_grad():
+        found = torch.compile(layer, fullgraph=True, backend="eager")(x)
+        assert all(map(torch.equal, found, layer(x)))
+        found = torch.compile(step, fullgraph=True, backend="eager")(y)
+        assert all(map(torch.equal, found, step(y)))
+
+
+def test_exports() -> None:
+    layer = layer_of(cells.lstm, num_layers=2).eval()
+    x = torch.randn(3, 2, INPUT).double()
+    steps = torch.export.Dim("steps", min=1)
+    program = torch.export.export(layer, (x,), dynamic_shapes=({0: steps},), strict=False)
+    longer = torch.randn(7, 2, INPUT).double()
+    assert all(map(torch.equal, program.module()(longer), layer(longer)))
+    names = [str(node.target) for node in program.graph.nodes]
+    assert names.count("rnn_ext.recurrence_forward.default") == 2
+    # The program is data of the file: whoever loads it needs no cell.
+    copy_of_it = pickle.loads(pickle.dumps(program.state_dict))
+    assert list(copy_of_it) == list(layer.state_dict())
+
+
+def test_explain_says_what_runs() -> None:
+    layer = layer_of(cells.lstm, num_layers=2)
+    x = torch.randn(3, 2, INPUT).double()
+    line = rnn_ext.explain(layer, x)
+    assert "rnn_ext CPU kernels" in line
+    assert "program of cell 'lstm'" in line
+    assert "2 layers one after the other" in line
+    meta = rnn_ext.explain(layer.to("meta"), x.to("meta"))
+    assert meta == "a loop of torch operations: no kernel for device type meta"
+    lines: list[str] = []
+
+    def loss(x: Tensor) -> Tensor:
+        lines.append(rnn_ext.explain(layer, x))
+        return x.sum()
+
+    torch.func.grad(loss)(x)
+    assert lines == ["a loop of torch operations: torch.func or forward-mode AD"]
