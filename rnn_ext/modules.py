@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NoReturn, overload
 
 import torch
@@ -308,6 +309,15 @@ class RNNCell(nn.RNNCellBase):
     ) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
         self.nonlinearity = nonlinearity
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "qconfig":  # set in every module by torch.ao.quantization
+            warnings.warn(
+                f"torch.ao.quantization leaves {type(self).__name__} as it is: call "
+                "rnn_ext.restore_rnn(model) before it to quantize the cell",
+                stacklevel=2,
+            )
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Returns the next state; see the class for the shapes."""

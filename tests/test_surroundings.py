@@ -295,3 +295,15 @@ def test_a_result_can_be_changed_in_place_under_torch_func() -> None:
 
         results.append(torch.func.grad(loss)(X))
     assert_close_fp64(results[1:], results[:1])
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize")
+def test_a_cell_that_stays_unquantized_says_so_and_restore_rnn_helps() -> None:
+    model = nn.Sequential(nn.RNNCell(3, 4))
+    quantized = type(torch.ao.quantization.quantize_dynamic(model)[0])
+    assert quantized is not nn.RNNCell
+    rnn_ext.replace_rnn(model)
+    with pytest.warns(UserWarning, match=r"call rnn_ext.restore_rnn\(model\) before"):
+        torch.ao.quantization.quantize_dynamic(model)
+    rnn_ext.restore_rnn(model)
+    assert type(torch.ao.quantization.quantize_dynamic(model)[0]) is quantized
