@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NoReturn, overload
 
 import torch
@@ -12,10 +13,13 @@ from torch.nn.utils.rnn import PackedSequence
 from ._core import dispatch, node
 from ._core.call import Call
 from ._core.torch_private import (
+    CHECKS_OF_FORWARD,
     flat_weights,
     is_any_autocast_enabled,
+    is_tracing,
+    preserve_version,
     read_parameters,
-    refresh_flat_weights,
+    remember_weight,
 )
 
 __all__ = ["RNN", "RNNCell"]
@@ -24,14 +28,24 @@ _NONLINEARITIES = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def _fx_node(module: nn.Module, input: Proxy, hx: Any) -> Any:
-    """The call as one node of a torch.fx graph; fx does so by itself for torch's modules only."""
+def _fx_node(module: nn.Module, input: Any, hx: Any) -> Any:
+    """Records the call as one node of a torch.fx graph, as fx does for torch's own modules."""
+    name = type(module).__name__
     if getattr(module.forward, "__func__", None) not in (RNN.forward, RNNCell.forward):
-        # The node would stand for the whole of that forward, of which this is only a part.
-        name = type(module).__name__
+        # A subclass calls this from its own forward, and the node would drop the rest of that.
         raise TraceError(f"torch.fx cannot look into the forward of {name}: trace it as a leaf")
-    tracer: Any = input.tracer
+    tracer: Any = (input if isinstance(input, Proxy) else hx).tracer
+    if tracer.root is module:
+        raise TraceError(f"torch.fx records {name} as one node: trace the model that calls it")
     return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, hx), {})
+
+
+def _to_batch_first(output: Tensor) -> Tensor:
+    """Returns the output as ``(B, T, ·)``; no view of it in eager mode, as from nn.RNN."""
+    if type(output) is not Tensor or dispatch.is_watched():
+        return output.transpose(0, 1)
+    with preserve_version(output):
+        return output.transpose_(0, 1)
 
 
 def _refuse_script(module: nn.Module) -> NoReturn:
@@ -150,6 +164,21 @@ class RNN(nn.RNNBase):
     # What torch.jit.script asks a module for first.
     __prepare_scriptable__ = _refuse_script
 
+    # A method that nn.RNN's forward calls and that this class or module has of its own.
+    _own_check = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in CHECKS_OF_FORWARD:
+            if getattr(cls, name) is not getattr(nn.RNNBase, name):
+                cls._own_check = name
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        remember_weight(self, name, value)
+        if name in CHECKS_OF_FORWARD:
+            self._own_check = name
+
     def flatten_parameters(self) -> None:
         """Does nothing: the weights stay where they are."""
 
@@ -157,11 +186,13 @@ class RNN(nn.RNNBase):
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the layers; see the class for the shapes."""
+        if self._own_check:
+            return self._forward_of_torch(input, hx)
         if not torch.compiler.is_compiling():
             result = node.run_rnn(self, input, hx)
             if result is not None:
                 return result
-        if isinstance(input, Proxy):
+        if isinstance(input, Proxy) or isinstance(hx, Proxy):
             return _fx_node(self, input, hx)
         if not isinstance(input, PackedSequence):
             dims = input.dim()
@@ -177,7 +208,7 @@ class RNN(nn.RNNBase):
             return output, self.permute_hidden(h_n, unsorted_indices)
         if input.dim() == 2:
             return output.squeeze(1), h_n.squeeze(1)
-        return (output.transpose(0, 1) if self.batch_first else output), h_n
+        return (_to_batch_first(output) if self.batch_first else output), h_n
 
     _read_weights = flat_weights
 
@@ -188,7 +219,11 @@ class RNN(nn.RNNBase):
             input, batch_sizes, sorted_indices, _ = input
             if hx is None:
                 states = self.num_layers * (2 if self.bidirectional else 1)
-                hx = input.new_zeros(states, int(batch_sizes[0]), self.hidden_size)
+                batch: Any = batch_sizes[0]
+                # torch.jit.trace would record an int as the batch of all later calls.
+                if torch.compiler.is_compiling() or not is_tracing():
+                    batch = int(batch)
+                hx = input.new_zeros(states, batch, self.hidden_size)
             else:
                 hx = self.permute_hidden(hx, sorted_indices)
         elif input.dim() == 2:
@@ -219,15 +254,14 @@ class RNN(nn.RNNBase):
         if input.dtype != call.weights[0].dtype and not is_any_autocast_enabled():
             return False
         # A graph cannot depend on the lengths; the op compares them.
-        recorded = hx is not None and torch.compiler.is_compiling()
-        batch = call.batch_size if batch_sizes is None or recorded else int(batch_sizes[0])
+        is_recorded = hx is not None and (torch.compiler.is_compiling() or is_tracing())
+        batch = call.batch_size if batch_sizes is None or is_recorded else int(batch_sizes[0])
         return input.size(-1) == self.input_size and (
             hx is None or hx.shape == (call.states, batch, self.hidden_size)
         )
 
     def _forward_of_torch(self, input: Any, hx: Tensor | None) -> Any:
         """Runs ``nn.RNN``'s own forward, which refuses what does not fit in its release's words."""
-        refresh_flat_weights(self)
         forward: Any = nn.RNN.forward
         return forward(self, input, hx)
 
@@ -276,13 +310,22 @@ class RNNCell(nn.RNNCellBase):
         super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
         self.nonlinearity = nonlinearity
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "qconfig":  # set in every module by torch.ao.quantization
+            warnings.warn(
+                f"torch.ao.quantization leaves {type(self).__name__} as it is: call "
+                "rnn_ext.restore_rnn(model) before it to quantize the cell",
+                stacklevel=2,
+            )
+
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Returns the next state; see the class for the shapes."""
         if not torch.compiler.is_compiling():
             result = node.run_cell(self, input, hx)
             if result is not None:
                 return result
-        if isinstance(input, Proxy):
+        if isinstance(input, Proxy) or isinstance(hx, Proxy):
             return _fx_node(self, input, hx)
         if (
             input.dim() not in (1, 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 from torch import nn
@@ -30,6 +30,9 @@ _NAMES = {
 # Where torch derives a class for one module (or for one kind) from the class that it had.
 _MAKERS = ("torch.nn.utils.parametrize", "torch.distributed.")
 
+# The attributes in which torch itself keeps the parts of a module.
+_OF_TORCH = frozenset(vars(nn.Module()))
+
 _logger = logging.getLogger("rnn_ext")
 
 
@@ -38,16 +41,19 @@ def replace_rnn(model: M, *, report: bool = False) -> M:
 
     Only the class of these modules changes. The module objects stay, with their parameters (an
     optimizer made before goes on training them), parametrizations, hooks, buffers and training
-    mode, and so does every reference to them. ``isinstance(m, nn.RNN)`` is False afterwards:
-    ask for ``nn.RNNBase``.
+    mode, and so does every reference to them. ``isinstance(m, nn.RNN)`` is False afterwards. An
+    ``init`` function that asks for ``nn.RNN`` then skips them in ``model.apply(init)``, without an
+    error: apply it before the swap, or ask for ``nn.RNNBase``, which is right before and after.
 
     Left alone are subclasses of the two, modules whose ``forward`` was replaced on the instance,
-    TorchScript, and whatever a ``torch.compile`` wrapper holds.
+    TorchScript, whatever a ``torch.compile`` wrapper holds, and modules in a plain list, tuple or
+    dict, which torch does not count as parts of the model.
 
     Args:
         model: any module; it may be an RNN itself.
-        report: print a line for each RNN: swapped, or left and why. Otherwise these lines go to
-            the logger ``"rnn_ext"``, at level INFO (swapped) or WARNING (left).
+        report: print a line for each RNN: swapped, or left and why; or one that there is none.
+            Otherwise these lines go to the logger ``"rnn_ext"``, at level INFO (nothing to do, or
+            swapped) or WARNING (left).
 
     Returns:
         ``model``, the same object.
@@ -75,24 +81,51 @@ def restore_rnn(model: M, *, report: bool = False) -> M:
 def _swap(model: M, classes: Classes, report: bool) -> M:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    compiled = _held_by_compiled_wrappers(model)
-    for name, module in model.named_modules():
-        if not _is_candidate(module, classes):
-            continue
-        reason = _reason_to_leave(module, classes, compiled)
-        if reason:
-            level, line = logging.WARNING, f"left, {reason}"
-        else:
-            kind = _kind(type(module))
-            module.__class__ = _rebased(type(module), classes)
-            _remember_weights(module)
-            level, line = logging.INFO, f"{_NAMES[kind]} is now {_NAMES[classes[kind]]}"
-        line = f"{name or type(module).__name__}: {line}"
+    lines = list(_swap_each(model, classes))
+    if not lines:
+        names = " or ".join(_NAMES[cls] for cls in classes)
+        lines = [(logging.INFO, f"{type(model).__name__}: there is no {names} in it")]
+    for level, line in lines:
         if report:
             print(line)
         else:
             _logger.log(level, line)
     return model
+
+
+def _swap_each(model: nn.Module, classes: Classes) -> Iterator[tuple[int, str]]:
+    """Swaps the RNNs of a model; yields a logging level and a line for each."""
+    compiled = _held_by_compiled_wrappers(model)
+    for path, module in model.named_modules():
+        name = path or type(module).__name__
+        if _is_candidate(module, classes):
+            reason = _reason_to_leave(module, classes, compiled)
+            if reason:
+                yield logging.WARNING, f"{name}: left, {reason}"
+                continue
+            kind = _kind(type(module))
+            module.__class__ = _rebased(type(module), classes)
+            _remember_weights(module)
+            yield logging.INFO, f"{name}: {_NAMES[kind]} is now {_NAMES[classes[kind]]}"
+        elif _kind(type(module)) in classes.values():
+            yield logging.INFO, f"{name}: is {_NAMES[_kind(type(module))]} already"
+        for attribute in _plain_containers(module, classes):
+            where = f"{path}.{attribute}" if path else attribute
+            yield (
+                logging.WARNING,
+                f"{where}: left, torch does not look into a plain list or dict: "
+                "make it a torch.nn.ModuleList or torch.nn.ModuleDict",
+            )
+
+
+def _plain_containers(module: nn.Module, classes: Classes) -> Iterator[str]:
+    """Yields the attributes that hold RNNs where ``named_modules`` does not look."""
+    for attribute, container in vars(module).items():
+        if attribute in _OF_TORCH or not isinstance(container, (list, tuple, dict)):
+            continue
+        held = container.values() if isinstance(container, dict) else container
+        if any(isinstance(item, nn.Module) and _is_candidate(item, classes) for item in held):
+            yield attribute
 
 
 def _is_candidate(module: nn.Module, classes: Classes) -> bool:

@@ -269,17 +269,58 @@ def test_restoring_calls_torchs_flatten_parameters(monkeypatch: pytest.MonkeyPat
     assert flattened == [module]
 
 
-def test_doing_it_again_or_for_nothing_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:
-    swapped = rnn_ext.replace_rnn(rnn())
-    for again, module in (
-        (rnn_ext.replace_rnn, swapped),
-        (rnn_ext.restore_rnn, Net()),
-        (rnn_ext.replace_rnn, nn.Linear(3, 4)),
-    ):
-        classes = [type(m) for m in module.modules()]
-        assert again(module, report=True) is module
-        assert [type(m) for m in module.modules()] == classes
-    assert capsys.readouterr().out == ""
+@pytest.mark.parametrize(
+    ("again", "make", "line"),
+    [
+        (
+            rnn_ext.replace_rnn,
+            lambda: rnn_ext.replace_rnn(nn.Sequential(rnn())),
+            "0: is rnn_ext.RNN already",
+        ),
+        (
+            rnn_ext.restore_rnn,
+            lambda: nn.ModuleDict({"cell": nn.RNNCell(3, 4)}),
+            "cell: is torch.nn.RNNCell already",
+        ),
+        (
+            rnn_ext.replace_rnn,
+            lambda: nn.Linear(3, 4),
+            "Linear: there is no torch.nn.RNN or torch.nn.RNNCell in it",
+        ),
+        (
+            rnn_ext.restore_rnn,
+            lambda: nn.Linear(3, 4),
+            "Linear: there is no rnn_ext.RNN or rnn_ext.RNNCell in it",
+        ),
+    ],
+)
+def test_doing_it_again_or_for_nothing_is_harmless_and_reported(
+    again: Callable[..., Any],
+    make: Callable[[], nn.Module],
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module = make()
+    classes = [type(m) for m in module.modules()]
+    assert again(module, report=True) is module
+    assert [type(m) for m in module.modules()] == classes
+    assert capsys.readouterr().out == f"{line}\n"
+
+
+def test_cells_in_plain_containers_are_left_and_reported(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = nn.Module()
+    model.inner = nn.Module()
+    model.inner.cells = [nn.RNNCell(3, 4), nn.RNNCell(4, 4)]  # type: ignore[assignment]
+    model.by_name = {"a": nn.RNN(3, 4)}  # type: ignore[assignment]
+    rnn_ext.replace_rnn(model, report=True)
+    assert type(model.inner.cells[0]) is nn.RNNCell  # type: ignore[index]
+    assert capsys.readouterr().out.splitlines() == [
+        f"{name}: left, torch does not look into a plain list or dict: "
+        "make it a torch.nn.ModuleList or torch.nn.ModuleDict"
+        for name in ("by_name", "inner.cells")
+    ]
 
 
 class OwnForward(nn.RNN):

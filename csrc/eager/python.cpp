@@ -194,6 +194,7 @@ class Module {
 
 struct Names {
   PyObject* const weights = PyUnicode_InternFromString("_flat_weights_names");
+  PyObject* const assigned = PyUnicode_InternFromString("_flat_weights");
   PyObject* const mode = PyUnicode_InternFromString("mode");
   PyObject* const nonlinearity = PyUnicode_InternFromString("nonlinearity");
   PyObject* const num_layers = PyUnicode_InternFromString("num_layers");
@@ -214,6 +215,16 @@ const Names& names() {
   return names;
 }
 
+// Transposes in place, since nn.RNN returns no view of its output. Backward saved the memory, which
+// does not change, so that the version stays.
+void to_batch_first(Tensor& output) {
+  output.transpose_(0, 1);
+  if (output.requires_grad()) {
+    c10::VariableVersion version = torch::autograd::impl::version_counter(output);
+    version.set_version(version.current_version() - 1);
+  }
+}
+
 // run_rnn(module, input, hx) -> (output, h_n) for batched input and one layer; None where
 // rnn_ext._core.dispatch has to find a path.
 PyObject* run_rnn(PyObject*, PyObject* const* f, Py_ssize_t) {
@@ -221,6 +232,7 @@ PyObject* run_rnn(PyObject*, PyObject* const* f, Py_ssize_t) {
   const Names& name = names();
   const Module module(f[0]);
   PyObject* const weights = module.get(name.weights);
+  PyObject* const assigned = module.get(name.assigned);
   PyObject* const mode = module.get(name.mode);
   PyObject* const batch_first = module.get(name.batch_first);
   const bool is_relu = is_text(mode, "RNN_RELU");
@@ -231,9 +243,12 @@ PyObject* run_rnn(PyObject*, PyObject* const* f, Py_ssize_t) {
   if (!operands || operands->input.dim() != 3 || at::autocast::is_autocast_enabled(at::kCPU) ||
       !(is_relu || is_text(mode, "RNN_TANH")) || number_of(claims.num_layers) != 1 ||
       number_of(module.get(name.proj_size)) != 0 || !is_flag(batch_first) || !weights ||
-      !PyList_CheckExact(weights) ||
-      !add_weights(*operands, PyList_GET_SIZE(weights),
-                   [&](Py_ssize_t i) { return module.parameter(PyList_GET_ITEM(weights, i)); })) {
+      !PyList_CheckExact(weights) || !assigned || !PyList_CheckExact(assigned) ||
+      PyList_GET_SIZE(assigned) != PyList_GET_SIZE(weights) ||
+      !add_weights(*operands, PyList_GET_SIZE(weights), [&](Py_ssize_t i) {
+        PyObject* const weight = module.parameter(PyList_GET_ITEM(weights, i));
+        return weight == PyList_GET_ITEM(assigned, i) ? weight : nullptr;
+      })) {
     Py_RETURN_NONE;
   }
   if (batch_first == Py_True) {
@@ -244,7 +259,7 @@ PyObject* run_rnn(PyObject*, PyObject* const* f, Py_ssize_t) {
   }
   variable_list results = run(*operands, {false, is_relu, claims.bidirectional == Py_True});
   if (batch_first == Py_True) {
-    results[0] = results[0].transpose(0, 1);
+    to_batch_first(results[0]);
   }
   return wrap(std::move(results));
   END_HANDLE_TH_ERRORS

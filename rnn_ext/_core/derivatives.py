@@ -42,7 +42,9 @@ def rnn_layer(
 ) -> tuple[Tensor, Tensor]:
     """``torch.ops.rnn_ext.rnn_forward`` for transforms and forward-mode AD."""
     walk = Walk(batch_sizes, nonlinearity, bidirectional)
-    return _Layer.apply(walk, input, hx, *weights)
+    output, h_n = _Layer.apply(walk, input, hx, *weights)
+    # The caller may change a copy in place; what the node has saved must not change.
+    return output.clone(), h_n
 
 
 def tangent(

@@ -9,11 +9,19 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from .. import _C, onnx
 from . import autograd, composite, cuda, derivatives, node
 from .call import Call
-from .torch_private import is_any_autocast_enabled, is_batchedtensor, is_tracing, is_transformed
+from .torch_private import (
+    is_any_autocast_enabled,
+    is_batchedtensor,
+    is_functionalized,
+    is_tracing,
+    is_transformed,
+    overrides_torch_functions,
+)
 from .vectorize import loops_over_samples
 
 __all__ = ["Path", "Route", "is_watched", "route"]
@@ -35,8 +43,9 @@ class Path(enum.Enum):
               weights or packed input calls it once a sample: slow   rules for transforms
     GRAPH     recorded by torch.compile, torch.export or             the registered op
               torch.jit.trace
-    LOOP      under ``torch.func`` inside torch.compile: slow        torch's ops, a step at a time
-    ONNX      under torch.onnx.export                                ONNX's operator RNN
+    LOOP      under ``torch.func`` inside torch.compile, and under   torch's ops, a step at a time
+              ``torch.func.functionalize``: slow
+    ONNX      under torch.onnx.export(dynamo=True)                   ONNX's operator RNN
     TORCH     the kernels do not support it, or it is a mistake      torch's own op, or its error
     ========= ====================================================== =============================
 
@@ -49,7 +58,7 @@ class Path(enum.Enum):
     FUNCTION = "autograd Function in Python"
     TRANSFORM = "torch.func or forward-mode AD"
     GRAPH = "recorded as an op"
-    LOOP = "a loop over time: torch.func inside torch.compile"
+    LOOP = "a loop over time: torch.func inside torch.compile, or functionalize"
     ONNX = "recorded as ONNX's RNN"
     TORCH = "torch's own op"
 
@@ -119,15 +128,19 @@ def is_watched() -> bool:
 def _refusal(call: Call) -> str:
     """Says why torch's op has to take the call, as far as attributes, dtype and devices tell."""
     input, hx, weights = call.input, call.hx, call.weights
+    if any(map(overrides_torch_functions, (input, hx, *weights))):
+        return "a tensor subclass overrides torch's functions"
     if not (input.is_cpu or input.is_cuda):
         return f"no kernel for device type {input.device.type}"
     if input.is_cuda and torch.is_autocast_enabled("cuda"):
         return "autocast is on"
     if input.dtype not in _KERNEL_DTYPES:
         return f"no {'CUDA' if input.is_cuda else 'CPU'} kernel for {input.dtype}"
-    for tensor in weights if hx is None else [hx, *weights]:
+    for tensor in [input, *weights] if hx is None else [input, hx, *weights]:
         if tensor is None or tensor.device != input.device:
             return "a weight or hx is missing or on another device than input"
+        if tensor.layout is not torch.strided:
+            return f"no kernel for layout {tensor.layout}"
     if not call.is_step:
         # torch's op takes no number for a flag and no flag for a number.
         flags = (call.bias, call.bidirectional, call.training)
@@ -158,10 +171,15 @@ def _obstacle(call: Call) -> str:
 
 def _watched_route(call: Call) -> Route:
     """The route under graph capture, a transform or forward-mode AD."""
-    if torch.onnx.is_in_onnx_export() and call.batch_sizes is None:
-        return Route(call, Path.ONNX)
+    if torch.onnx.is_in_onnx_export():
+        if is_tracing():
+            return Route(call, Path.TORCH, "torch.onnx.export(dynamo=False) knows no other op")
+        if call.batch_sizes is None:
+            return Route(call, Path.ONNX)
     if torch.compiler.is_compiling() or is_tracing():
         return Route(call, Path.LOOP if is_transformed() else Path.GRAPH)
+    if is_functionalized():
+        return Route(call, Path.LOOP)
     operands = [call.input, call.hx, *call.weights]
     are_batched = [t is not None and is_batchedtensor(t) for t in operands]
     if loops_over_samples(2, are_batched, call.batch_sizes is not None):
@@ -182,10 +200,26 @@ def _run_node_step(*operands: Any) -> Tensor:
     return node.run(input, hx, weights, None, True, nonlinearity, False)
 
 
+def _as_torch_function(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns ``run`` as one function to tensor subclasses and ``TorchFunctionMode``.
+
+    A subclass then gets results of its class which may be changed in place: made inside ``run``,
+    they would be views that autograd protects.
+    """
+
+    def call(input: Tensor, hx: Tensor | None, weights: list[Any], *others: Any) -> Any:
+        tensors = (input, hx, *weights)
+        if has_torch_function(tensors):
+            return handle_torch_function(run, tensors, input, hx, weights, *others)
+        return run(input, hx, weights, *others)
+
+    return call
+
+
 # How a layer runs on each path, and a step where it is not a layer of one step.
 _LAYERS: dict[Path, Layer] = {
     Path.NODE: _run_node,
-    Path.FUNCTION: autograd.rnn_layer,
+    Path.FUNCTION: _as_torch_function(autograd.rnn_layer),
     Path.TRANSFORM: derivatives.rnn_layer,
     Path.GRAPH: torch.ops.rnn_ext.rnn_forward.default,
     Path.LOOP: composite.rnn_layer,
@@ -193,7 +227,7 @@ _LAYERS: dict[Path, Layer] = {
 }
 _STEPS: dict[Path, Callable[..., Tensor]] = {
     Path.NODE: _run_node_step,
-    Path.FUNCTION: autograd.rnn_cell,
+    Path.FUNCTION: _as_torch_function(autograd.rnn_cell),
 }
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import operator
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 __all__ = [
+    "CHECKS_OF_FORWARD",
     "add_batch_dim",
     "apply_function",
     "are_functorch_transforms_active",
@@ -28,13 +30,17 @@ __all__ = [
     "flat_weights",
     "is_any_autocast_enabled",
     "is_batchedtensor",
+    "is_functionalized",
     "is_legacy_batchedtensor",
     "is_tracing",
     "is_transformed",
     "legacy_vmap_level",
+    "overrides_torch_functions",
+    "preserve_version",
     "read_parameters",
     "record_operations",
     "refresh_flat_weights",
+    "remember_weight",
     "remove_batch_dim",
 ]
 
@@ -82,6 +88,32 @@ else:
     is_transformed = _always
 
 
+_interpreters = _find("_C._functorch.get_interpreter_stack")
+_functionalize = _find("_C._functorch.TransformType.Functionalize")
+
+
+def is_functionalized() -> bool:
+    """Whether ``torch.func.functionalize`` is active, which takes no ``torch.autograd.Function``.
+
+    Without these two names torch says so.
+    """
+    if _interpreters is None or not are_functorch_transforms_active():
+        return False
+    return any(level.key() == _functionalize for level in _interpreters() or ())
+
+
+_PLAIN_HANDLERS = (
+    torch.Tensor.__torch_function__.__func__,  # type: ignore[attr-defined]
+    _find("_C._disabled_torch_function_impl"),
+)
+
+
+def overrides_torch_functions(tensor: Any) -> bool:
+    """Whether ``tensor`` is of a class with a ``__torch_function__`` that torch did not write."""
+    handler = getattr(type(tensor), "__torch_function__", None)
+    return handler is not None and getattr(handler, "__func__", handler) not in _PLAIN_HANDLERS
+
+
 # torch.autograd.Function --------------------------------------------------------------------------
 
 _unwrap_if_dead = _find("_C._functorch.unwrap_if_dead")
@@ -107,6 +139,16 @@ def apply_function(
         None if hx is None else _unwrap_if_dead(hx),
         *map(_unwrap_if_dead, weights),
     )
+
+
+_preserve_version_counter = _find(
+    "autograd._unsafe_preserve_version_counter", lambda _: nullcontext()
+)
+
+
+def preserve_version(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Makes a change in place of ``tensor`` within leave its version as it is."""
+    return nullcontext() if tensor.is_inference() else _preserve_version_counter(tensor)
 
 
 # torch.func.vmap, and the vmap of torch.autograd (is_grads_batched=True) --------------------------
@@ -197,6 +239,18 @@ def compiled_wrapper_type() -> type[nn.Module] | None:
 # Modules ------------------------------------------------------------------------------------------
 
 
+# What nn.RNN's forward calls of itself.
+CHECKS_OF_FORWARD = (
+    "_update_flat_weights",
+    "_weights_have_changed",
+    "check_forward_args",
+    "check_hidden_size",
+    "check_input",
+    "get_expected_hidden_size",
+    "permute_hidden",
+)
+
+
 def read_parameters(module: nn.Module, names: Iterable[str]) -> list[Any]:
     """The parameters as they are now, each read once: parametrized ones are computed on access."""
     # nn.Module.__getattr__ would look there last.
@@ -205,12 +259,42 @@ def read_parameters(module: nn.Module, names: Iterable[str]) -> list[Any]:
 
 
 def flat_weights(rnn: nn.RNNBase) -> list[Tensor]:
-    """The same of all weights of an RNN, layer by layer and direction by direction."""
+    """Returns all weights of an RNN as they are now, layer by layer and direction by direction.
+
+    As in ``nn.RNN``, these are the tensors that somebody has put into ``_flat_weights``, as recipes
+    for DropConnect do, unless a parameter was replaced, swapped or parametrized since.
+    """
     try:
         names: list[str] = rnn._flat_weights_names
+        assigned: list[Any] = rnn._flat_weights
+        remembered = rnn._flat_weight_refs
     except AttributeError:
         return [weight for layer in rnn.all_weights for weight in layer]
-    return read_parameters(rnn, names)
+    try:
+        weights = read_parameters(rnn, names)
+    except AttributeError:
+        return assigned  # a weight was deleted
+    if all(map(operator.is_, assigned, weights)):
+        return weights
+    for ref, weight in zip(remembered, weights, strict=False):
+        if weight is not None and ref is not None and ref() is not weight:
+            return weights
+    return assigned
+
+
+def remember_weight(rnn: nn.RNNBase, name: str, value: Any) -> None:
+    """Notes that the attribute ``name`` was set, which ``nn.RNN`` finds out in its next forward.
+
+    As there, a new weight also ends what was put into ``_flat_weights`` before.
+    """
+    attributes = vars(rnn)
+    names, refs = attributes.get("_flat_weights_names", ()), attributes.get("_flat_weight_refs", ())
+    if name not in names or len(refs) != len(names):
+        return
+    refs[names.index(name)] = None if value is None else weakref.ref(value)
+    for i, other in enumerate(names):
+        if other in rnn._parameters:
+            rnn._flat_weights[i] = rnn._parameters[other]
 
 
 def refresh_flat_weights(rnn: nn.RNNBase) -> None:

@@ -1,0 +1,309 @@
+"""What takes an RNN apart finds in ours what it finds in torch's: tracers, subclasses, recipes."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from support import assert_close_fp64, assert_like, twins
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import rnn_ext
+from rnn_ext._core.torch_private import CHECKS_OF_FORWARD
+
+# What is done about each name that torch gives these classes. A release that adds one fails here.
+RNN_NAMES = {
+    "mode input_size hidden_size num_layers bias": "read in calls",
+    "batch_first bidirectional dropout": "read in calls",
+    "proj_size": "other than 0: nn.RNN's forward decides",
+    "_flat_weights _flat_weights_names _flat_weight_refs": "tensors put there are used",
+    " ".join(CHECKS_OF_FORWARD): "called where overridden",
+    "_all_weights all_weights extra_repr reset_parameters _apply _init_flat_weights": "inherited",
+    "_replicate_for_data_parallel __getstate__ __setstate__ __constants__": "inherited",
+    "__jit_unused_properties__ __setattr__": "inherited",
+    "nonlinearity": "set once, then ignored as by nn.RNN",
+    "flatten_parameters": "does nothing",
+    "__init__ forward": "our own",
+}
+CELL_NAMES = {
+    "input_size hidden_size weight_ih weight_hh bias nonlinearity": "read in calls",
+    "extra_repr reset_parameters": "inherited",
+    "__constants__ __init__ forward": "our own",
+}
+OF_PYTHON = {
+    "__annotations__",
+    "__doc__",
+    "__module__",
+    "__annotate_func__",
+    "__annotations_cache__",
+}
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [((nn.RNNBase, nn.RNN), RNN_NAMES), ((nn.RNNCellBase, nn.RNNCell), CELL_NAMES)],
+    ids=["RNN", "RNNCell"],
+)
+def test_every_name_of_torchs_classes_is_decided(
+    classes: tuple[type[nn.Module], ...], names: dict[str, str]
+) -> None:
+    found = {name for cls in classes for name in (*vars(cls), *cls.__annotations__)}
+    found |= vars(classes[-1](3, 4)).keys() - vars(nn.Module()).keys()  # type: ignore[call-arg]
+    assert found - OF_PYTHON == set(" ".join(names).split())
+
+
+X = torch.randn(5, 2, 3, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("on", ["class", "instance"])
+@pytest.mark.parametrize("name", CHECKS_OF_FORWARD)
+def test_overridden_checks_are_called(name: str, on: str) -> None:
+    called: list[str] = []
+
+    def method(self: Any, *args: Any) -> Any:
+        called.append(name)
+        return getattr(nn.RNNBase, name)(self, *args)
+
+    results = []
+    for cls in (nn.RNN, rnn_ext.RNN):
+        torch.manual_seed(1)
+        if on == "class":
+            module = type("Own", (cls,), {name: method})(3, 4, dtype=torch.float64)
+        else:
+            module = cls(3, 4, dtype=torch.float64)
+            setattr(module, name, method.__get__(module))
+        called.clear()
+        results.append((module(X)[0], len(called)))
+    assert results[1][1] == results[0][1] > 0
+    assert_close_fp64([results[1][0]], [results[0][0]])
+
+
+def _all_at_once(module: Any) -> None:
+    module._flat_weights = [2 * w for w in module._flat_weights]
+
+
+def _one(module: Any) -> None:
+    module._flat_weights[1] = module._flat_weights[1] * 0
+
+
+def _after_a_new_parameter(module: Any) -> None:
+    module.weight_hh_l0 = nn.Parameter(torch.eye(4, dtype=torch.float64))
+    module(X)
+    _one(module)
+
+
+def _of_a_deleted_parameter(module: Any) -> None:
+    raw = module.weight_hh_l0
+    del module.weight_hh_l0
+    module.weight_hh_l0_raw = raw
+    module._flat_weights[1] = 0.5 * raw
+
+
+def _then_a_new_parameter(module: Any) -> None:
+    _all_at_once(module)
+    module.weight_hh_l0 = nn.Parameter(torch.eye(4, dtype=torch.float64))
+
+
+def _then_called_functionally(module: Any) -> None:
+    weights = {name: 0 * p for name, p in module.named_parameters()}
+    assert not torch.func.functional_call(module, weights, (X,))[0].any()
+
+
+@pytest.mark.parametrize(
+    "assign",
+    [
+        _all_at_once,
+        _one,
+        _after_a_new_parameter,
+        _of_a_deleted_parameter,
+        _then_a_new_parameter,
+        _then_called_functionally,
+    ],
+)
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_flat_weights_are_used_as_nn_rnn_uses_them(
+    assign: Callable[[Any], None], num_layers: int
+) -> None:
+    results = []
+    for module in twins(3, 4, num_layers, dtype=torch.float64):
+        module(X)
+        assign(module)
+        results.append(module(X)[0])
+    assert_close_fp64(results[1:], results[:1])
+
+
+class Holder(nn.Module):
+    """A model that calls `module` on a buffer, so that only hx is traced."""
+
+    def __init__(self, module: nn.Module, x: Tensor) -> None:
+        super().__init__()
+        self.module = module
+        self.register_buffer("x", x)
+
+    def forward(self, hx: Tensor) -> Any:
+        return self.module(self.x, hx)
+
+
+@pytest.mark.parametrize("cls", [rnn_ext.RNN, rnn_ext.RNNCell])
+def test_fx_traces_a_model_in_which_only_hx_is_traced(cls: type[nn.Module]) -> None:
+    shapes = [(5, 2, 3), (1, 2, 4)] if cls is rnn_ext.RNN else [(2, 3), (2, 4)]
+    x, hx = map(torch.randn, shapes)
+    model = Holder(cls(3, 4), x)  # type: ignore[call-arg]
+    graph = torch.fx.symbolic_trace(model)
+    assert [node.op for node in graph.graph.nodes].count("call_module") == 1
+    for a, b in zip(graph(hx), model(hx), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("cls", [rnn_ext.RNN, rnn_ext.RNNCell])
+def test_fx_says_that_the_module_itself_is_one_node(cls: type[nn.Module]) -> None:
+    with pytest.raises(torch.fx.proxy.TraceError, match="trace the model that calls it"):
+        torch.fx.symbolic_trace(cls(3, 4))  # type: ignore[call-arg]
+
+
+class Packs(nn.Module):
+    def __init__(self, rnn: nn.Module, enforce_sorted: bool = True) -> None:
+        super().__init__()
+        self.rnn, self.enforce_sorted = rnn, enforce_sorted
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(x, lengths, enforce_sorted=self.enforce_sorted)
+        output, h_n = self.rnn(packed)
+        return pad_packed_sequence(output)[0] + h_n.sum()
+
+
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, and pack_padded_sequence warns
+@pytest.mark.parametrize("enforce_sorted", [True, False])
+def test_a_traced_model_that_packs_takes_other_batches(enforce_sorted: bool) -> None:
+    model = Packs(rnn_ext.RNN(3, 4), enforce_sorted)
+    traced = torch.jit.trace(model, (torch.randn(5, 2, 3), torch.tensor([5, 3])))
+    others = torch.randn(6, 3, 3), torch.tensor([6, 4, 2])
+    assert torch.equal(traced(*others), model(*others))
+
+
+def test_a_compiled_model_that_packs_gets_no_warning_about_our_code() -> None:
+    torch._dynamo.reset()
+    model = Packs(rnn_ext.RNN(3, 4))
+    args = torch.randn(5, 2, 3), torch.tensor([5, 3])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = torch.compile(model, backend="eager")(*args)
+    assert not [w for w in caught if "does not know how to trace" in str(w.message)]
+    assert_like([result], [model(*args)])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["padded", "packed", "cell"])
+def test_the_old_onnx_exporter_gets_torchs_own_op(kind: str) -> None:
+    onnx = pytest.importorskip("onnx")
+    args: tuple[Tensor, ...] = (torch.randn(5, 2, 3),)
+    model: nn.Module = rnn_ext.RNN(3, 4).eval()
+    if kind == "packed":
+        model, args = Packs(model), (*args, torch.tensor([5, 3]))
+    elif kind == "cell":
+        model, args = rnn_ext.RNNCell(3, 4).eval(), (torch.randn(2, 3),)
+    buffer = io.BytesIO()
+    torch.onnx.export(model, args, buffer, dynamo=False)
+    operators = [node.op_type for node in onnx.load_from_string(buffer.getvalue()).graph.node]
+    assert ("Tanh" if kind == "cell" else "RNN") in operators
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_batch_first_output_is_no_view(layers: int) -> None:
+    theirs, ours = twins(3, 4, layers, batch_first=True, dtype=torch.float64)
+    gradients = []
+    for module in (theirs, ours):
+        output, _ = module(X)
+        assert not output._is_view()
+        gradients.append(torch.autograd.grad((output * output).sum(), module.weight_hh_l0)[0])
+        output, _ = module(X)
+        assert not output.detach_().requires_grad
+    assert_close_fp64(gradients[1:], gradients[:1])
+
+
+@pytest.mark.parametrize("operand", ["weight", "input"])
+def test_sparse_operands_go_to_torchs_op(operand: str) -> None:
+    theirs, ours = twins(3, 4)
+    x = torch.randn(5, 2, 3)
+    if operand == "weight":
+        for module in (theirs, ours):
+            weight = module.weight_ih_l0.detach().to_sparse()
+            module.weight_ih_l0 = nn.Parameter(weight)
+        assert_like(ours(x), theirs(x))
+        assert "no kernel for layout torch.sparse_coo" in rnn_ext.explain(ours, x)
+        return
+    texts = []
+    for module in (theirs, ours):
+        with pytest.raises(RuntimeError) as caught:
+            module(x.to_sparse())
+        texts.append(str(caught.value))
+    assert texts[0] == texts[1]
+
+
+class Plain(Tensor):
+    pass
+
+
+class Counting(Tensor):
+    """Handles torch's functions itself."""
+
+    seen: list[str] = []  # noqa: RUF012
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.seen.append(func.__name__)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_results_of_a_tensor_subclass_can_be_changed_in_place() -> None:
+    module = rnn_ext.RNN(3, 4, dtype=torch.float64)
+    gradients = []
+    for x in (X, X.as_subclass(Plain)):
+        output, _ = module(x)
+        assert type(output) is type(x)
+        output.mul_(2)
+        gradients.append(
+            torch.autograd.grad(output.sum(), module.weight_hh_l0)[0].as_subclass(Tensor)
+        )
+    assert_close_fp64(gradients[1:], gradients[:1])
+
+
+def test_a_subclass_with_handlers_of_its_own_sees_torchs_function() -> None:
+    Counting.seen.clear()
+    rnn_ext.RNN(3, 4)(torch.randn(5, 2, 3).as_subclass(Counting))
+    assert "rnn_tanh" in Counting.seen
+
+
+def test_functionalize_gives_the_result() -> None:
+    module = rnn_ext.RNN(3, 4, dtype=torch.float64)
+    result = torch.func.functionalize(lambda x: module(x)[0])(X)
+    assert_close_fp64([result.detach()], [module(X)[0].detach()])
+
+
+def test_a_result_can_be_changed_in_place_under_torch_func() -> None:
+    theirs, ours = twins(3, 4, dtype=torch.float64)
+    results = []
+    for module in (theirs, ours):
+
+        def loss(x: Tensor, module: nn.Module = module) -> Tensor:
+            return module(x)[0].mul_(2).square().sum()
+
+        results.append(torch.func.grad(loss)(X))
+    assert_close_fp64(results[1:], results[:1])
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize")
+def test_a_cell_that_stays_unquantized_says_so_and_restore_rnn_helps() -> None:
+    model = nn.Sequential(nn.RNNCell(3, 4))
+    quantized = type(torch.ao.quantization.quantize_dynamic(model)[0])
+    assert quantized is not nn.RNNCell
+    rnn_ext.replace_rnn(model)
+    with pytest.warns(UserWarning, match=r"call rnn_ext.restore_rnn\(model\) before"):
+        torch.ao.quantization.quantize_dynamic(model)
+    rnn_ext.restore_rnn(model)
+    assert type(torch.ao.quantization.quantize_dynamic(model)[0]) is quantized
