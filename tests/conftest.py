@@ -53,7 +53,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 def fake_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's limits take seconds to measure, and no test is about their values."""
     # Its libraries may be missing on machines that run the GPU suite.
-    from benchmarks_support import round_limits
+    from support.benchmarks import round_limits
 
     rates = {"torch.mm": 8e9, "oneDNN": 10e9}
     monkeypatch.setattr("benchmarks.run.gemm_rates", lambda _: rates)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from reference import reference_rnn
 from support import (
     assert_close_fp64,
     assert_like,
@@ -18,6 +17,7 @@ from support import (
     same_bits,
     twins,
 )
+from support.reference import reference_rnn
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks_support import CASE, TINY, hot_and_cold, round_limits
+from support.benchmarks import CASE, TINY, hot_and_cold, round_limits
 
 from benchmarks import call, plot, results, run
 from benchmarks.__main__ import main

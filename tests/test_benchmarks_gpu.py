@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks_support import CASE, TINY, hot_and_cold
+from support.benchmarks import CASE, TINY, hot_and_cold
 from torch.overrides import TorchFunctionMode
 
 from benchmarks import gpu, measure, run

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks_support import CASE, TINY
+from support.benchmarks import CASE, TINY
 from torch import Tensor, nn
 
 import rnn_ext

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from reference import reference_rnn
 from support import SIZES, assert_close_fp64, assert_same_bits, leaves, same_bits
+from support.reference import reference_rnn
 from torch import Tensor, nn
 
 import rnn_ext

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from programs import assert_program_equals_loop, check
+from support.programs import assert_program_equals_loop, check
 from torch import Tensor
 
 import rnn_ext

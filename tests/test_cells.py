@@ -1,7 +1,7 @@
 """The cells that come with the package, by their programs, against a plain loop with autograd."""
 
 import pytest
-from programs import assert_program_equals_loop
+from support.programs import assert_program_equals_loop
 
 import rnn_ext
 from rnn_ext import cells

@@ -11,7 +11,8 @@ import time
 
 import pytest
 import torch
-from charlm_support import (
+from support import PATIENCE
+from support.charlm import (
     FLAGS,
     as_words,
     checkpoints,
@@ -22,7 +23,6 @@ from charlm_support import (
     train,
     write_text,
 )
-from support import PATIENCE
 
 from rnn_ext.charlm import CharLMError, files, load, signals
 from rnn_ext.charlm.checkpoints import _digest_of_json

@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-import emulation
 import pytest
 import torch
-from reference import reference_rnn, reference_tangent
-from support import TELLS_REASONS, assert_same_bits, reason_told, same_bits
+from support import TELLS_REASONS, assert_same_bits, emulation, reason_told, same_bits
+from support.reference import reference_rnn, reference_tangent
 from torch import Tensor
 
 NO_PERSISTENT = 0  # bytes of shared memory for a block

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from reference import reference_rnn
 from support import (
     TELLS_REASONS,
     assert_close_fp64,
@@ -16,6 +15,7 @@ from support import (
     reason_told,
     same_bits,
 )
+from support.reference import reference_rnn
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from reference import reference_rnn
 from support import assert_close_fp64, layer_weights, leaves, twins
+from support.reference import reference_rnn
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode

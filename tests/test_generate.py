@@ -4,7 +4,7 @@ import string
 
 import pytest
 import torch
-from charlm_support import train, write_text
+from support.charlm import train, write_text
 from torch import nn
 
 from rnn_ext import charlm

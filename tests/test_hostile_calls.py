@@ -5,9 +5,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import hostile_calls
 import pytest
-from support import PATIENCE
+from support import PATIENCE, hostile_calls
 
 PROGRAM = Path(hostile_calls.__file__)
 CALLS = 2000
@@ -25,7 +24,7 @@ def test_hostile_calls_end_in_an_exception_or_a_result(child: int) -> None:
     lines = process.stdout.splitlines()
     last = lines[-1].split()[0] if lines else child * CALLS
     assert process.returncode == 0, (
-        f"exit code {process.returncode}; replay with: python {PROGRAM.name} {last}\n"
+        f"exit code {process.returncode}; replay with: python tests/support/{PROGRAM.name} {last}\n"
         f"{process.stderr[-2000:]}"
     )
     outcomes = Counter(line.split()[1] for line in lines)

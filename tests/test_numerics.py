@@ -13,8 +13,8 @@ from typing import Any
 import mpmath
 import pytest
 import torch
-from reference import reference_rnn
 from support import PLANS, SIZES, leaves, same_bits, twins, using_threads
+from support.reference import reference_rnn
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.cpp_extension import include_paths

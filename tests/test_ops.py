@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from reference import reference_rnn
 from support import assert_close_fp64, assert_same_bits, layer_weights, leaves
+from support.reference import reference_rnn
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import Case, Problem, base_shape, covering_design, viewed
-from parity import Error, assert_as_exact_as_nn_rnn, errors_of, expected
 from support import ISA_LEVELS, SPLITS, same_bits, using_isa, using_threads
+from support.cases import Case, Problem, base_shape, covering_design, viewed
+from support.parity import Error, assert_as_exact_as_nn_rnn, errors_of, expected
 
 import rnn_ext
 

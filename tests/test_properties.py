@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from calls import Call, Data, Observation, largest, observe
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
-from strategies import CELL_ARGUMENTS, RNN_ARGUMENTS, cell_calls, constructions, rnn_calls
 from support import ISA_LEVELS, PLANS, outcome, using_isa, using_threads
+from support.calls import Call, Data, Observation, largest, observe
+from support.strategies import CELL_ARGUMENTS, RNN_ARGUMENTS, cell_calls, constructions, rnn_calls
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 

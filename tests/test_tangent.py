@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from reference import reference_tangent
 from support import PLANS, assert_same_bits, using_threads
+from support.reference import reference_tangent
 from torch import Tensor
 
 rnn_tangent = torch.ops.rnn_ext._rnn_tangent

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 import torch
-from charlm_support import FLAGS, as_words, checkpoints, log_of, resume, state_of, train, write_text
+from support.charlm import FLAGS, as_words, checkpoints, log_of, resume, state_of, train, write_text
 from torch import nn
 
 import rnn_ext

@@ -9,7 +9,9 @@ import time
 
 import pytest
 import torch
-from charlm_support import (
+from safetensors.torch import load_file
+from support import PATIENCE
+from support.charlm import (
     FLAGS,
     as_words,
     checkpoints,
@@ -20,8 +22,6 @@ from charlm_support import (
     train,
     write_text,
 )
-from safetensors.torch import load_file
-from support import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("small_runs")
 

@@ -12,8 +12,8 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from emulation import ROOT, compiler, digest
 from support import ISA_LEVELS, same_bits
+from support.emulation import ROOT, compiler, digest
 from test_numerics import all_classes, from_bits, ulps
 from torch import Tensor
 

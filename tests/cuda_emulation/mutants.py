@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import emulation  # noqa: E402
+from support import emulation  # noqa: E402
 from test_cuda_emulation import KINDS, PRECISION, Case, parity_error  # noqa: E402
 
 BARRIER = re.compile(r"__syncthreads\(\);")

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import pytest
 import torch
-from gpu_support import NEEDS_GPU, REGIMES, assert_parity, draw, layer, results
 from support import assert_same_bits
+from support.gpu import NEEDS_GPU, REGIMES, assert_parity, draw, layer, results
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
-from gpu_support import (
+from support import assert_same_bits, leaves
+from support.gpu import (
     DEVICE,
     DTYPES,
     NEEDS_GPU,
@@ -17,7 +18,6 @@ from gpu_support import (
     layer,
     results,
 )
-from support import assert_same_bits, leaves
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import Case, covering_design
-from gpu_support import (
+from support import leaves
+from support.cases import Case, covering_design
+from support.gpu import (
     DEVICE,
     DTYPES,
     NEEDS_GPU,
@@ -19,8 +20,7 @@ from gpu_support import (
     layer,
     results,
 )
-from parity import assert_as_exact_as_nn_rnn, errors_of, expected
-from support import leaves
+from support.parity import assert_as_exact_as_nn_rnn, errors_of, expected
 from torch import Tensor, nn
 
 import rnn_ext

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gpu_support import DEVICE, NEEDS_GPU, PERSISTENT, STEP, draw, layer
 from support import assert_same_bits
+from support.gpu import DEVICE, NEEDS_GPU, PERSISTENT, STEP, draw, layer
 from torch import nn
 
 import rnn_ext

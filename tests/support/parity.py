@@ -5,10 +5,11 @@ import sys
 from dataclasses import dataclass
 
 import torch
-from cases import Case, Problem
-from reference import reference_rnn
-from support import using_threads
 from torch import Tensor, nn
+
+from support import using_threads
+from support.cases import Case, Problem
+from support.reference import reference_rnn
 
 
 @dataclass(frozen=True)

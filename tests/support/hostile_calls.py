@@ -2,7 +2,7 @@
 
 As a program it makes calls until it dies or is done, and says before each which one it is:
 
-    python tests/hostile_calls.py FIRST [COUNT]
+    python tests/support/hostile_calls.py FIRST [COUNT]
 """
 
 import contextlib

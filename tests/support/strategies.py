@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from calls import Call, Data
 from hypothesis import strategies as st
+
+from support.calls import Call, Data
 
 __all__ = ["CELL_ARGUMENTS", "RNN_ARGUMENTS", "cell_calls", "constructions", "rnn_calls"]
 

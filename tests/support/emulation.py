@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch.utils.cpp_extension import include_paths
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "tests" / "cuda_emulation"
 BUILD = ROOT / "build" / "cuda_emulation"
 ORDERS = ("identity", "reversed", "shuffled")

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from support import leaves
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import rnn_ext
+from support import leaves
 
 DEVICE = "cuda"
 

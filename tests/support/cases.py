@@ -8,9 +8,10 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from support import MORE_THREADS_THAN_CORES, SIZES
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from support import MORE_THREADS_THAN_CORES, SIZES
 
 
 @dataclass(frozen=True)
