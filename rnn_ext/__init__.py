@@ -5,10 +5,11 @@ from . import _extension
 _C = _extension.load()
 
 # Importing flops and ops registers formulas, fake kernels and autograd.
-from . import cells, functional  # noqa: E402
+from . import cells, functional, parametrizations  # noqa: E402
 from ._core import flops, ops  # noqa: E402, F401
 from ._core.cells.cell import Cell, cell  # noqa: E402
 from ._core.cells.errors import CellError  # noqa: E402
+from .ctrnn import CTRNN  # noqa: E402
 from .embedding_rnn import EmbeddingRNN  # noqa: E402
 from .info import build_info, explain, release_scratch, uses_openmp  # noqa: E402
 from .modules import RNN, RNNCell  # noqa: E402
@@ -16,6 +17,7 @@ from .recurrent import Recurrent, RecurrentCell  # noqa: E402
 from .swap import replace_rnn, restore_rnn  # noqa: E402
 
 __all__ = [
+    "CTRNN",
     "RNN",
     "Cell",
     "CellError",
@@ -29,6 +31,7 @@ __all__ = [
     "cells",
     "explain",
     "functional",
+    "parametrizations",
     "release_scratch",
     "replace_rnn",
     "restore_rnn",
