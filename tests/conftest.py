@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import multiprocessing
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,11 +36,13 @@ def _uses_bfloat16(item: pytest.Item) -> bool:
 
 @pytest.fixture(autouse=True)
 def restored_state() -> Iterator[None]:
-    """Every test starts from the same seed and leaves the thread count as it was."""
+    """Every test starts from the same seed, and leaves neither another thread count nor a child."""
     threads = torch.get_num_threads()
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 @pytest.fixture(params=ISA_LEVELS)

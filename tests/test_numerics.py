@@ -14,6 +14,7 @@ import mpmath
 import pytest
 import torch
 from support import PLANS, SIZES, leaves, same_bits, twins, using_threads
+from support.floats import all_classes, from_bits, ulps
 from support.reference import reference_rnn
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
@@ -49,19 +50,6 @@ def phi_of_row(x: Tensor, width: int, nonlinearity: str = "tanh") -> Tensor:
     return torch.cat(rows)
 
 
-def from_bits(bits: Tensor) -> Tensor:
-    return bits.to(torch.int32).view(torch.float32)
-
-
-def all_classes() -> Tensor:
-    """Every sign and exponent with edge and random fractions; zeros, denormals, infinity, NaN."""
-    signs = torch.arange(2).view(-1, 1, 1) << 31
-    exponents = torch.arange(256).view(1, -1, 1) << 23
-    edges = torch.tensor([0, 1, 2, 3, 0x200000, 0x3FFFFF, 0x400000, 0x7FFFFE, 0x7FFFFF])
-    fractions = torch.cat([edges, torch.randint(1 << 23, (120,))])
-    return from_bits((signs | exponents | fractions).flatten())
-
-
 def random_bits(count: int) -> Tensor:
     return from_bits(torch.randint(-(1 << 31), 1 << 31, (count,)))
 
@@ -70,14 +58,6 @@ def interesting(count: int) -> Tensor:
     """Values where tanh is neither x nor 1, where its approximations live."""
     magnitude = torch.exp2(torch.empty(count).uniform_(-14, 4))
     return magnitude * (torch.randint(2, (count,)) * 2 - 1)
-
-
-def ulps(actual: Tensor, exact: Tensor) -> Tensor:
-    """|actual - exact| in units in the last place of fp32 at `exact` (both in fp64 or exact)."""
-    _, exponent = torch.frexp(exact.abs().clamp(min=2.0**-126))
-    return (actual.double() - exact).abs() / torch.ldexp(
-        torch.ones_like(exact), exponent.double() - 24
-    )
 
 
 def assert_tanh(actual: Tensor, x: Tensor) -> None:

@@ -120,6 +120,8 @@ def _child(
         return call
 
     torch.set_num_threads(1)
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)  # under nohup or in the background some are ignored
     os.environ.update(environment)
     os.rename, os.replace = counting(os.rename), counting(os.replace)
     if stderr is not None:
