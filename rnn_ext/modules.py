@@ -244,7 +244,9 @@ class RNN(nn.RNNBase):
                 states = self.num_layers * (2 if self.bidirectional else 1)
                 batch: Any = batch_sizes[0]
                 # torch.jit.trace would record an int as the batch of all later calls.
-                if torch.compiler.is_compiling() or not is_tracing():
+                if torch.compiler.is_compiling() and sorted_indices is not None:
+                    batch = sorted_indices.size(0)  # an int would break the graph
+                elif torch.compiler.is_compiling() or not is_tracing():
                     batch = int(batch)
                 hx = input.new_zeros(states, batch, self.hidden_size)
             else:

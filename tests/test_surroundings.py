@@ -11,6 +11,7 @@ import pytest
 import torch
 from support import assert_close_fp64, assert_like, twins
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnn_ext
@@ -195,6 +196,23 @@ def test_a_compiled_model_that_packs_gets_no_warning_about_our_code() -> None:
         result = torch.compile(model, backend="eager")(*args)
     assert not [w for w in caught if "does not know how to trace" in str(w.message)]
     assert_like([result], [model(*args)])
+
+
+@pytest.mark.parametrize(("enforce_sorted", "scalars"), [(False, False), (True, True)])
+def test_what_follows_packing_inside_forward_is_one_graph(
+    enforce_sorted: bool, scalars: bool
+) -> None:
+    rnn, counter = rnn_ext.RNN(3, 4), CompileCounter()
+
+    def forward(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        output, h_n = rnn(pack_padded_sequence(x, lengths, enforce_sorted=enforce_sorted))
+        return output.data.sigmoid(), h_n
+
+    torch._dynamo.reset()
+    x, lengths = torch.randn(5, 2, 3), torch.tensor([5, 3])
+    with torch._dynamo.config.patch(capture_scalar_outputs=scalars):
+        assert_like(torch.compile(forward, backend=counter)(x, lengths), forward(x, lengths))
+    assert counter.frame_count == 1
 
 
 @pytest.mark.filterwarnings("ignore")
