@@ -325,3 +325,16 @@ def test_a_cell_that_stays_unquantized_says_so_and_restore_rnn_helps() -> None:
         torch.ao.quantization.quantize_dynamic(model)
     rnn_ext.restore_rnn(model)
     assert type(torch.ao.quantization.quantize_dynamic(model)[0]) is quantized
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+def test_a_package_needs_rnn_ext_as_extern() -> None:
+    model, buffer = nn.Sequential(rnn_ext.RNN(3, 4)), io.BytesIO()
+    with torch.package.PackageExporter(buffer) as exporter:
+        exporter.extern("rnn_ext.**")
+        exporter.save_pickle("models", "model.pkl", model)
+    buffer.seek(0)
+    loaded = torch.package.PackageImporter(buffer).load_pickle("models", "model.pkl")
+    assert type(loaded[0]) is rnn_ext.RNN
+    x = torch.randn(5, 2, 3)
+    assert torch.equal(loaded(x)[0], model(x)[0])
