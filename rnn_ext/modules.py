@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn, overload
 
 import torch
@@ -53,6 +55,26 @@ def _refuse_script(module: nn.Module) -> NoReturn:
         f"torch.jit.script cannot compile {type(module).__name__}: call rnn_ext.restore_rnn(model) "
         "before it, which makes torch's own modules of ours, or use torch.jit.trace or torch.export"
     )
+
+
+class _RefusesOpacusHooks:
+    """Where Opacus keeps the function that computes a layer's per-sample gradients.
+
+    Opacus calls a copy of the layer with its first input, and expects one result. The gradients of
+    a cell, which would run without hx, would be wrong without an error.
+    """
+
+    def __get__(self, module: Any, owner: Any) -> Callable[..., NoReturn]:
+        return partial(self.__set__, module)
+
+    def __set__(self, module: Any, *_: Any) -> NoReturn:
+        raise NotImplementedError(
+            "Opacus loses hx and h_n in this grad_sample_mode: use 'ew', which takes an RNN, "
+            "or 'no_op' with per-sample gradients from torch.func"
+        )
+
+    def __delete__(self, module: Any) -> None:
+        pass
 
 
 class RNN(nn.RNNBase):
@@ -163,6 +185,7 @@ class RNN(nn.RNNBase):
 
     # What torch.jit.script asks a module for first.
     __prepare_scriptable__ = _refuse_script
+    ft_compute_sample_grad = _RefusesOpacusHooks()
 
     # A method that nn.RNN's forward calls and that this class or module has of its own.
     _own_check = ""
@@ -221,7 +244,9 @@ class RNN(nn.RNNBase):
                 states = self.num_layers * (2 if self.bidirectional else 1)
                 batch: Any = batch_sizes[0]
                 # torch.jit.trace would record an int as the batch of all later calls.
-                if torch.compiler.is_compiling() or not is_tracing():
+                if torch.compiler.is_compiling() and sorted_indices is not None:
+                    batch = sorted_indices.size(0)  # an int would break the graph
+                elif torch.compiler.is_compiling() or not is_tracing():
                     batch = int(batch)
                 hx = input.new_zeros(states, batch, self.hidden_size)
             else:
@@ -297,6 +322,7 @@ class RNNCell(nn.RNNCellBase):
     __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]  # noqa: RUF012
     nonlinearity: str
     __prepare_scriptable__ = _refuse_script
+    ft_compute_sample_grad = _RefusesOpacusHooks()
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ import pytest
 import torch
 from support import assert_close_fp64, assert_like, twins
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnn_ext
@@ -197,6 +198,23 @@ def test_a_compiled_model_that_packs_gets_no_warning_about_our_code() -> None:
     assert_like([result], [model(*args)])
 
 
+@pytest.mark.parametrize(("enforce_sorted", "scalars"), [(False, False), (True, True)])
+def test_what_follows_packing_inside_forward_is_one_graph(
+    enforce_sorted: bool, scalars: bool
+) -> None:
+    rnn, counter = rnn_ext.RNN(3, 4), CompileCounter()
+
+    def forward(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        output, h_n = rnn(pack_padded_sequence(x, lengths, enforce_sorted=enforce_sorted))
+        return output.data.sigmoid(), h_n
+
+    torch._dynamo.reset()
+    x, lengths = torch.randn(5, 2, 3), torch.tensor([5, 3])
+    with torch._dynamo.config.patch(capture_scalar_outputs=scalars):
+        assert_like(torch.compile(forward, backend=counter)(x, lengths), forward(x, lengths))
+    assert counter.frame_count == 1
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["padded", "packed", "cell"])
 def test_the_old_onnx_exporter_gets_torchs_own_op(kind: str) -> None:
@@ -307,3 +325,16 @@ def test_a_cell_that_stays_unquantized_says_so_and_restore_rnn_helps() -> None:
         torch.ao.quantization.quantize_dynamic(model)
     rnn_ext.restore_rnn(model)
     assert type(torch.ao.quantization.quantize_dynamic(model)[0]) is quantized
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+def test_a_package_needs_rnn_ext_as_extern() -> None:
+    model, buffer = nn.Sequential(rnn_ext.RNN(3, 4)), io.BytesIO()
+    with torch.package.PackageExporter(buffer) as exporter:
+        exporter.extern("rnn_ext.**")
+        exporter.save_pickle("models", "model.pkl", model)
+    buffer.seek(0)
+    loaded = torch.package.PackageImporter(buffer).load_pickle("models", "model.pkl")
+    assert type(loaded[0]) is rnn_ext.RNN
+    x = torch.randn(5, 2, 3)
+    assert torch.equal(loaded(x)[0], model(x)[0])

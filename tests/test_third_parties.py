@@ -49,33 +49,73 @@ def looped(model: nn.Module) -> dict[str, Tensor]:
     return dict(zip(names, map(torch.stack, zip(*rows, strict=True)), strict=True))
 
 
-def test_opacus_trains_privately_on_our_per_sample_gradients() -> None:
+def make_private(model: nn.Module, mode: str, **options: Any) -> Any:
     opacus = pytest.importorskip("opacus")
-    model = Classifier().double()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     data = torch.utils.data.TensorDataset(X, TARGET)
-    engine = opacus.PrivacyEngine()
-    _, private, _ = engine.make_private(
+    return opacus.PrivacyEngine().make_private(
         module=model,
-        optimizer=optimizer,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
         data_loader=torch.utils.data.DataLoader(data, batch_size=8),
         noise_multiplier=0.0,
         max_grad_norm=0.5,
         poisson_sampling=False,
-        grad_sample_mode="no_op",
+        grad_sample_mode=mode,
+        **options,
     )
+
+
+@pytest.mark.filterwarnings("ignore:Secure RNG turned off")
+@pytest.mark.parametrize("mode", ["no_op", "ew"])
+def test_opacus_trains_privately_on_our_per_sample_gradients(mode: str) -> None:
+    model = Classifier().double()
+    wrapped, private, _ = make_private(model, mode)
     expected = looped(model)
     norms = sum(g.flatten(1).square().sum(1) for g in expected.values()).sqrt()
     assert (norms > 0.5).any(), "nothing is clipped"
     scale = (0.5 / (norms + 1e-6)).clamp(max=1)  # as Opacus guards its division
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     private.zero_grad()
-    for name, sampled in per_sample(model).items():
-        model.get_parameter(name).grad_sample = sampled
+    if mode == "ew":
+        nn.functional.cross_entropy(wrapped(X), TARGET).backward()
+    else:
+        for name, sampled in per_sample(model).items():
+            model.get_parameter(name).grad_sample = sampled
     private.step()
     for name, p in model.named_parameters():
         clipped = torch.einsum("b,b...->...", scale, expected[name]) / 8
         assert_close_fp64([p.detach()], [before[name] - 0.1 * clipped])
+
+
+class Steps(nn.Module):
+    """Runs a cell over time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = rnn_ext.RNNCell(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = None
+        for step in x.unbind(1):
+            h = self.cell(step, h)
+        return self.head(h)
+
+
+@pytest.mark.filterwarnings("ignore:Secure RNG turned off", "ignore:Full backward hook")
+@pytest.mark.parametrize("make", [Classifier, Steps])
+@pytest.mark.parametrize("mode", ["hooks", "functorch", "ghost"])
+def test_opacus_is_refused_where_it_would_lose_the_states(
+    mode: str, make: Callable[[], nn.Module]
+) -> None:
+    def train() -> None:
+        loss = nn.CrossEntropyLoss()
+        options = {"criterion": loss} if mode == "ghost" else {}
+        wrapped, _, *others = make_private(make().double(), mode, **options)
+        if mode == "ghost":
+            loss = others[0]
+        loss(wrapped(X), TARGET).backward()
+
+    with pytest.raises(NotImplementedError, match="loses hx and h_n in this grad_sample_mode"):
+        train()
 
 
 def test_pruned_weights_train_through_their_mask() -> None:
