@@ -11,8 +11,8 @@
 // keeps, or none.
 // recurrence_backward takes the gradients of output, the final states and all steps of the states
 // from 1 on; `given` says which of these `gradients` has. sequences are the states in
-// kept_states, those that the program reads among them. It returns what output_mask asks for of the gradients of input, initial, weights,
-// parameters, as (D, H), and inputs.
+// kept_states, those that the program reads among them. It returns what output_mask asks for of the
+// gradients of input, initial, weights, parameters, as (D, H), and inputs.
 #pragma once
 
 #include "common/ops.h"
