@@ -13,6 +13,7 @@ from support import assert_close_fp64, assert_like, twins
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils._pytree import tree_map_only
 
 import rnn_ext
 from rnn_ext._core.torch_private import CHECKS_OF_FORWARD
@@ -295,6 +296,34 @@ def test_a_subclass_with_handlers_of_its_own_sees_torchs_function() -> None:
     Counting.seen.clear()
     rnn_ext.RNN(3, 4)(torch.randn(5, 2, 3).as_subclass(Counting))
     assert "rnn_tanh" in Counting.seen
+
+
+class Wrapper(Tensor):
+    """Holds a tensor and runs torch's operations on it, as DTensor and quantized weights do."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Any:
+        wrapper = Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)  # type: ignore[attr-defined]
+        wrapper.inner = inner
+        return wrapper
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace != "aten":
+            raise NotImplementedError(func)
+        args, kwargs = tree_map_only(Wrapper, lambda t: t.inner, (args, kwargs or {}))
+        return tree_map_only(Tensor, Wrapper, func(*args, **kwargs))
+
+
+def test_a_subclass_that_knows_torchs_operations_alone_sees_those() -> None:
+    module = rnn_ext.RNN(3, 4, dtype=torch.float64)
+    output, _ = module(Wrapper(X))
+    assert type(output) is Wrapper
+    assert_close_fp64([output.inner.detach()], [module(X)[0].detach()])
+    cell = rnn_ext.RNNCell(3, 4, dtype=torch.float64)
+    assert_close_fp64([cell(Wrapper(X[0])).inner.detach()], [cell(X[0]).detach()])
 
 
 def test_functionalize_gives_the_result() -> None:

@@ -20,7 +20,7 @@ from .torch_private import (
     is_functionalized,
     is_tracing,
     is_transformed,
-    overrides_torch_functions,
+    overrides_operations,
 )
 from .vectorize import loops_over_samples
 
@@ -128,8 +128,8 @@ def is_watched() -> bool:
 def _refusal(call: Call) -> str:
     """Says why torch's op has to take the call, as far as attributes, dtype and devices tell."""
     input, hx, weights = call.input, call.hx, call.weights
-    if any(map(overrides_torch_functions, (input, hx, *weights))):
-        return "a tensor subclass overrides torch's functions"
+    if any(map(overrides_operations, (input, hx, *weights))):
+        return "a tensor subclass overrides torch's operations"
     if not (input.is_cpu or input.is_cuda):
         return f"no kernel for device type {input.device.type}"
     if input.is_cuda and torch.is_autocast_enabled("cuda"):

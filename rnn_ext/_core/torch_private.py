@@ -35,7 +35,7 @@ __all__ = [
     "is_tracing",
     "is_transformed",
     "legacy_vmap_level",
-    "overrides_torch_functions",
+    "overrides_operations",
     "preserve_version",
     "read_parameters",
     "record_operations",
@@ -106,12 +106,23 @@ _PLAIN_HANDLERS = (
     torch.Tensor.__torch_function__.__func__,  # type: ignore[attr-defined]
     _find("_C._disabled_torch_function_impl"),
 )
+_plain_dispatch = _find("_C._disabled_torch_dispatch_impl")
 
 
-def overrides_torch_functions(tensor: Any) -> bool:
-    """Whether ``tensor`` is of a class with a ``__torch_function__`` that torch did not write."""
-    handler = getattr(type(tensor), "__torch_function__", None)
-    return handler is not None and getattr(handler, "__func__", handler) not in _PLAIN_HANDLERS
+def overrides_operations(tensor: Any) -> bool:
+    """Whether ``tensor`` is of a class that handles torch's functions or operations itself.
+
+    Such a class knows torch's operations and not ours. Those with which torch records graphs take
+    any operation.
+    """
+    cls = type(tensor)
+    if cls is Tensor or cls is nn.Parameter or tensor is None:
+        return False
+    handler = getattr(cls, "__torch_function__", None)
+    if handler is not None and getattr(handler, "__func__", handler) not in _PLAIN_HANDLERS:
+        return True
+    dispatch = getattr(cls, "__torch_dispatch__", _plain_dispatch)
+    return dispatch is not _plain_dispatch and not cls.__module__.startswith("torch._subclasses.")
 
 
 # torch.autograd.Function --------------------------------------------------------------------------
