@@ -17,7 +17,7 @@ from ._core.torch_private import is_any_autocast_enabled, read_parameters
 
 __all__ = ["Recurrent", "RecurrentCell"]
 
-# What forward names by itself.
+# What forward names by itself, or will.
 _RESERVED = ("input", "hx", "return_states", "reset", "reset_state")
 
 
@@ -27,9 +27,10 @@ class _Base(nn.Module):
     cell: Cell
     input_size: int
     hidden_size: int
+    bias: bool
 
     def _set_cell(self, cell: Cell, values: Mapping[str, Any], **factory: Any) -> None:
-        """Keeps the cell, which is compiled here so that its errors show, and ``values``."""
+        """Keeps the cell and ``values`` of its parameters."""
         name = type(self).__name__
         if not isinstance(cell, Cell):
             raise TypeError(
@@ -41,7 +42,7 @@ class _Base(nn.Module):
             if taken in _RESERVED:
                 raise ValueError(f"cell {cell.name!r}: {name} cannot have an input named {taken!r}")
         self.cell = cell
-        self._program = cell.program
+        _ = cell.program  # raises what the cell cannot contain
         for operand in cell.parameters:
             value = values[operand]
             if hasattr(self, operand):
@@ -59,8 +60,19 @@ class _Base(nn.Module):
             else:
                 self.register_buffer(operand, tensor)
 
-    def _draw_weights(self) -> None:
-        """Draws the weights as ``nn.RNN`` does."""
+    def _add_weights(self, like: Tensor, features: int, suffix: str = "") -> list[str]:
+        """Registers the weights of one direction of a layer; returns their names."""
+        rows = self.cell.gates * self.hidden_size
+        shapes: dict[str, tuple[int, ...]]
+        shapes = {"weight_ih": (rows, features), "weight_hh": (rows, self.hidden_size)}
+        if self.bias:
+            shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+        for name, shape in shapes.items():
+            self.register_parameter(name + suffix, nn.Parameter(like.new_empty(shape)))
+        return [name + suffix for name in shapes]
+
+    def reset_parameters(self) -> None:
+        """Draws the weights as ``nn.RNN`` does; the cell's parameters keep their values."""
         bound = 1 / math.sqrt(self.hidden_size)
         for name, parameter in self.named_parameters(recurse=False):
             if name.startswith(("weight_", "bias_")) and name not in self.cell.parameters:
@@ -96,6 +108,26 @@ class _Base(nn.Module):
 
     def _describe(self, settings: str) -> str:
         return f"{self.cell.name}, {self.input_size}, {self.hidden_size}{settings}"
+
+
+def _read_operand(
+    name: str, value: Any, like: Tensor, shape: tuple[int, ...], copies: int = 0
+) -> Tensor:
+    """Returns an input of a cell, a tensor or a number, expanded to ``shape``.
+
+    With ``copies`` it has one more axis in front, of that size, which ``value`` may have as well.
+    """
+    value = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else like.dtype)
+    full = (copies, *shape)
+    try:
+        if not copies or value.dim() < len(full):
+            value = value.expand(shape)
+        return value.expand(full) if copies else value
+    except RuntimeError:
+        expected = f"{shape} or {full}" if copies else f"{shape}"
+        raise ValueError(
+            f"{name} must broadcast to {expected}, got shape {tuple(value.shape)}"
+        ) from None
 
 
 def _check_names(what: str, expected: Sequence[str], given: Mapping[str, Any]) -> None:
@@ -212,29 +244,18 @@ class Recurrent(_Base):
         self.bidirectional = bidirectional
         weight = torch.empty(0, device=device, dtype=dtype)
         self._set_cell(cell, parameters, device=weight.device, dtype=weight.dtype)
-        rows = cell.gates * hidden_size
         self._weight_names: list[list[str]] = []
         for layer in range(num_layers):
             features = input_size if layer == 0 else self._directions * hidden_size
-            shapes: dict[str, tuple[int, ...]]
-            shapes = {"weight_ih": (rows, features), "weight_hh": (rows, hidden_size)}
-            if bias:
-                shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
-            names = []
-            for suffix in ("", "_reverse")[: self._directions]:
-                for name, shape in shapes.items():
-                    names.append(f"{name}_l{layer}{suffix}")
-                    self.register_parameter(names[-1], nn.Parameter(weight.new_empty(shape)))
+            names = self._add_weights(weight, features, f"_l{layer}")
+            if bidirectional:
+                names += self._add_weights(weight, features, f"_l{layer}_reverse")
             self._weight_names.append(names)
         self.reset_parameters()
 
     @property
     def _directions(self) -> int:
         return 2 if self.bidirectional else 1
-
-    def reset_parameters(self) -> None:
-        """Draws the weights anew; the cell's parameters keep their values."""
-        self._draw_weights()
 
     @property
     def all_weights(self) -> list[list[Tensor]]:
@@ -270,39 +291,37 @@ class Recurrent(_Base):
         _check_names(f"forward of cell {self.cell.name!r}", self.cell.inputs, inputs)
         packed, data = _unpack(input)
         has_batch = packed is not None or data.dim() == 3
-        weight = getattr(self, self._weight_names[0][0])
-        self._check_input(data, (2,) if packed is not None else (2, 3), weight)
-        operands = [self._read_operand(name, inputs[name], input) for name in self.cell.inputs]
+        weights = [read_parameters(self, names) for names in self._weight_names]
+        self._check_input(data, (2, 3) if packed is None else (2,), weights[0][0])
+        operands = [self._read_input(name, inputs[name], input) for name in self.cell.inputs]
         if packed is None:
-            data = self._time_major(data)
+            data = self._time_major(data, has_batch)
             if data.size(0) == 0:
                 raise ValueError("Recurrent: input has no time steps")
         batch = data.size(1) if packed is None else int(packed.batch_sizes[0])
         states = self.num_layers * self._directions
-        initial: list[Tensor] = []
+        initial: Sequence[Tensor] = []
         if hx is not None:
             shape = (states, batch, self.hidden_size)
             initial = self._read_hx(hx, shape if has_batch else (states, self.hidden_size))
             if not has_batch:
                 initial = [state.unsqueeze(1) for state in initial]
-            if packed is not None and packed.sorted_indices is not None:
-                initial = [state.index_select(1, packed.sorted_indices) for state in initial]
+            if packed is not None:
+                initial = _reordered(initial, packed.sorted_indices)
         elif packed is not None:
             zeros = data.new_zeros(states, batch, self.hidden_size)
             initial = [zeros] * (1 + len(self.cell.states))
         batch_sizes = None if packed is None else packed.batch_sizes
-        output, finals, sequences = self._run(data, initial, operands, batch_sizes, return_states)
+        sequences, finals = self._run(data, initial, weights, operands, batch_sizes, return_states)
+        results: Sequence[Any]
         if packed is not None:
-            finals = [self._unsort(t, packed.unsorted_indices) for t in finals]
+            finals = _reordered(finals, packed.unsorted_indices)
             ordered = (packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
-            return tuple(
-                [PackedSequence(output, *ordered), *finals]
-                + [PackedSequence(t, *ordered) for t in sequences]
-            )
-        if has_batch:
-            results = [t.transpose(0, 1) if self.batch_first else t for t in (output, *sequences)]
+            results = [PackedSequence(t, *ordered) for t in sequences]
+        elif has_batch:
+            results = [t.transpose(0, 1) if self.batch_first else t for t in sequences]
         else:
-            results = [t.squeeze(1) for t in (output, *sequences)]
+            results = [t.squeeze(1) for t in sequences]
             finals = [t.squeeze(1) for t in finals]
         return results[0], *finals, *results[1:]
 
@@ -310,65 +329,57 @@ class Recurrent(_Base):
         self,
         input: Tensor,
         initial: Sequence[Tensor],
+        weights: Sequence[Sequence[Tensor]],
         inputs: Sequence[Tensor],
         batch_sizes: Tensor | None,
         return_states: bool,
-    ) -> tuple[Tensor, list[Tensor], Sequence[Tensor]]:
-        """Runs the layers, time-major or packed; returns output, final states and all states."""
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Runs the layers, time-major or packed.
+
+        Returns:
+            The output and, with ``return_states``, the last layer's further states, at all steps;
+            and the final states.
+        """
         directions, states = self._directions, 1 + len(self.cell.states)
         parameters = self._per_unit()
         finals = []
-        sequences: Sequence[Tensor] = ()
-        for layer, names in enumerate(self._weight_names):
+        sequences: Sequence[Tensor] = [input]
+        for layer, of_layer in enumerate(weights):
+            input = sequences[0]
             if layer > 0 and self.dropout > 0:
                 input = F.dropout(input, self.dropout, self.training)
             own = slice(layer * directions, (layer + 1) * directions)
             is_last = layer == self.num_layers - 1
             found = run_layer(
-                *(self.cell, self._program, input, [t[own] for t in initial]),
-                *(read_parameters(self, names), parameters, [t[own] for t in inputs]),
+                *(self.cell, input, [t[own] for t in initial]),
+                *(of_layer, parameters, [t[own] for t in inputs]),
                 *(batch_sizes, self.bidirectional, return_states and is_last),
             )
-            input = found[0]
             finals.append(found[1 : 1 + states])
-            sequences = found[1 + states :]
-        return input, [torch.cat(ts) for ts in zip(*finals, strict=True)], sequences
+            sequences = [found[0], *found[1 + states :]]
+        return sequences, [torch.cat(ts) for ts in zip(*finals, strict=True)]
 
-    def _time_major(self, t: Tensor) -> Tensor:
+    def _time_major(self, t: Tensor, has_batch: bool) -> Tensor:
         """Makes ``(…, T, B, ·)`` of what has the layout of a user's sequence."""
-        if t.dim() == 2:
-            return t.unsqueeze(1)
+        if not has_batch:
+            return t.unsqueeze(-2)
         return t.transpose(-3, -2) if self.batch_first else t
 
-    def _read_operand(self, name: str, value: Any, like: Tensor | PackedSequence) -> Tensor:
+    def _read_input(self, name: str, value: Any, input: Tensor | PackedSequence) -> Tensor:
         """Returns an input of the cell as ``(L·D, T, B, H)``, or packed ``(L·D, N, H)``."""
-        packed, data = _unpack(like)
+        packed, data = _unpack(input)
         if isinstance(value, PackedSequence):
             if packed is None or not torch.equal(value.batch_sizes, packed.batch_sizes):
                 raise ValueError(f"{name} is packed otherwise than input")
             value = value.data
-        value = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else data.dtype)
-        base = (*data.shape[:-1], self.hidden_size)
-        states = self.num_layers * self._directions
-        has_own = value.dim() == len(base) + 1
-        try:
-            value = value.expand((states, *base) if has_own else base)
-        except RuntimeError:
-            shapes = f"{base} or {(states, *base)}"
-            raise ValueError(
-                f"{name} must broadcast to {shapes}, got shape {tuple(value.shape)}"
-            ) from None
-        if not has_own:
-            value = value.unsqueeze(0).expand(states, *base)
-        if packed is not None:
-            return value
-        if data.dim() == 2:
-            return value.unsqueeze(2)
-        return value.transpose(1, 2) if self.batch_first else value
+        shape = (*data.shape[:-1], self.hidden_size)
+        value = _read_operand(name, value, data, shape, self.num_layers * self._directions)
+        return value if packed is not None else self._time_major(value, data.dim() == 3)
 
-    @staticmethod
-    def _unsort(t: Tensor, indices: Tensor | None) -> Tensor:
-        return t if indices is None else t.index_select(1, indices)
+
+def _reordered(states: Sequence[Tensor], indices: Tensor | None) -> Sequence[Tensor]:
+    """Returns states ``(L·D, B, H)`` with their batch rows in another order."""
+    return states if indices is None else [t.index_select(1, indices) for t in states]
 
 
 class RecurrentCell(_Base):
@@ -423,16 +434,8 @@ class RecurrentCell(_Base):
         self.bias = bias
         weight = torch.empty(0, device=device, dtype=dtype)
         self._set_cell(cell, parameters, device=weight.device, dtype=weight.dtype)
-        rows = cell.gates * hidden_size
-        self._weight_names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if bias else [])]
-        shapes: list[tuple[int, ...]] = [(rows, input_size), (rows, hidden_size), (rows,), (rows,)]
-        for name, shape in zip(self._weight_names, shapes, strict=False):
-            self.register_parameter(name, nn.Parameter(weight.new_empty(shape)))
+        self._weight_names = self._add_weights(weight, input_size)
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draws the weights anew; the cell's parameters keep their values."""
-        self._draw_weights()
 
     def extra_repr(self) -> str:
         """Returns the arguments that differ from their defaults."""
@@ -446,26 +449,19 @@ class RecurrentCell(_Base):
         weights = read_parameters(self, self._weight_names)
         self._check_input(input, (1, 2), weights[0])
         shape = (*input.shape[:-1], self.hidden_size)
-        has_batch = input.dim() == 2
         initial = [] if hx is None else self._read_hx(hx, shape)
-        operands = []
-        for name in self.cell.inputs:
-            value = inputs[name]
-            value = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else input.dtype)
-            try:
-                value = value.expand(shape)
-            except RuntimeError:
-                raise ValueError(
-                    f"{name} must broadcast to {shape}, got shape {tuple(value.shape)}"
-                ) from None
-            value = value if has_batch else value.unsqueeze(0)
-            operands.append(value[None, None])
-        rows = input.unsqueeze(0) if has_batch else input[None, None]
+        operands = [_read_operand(name, inputs[name], input, shape) for name in self.cell.inputs]
+        has_batch = input.dim() == 2
+
+        def as_step(t: Tensor) -> Tensor:
+            return t.unsqueeze(0) if has_batch else t[None, None]
+
         found = run_layer(
-            *(self.cell, self._program, rows),
-            [t.unsqueeze(0) if has_batch else t[None, None] for t in initial],
-            *(weights, self._per_unit(), operands),
-            *(None, False, False),
+            *(self.cell, as_step(input), [as_step(t) for t in initial], weights),
+            *(self._per_unit(), [as_step(t).unsqueeze(0) for t in operands]),
+            batch_sizes=None,
+            bidirectional=False,
+            return_states=False,
         )
         states = [t.squeeze(0) if has_batch else t[0, 0] for t in found[1:]]
         return states[0] if len(states) == 1 else tuple(states)

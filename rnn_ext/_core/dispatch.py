@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,9 +24,9 @@ from .torch_private import (
 )
 from .vectorize import loops_over_samples
 
-__all__ = ["Path", "Route", "is_watched", "route"]
+__all__ = ["KERNEL_DTYPES", "Path", "Route", "cast_for_autocast", "is_watched", "route"]
 
-_KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class Path(enum.Enum):
@@ -134,7 +134,7 @@ def _refusal(call: Call) -> str:
         return f"no kernel for device type {input.device.type}"
     if input.is_cuda and torch.is_autocast_enabled("cuda"):
         return "autocast is on"
-    if input.dtype not in _KERNEL_DTYPES:
+    if input.dtype not in KERNEL_DTYPES:
         return f"no {'CUDA' if input.is_cuda else 'CPU'} kernel for {input.dtype}"
     for tensor in [input, *weights] if hx is None else [input, hx, *weights]:
         if tensor is None or tensor.device != input.device:
@@ -280,16 +280,22 @@ def _run_torchs_op(call: Call) -> Any:
 
 
 def _cast_for_cpu_autocast(call: Call) -> Call:
-    """Casts as autocast does for torch's own op: all but float64 to its dtype."""
-    if not (call.input.is_cpu and torch.is_autocast_enabled("cpu")):
+    if not call.input.is_cpu:
         return call
-    dtype = torch.get_autocast_dtype("cpu")
+    input, hx, *weights = cast_for_autocast([call.input, call.hx, *call.weights])
+    return call._replace(input=input, hx=hx, weights=weights)
+
+
+def cast_for_autocast(tensors: Sequence[Any]) -> list[Any]:
+    """Casts as autocast on the first one's device does for torch's own op: all but float64."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
 
     def cast(t: Any) -> Any:
         if t is None or not t.is_floating_point() or t.dtype == torch.float64:
             return t
         return t.to(dtype)
 
-    return call._replace(
-        input=cast(call.input), hx=cast(call.hx), weights=[cast(w) for w in call.weights]
-    )
+    return [cast(t) for t in tensors]

@@ -12,11 +12,10 @@ from . import composite, recurrence_ops
 from .autograd import memory_errors
 from .cells.cell import Cell
 from .derivatives import in_places
+from .dispatch import KERNEL_DTYPES, cast_for_autocast
 from .torch_private import is_any_autocast_enabled, is_tracing, is_transformed
 
-__all__ = ["Recurrence", "loop_reason", "run_layer"]
-
-_KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+__all__ = ["loop_reason", "run_layer"]
 
 _forward = torch.ops.rnn_ext.recurrence_forward.default
 
@@ -26,24 +25,18 @@ class Recurrence(NamedTuple):
 
     Attributes:
         cell: of each time step.
-        program: the cell's, as data.
         initial, weights, parameters, inputs: how many tensors of each the layer has.
         bidirectional: whether it also runs from the last step to the first.
         return_states: whether all steps of the states beside y are wanted.
     """
 
     cell: Cell
-    program: Tensor
     initial: int
     weights: int
     parameters: int
     inputs: int
     bidirectional: bool
     return_states: bool
-
-    @property
-    def directions(self) -> int:
-        return 2 if self.bidirectional else 1
 
     @property
     def states(self) -> int:
@@ -54,11 +47,10 @@ class Recurrence(NamedTuple):
         """How many tensors the layer returns."""
         return 1 + self.states + (self.states - 1 if self.return_states else 0)
 
-    def split(self, tensors: Sequence[Any]) -> tuple[Any, ...]:
+    def split(self, tensors: Sequence[Tensor]) -> list[Any]:
         """Returns input and the lists of initial states, weights, parameters and inputs."""
-        rest = iter(tensors[1:])
         counts = (self.initial, self.weights, self.parameters, self.inputs)
-        return tensors[0], *([next(rest) for _ in range(count)] for count in counts)
+        return recurrence_ops.split(tensors, counts)
 
 
 def loop_reason(tensors: Sequence[Tensor]) -> str:
@@ -68,14 +60,13 @@ def loop_reason(tensors: Sequence[Tensor]) -> str:
     for tensor in tensors:
         if not tensor.is_cpu:
             return f"no kernel for device type {tensor.device.type}"
-        if tensor.dtype not in _KERNEL_DTYPES:
+        if tensor.dtype not in KERNEL_DTYPES:
             return f"no kernel for {tensor.dtype}"
     return ""
 
 
 def run_layer(
     cell: Cell,
-    program: Tensor,
     input: Tensor,
     initial: Sequence[Tensor],
     weights: Sequence[Tensor],
@@ -88,7 +79,6 @@ def run_layer(
     """Runs one layer.
 
     Args:
-        program: the cell's, as data.
         input: ``(T, B, I)``, or packed ``(N, I)``.
         initial: the first states, ``(D, B, H)`` each; none for zeros, but not with packed input.
         weights: ``weight_ih``, ``weight_hh`` (, ``bias_ih``, ``bias_hh``) for each direction.
@@ -105,11 +95,11 @@ def run_layer(
     """
     tensors = (input, *initial, *weights, *parameters, *inputs)
     layer = Recurrence(
-        *(cell, program, len(initial), len(weights), len(parameters), len(inputs)),
+        *(cell, len(initial), len(weights), len(parameters), len(inputs)),
         *(bidirectional, return_states),
     )
     if is_any_autocast_enabled():
-        tensors = _cast_for_autocast(tensors)
+        tensors = tuple(cast_for_autocast(tensors))
     if loop_reason(tensors):
         return _loop(layer, batch_sizes, tensors)
     if torch.compiler.is_compiling() or is_tracing():
@@ -122,15 +112,6 @@ def run_layer(
         return _call_forward(layer, batch_sizes, tensors, False)[0]
 
 
-def _cast_for_autocast(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Casts as autocast does for ``nn.RNN``: all but float64 to its dtype."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return tuple(tensors)
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
-
-
 def _call_forward(
     layer: Recurrence, batch_sizes: Tensor | None, tensors: Sequence[Tensor], is_recorded: bool
 ) -> tuple[list[Tensor], int]:
@@ -140,7 +121,13 @@ def _call_forward(
     if is_recorded:
         kept_states |= cell.kept_states
     found: list[Tensor] = _forward(
-        *(*layer.split(tensors), batch_sizes, layer.program, layer.bidirectional, layer.states),
+        *(
+            *layer.split(tensors),
+            batch_sizes,
+            layer.cell.program,
+            layer.bidirectional,
+            layer.states,
+        ),
         *(kept_states, cell.kept_values if is_recorded else 0),
     )
     return found, kept_states
@@ -165,23 +152,12 @@ class _Layer(torch.autograd.Function):
         mask = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():
             return None, None, *_differentiable_backward(layer, batch_sizes, tensors, grads, mask)
-        values = len(kept) - layer.cell.kept_values
-        missing = [None] * (1 + layer.states + len(kept) - len(grads))
+        settings = (batch_sizes, layer.cell.program, layer.bidirectional, ctx.kept_states)
         with memory_errors:
-            return (
-                None,
-                None,
-                *recurrence_ops.backward(
-                    *(
-                        (*grads, *missing),
-                        layer.split(tensors),
-                        output,
-                        kept[:values],
-                        kept[values:],
-                    ),
-                    *((batch_sizes, layer.program, layer.bidirectional, ctx.kept_states), mask),
-                ),
+            found = recurrence_ops.backward(
+                grads, layer.split(tensors), output, kept, settings, layer.states, mask
             )
+        return None, None, *found
 
 
 def _differentiable_backward(
@@ -191,7 +167,7 @@ def _differentiable_backward(
     grads: Sequence[Tensor | None],
     mask: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The same as ``_call_backward`` for second derivatives: runs the layer again as a loop."""
+    """Returns the same gradients with a graph of their own: runs the layer again as a loop."""
     # Views, since one operand may be a function of another.
     operands = [t.view_as(t) for t in tensors]
     results = _loop(layer, batch_sizes, operands)
@@ -226,5 +202,4 @@ def _loop(
         *(step, layer.states, input, initial or None, weights, inputs, batch_sizes),
         layer.bidirectional,
     )
-    results = [histories[0], *finals, *(histories[1:] if layer.return_states else [])]
-    return results
+    return [histories[0], *finals, *(histories[1:] if layer.return_states else [])]

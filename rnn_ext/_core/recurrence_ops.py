@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from .derivatives import in_places
 from .ops import empty_gradients
 
-__all__ = ["backward"]
+__all__ = ["backward", "split"]
 
 
 @torch.library.register_fake("rnn_ext::recurrence_forward")
@@ -32,7 +33,7 @@ def _(
     hidden_size = weights[1].size(1)
     assert batch_sizes is None or initial, "packed input needs initial states"
     batch = initial[0].size(1) if initial else input.size(1)
-    sequences = 1 + (kept_states >> 1).bit_count() + kept_values
+    sequences = 1 + _count_states(kept_states) + kept_values
     output, *kept = (
         input.new_empty(*input.shape[:-1], directions * hidden_size) for _ in range(sequences)
     )
@@ -64,39 +65,46 @@ def _(
     return empty_gradients([input, *initial, *weights, *rows, *inputs], output_mask)
 
 
+def split(tensors: Sequence[Any], counts: Sequence[int]) -> list[Sequence[Any]]:
+    """Cuts a list of the operands, input first, into input and lists of ``counts`` tensors."""
+    ends = list(accumulate(counts, initial=1))
+    return [tensors[0], *(tensors[a:b] for a, b in pairwise(ends))]
+
+
 def backward(
     grads: Sequence[Tensor | None],
     operands: Sequence[Any],
     output: Tensor,
-    sequences: Sequence[Tensor],
-    values: Sequence[Tensor],
+    kept: Sequence[Tensor],
     settings: tuple[Any, ...],
+    states: int,
     mask: Sequence[bool],
 ) -> list[Tensor | None]:
     """Calls ``recurrence_backward``.
 
     Args:
-        grads: of the results of ``recurrence_forward``, as many as have one.
+        grads: of the results of ``recurrence_forward``, from the first on; those that are missing
+            at the end have none.
         operands: input and the lists of initial states, weights, parameters and inputs.
-        output, sequences, values: what ``recurrence_forward`` returned.
+        output, kept: what ``recurrence_forward`` returned, the final states aside.
         settings: ``batch_sizes``, ``program``, ``bidirectional``, ``kept_states``.
+        states: how many the cell has.
         mask: which gradients of the operands, in one list, are wanted.
 
     Returns:
         The gradients, None where they are not wanted.
     """
-    input, initial, weights, parameters, inputs = operands
+    _, initial, weights, parameters, _ = operands
     *_, kept_states = settings
-    states = len(grads) - 1 - len(sequences) - len(values)
+    sequences = _count_states(kept_states)
     of_sequences = iter(grads[1 + states :])
     grads = [
         *grads[: 1 + states],
-        *(next(of_sequences) if kept_states >> s & 1 else None for s in range(1, states)),
+        *(next(of_sequences, None) if kept_states >> s & 1 else None for s in range(1, states)),
     ]
     found = torch.ops.rnn_ext.recurrence_backward.default(
         *([g for g in grads if g is not None], [g is not None for g in grads]),
-        *(input, initial, weights, parameters, inputs, output, sequences, values),
-        *(*settings, mask),
+        *(*operands, output, kept[:sequences], kept[sequences:], *settings, mask),
     )
     results = list(in_places(found, mask))
     first = 1 + len(initial) + len(weights)
@@ -106,38 +114,30 @@ def backward(
     return results
 
 
+def _count_states(kept_states: int) -> int:
+    return (kept_states >> 1).bit_count()  # y is the output
+
+
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    *operands, batch_sizes, program, bidirectional, states, kept_states, kept_values = inputs
-    input, *lists = operands
+    input, *lists, batch_sizes, program, bidirectional, ctx.states, kept_states, _ = inputs
     ctx.counts = [len(tensors) for tensors in lists]
-    first_value = len(output) - kept_values
-    ctx.sequences = first_value - 1 - states
-    ctx.settings = bidirectional, kept_states
-    kept = output[0], *output[1 + states :]
-    ctx.save_for_backward(batch_sizes, program, *kept, input, *(t for ts in lists for t in ts))
-    ctx.kept = len(kept)
+    ctx.flags = bidirectional, kept_states
+    operands = [input, *(t for tensors in lists for t in tensors)]
+    ctx.save_for_backward(batch_sizes, program, *operands, output[0], *output[1 + ctx.states :])
     ctx.set_materialize_grads(False)
 
 
 def _op_backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     batch_sizes, program, *saved = ctx.saved_tensors
-    output, *kept = saved[: ctx.kept]
-    input, *rest = saved[ctx.kept :]
-    lists = []
-    for count in ctx.counts:
-        lists.append(rest[:count])
-        rest = rest[count:]
+    count = 1 + sum(ctx.counts)
+    operands, (output, *kept) = saved[:count], saved[count:]
     needs_input, *needs = ctx.needs_input_grad[:5]
     mask = [needs_input, *(flag for flags in needs for flag in flags)]
-    grad_input, *found = backward(
-        *(grads, (input, *lists), output, kept[: ctx.sequences], kept[ctx.sequences :]),
-        *((batch_sizes, program, *ctx.settings), mask),
+    found = backward(
+        *(grads, split(operands, ctx.counts), output, kept),
+        *((batch_sizes, program, *ctx.flags), ctx.states, mask),
     )
-    grad_lists = []
-    for count in ctx.counts:
-        grad_lists.append(found[:count])
-        found = found[count:]
-    return (grad_input, *grad_lists, *[None] * 6)
+    return (*split(found, ctx.counts), *[None] * 6)
 
 
 torch.library.register_autograd(
