@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -31,7 +31,11 @@ NONLINEARITIES: dict[str, Function] = {
 }
 
 
-@cache
+def _function_of(nonlinearity: str | Function) -> Function:
+    return NONLINEARITIES[nonlinearity] if isinstance(nonlinearity, str) else nonlinearity
+
+
+@lru_cache
 def _cell_of(form: str, noise_place: str, phi: Function) -> Cell:
     inside = noise_place == "inside"
 
@@ -164,7 +168,7 @@ class CTRNN(Recurrent):
             raise ValueError(f"alpha must be above 0 and at most 1, got {alpha.tolist()}")
         if noise_std < 0:
             raise ValueError(f"noise_std must be 0 or more, got {noise_std}")
-        phi = NONLINEARITIES[nonlinearity] if isinstance(nonlinearity, str) else nonlinearity
+        phi = _function_of(nonlinearity)
         super().__init__(
             *(_cell_of(form, noise, phi), input_size, hidden_size, num_layers, bias, batch_first),
             *(dropout, bidirectional, device, dtype),
@@ -200,14 +204,17 @@ class CTRNN(Recurrent):
         if hx is None:
             hx = self._initial_state(input)
         if noise is None:
-            # Of each layer and direction on its own.
-            shape = (hx.size(0), *data.shape[:-1], self.hidden_size)
-            noise = data.new_zeros(()) if self.noise_std == 0 else data.new_empty(shape).normal_()
-            noise = noise * self.noise_std
+            noise = data.new_zeros(())
+            if self.noise_std > 0:  # of each layer and direction on its own
+                shape = (hx.size(0), *data.shape[:-1], self.hidden_size)
+                noise = self.noise_std * data.new_empty(shape).normal_()
         if self.form != "current":
             return super().forward(input, hx, noise=noise)
         output, _, *states = super().forward(
-            input, (self._phi(hx), hx), return_states=return_states, noise=noise
+            input,
+            (_function_of(self.nonlinearity)(hx), hx),
+            return_states=return_states,
+            noise=noise,
         )
         return output, *states
 
@@ -216,13 +223,11 @@ class CTRNN(Recurrent):
         if isinstance(input, PackedSequence):
             data, batch = input.data, [int(input.batch_sizes[0])]
         else:
-            data, batch = input, [input.size(0 if self.batch_first else 1)] * (input.dim() == 3)
+            data, batch = input, []
+            if input.dim() == 3:
+                batch = [input.size(0 if self.batch_first else 1)]
         shape = (states, *batch, self.hidden_size)
         if self.initial_state is None:
             return data.new_zeros(shape)
         state = self.initial_state.unsqueeze(1) if batch else self.initial_state
         return state.expand(shape)
-
-    def _phi(self, x: Tensor) -> Tensor:
-        phi = self.nonlinearity
-        return NONLINEARITIES[phi](x) if isinstance(phi, str) else phi(x)

@@ -85,9 +85,13 @@ def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Tensor | None
     if route.path in (Path.LOOP, Path.ONNX):
         return route.path.value
     call = route.call
-    stack = "" if call.num_layers == 1 else f", {call.num_layers} layers one after the other"
     kernels = (_cuda_kernels if call.input.is_cuda else _cpu_kernels)(call)
-    return f"{kernels}{stack}; {route.path.value}{f' ({route.reason})' if route.reason else ''}"
+    reason = f" ({route.reason})" if route.reason else ""
+    return f"{kernels}{_stack(call.num_layers)}; {route.path.value}{reason}"
+
+
+def _stack(layers: int) -> str:
+    return "" if layers == 1 else f", {layers} layers one after the other"
 
 
 def _explain_embedding(
@@ -112,11 +116,10 @@ def _explain_recurrent(module: Recurrent | RecurrentCell, input: Tensor | Packed
     if reason:
         return f"a loop of torch operations: {reason}"
     layers = module.num_layers if isinstance(module, Recurrent) else 1
-    stack = "" if layers == 1 else f", {layers} layers one after the other"
     cell = module.cell
     return (
         f"rnn_ext CPU kernels, {_C.isa()}, {str(data.dtype)[6:]}: program of cell {cell.name!r}, "
-        f"{cell.gates} x {module.hidden_size} columns{stack}; second derivatives as a loop"
+        f"{cell.gates} x {module.hidden_size} columns{_stack(layers)}; second derivatives as a loop"
     )
 
 

@@ -66,6 +66,7 @@ def test_starts_from_phi_of_the_state() -> None:
     zeros = torch.zeros(BATCH, HIDDEN).double()
     noise = torch.zeros(SEQ_LEN, 1, 1).double()
     expected, _ = loop(layer, nn.functional.softplus, "inside", x, zeros, noise)
+    # float64, sums in another order over a few steps.
     torch.testing.assert_close(layer(x)[0], expected, rtol=1e-10, atol=1e-12)
     currents = layer(x, return_states=True)[2]
     torch.testing.assert_close(nn.functional.softplus(currents), layer(x)[0])
@@ -151,6 +152,8 @@ def test_mistakes_are_named() -> None:
     for settings, message in mistakes:
         with pytest.raises(ValueError, match=message):
             CTRNN(2, 3, **settings)
+    with pytest.raises(ValueError, match="expected input to be 2-D or 3-D, got 1-D"):
+        CTRNN(2, 3, alpha=0.1)(torch.randn(2))
     with pytest.raises(rnn_ext.CellError, match="softmax"):
         CTRNN(2, 3, alpha=0.1, nonlinearity=lambda x: torch.softmax(x, -1))
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from support import assert_same_bits, using_threads
+from support.programs import Run, plain_loop
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
@@ -42,36 +44,28 @@ def states(cell: Cell, *shape: int) -> Any:
 def loop(
     layer: Recurrent, input: Tensor, hx: Any = None, inputs: dict[str, Tensor] | None = None
 ) -> list[Tensor]:
-    """The layer written as its users would: every state at all steps, then at the last."""
+    """The layer as plain loops: y at all steps, the last states, the further states at all."""
     cell, directions = layer.cell, 2 if layer.bidirectional else 1
-    named = {name: getattr(layer, name) for name in cell.parameters}
-    count = 1 + len(cell.states)
-    finals: list[list[Tensor]] = [[] for _ in range(count)]
-    first: list[Tensor] = []
+    parameters = [getattr(layer, name) for name in cell.parameters]
+    operands = list((inputs or {}).values())
+    finals, sequences = [], []
     for place, (w_ih, w_hh, *biases) in enumerate(layer.all_weights):
-        b_ih, b_hh = biases or (torch.zeros(1).to(w_ih), torch.zeros(1).to(w_ih))
-        reverse = place % directions == 1
+        b_ih, b_hh = biases or (torch.zeros(1).to(w_ih), torch.zeros(w_ih.size(0)).to(w_ih))
+        if place % directions == 0 and place > 0:
+            input, sequences = torch.cat([first for first, *_ in sequences], -1), []
         if hx is None:
-            current = [input.new_zeros(input.size(1), HIDDEN) for _ in range(count)]
+            initial = [input.new_zeros(input.size(1), HIDDEN)] * (1 + len(cell.states))
         else:
-            current = [x[place] for x in (hx if isinstance(hx, tuple) else (hx,))]
-        history: list[Any] = [None] * input.size(0)
-        for t in reversed(range(input.size(0))) if reverse else range(input.size(0)):
-            u, v = input[t] @ w_ih.T + b_ih, current[0] @ w_hh.T + b_hh
-            gates = [z.chunk(cell.gates, -1) if cell.gates > 1 else z for z in (u, v)]
-            at_t = {name: x[t] for name, x in (inputs or {}).items()}
-            found = cell(*gates, *current, **named, **at_t)
-            current = list(found) if cell.states else [found]
-            history[t] = current
-        for s in range(count):
-            finals[s].append(current[s])
-        sequences = [torch.stack(steps) for steps in zip(*history, strict=True)]
-        if reverse:
-            sequences = [torch.cat(pair, -1) for pair in zip(first, sequences, strict=True)]
-        if directions == 1 or reverse:
-            input = sequences[0]
-        first = sequences
-    return [sequences[0], *map(torch.stack, finals), *sequences[1:]]
+            initial = [x[place] for x in (hx if cell.states else (hx,))]
+        tensors = [input @ w_ih.T + b_ih, *operands]
+        if place % directions == 1:
+            tensors = [t.flip(0) for t in tensors]
+        run = Run(tensors[0], w_hh, b_hh, initial, parameters, tensors[1:])
+        states = plain_loop(cell, run)
+        finals.append([x[-1] for x in states])
+        sequences.append([x.flip(0) for x in states] if place % directions == 1 else states)
+    output, *further = [torch.cat(parts, -1) for parts in zip(*sequences, strict=True)]
+    return [output, *map(torch.stack, zip(*finals, strict=True)), *further]
 
 
 def gradients(results: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -241,6 +235,7 @@ def test_transforms_give_the_same(cell: Cell) -> None:
     _, forward = torch.func.jvp(lambda w: loss(w, x), (weights,), (tangents,))
     layer(x, **noise)[0].sin().sum().backward()
     expected = {name: p.grad for name, p in layer.named_parameters()}
+    # float64, the samples' gradients summed in another order.
     for name, grad in per_sample.items():
         torch.testing.assert_close(grad.sum(0), expected[name], rtol=1e-10, atol=1e-12)
     total = sum((tangents[n] * g).sum() for n, g in expected.items() if g is not None)
@@ -270,15 +265,11 @@ def test_bits_do_not_depend_on_threads(cell: Cell) -> None:
     x = torch.randn(20, 33, 40)
     inputs = {name: torch.randn(20, 33, 70) for name in cell.inputs}
     found = []
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
+    for threads in (1, 2):
+        with using_threads(threads):
             output = layer(x, **inputs)[0]
             found.append([output, *torch.autograd.grad(output.sum(), list(layer.parameters()))])
-    finally:
-        torch.set_num_threads(before)
-    assert all(map(torch.equal, *found))
+    assert_same_bits(*found)
 
 
 def test_autocast_is_that_of_torchs_layer() -> None:
