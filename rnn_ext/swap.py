@@ -10,7 +10,11 @@ from torch import nn
 from torch.jit import ScriptModule
 from torch.nn.utils import parametrize
 
-from ._core.torch_private import compiled_wrapper_type, refresh_flat_weights
+from ._core.torch_private import (
+    CHECKS_OF_FORWARD,
+    compiled_wrapper_type,
+    refresh_flat_weights,
+)
 from .modules import RNN, RNNCell
 
 __all__ = ["replace_rnn", "restore_rnn"]
@@ -45,9 +49,9 @@ def replace_rnn(model: M, *, report: bool = False) -> M:
     ``init`` function that asks for ``nn.RNN`` then skips them in ``model.apply(init)``, without an
     error: apply it before the swap, or ask for ``nn.RNNBase``, which is right before and after.
 
-    Left alone are subclasses of the two, modules whose ``forward`` was replaced on the instance,
-    TorchScript, whatever a ``torch.compile`` wrapper holds, and modules in a plain list, tuple or
-    dict, which torch does not count as parts of the model.
+    Left alone are subclasses of the two, modules whose ``forward`` (or a method that it calls) was
+    replaced on the instance, TorchScript, whatever a ``torch.compile`` wrapper holds, and modules
+    in a plain list, tuple or dict, which torch does not count as parts of the model.
 
     Args:
         model: any module; it may be an RNN itself.
@@ -139,8 +143,9 @@ def _reason_to_leave(module: nn.Module, classes: Classes, compiled: set[int]) ->
         return "it is TorchScript"
     if id(module) in compiled:
         return "torch.compile wraps it: swap before compiling"
-    if "forward" in vars(module):
-        return "its forward was replaced on the instance"
+    for method in ("forward", *CHECKS_OF_FORWARD):
+        if method in vars(module):
+            return f"its {method} was replaced on the instance"
     kind = _kind(type(module))
     if kind not in classes:
         (base,) = (cls for cls in classes if issubclass(kind, cls))

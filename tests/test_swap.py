@@ -344,6 +344,12 @@ class Holder(nn.Module):
         return self.rnn(x)[0]
 
 
+def replaced_check() -> nn.RNN:
+    module: Any = rnn()
+    module.check_input = lambda *_: None
+    return module
+
+
 def replaced_forward() -> nn.RNN:
     module: Any = rnn()
     inner = module.forward
@@ -364,13 +370,21 @@ def replaced_forward() -> nn.RNN:
             "a: left, OwnInit is a subclass of torch.nn.RNN: derive it from rnn_ext.RNN",
         ),
         (replaced_forward, "a: left, its forward was replaced on the instance"),
+        (replaced_check, "a: left, its check_input was replaced on the instance"),
         (lambda: torch.jit.script(Holder(rnn())), "a.rnn: left, it is TorchScript"),
         (
             lambda: torch.compile(rnn(), backend="eager"),
             "a._orig_mod: left, torch.compile wraps it: swap before compiling",
         ),
     ],
-    ids=["own forward", "own init, parametrized", "replaced forward", "scripted", "compiled"],
+    ids=[
+        "own forward",
+        "own init, parametrized",
+        "replaced forward",
+        "replaced check",
+        "scripted",
+        "compiled",
+    ],
 )
 def test_what_cannot_be_swapped_works_on_and_is_reported(
     make: Callable[[], nn.Module], line: str, x: Tensor, capsys: pytest.CaptureFixture[str]
