@@ -15,7 +15,7 @@ ifeq ($(FORCE_CUDA)$(wildcard /dev/nvidia[0-9]* /dev/dxg),)
 export FORCE_CPU := 1
 endif
 
-.PHONY: help demo test test-extras test-torch build lint actionlint docs bench sdist wheel \
+.PHONY: help demo test quick test-extras test-torch build lint actionlint docs bench sdist wheel \
     cuda-check cuda-mutants gpu-test gpu-bench gpu-sanitize gpu-build clean force
 
 help: ## show this list
@@ -24,8 +24,22 @@ help: ## show this list
 demo: $(VENV)/ready ## train on one sentence and write it again (ARGS="--text ...")
 	$(RUN)/rnn-ext demo $(ARGS)
 
-test: $(VENV)/ready ## run the tests (ARGS="-m slow" or "-k name")
-	$(RUN)/python -m pytest $(ARGS)
+test: $(VENV)/ready ## run the tests on all cores (ARGS="-k name"; "-n 0" for one process)
+	$(PYTEST) $(ARGS)
+
+quick: $(VENV)/ready ## run a selection of the tests, in less than a minute
+	$(PYTEST) --best-isa $(QUICK:%=tests/test_%.py) $(ARGS)
+
+# A worker keeps to neighbours, which share what they compare with, until it has none left. Threads
+# that wait sleep: there are more of them than cores, and those that spin take the others' time.
+PARALLEL = -n logical --maxprocesses 8 --dist worksteal
+PYTEST = OMP_WAIT_POLICY=passive $(RUN)/python -m pytest $(PARALLEL)
+
+# Results, gradients, errors and plans, each held by the file that is about it: what a change of the
+# kernels or of a call breaks first. Left out: what compiles, trains, starts processes or reads pages.
+QUICK = autograd cell cell_program cells ctrnn dropout errors fallback functional functorch half \
+    in_place layers module ops packed parity plan recurrent reproducibility routes scratch swap \
+    tangent unpacked_weights
 
 test-torch: ## the tests under another torch, which is removed after them (TORCH=2.10.0 or latest, PYTHON=...)
 	@$(SHELL) -c "$$PREREQUISITES"
@@ -158,7 +172,7 @@ python="$$folder/venv/bin/python"
 "$$python" -m pip install -q --disable-pip-version-check -c "$$folder/constraints.txt" \
     --no-build-isolation -e '.[cli]' --group test --group benchmarks
 "$$python" -c 'import platform, torch; print("torch", torch.__version__, "Python", platform.python_version())'
-"$$python" -m pytest $(ARGS)
+OMP_WAIT_POLICY=passive "$$python" -m pytest $(PARALLEL) $(ARGS)
 endef
 export TEST_TORCH
 

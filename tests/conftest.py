@@ -14,13 +14,25 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:`torch.jit:DeprecationWarning")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Drops runs at avx512_bf16 without bfloat16: the other kernels of that level are avx512's."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--best-isa", action="store_true", help="of the ISA levels, run the machine's best alone"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Drops runs at ISA levels that are not wanted."""
+    first = -1 if config.getoption("best_isa") else 0
     items[:] = [
         item
         for item in items
-        if _parameters(item).get("isa") != "avx512_bf16" or _uses_bfloat16(item)
+        if "isa" not in _parameters(item) or _parameters(item)["isa"] in _levels(item)[first:]
     ]
+
+
+def _levels(item: pytest.Item) -> list[str]:
+    """Where the test tells something new: without bfloat16, avx512_bf16 runs avx512's kernels."""
+    return [level for level in ISA_LEVELS if level != "avx512_bf16" or _uses_bfloat16(item)]
 
 
 def _parameters(item: pytest.Item) -> dict[str, Any]:

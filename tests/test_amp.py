@@ -130,7 +130,7 @@ def _of_gpu_autocast() -> AbstractContextManager[Any]:
 @pytest.mark.filterwarnings("ignore:.*CUDA is not available.*:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*device_type of 'cuda'.*:UserWarning")
 @pytest.mark.parametrize("context", [nullcontext, _of_gpu_autocast])
-def test_autocast_of_another_device_is_none_of_ours(
+def test_ignores_autocast_of_another_device(
     context: Callable[[], AbstractContextManager[Any]],
 ) -> None:
     module = rnn_ext.RNN(5, 6)

@@ -280,7 +280,7 @@ def test_ctrl_c_keeps_what_was_measured_and_exits_130(
         ("--json=no/x.json", "argument --json: the folder 'no' does not exist; create it first"),
     ],
 )
-def test_mistakes_are_one_sentence(
+def test_mistakes_are_one_line_errors(
     flag: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["bench", flag]) == 2

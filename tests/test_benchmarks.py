@@ -178,7 +178,9 @@ def test_every_key_of_the_json_is_documented(tmp_path: Path) -> None:
     assert {key for key in found - known if f"`{key}`" not in text} == set()
 
 
-def test_a_file_of_another_kind_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_rejects_a_file_of_another_format(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "other.json"
     file.write_text('{"format": "rnn-ext bench 1"}')
     with pytest.raises(SystemExit, match="2"):

@@ -116,7 +116,7 @@ def test_memory_is_asked_for_each_cell_mode_and_library(
     assert row.training.note.endswith("the process for rnn_ext ended with code -9")
 
 
-def test_a_process_without_a_result_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_a_process_without_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "false")
     with pytest.raises(memory.MemoryProbeError, match="the process for nn_rnn ended with code 1"):
         measure_memory(CASE, "forward", "nn_rnn", 1)

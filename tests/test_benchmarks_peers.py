@@ -53,7 +53,7 @@ def test_no_peer_is_imported_by_the_benchmark() -> None:
     assert done.stdout == "set()\n"
 
 
-def test_a_runtime_is_absent_where_one_of_its_packages_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runtime_without_all_its_packages_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(package: str) -> str:
         if package == "onnx":
             raise metadata.PackageNotFoundError
@@ -120,7 +120,7 @@ def with_results(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Pro
         (lambda r: r.pop("gradient of input"), "gradient of input is missing"),
     ],
 )
-def test_a_wrong_runtime_is_told_and_not_timed(
+def test_a_runtime_with_wrong_results_is_reported_and_not_timed(
     change: Callable[[dict[str, Tensor]], object], found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Runtime, "load", lambda _: with_results(change))
@@ -128,7 +128,7 @@ def test_a_wrong_runtime_is_told_and_not_timed(
     assert answer.error.startswith(f"differs from nn.RNN, {found}")
 
 
-def test_what_a_runtime_raises_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_of_a_runtime_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: Problem) -> Prepared:
         raise NotImplementedError("no such kernel\nand a page about it")
 

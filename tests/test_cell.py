@@ -145,7 +145,7 @@ def test_same_seed_attributes_repr_and_state_dict_as_nn_rnn_cell(
     assert theirs.load_state_dict(ours.state_dict()) == ([], [])
 
 
-def test_is_an_rnn_cell_base_and_no_nn_rnn_cell() -> None:
+def test_is_an_rnn_cell_base_but_not_an_nn_rnn_cell() -> None:
     cell = rnn_ext.RNNCell(2, 3)
     assert isinstance(cell, nn.RNNCellBase)
     assert not isinstance(cell, nn.RNNCell)

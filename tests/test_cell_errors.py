@@ -72,7 +72,7 @@ def test_the_line_is_that_of_the_operation() -> None:
         _ = culprit.program
 
 
-def test_a_derivative_that_is_not_there() -> None:
+def test_rejects_a_derivative_it_cannot_contain() -> None:
     class Odd(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor) -> Tensor:

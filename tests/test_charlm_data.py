@@ -34,7 +34,7 @@ def test_tokens_are_the_characters_of_all_files_in_order(tokenize):
     assert vocabulary.idx2char == tuple(sorted(set("hello\nwörld 春\r\n")))
 
 
-def test_byte_order_mark_is_no_part_of_the_text(tokenize):
+def test_byte_order_mark_is_not_part_of_the_text(tokenize):
     vocabulary, tokens = tokenize(b"\xef\xbb\xbfabcd")
     assert vocabulary.decode(tokens) == "abcd"
 
@@ -86,18 +86,18 @@ def test_unknown_stands_for_every_other_character(tokenize):
         (b"abc", "the text has 3 characters, and at least 4 are needed"),
     ],
 )
-def test_rejects_files_that_are_no_text(tokenize, tmp_path, content, sentence):
+def test_rejects_files_that_are_not_text(tokenize, tmp_path, content, sentence):
     with pytest.raises(CharLMError, match=sentence):
         tokenize(content)
     assert not [*tmp_path.glob("tokens*"), *tmp_path.glob(".*")]
 
 
-def test_min_count_that_leaves_nothing_is_told(tokenize):
+def test_rejects_a_min_count_that_leaves_no_character(tokenize):
     with pytest.raises(CharLMError, match="no character occurs 3 times; choose a smaller"):
         tokenize("abcdabcd", min_count=3)
 
 
-def test_folder_is_no_text(tmp_path):
+def test_rejects_a_folder(tmp_path):
     with pytest.raises(CharLMError, match="is not a file"):
         prepare([str(tmp_path)], tmp_path / "tokens.bin", 1, "utf-8")
 
@@ -117,7 +117,7 @@ def test_text_that_changes_while_it_is_read_is_refused(tokenize, monkeypatch, af
 
 
 @pytest.mark.parametrize("damage", [b"", b"abc", b"12345678"])
-def test_other_tokens_than_those_of_the_run_are_told(tmp_path, damage):
+def test_rejects_tokens_that_do_not_match_the_run(tmp_path, damage):
     text, file = tmp_path / "text", tmp_path / "tokens.bin"
     text.write_text("abcdabcd")
     _, facts = prepare([str(text)], file, 1, "utf-8")
@@ -198,7 +198,7 @@ def test_place_of_a_bad_byte_counts_all_pieces(tokenize, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["hex", "klingon", ""])
-def test_name_of_no_encoding_is_refused(tokenize, name):
+def test_rejects_an_unknown_encoding(tokenize, name):
     with pytest.raises(CharLMError, match="is not the name of a text encoding"):
         tokenize("abcd", encoding=name)
 

@@ -53,7 +53,7 @@ def whole(text, tmp_path_factory):
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_killed_at_any_rename_it_goes_on_as_if_not(text, whole, tmp_path, after):
+def test_resumes_bit_for_bit_after_a_kill_at_any_rename(text, whole, tmp_path, after):
     for number in range(1, RENAMES + 2):
         out = tmp_path / str(number)
         child = start_child(text, out=out, kill_at=number, after=after, **HARD)
@@ -64,7 +64,7 @@ def test_killed_at_any_rename_it_goes_on_as_if_not(text, whole, tmp_path, after)
         assert not list(out.glob(".*")), number
 
 
-def test_killed_at_random_it_goes_on_as_if_not(text, whole, tmp_path):
+def test_resumes_bit_for_bit_after_kills_at_random_times(text, whole, tmp_path):
     draw = random.Random(0)
     started = time.perf_counter()
     start_child(text, out=tmp_path / "timed", **HARD).join()
@@ -94,7 +94,7 @@ def test_stopped_and_extended_run_equals_a_whole_one(text, tmp_path):
     assert parts == whole
 
 
-def test_view_of_a_run_may_change_when_it_goes_on(text, tmp_path):
+def test_logging_may_change_on_resume(text, tmp_path):
     train(text, out=tmp_path, steps=4)
     flags = {"log_every": 1, "eval_every": 2, "sample_every": 5, "checkpoint_every": 1, "steps": 6}
     assert resume(tmp_path, **flags) == 0
@@ -127,7 +127,7 @@ def test_end_of_a_cosine_cannot_be_moved(text, tmp_path, capsys):
     assert resume(tmp_path, steps=2) == 0
 
 
-def test_other_text_is_refused(text, tmp_path, capsys):
+def test_refuses_to_resume_with_another_text(text, tmp_path, capsys):
     train(text, out=tmp_path / "run", steps=2)
     other = write_text(tmp_path / "other.txt", 700)
     assert main(["train", str(other), "--out", str(tmp_path / "run"), "--resume"]) == 2
@@ -135,14 +135,14 @@ def test_other_text_is_refused(text, tmp_path, capsys):
     assert main(["train", str(text), "--out", str(tmp_path / "run"), "--resume"]) == 0
 
 
-def test_text_itself_is_not_needed_to_go_on(tmp_path):
+def test_resumes_without_the_text(tmp_path):
     text = write_text(tmp_path / "text.txt")
     train(text, out=tmp_path / "run", steps=2)
     text.unlink()
     assert resume(tmp_path / "run", steps=4) == 0
 
 
-def test_line_that_a_kill_cut_short_is_dropped(text, whole, tmp_path):
+def test_truncated_log_line_is_dropped(text, whole, tmp_path):
     train(text, out=tmp_path, **HARD)
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write('{"step": 13, "train_bpc": 1.0}\n{"step": 1')
@@ -211,7 +211,7 @@ def test_run_json_that_does_not_fit_the_weights_is_damaged(text, tmp_path, capsy
     assert "is damaged (" in capsys.readouterr().err
 
 
-def test_checkpoint_of_another_version_is_told_and_kept(text, tmp_path, capsys):
+def test_refuses_and_keeps_a_checkpoint_of_another_version(text, tmp_path, capsys):
     train(text, out=tmp_path)
     folder = checkpoints(tmp_path)[-1]
     file = folder / "run.json"
@@ -221,7 +221,7 @@ def test_checkpoint_of_another_version_is_told_and_kept(text, tmp_path, capsys):
     assert folder.exists()
 
 
-def test_tokens_of_another_run_are_told(text, tmp_path, capsys):
+def test_rejects_the_tokens_of_another_run(text, tmp_path, capsys):
     train(text, out=tmp_path)
     (tmp_path / "tokens.bin").write_bytes(b"\0" * (tmp_path / "tokens.bin").stat().st_size)
     assert resume(tmp_path, steps=20) == 2
@@ -261,7 +261,7 @@ def test_missing_tokens_are_not_made_from_another_text(tmp_path, capsys, change)
     assert not (out / "tokens.bin").exists()
 
 
-def test_lines_of_the_log_that_are_none_are_dropped(text, whole, tmp_path):
+def test_invalid_log_lines_are_dropped(text, whole, tmp_path):
     train(text, out=tmp_path, **HARD)
     log = tmp_path / "log.jsonl"
     first, *rest = log.read_text().splitlines(keepends=True)
@@ -371,7 +371,7 @@ def test_ignored_hang_up_stays_ignored(text, tmp_path):
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["stdout", "stdout and stderr"])
-def test_reader_that_goes_away_saves(text, tmp_path, both):
+def test_saves_when_the_pipe_closes(text, tmp_path, both):
     kwargs = {"stderr": subprocess.STDOUT} if both else {}
     command = ["train", text, "--out", tmp_path, *as_words({**FLAGS, **LONG})]
     with start_command(*command, **kwargs) as process:
@@ -440,7 +440,7 @@ def test_file_size_limit_is_told_and_what_was_saved_serves(text, tmp_path):
     assert resume(tmp_path, steps=6) == 0
 
 
-def test_stopped_by_ctrl_c_it_goes_on_as_if_not(text, whole, tmp_path, monkeypatch):
+def test_resumes_bit_for_bit_after_ctrl_c(text, whole, tmp_path, monkeypatch):
     from rnn_ext.charlm.run import Run
 
     step = Run.step

@@ -106,12 +106,12 @@ def test_info_prints_every_build_fact_aligned(capsys):
         (["demo", "--text"], "argument --text: expected one argument"),
     ],
 )
-def test_bad_command_line_is_one_sentence(capsys, argv, sentence):
+def test_bad_command_line_is_a_one_line_error(capsys, argv, sentence):
     assert cli.main(argv) == 2
     assert capsys.readouterr() == ("", f"rnn-ext: {sentence}\n")
 
 
-def test_unknown_command_is_told_with_those_that_exist(capsys):
+def test_unknown_command_lists_those_that_exist(capsys):
     assert cli.main(["nope"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -132,7 +132,7 @@ def test_unknown_command_is_told_with_those_that_exist(capsys):
         (lambda: torch.empty(2**60), "out of memory; choose smaller sizes"),
     ],
 )
-def test_failure_of_the_users_is_one_sentence(command, capsys, action, sentence):
+def test_user_error_is_one_line(command, capsys, action, sentence):
     command(action)
     assert cli.main(["fake"]) == 2
     assert capsys.readouterr() == ("", f"rnn-ext: {sentence}\n")
@@ -141,14 +141,14 @@ def test_failure_of_the_users_is_one_sentence(command, capsys, action, sentence)
 @pytest.mark.parametrize(
     "error", [RuntimeError("a bug"), ValueError("a bug"), ModuleNotFoundError("a bug", name="xyz")]
 )
-def test_failure_of_the_programs_keeps_its_traceback(command, error):
+def test_internal_error_keeps_its_traceback(command, error):
     command(raising(error))
     with pytest.raises(type(error), match="a bug"):
         cli.main(["fake"])
 
 
 @pytest.mark.parametrize("package", ["tqdm", "matplotlib", "safetensors"])
-def test_missing_optional_package_is_told_with_the_remedy(command, capsys, monkeypatch, package):
+def test_missing_package_error_says_how_to_install_it(command, capsys, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)  # makes the import below fail
     command(lambda: __import__(f"{package}.submodule"))
     assert cli.main(["fake"]) == 2
@@ -190,7 +190,7 @@ def test_reader_that_goes_away_ends_the_command_quietly_with_141():
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_full_disk_is_one_sentence():
+def test_full_disk_is_a_one_line_error():
     # Buffered, so that the first failing write is the flush at the end.
     environment = {name: v for name, v in ENVIRONMENT.items() if name != "PYTHONUNBUFFERED"}
     with open("/dev/full", "wb") as full:
@@ -204,7 +204,7 @@ def test_full_disk_is_one_sentence():
     assert result.stderr == b"rnn-ext: No space left on device\n"
 
 
-def test_closed_stdout_is_no_failure(monkeypatch):
+def test_closed_stdout_is_not_an_error(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)  # what Python makes of `rnn-ext info >&-`
     assert cli.main(["info"]) == 0
 

@@ -136,7 +136,7 @@ def test_text_of_one_distinct_character_has_no_loss(output):
         ("--device", ["nonsense", "", "meta", "cuda:99", "cpu:-1", "hpu"]),
     ],
 )
-def test_bad_value_is_one_sentence_that_names_the_flag(capsys, flag, words):
+def test_bad_value_is_a_one_line_error_that_names_the_flag(capsys, flag, words):
     for word in words:
         assert main(["demo", f"{flag}={word}"]) == 2
         out, err = capsys.readouterr()
@@ -151,7 +151,7 @@ def test_unusable_device_is_told_with_those_that_work(capsys):
     assert f"cannot use 'cuda:99'; torch {torch.__version__} offers cpu" in capsys.readouterr().err
 
 
-def test_training_that_diverges_is_one_sentence(capsys):
+def test_diverging_training_is_a_one_line_error(capsys):
     assert main(["demo", "--nonlinearity", "relu", "--lr", "1e9"]) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -86,6 +86,15 @@ def test_every_page_is_in_the_table_of_contents() -> None:
     assert {page.stem for page in DOCS.glob("*.md")} - listed == {"index"}
 
 
+def test_every_test_file_is_in_the_table_of_promises() -> None:
+    page = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
+    table = page.partition("| promise | files |")[2].partition("\n## ")[0]
+    rows = [row.split("|") for row in table.splitlines() if row.count("|") == 3]
+    listed = [name for row in rows for name in re.findall(r"`(\w+)`", row[2])]
+    files = [path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")]
+    assert sorted(listed) == sorted(files)
+
+
 def test_flags_in_commands_exist() -> None:
     """Each `rnn-ext COMMAND --flag` on any page, against what the command itself lists."""
     used: dict[str, set[str]] = {}

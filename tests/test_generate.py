@@ -272,7 +272,7 @@ def test_flags_of_the_command_reach_the_draws(run, capsys):
         (["--prompt=a", "--top-k=0"], "argument --top-k: must be a whole number from 1"),
     ],
 )
-def test_bad_command_is_one_sentence(run, capsys, flags, sentence):
+def test_bad_command_is_a_one_line_error(run, capsys, flags, sentence):
     assert main(["generate", str(run), *flags]) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -285,7 +285,7 @@ EVENTS = [
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.__name__)
 @pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
-def test_a_module_lives_like_torchs(
+def test_modules_behave_like_torchs_after_every_event(
     event: Callable[[nn.Module, Tensor], Any], kind: type[nn.Module]
 ) -> None:
     state = kind(*ARGUMENTS[kind], dtype=torch.float64).state_dict()
@@ -405,7 +405,7 @@ class Gated(rnn_ext.RNN):
         return self.gate * output, h_n
 
 
-def test_a_subclass_with_its_own_parameter_and_forward_lives() -> None:
+def test_a_subclass_may_have_its_own_parameter_and_forward() -> None:
     module = Gated(4, gate=0.5)
     assert list(module.state_dict())[-1] == "gate"
     plain = nn.RNN(4, 4, dtype=torch.float64)

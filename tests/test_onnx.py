@@ -101,7 +101,7 @@ class _OnPackedData(nn.Module):
         return self.rnn(PackedSequence(data, batch_sizes), hx)[0].data
 
 
-def test_packed_input_is_refused_in_one_sentence() -> None:
+def test_rejects_packed_input() -> None:
     args = torch.randn(6, 5), torch.randn(1, 3, 6), torch.tensor([3, 2, 1])
     program = torch.export.export(_OnPackedData(), args)
     table = rnn_ext.onnx.translation_table()

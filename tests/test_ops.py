@@ -375,7 +375,7 @@ def test_backward_refuses_what_would_leave_its_memory(
         rnn_backward(*damage(args))
 
 
-def test_empty_batches_and_features_are_no_error() -> None:
+def test_accepts_empty_batches_and_features() -> None:
     weights = layer_weights(5, 6)
     output, h_n = rnn_forward(torch.zeros(4, 0, 5), None, weights, None, "tanh", False)
     assert output.shape == (4, 0, 6)

@@ -165,7 +165,7 @@ ONCE_DIFFERENT = [
 
 
 @pytest.mark.parametrize("call", ONCE_DIFFERENT, ids=range(len(ONCE_DIFFERENT)))
-def test_calls_that_once_did_something_else(call: Call) -> None:
+def test_past_failures_do_what_they_do_in_torch(call: Call) -> None:
     compare(nn.RNN, RNN, call, ISA_LEVELS[0], None)
 
 

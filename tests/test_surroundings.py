@@ -233,7 +233,7 @@ def test_the_old_onnx_exporter_gets_torchs_own_op(kind: str) -> None:
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_a_batch_first_output_is_no_view(layers: int) -> None:
+def test_batch_first_output_is_not_a_view(layers: int) -> None:
     theirs, ours = twins(3, 4, layers, batch_first=True, dtype=torch.float64)
     gradients = []
     for module in (theirs, ours):

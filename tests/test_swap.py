@@ -436,7 +436,7 @@ def test_a_line_names_the_module_and_both_classes(capsys: pytest.CaptureFixture[
     ]
 
 
-def test_no_module_is_an_error_that_says_so() -> None:
+def test_rejects_what_is_not_a_module() -> None:
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got list"):
         rnn_ext.replace_rnn([nn.RNN(3, 4)])  # type: ignore[type-var]
 

@@ -119,7 +119,7 @@ def test_opcheck(shape: str) -> None:
     torch.library.opcheck(rnn_tangent.default, arguments(**SHAPES[shape]), test_utils=checks)
 
 
-def test_no_rows_give_no_rows() -> None:
+def test_empty_batch_gives_an_empty_result() -> None:
     assert rnn_tangent(*arguments((5, 0), 6)).shape == (5, 0, 6)
 
 

@@ -137,7 +137,7 @@ def test_gradients_are_those_that_are_asked_for(mask):
     )
 
 
-def test_any_strides_will_do():
+def test_accepts_any_strides():
     tokens = torch.randint(V, (B, T)).t()
     table, weight_hh = torch.randn(H, V).t(), (torch.randn(H, H) / 4).t()
     output, _ = forward(tokens, table, None, weight_hh, "tanh")
@@ -295,7 +295,7 @@ def test_a_swapped_model_looks_up_too(looked_up):
     assert len(looked_up) == 1
 
 
-def test_no_memory_is_told_in_torchs_words(capfd: pytest.CaptureFixture[str]) -> None:
+def test_out_of_memory_error_is_torchs(capfd: pytest.CaptureFixture[str]) -> None:
     tokens = torch.zeros(1, 1, dtype=torch.int64).expand(2**23, 2**22)  # a copy of 256 TiB
     with pytest.raises(RuntimeError) as caught:
         forward(tokens, torch.zeros(V, H), None, torch.zeros(H, H), "tanh")
@@ -352,7 +352,7 @@ def test_module_takes_packed_tokens():
         torch.testing.assert_close(h_n[:, i], final)
 
 
-def test_int32_tokens_will_do():
+def test_accepts_int32_tokens():
     module, tokens = rnn_ext.EmbeddingRNN(V, 5, H), torch.randint(V, (T, B))
     assert_same_bits(module(tokens.int()), module(tokens))
 

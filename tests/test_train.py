@@ -137,7 +137,7 @@ def test_cosine_goes_from_the_rate_asked_for_to_zero():
     assert charlm.Settings(lr=0.5).learning_rate(77) == 0.5
 
 
-def test_text_shorter_than_a_step_will_do(tmp_path):
+def test_accepts_a_text_shorter_than_a_step(tmp_path):
     text = tmp_path / "text"
     text.write_text("abab")
     assert train(text, out=tmp_path / "run", batch_size=8, seq_len=100) == 0
@@ -217,7 +217,7 @@ def test_diverging_training_is_told_and_loses_no_checkpoint(text, tmp_path, caps
         (["{}/text.txt", "--out", "x", "--device", "hpu"], "argument --device: cannot use 'hpu'"),
     ],
 )
-def test_bad_command_is_one_sentence(text, tmp_path, capsys, words, sentence):
+def test_bad_command_is_a_one_line_error(text, tmp_path, capsys, words, sentence):
     assert main(["train", *(word.format(tmp_path) for word in words)]) == 2
     out, err = capsys.readouterr()
     assert out == ""

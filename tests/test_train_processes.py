@@ -102,7 +102,7 @@ def test_processes_draw_different_dropout_and_go_on_bit_for_bit(text, tmp_path):
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_lost_process_is_told_and_the_run_goes_on(text, tmp_path, lost):
+def test_reports_a_lost_process_and_continues(text, tmp_path, lost):
     out = tmp_path / "run"
     processes = start(text, out, **LONG)
     wait_for_checkpoint(out, 20)
@@ -138,7 +138,7 @@ def test_streams_must_share_out_evenly(text, tmp_path):
     )
 
 
-def test_mistake_that_one_process_finds_ends_all(tmp_path):
+def test_an_error_in_one_process_ends_all(tmp_path):
     empty = tmp_path / "empty.txt"
     empty.touch()
     assert finish(start(empty, tmp_path / "run")) == [2, 2]

@@ -212,7 +212,7 @@ class Problem:
             self,
             leaves={name: leaf.to(device) for name, leaf in self.leaves.items()},
             upstream={name: base.to(device) for name, base in self.upstream.items()},
-            packing=None if self.packing is None else self.packing.to(device),
+            packing=None if self.packing is None else self.packing.to(device),  # type: ignore[arg-type]
         )
 
     def run(self, module: nn.Module) -> dict[str, Tensor]:

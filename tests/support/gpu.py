@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -45,7 +45,7 @@ def layer(
 def keep_from_kink(module: nn.Module) -> None:
     """Half of the units on and half off, so that rounding carries none over the kink of relu."""
     for name, parameter in module.named_parameters():
-        parameter *= 0.1
+        parameter.mul_(0.1)
         if name.startswith("bias_ih"):
             parameter.copy_(torch.randn_like(parameter).sign() * 8)
 
@@ -54,7 +54,7 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, device=DEVICE, dtype=dtype)
 
 
-def in_fp64(rnn: rnn_ext.RNN, kind: type[nn.RNNBase] = nn.RNN) -> nn.RNNBase:
+def in_fp64(rnn: rnn_ext.RNN, kind: Callable[..., nn.RNNBase] = nn.RNN) -> nn.RNNBase:
     """A layer of `kind` in fp64 on the CPU, with the same weights."""
     options = {"bidirectional": rnn.bidirectional, "nonlinearity": rnn.nonlinearity}
     exact = kind(rnn.input_size, rnn.hidden_size, rnn.num_layers, **options).double()

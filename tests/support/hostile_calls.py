@@ -56,8 +56,12 @@ class Layer:
     @classmethod
     def draw(cls, rng: random.Random) -> "Layer":
         while True:
+            steps, batch, inputs, hidden_size = (pick_size(rng) for _ in range(4))
             layer = cls(
-                *(pick_size(rng) for _ in range(4)),
+                steps,
+                batch,
+                inputs,
+                hidden_size,
                 directions=rng.choice([1, 2]),
                 biases=rng.random() < 0.5,
                 dtype=rng.choice(DTYPES),

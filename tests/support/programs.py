@@ -30,6 +30,13 @@ class Run:
         lists = (self.states, self.parameters, self.inputs)
         return [self.projection, self.weight, self.bias, *(t for ts in lists for t in ts)]
 
+    def detached(self) -> "Run":
+        states, parameters, inputs = (
+            [t.detach() for t in ts] for ts in (self.states, self.parameters, self.inputs)
+        )
+        projection, weight, bias = (t.detach() for t in self.tensors()[:3])
+        return Run(projection, weight, bias, states, parameters, inputs)
+
 
 def random_run(cell: Cell, steps: int = 5, batch: int = 3, hidden_size: int = 7) -> Run:
     def draw(*shape: int) -> Tensor:
@@ -69,7 +76,7 @@ def by_program(cell: Cell, run: Run, grads: Sequence[Tensor]) -> tuple[list[Tens
     program = Program.decode(cell.program)
     check(program)
     gates = range(program.gates)
-    tensors = Run(*(_detached(t) for t in vars(run).values()))
+    tensors = run.detached()
     history, kept = [tensors.states], []
     for t, u in enumerate(tensors.projection):
         memory = _step_memory(program, tensors, t)
@@ -81,8 +88,8 @@ def by_program(cell: Cell, run: Run, grads: Sequence[Tensor]) -> tuple[list[Tens
         kept.append({key: x for key, x in stored.items() if key[0] == "saved"})
 
     state_grads = [torch.zeros_like(x) for x in history[0]]
-    projection_grads, weight_grad = [], torch.zeros_like(tensors.weight)
-    bias_grad = torch.zeros_like(tensors.bias)
+    projection_grads: list[Tensor] = []
+    weight_grad, bias_grad = torch.zeros_like(tensors.weight), torch.zeros_like(tensors.bias)
     parameter_grads = [torch.zeros_like(p) for p in tensors.parameters]
     input_grads = [torch.zeros_like(x) for x in tensors.inputs]
     for t in reversed(range(len(kept))):
@@ -133,10 +140,6 @@ def assert_program_equals_loop(cell: Cell, hidden_size: int = 7) -> None:
     # an error or more.
     for actual, wanted in zip((*states, *actual_grads), (*expected, *expected_grads), strict=True):
         torch.testing.assert_close(actual, wanted.detach(), rtol=1e-10, atol=1e-10, equal_nan=True)
-
-
-def _detached(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-    return value.detach() if isinstance(value, Tensor) else [t.detach() for t in value]
 
 
 def _step_memory(program: Program, run: Run, t: int) -> dict[Operand, Tensor]:

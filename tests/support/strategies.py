@@ -65,6 +65,7 @@ def _rnn_shapes(draw: st.DrawFn) -> Call:
     form = draw(st.sampled_from(["batched", "unbatched", "packed"]))
     batch: tuple[int, ...] = () if form == "unbatched" else (draw(BATCHES),)
     lengths = None
+    lead: tuple[int, ...]
     if form == "packed":
         lengths = tuple(draw(st.lists(STEPS, min_size=1, max_size=5)))
         lead, batch = (sum(lengths),), (len(lengths),)
@@ -96,11 +97,12 @@ def _cell_shapes(draw: st.DrawFn) -> Call:
 def _calls(draw: st.DrawFn, shapes: st.SearchStrategy[Call], attributes_change: bool) -> Call:
     """Calls of these shapes, with all else drawn, and up to two changes made to it."""
     call = draw(shapes)
-    place = {"dtype": draw(DTYPES), "device": draw(st.sampled_from(["cpu"] * 9 + ["meta"]))}
+    place: dict[str, Any] = {
+        "dtype": draw(DTYPES),
+        "device": draw(st.sampled_from(["cpu"] * 9 + ["meta"])),
+    }
 
-    def detailed(data: Data | None) -> Data | None:
-        if data is None:
-            return None
+    def detailed(data: Data) -> Data:
         layout = draw(LAYOUTS) if len(data.shape) > 1 else "contiguous"
         return replace(data, layout=layout, needs_grad=draw(FLAGS), **place)
 
@@ -108,7 +110,7 @@ def _calls(draw: st.DrawFn, shapes: st.SearchStrategy[Call], attributes_change: 
         call,
         kwargs=call.kwargs | place,
         input=detailed(call.input),
-        hx=detailed(draw(st.sampled_from([None, call.hx]))),
+        hx=detailed(call.hx) if call.hx is not None and draw(FLAGS) else None,
         attributes=draw(st.sampled_from([{}, {"training": False}])),
         frozen=tuple(draw(st.lists(WEIGHTS, max_size=3))),
         mode=draw(st.sampled_from(["grad"] * 8 + ["no_grad", "inference"])),
@@ -123,7 +125,7 @@ def _calls(draw: st.DrawFn, shapes: st.SearchStrategy[Call], attributes_change: 
 
 def _special_data(draw: st.DrawFn, call: Call) -> Call:
     name = _input_or_hx(draw, call)
-    return replace(call, **{name: replace(getattr(call, name), content=draw(SPECIAL))})
+    return _with(call, name, replace(getattr(call, name), content=draw(SPECIAL)))
 
 
 def _special_weight(draw: st.DrawFn, call: Call) -> Call:
@@ -146,7 +148,7 @@ def _mistaken_data(draw: st.DrawFn, call: Call) -> Call:
         data = replace(data, dtype=dtype, needs_grad=data.needs_grad and differentiable)
     else:
         data = replace(data, device="meta" if data.device == "cpu" else "cpu")
-    return replace(call, **{name: data})
+    return _with(call, name, data)
 
 
 def _mistaken_weight(draw: st.DrawFn, call: Call) -> Call:
@@ -157,6 +159,10 @@ def _mistaken_weight(draw: st.DrawFn, call: Call) -> Call:
 def _mistaken_attribute(draw: st.DrawFn, call: Call) -> Call:
     name = draw(st.sampled_from(sorted(ATTRIBUTES)))
     return replace(call, attributes=call.attributes | {name: draw(ATTRIBUTES[name])})
+
+
+def _with(call: Call, name: str, data: Data) -> Call:
+    return replace(call, input=data) if name == "input" else replace(call, hx=data)
 
 
 def _input_or_hx(draw: st.DrawFn, call: Call) -> str:
