@@ -31,13 +31,14 @@ class CellBackward {
         parameter_columns_(wants_parameters() ? program_.parameters * p_.hidden_size : 0),
         chunk_rows_(gradient_rows(columns_)),
         rows_(std::min(std::max(chunk_rows_, p_.steps.batch), p_.steps.total_rows())),
-        places_(program_),
-        tiles_(kernels, 1, program_.backward_slots, link(program_.backward, places_, present()),
+        places_(program_, program_.backward_slots + 1),
+        tiles_(kernels, 1, places_.slots(), Linker<S>(access()).link(program_.backward),
                plan.threads),
         weight_hh_(reads_in_place(kernels, p_.steps.count, p_.steps.batch)
                        ? 0
                        : packed_size(kernels, p_.hidden_size, columns_)),
         grad_parameters_(parameter_columns_),
+        final_(is_widened<S> && g_.h_n ? p_.steps.batch * p_.hidden_size : 0),
         zeros_(p_.hidden_size),
         stored_zeros_(p_.hidden_size),
         reductions_(p_, g_, program_.gates, !program_.merged, rows_, kernels) {
@@ -68,7 +69,7 @@ class CellBackward {
     }
     reductions_.pack(member);
     member.barrier();
-    Pass pass{*this, member, share, OperandTable<S>(program_)};
+    Pass pass{*this, member, share, OperandTable<Operand<S>>(places_)};
     for (int i = 0; i < program_.parameters; ++i) {
       pass.operands.set(Memory::parameter, i, cell_.parameters[i]);
     }
@@ -78,15 +79,23 @@ class CellBackward {
   }
 
  private:
+  // The gradient of y after a step is a sum of W_hhᵀ dv of the next step and of these. Null: zeros.
+  struct OutputGradient {
+    Matrix<const T> later;    // dv of the next step
+    Matrix<const T> carried;  // from the next step without W_hh, or of the last y
+    Matrix<const S> seed;     // of y itself
+  };
+
   // One member's way through the steps, from the last.
   struct Pass {
     const CellBackward& b;
     const Team::Member& member;
     const StepShare& share;
-    OperandTable<S> operands;
+    OperandTable<Operand<S>> operands;
     Rows du = {}, dv = {};       // of the chunk
     Matrix<T> parameters = {};   // likewise
     Matrix<const T> later = {};  // dv of the step processed before
+    Product<S> product = {};     // what the products of all steps have in common
     std::int64_t first = 0;      // row of the chunk
     int chunk_parity = 0;
     int parity = 0;
@@ -103,29 +112,30 @@ class CellBackward {
       const std::int64_t row = b.p_.steps.offset(t) - first;
       const Rows step_dv = dv.from(row);
       b.set_operands(operands, t, du.from(row), step_dv, parameters.part(row, 0), parity);
-      for (int s = 0; s < b.program_.states; ++s) {
+      const Matrix<const S> seed = b.seed() ? b.seed().at(b.p_.steps, t) : Matrix<const S>{};
+      for (int s = 1; s < b.program_.states; ++s) {
         operands.set(Memory::grad_next_state, s, b.carried(s, 1 - parity));
       }
-      advance(t, carried, starting.begin, later);
-      for (int s = 0; s < b.program_.states; ++s) {
+      advance(t, carried, starting.begin, {later, b.carried_output(1 - parity), seed});
+      for (int s = 1; s < b.program_.states; ++s) {
         operands.set(Memory::grad_next_state, s, b.final_gradient(s));
       }
-      advance(t, ending, starting.begin, {});
+      advance(t, ending, starting.begin, {{}, b.final_output_gradient(ending, share.columns), seed});
       b.store_initial(starting, share.columns, parity);
       later = step_dv.values;
       parity ^= 1;
     }
 
     // Rows from `start` on have their first step at t.
-    void advance(std::int64_t t, Range rows, std::int64_t start, Matrix<const T> later_dv) {
+    void advance(std::int64_t t, Range rows, std::int64_t start, const OutputGradient& gradient) {
       const Range continuing = rows.below(start), starting = rows.from(start);
       if (!continuing.empty()) {
         b.set_previous(operands, b.p_.order().previous(t));
-        b.advance(continuing, share.columns, later_dv, operands, member);
+        b.advance(continuing, share.columns, gradient, operands, member, product);
       }
       if (!starting.empty()) {
         b.set_initial(operands);
-        b.advance(starting, share.columns, later_dv, operands, member);
+        b.advance(starting, share.columns, gradient, operands, member, product);
       }
     }
 
@@ -145,23 +155,40 @@ class CellBackward {
                        [](const Matrix<S>& m) { return static_cast<bool>(m); });
   }
 
-  // Which places the code finds something at.
-  std::vector<bool> present() const {
-    std::vector<bool> present(places_.count(), true);
+  OperandTable<Access<S>> access() const {
+    OperandTable<Access<S>> access(places_);
+    constexpr auto in_place = Access<S>::in_place();
     for (int i = 0; i < program_.parameters; ++i) {
-      present[places_.of(Memory::grad_parameter, i)] = parameter_columns_ > 0;
+      access.set(Memory::parameter, i, cell_.parameters[i]);
+      if (parameter_columns_ > 0) {
+        access.set(Memory::grad_parameter, i, in_place);
+      }
     }
     for (int i = 0; i < program_.inputs; ++i) {
-      present[places_.of(Memory::grad_input, i)] = static_cast<bool>(cell_gradients_.inputs[i]);
+      access.set(Memory::input, i, cell_.inputs[i]);
+      access.set(Memory::grad_input, i, cell_gradients_.inputs[i]);
+    }
+    for (int i = 0; i < program_.saved; ++i) {
+      access.set(Memory::saved, i, cell_.saved[i]);
     }
     for (int s = 0; s < program_.states; ++s) {
-      present[places_.of(Places::outer_gradient, s)] = static_cast<bool>(outer_gradient(s));
+      access.set(Memory::state, s, sequence(s));
+      access.set(Memory::next_state, s, sequence(s));
+      access.set(Memory::grad_next_state, s, Access<S>{true, !is_widened<S>});
+      access.set(Memory::grad_state, s, in_place);
+      if (s > 0 || !seed()) {
+        access.set(Places::Second::outer_gradient, s, outer_gradient(s));
+      }
     }
     for (int gate = 0; gate < program_.gates; ++gate) {
-      present[places_.of(Places::rounded_recurrent, gate)] = rounds;
-      present[places_.of(Places::rounded_projection, gate)] = rounds && !program_.merged;
+      access.set(Memory::grad_recurrent, gate, in_place);
+      access.set(Memory::grad_projection, gate, in_place);
+      if constexpr (rounds) {
+        access.set(Places::Second::rounded_recurrent, gate, Access<S>{true, false});
+        access.set(Places::Second::rounded_projection, gate, Access<S>{!program_.merged, false});
+      }
     }
-    return present;
+    return access;
   }
 
   Rows rows_of(const Buffer<T>& values, const Buffer<O>& rounded) const {
@@ -177,21 +204,33 @@ class CellBackward {
     return state == 0 ? g_.output : cell_gradients_.sequences[state - 1];
   }
 
-  // The gradient of a state's last value, or zeros.
-  Matrix<const S> final_gradient(int state) const {
-    const Matrix<const S> given = state == 0 ? g_.h_n : cell_gradients_.final_states[state - 1];
-    return given ? given : stored_zeros();
+  // That of y, where products add it.
+  Sequence<const S> seed() const {
+    return g_.output.column_stride == 1 ? g_.output : Sequence<const S>{};
   }
 
-  // What the step processed before left for a state, or zeros.
+  // The gradient of the last value of a state from 1 on, or zeros; and of y, or null.
+  Matrix<const S> final_gradient(int state) const {
+    const Matrix<const S> given = cell_gradients_.final_states[state - 1];
+    return given ? given : stored_zeros();
+  }
+  Matrix<const T> final_output_gradient(Range rows, Range columns) const {
+    return g_.h_n ? readable(kernels_, g_.h_n, rows, columns, as_rows(final_, p_.hidden_size))
+                  : Matrix<const T>{};
+  }
+
+  // What the step processed before left for a state from 1 on, or zeros; and for y, or null.
   Matrix<const T> carried(int state, int parity) const {
-    const Buffer<T>& buffer = carried_[2 * state + parity];
-    return buffer.data() ? as_rows(buffer, p_.hidden_size) : Matrix<const T>{zeros_.data(), 0, 1};
+    const Matrix<const T> m = as_rows(carried_[2 * state + parity], p_.hidden_size);
+    return m ? m : Matrix<const T>{zeros_.data(), 0, 1};
+  }
+  Matrix<const T> carried_output(int parity) const {
+    return as_rows(carried_[parity], p_.hidden_size);
   }
 
   Matrix<const S> stored_zeros() const { return {stored_zeros_.data(), 0, 1}; }
 
-  void set_operands(OperandTable<S>& operands, std::int64_t t, const Rows& du, const Rows& dv,
+  void set_operands(OperandTable<Operand<S>>& operands, std::int64_t t, const Rows& du, const Rows& dv,
                     Matrix<T> parameters, int parity) const {
     for (int i = 0; i < program_.inputs; ++i) {
       operands.set(Memory::input, i, cell_.inputs[i].at(p_.steps, t));
@@ -207,7 +246,7 @@ class CellBackward {
         operands.set(Memory::next_state, s, kept.at(p_.steps, t));
       }
       if (const Sequence<const S> outer = outer_gradient(s)) {
-        operands.set(Places::outer_gradient, s, outer.at(p_.steps, t));
+        operands.set(Places::Second::outer_gradient, s, outer.at(p_.steps, t));
       }
       operands.set(Memory::grad_state, s, as_rows(carried_[2 * s + parity], p_.hidden_size));
     }
@@ -216,8 +255,8 @@ class CellBackward {
       operands.set(Memory::grad_recurrent, gate, dv.values.part(0, column));
       operands.set(Memory::grad_projection, gate, du.values.part(0, column));
       if constexpr (rounds) {
-        operands.set(Places::rounded_recurrent, gate, dv.operand.part(0, column));
-        operands.set(Places::rounded_projection, gate, du.operand.part(0, column));
+        operands.set(Places::Second::rounded_recurrent, gate, dv.operand.part(0, column));
+        operands.set(Places::Second::rounded_projection, gate, du.operand.part(0, column));
       }
     }
     for (int i = 0; i < program_.parameters && parameter_columns_ > 0; ++i) {
@@ -226,14 +265,14 @@ class CellBackward {
   }
 
   // The states before a step: those of `previous`, or the initial ones.
-  void set_previous(OperandTable<S>& operands, std::int64_t previous) const {
+  void set_previous(OperandTable<Operand<S>>& operands, std::int64_t previous) const {
     for (int s = 0; s < program_.states; ++s) {
       if (const Sequence<S> kept = sequence(s)) {
         operands.set(Memory::state, s, kept.at(p_.steps, previous));
       }
     }
   }
-  void set_initial(OperandTable<S>& operands) const {
+  void set_initial(OperandTable<Operand<S>>& operands) const {
     for (int s = 0; s < program_.states; ++s) {
       const Matrix<const S> given = s == 0 ? p_.hx : cell_.initial[s - 1];
       operands.set(Memory::state, s, given ? given : stored_zeros());
@@ -249,15 +288,23 @@ class CellBackward {
     return product_by(p_.weight_hh, columns, weight_hh_.from(columns.begin * columns_));
   }
 
-  // Some rows of a step; `later` null: their last step.
-  void advance(Range rows, Range columns, Matrix<const T> later, const OperandTable<S>& operands,
-               const Team::Member& member) const {
+  // Some rows of a step.
+  void advance(Range rows, Range columns, const OutputGradient& gradient,
+               const OperandTable<Operand<S>>& operands, const Team::Member& member,
+               Product<S>& product) const {
     tiles_.run(rows, columns, operands, member, [&](Range r, Range units, T* slots) {
-      Product<S> product = recurrent_product(units);
+      product.columns = units.size();
+      product.b = weight_hh_.from(units.begin * columns_);
+      product.unpacked = product.b ? Matrix<const S>{} : p_.weight_hh.part(0, units.begin);
+      const auto at = [&](auto m) { return m ? m.row(r.begin) + units.begin : nullptr; };
       product.rows = r.size();
-      product.inner = later ? columns_ : 0;
-      product.a = later ? later.row(r.begin) : nullptr;
-      product.a_stride = later.row_stride;
+      product.inner = gradient.later ? columns_ : 0;
+      product.a = gradient.later ? gradient.later.row(r.begin) : nullptr;
+      product.a_stride = gradient.later.row_stride;
+      product.init = at(gradient.carried);
+      product.init_stride = gradient.carried.row_stride;
+      product.seed = at(gradient.seed);
+      product.seed_stride = gradient.seed.row_stride;
       product.c = slots;
       product.c_stride = tiles_.row_size(units.size());
       kernels_.product(product);
@@ -322,6 +369,7 @@ class CellBackward {
   Buffer<T> parameter_rows_[2];
   std::vector<Buffer<T>> carried_;  // two of each state, or none
   Buffer<T> grad_parameters_;
+  Buffer<T> final_;  // the gradient of the last y
   Buffer<T> zeros_;
   Buffer<S> stored_zeros_;
   Reductions<S, O> reductions_;

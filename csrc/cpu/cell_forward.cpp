@@ -25,9 +25,10 @@ class CellForward {
         kernels_(kernels),
         columns_(program_.gates * p_.hidden_size),
         projection_(p_, program_.gates, program_.merged ? Bias::sum : Bias::input, kernels, plan),
-        places_(program_),
-        tiles_(kernels, program_.gates, program_.forward_slots,
-               link(program_.forward, places_, present()), plan.threads),
+        starts_from_projection_(program_.merged && program_.gates == 1),
+        places_(program_, program_.forward_slots),
+        tiles_(kernels, program_.gates, places_.slots(),
+               Linker<S>(access()).link(program_.forward), plan.threads),
         padded_(program_.gates * tiles_.padded(p_.hidden_size)),
         weight_hh_(
             reads_in_place(kernels, p_.steps.count, p_.steps.batch) ? 0 : padded_ * p_.hidden_size),
@@ -55,7 +56,7 @@ class CellForward {
         p_.hx ? readable(kernels_, p_.hx, share.rows, share.columns, as_rows(y0_, p_.hidden_size))
               : Matrix<const T>{zeros_.data(), 0, 1};
     member.barrier();
-    Pass pass{*this, member, share, y0, OperandTable<S>(program_)};
+    Pass pass{*this, member, share, y0, OperandTable<Operand<S>>(places_)};
     for (int i = 0; i < program_.parameters; ++i) {
       pass.operands.set(Memory::parameter, i, cell_.parameters[i]);
     }
@@ -69,8 +70,9 @@ class CellForward {
     const Team::Member& member;
     const StepShare& share;
     Matrix<const T> y0;
-    OperandTable<S> operands;
+    OperandTable<Operand<S>> operands;
     Sequence<T> projected = {};  // of the chunk
+    Product<S> product = {};     // what the products of all steps have in common
     std::int64_t previous = -1;  // step
     int parity = 0;
 
@@ -81,8 +83,9 @@ class CellForward {
 
     void step(std::int64_t t, Range carried, Range starting, Range ending) {
       const Steps& steps = f.p_.steps;
+      const Matrix<const T> u = projected.at(steps, t);
       for (int g = 0; g < f.program_.gates; ++g) {
-        operands.set(Memory::projection, g, projected.at(steps, t).part(0, g * f.p_.hidden_size));
+        operands.set(Memory::projection, g, u.part(0, g * f.p_.hidden_size));
       }
       for (int i = 0; i < f.program_.inputs; ++i) {
         operands.set(Memory::input, i, f.cell_.inputs[i].at(steps, t));
@@ -95,20 +98,21 @@ class CellForward {
       for (int s = 0; s < f.program_.states; ++s) {
         operands.set(Memory::next_state, s, f.state(s, t, parity));
         if (is_widened<S> && f.sequence(s)) {
-          operands.set(Places::stored_state, s, f.sequence(s).at(steps, t));
+          operands.set(Places::Second::stored_state, s, f.sequence(s).at(steps, t));
         }
       }
       if (!carried.empty()) {
         for (int s = 0; s < f.program_.states; ++s) {
           operands.set(Memory::state, s, f.state(s, previous, 1 - parity));
         }
-        f.advance(carried, share.columns, f.state(0, previous, 1 - parity), operands, member);
+        f.advance(carried, share.columns, u, f.state(0, previous, 1 - parity), operands, member,
+                  product);
       }
       if (!starting.empty()) {
         for (int s = 0; s < f.program_.states; ++s) {
           operands.set(Memory::state, s, f.initial(s));
         }
-        f.advance(starting, share.columns, y0, operands, member);
+        f.advance(starting, share.columns, u, y0, operands, member, product);
       }
       if (!ending.empty()) {
         for (int s = 0; s < f.program_.states; ++s) {
@@ -128,16 +132,29 @@ class CellForward {
     }
   };
 
-  // Which places the code finds something at.
-  std::vector<bool> present() const {
-    std::vector<bool> present(places_.count(), true);
+  OperandTable<Access<S>> access() const {
+    OperandTable<Access<S>> access(places_);
+    constexpr auto in_place = Access<S>::in_place();
+    for (int g = 0; g < program_.gates && !starts_from_projection_; ++g) {
+      access.set(Memory::projection, g, in_place);
+    }
+    for (int i = 0; i < program_.parameters; ++i) {
+      access.set(Memory::parameter, i, cell_.parameters[i]);
+    }
+    for (int i = 0; i < program_.inputs; ++i) {
+      access.set(Memory::input, i, cell_.inputs[i]);
+    }
     for (int i = 0; i < program_.saved; ++i) {
-      present[places_.of(Memory::saved, i)] = static_cast<bool>(cell_.saved[i]);
+      access.set(Memory::saved, i, cell_.saved[i]);
     }
     for (int s = 0; s < program_.states; ++s) {
-      present[places_.of(Places::stored_state, s)] = is_widened<S> && sequence(s);
+      access.set(Memory::state, s, Access<S>{true, !is_widened<S>});
+      access.set(Memory::next_state, s, in_place);
+      if (is_widened<S>) {
+        access.set(Places::Second::stored_state, s, sequence(s));
+      }
     }
-    return present;
+    return access;
   }
 
   // All steps of a state, where the call keeps them.
@@ -187,26 +204,32 @@ class CellForward {
   }
 
   // The states of some rows of a step, from their last y.
-  void advance(Range rows, Range columns, Matrix<const T> y, const OperandTable<S>& operands,
-               const Team::Member& member) const {
-    tiles_.run(rows, columns, operands, member,
-               [&](Range r, Range units, T* slots) { multiply(r, units, y, slots); });
+  void advance(Range rows, Range columns, Matrix<const T> u, Matrix<const T> y,
+               const OperandTable<Operand<S>>& operands, const Team::Member& member,
+               Product<S>& product) const {
+    product.inner = p_.hidden_size;
+    product.a_stride = y.row_stride;
+    tiles_.run(rows, columns, operands, member, [&](Range r, Range units, T* slots) {
+      product.rows = r.size();
+      product.a = y.row(r.begin);
+      product.init = nullptr;
+      if (starts_from_projection_) {
+        product.init = u.row(r.begin) + units.begin;
+        product.init_stride = u.row_stride;
+      }
+      multiply(product, units, slots);
+    });
   }
 
   // v of a block into the first slots.
-  void multiply(Range rows, Range units, Matrix<const T> y, T* slots) const {
+  void multiply(Product<S>& product, Range units, T* slots) const {
     const std::int64_t width = tiles_.padded(units.size());
     const T* const bias = bias_hh_.from(units.begin * program_.gates);
-    Product<S> product;
-    product.rows = rows.size();
-    product.inner = p_.hidden_size;
-    product.a = y.row(rows.begin);
-    product.a_stride = y.row_stride;
     product.c_stride = tiles_.row_size(units.size());
     if (weight_hh_.data()) {
-      product.columns = program_.gates * width;
+      product.columns = (program_.gates - 1) * width + units.size();
       product.b = panels(units.begin);
-      product.init = bias;
+      product.init = bias ? bias : product.init;
       product.c = slots;
       kernels_.product(product);
       return;
@@ -214,7 +237,7 @@ class CellForward {
     for (std::int64_t g = 0; g < program_.gates; ++g) {
       product.columns = units.size();
       product.unpacked = p_.weight_hh.part(g * p_.hidden_size + units.begin, 0).transposed();
-      product.init = bias ? bias + g * width : nullptr;
+      product.init = bias ? bias + g * width : product.init;
       product.c = slots + g * width;
       kernels_.product(product);
     }
@@ -227,6 +250,7 @@ class CellForward {
   const Kernels<S, O>& kernels_;
   std::int64_t columns_;  // of u and of v
   Projection<S, O> projection_;
+  bool starts_from_projection_;  // a product adds to u, and the code gets the sum
   Places places_;
   TileRunner<S, O> tiles_;
   std::int64_t padded_;  // columns of all packed blocks
