@@ -32,13 +32,12 @@ class CellBackward {
         chunk_rows_(gradient_rows(columns_)),
         rows_(std::min(std::max(chunk_rows_, p_.steps.batch), p_.steps.total_rows())),
         places_(program_, program_.backward_slots + 1),
-        tiles_(kernels, 1, places_.slots(), Linker<S>(access()).link(program_.backward),
-               plan.threads),
+        operands_(places_, p_.steps),
+        tiles_(kernels, 1, places_.slots(), plan.threads),
         weight_hh_(reads_in_place(kernels, p_.steps.count, p_.steps.batch)
                        ? 0
                        : packed_size(kernels, p_.hidden_size, columns_)),
         grad_parameters_(parameter_columns_),
-        final_(is_widened<S> && g_.h_n ? p_.steps.batch * p_.hidden_size : 0),
         zeros_(p_.hidden_size),
         stored_zeros_(p_.hidden_size),
         reductions_(p_, g_, program_.gates, !program_.merged, rows_, kernels) {
@@ -51,14 +50,17 @@ class CellBackward {
       rounded_dv_ = Buffer<O>(rows_ * columns_);
       rounded_du_ = program_.merged ? rounded_dv_ : Buffer<O>(rows_ * columns_);
     }
+    const std::int64_t size = p_.steps.batch * p_.hidden_size;
     for (int s = 0; s < program_.states; ++s) {
       const bool is_carried = Program::stores(program_.backward, Memory::grad_state, s);
-      for (int parity = 0; parity < 2; ++parity) {
-        carried_.push_back(Buffer<T>(is_carried ? p_.steps.batch * p_.hidden_size : 0));
-      }
+      carried_.push_back(Buffer<T>(is_carried ? 2 * size : 0));
+      final_.push_back(Buffer<T>(is_widened<S> && given_final(s) ? size : 0));
     }
     std::fill_n(zeros_.data(), p_.hidden_size, T{0});
     std::fill_n(stored_zeros_.data(), p_.hidden_size, S{});
+    set_operands();
+    set_chunk(operands_, 0, 0);
+    tiles_.link(program_.backward, operands_);
   }
 
   void run(const Team::Member& member, const StepShare& share) const {
@@ -69,21 +71,18 @@ class CellBackward {
     }
     reductions_.pack(member);
     member.barrier();
-    Pass pass{*this, member, share, OperandTable<Operand<S>>(places_)};
-    for (int i = 0; i < program_.parameters; ++i) {
-      pass.operands.set(Memory::parameter, i, cell_.parameters[i]);
-    }
+    Pass pass{*this, member, share, operands_};
     run_steps(p_.steps, p_.order().reversed(), chunk_rows_, share, pass);
     reductions_.finish(member);
     store_parameters(member);
   }
 
  private:
-  // The gradient of y after a step is a sum of W_hhᵀ dv of the next step and of these. Null: zeros.
+  // The gradient of y after a step is a sum.
   struct OutputGradient {
-    Matrix<const T> later;    // dv of the next step
+    Matrix<const T> later;    // dv of the next step, times W_hh; null: none
     Matrix<const T> carried;  // from the next step without W_hh, or of the last y
-    Matrix<const S> seed;     // of y itself
+    Matrix<const S> seed;     // of y itself; null: none
   };
 
   // One member's way through the steps, from the last.
@@ -91,60 +90,59 @@ class CellBackward {
     const CellBackward& b;
     const Team::Member& member;
     const StepShare& share;
-    OperandTable<Operand<S>> operands;
-    Rows du = {}, dv = {};       // of the chunk
-    Matrix<T> parameters = {};   // likewise
+    OperandTable<S> operands;
+    Rows dv = {};                // of the chunk
     Matrix<const T> later = {};  // dv of the step processed before
     Product<S> product = {};     // what the products of all steps have in common
     std::int64_t first = 0;      // row of the chunk
     int chunk_parity = 0;
-    int parity = 0;
+    int turn = 0;
     bool accumulate = false;
 
     void begin(const Chunk& chunk) {
       first = b.p_.steps.offset(chunk.first);
       dv = b.rows_of(b.dv_[chunk_parity], b.rounded_dv_);
-      du = b.rows_of(b.du_[chunk_parity], b.rounded_du_);
-      parameters = as_rows(b.parameter_rows_[chunk_parity], b.parameter_columns_);
+      b.set_chunk(operands, first, chunk_parity);
     }
 
     void step(std::int64_t t, Range carried, Range ending, Range starting) {
-      const std::int64_t row = b.p_.steps.offset(t) - first;
-      const Rows step_dv = dv.from(row);
-      b.set_operands(operands, t, du.from(row), step_dv, parameters.part(row, 0), parity);
       const Matrix<const S> seed = b.seed() ? b.seed().at(b.p_.steps, t) : Matrix<const S>{};
-      for (int s = 1; s < b.program_.states; ++s) {
-        operands.set(Memory::grad_next_state, s, b.carried(s, 1 - parity));
+      const OutputGradient gradient{later, b.carried(0, 1 - turn), seed};
+      advance(t, carried.below(starting.begin), gradient, false, false);
+      advance(t, carried.from(starting.begin), gradient, false, true);
+      if (!ending.empty()) {
+        const OutputGradient last{{}, b.final_gradient(0, ending, share.columns), seed};
+        advance(t, ending.below(starting.begin), last, true, false);
+        advance(t, ending.from(starting.begin), last, true, true);
       }
-      advance(t, carried, starting.begin, {later, b.carried_output(1 - parity), seed});
-      for (int s = 1; s < b.program_.states; ++s) {
-        operands.set(Memory::grad_next_state, s, b.final_gradient(s));
-      }
-      advance(t, ending, starting.begin, {{}, b.final_output_gradient(ending, share.columns), seed});
-      b.store_initial(starting, share.columns, parity);
-      later = step_dv.values;
-      parity ^= 1;
+      b.store_initial(starting, share.columns, turn);
+      later = dv.values.part(b.p_.steps.offset(t) - first, 0);
+      turn ^= 1;
     }
 
-    // Rows from `start` on have their first step at t.
-    void advance(std::int64_t t, Range rows, std::int64_t start, const OutputGradient& gradient) {
-      const Range continuing = rows.below(start), starting = rows.from(start);
-      if (!continuing.empty()) {
-        b.set_previous(operands, b.p_.order().previous(t));
-        b.advance(continuing, share.columns, gradient, operands, member, product);
+    void advance(std::int64_t t, Range rows, const OutputGradient& gradient, bool ends,
+                 bool starts) {
+      if (rows.empty()) {
+        return;
       }
-      if (!starting.empty()) {
-        b.set_initial(operands);
-        b.advance(starting, share.columns, gradient, operands, member, product);
+      operands.move_to(t, b.p_.order().previous(t), turn);
+      for (int s = 1; s < b.program_.states && ends; ++s) {
+        operands.put(Memory::grad_next_state, s, b.final_gradient(s, rows, share.columns));
       }
+      for (int s = 0; s < b.program_.states && starts; ++s) {
+        operands.put(Memory::state, s, b.initial(s));
+      }
+      b.advance(rows, share.columns, gradient, operands, member, product);
     }
 
     void end(const Chunk& chunk, bool) {
       member.barrier();
       b.reductions_.initial_gradient(chunk, dv, true, member,
                                      [&](Range columns) { return b.recurrent_product(columns); });
+      const Rows du = b.rows_of(b.du_[chunk_parity], b.rounded_du_);
       b.reductions_.run(chunk, du, dv, accumulate, member);
-      b.add_parameters(chunk, parameters, accumulate, member);
+      b.add_parameters(chunk, as_rows(b.parameter_rows_[chunk_parity], b.parameter_columns_),
+                       accumulate, member);
       chunk_parity ^= 1;
       accumulate = true;
     }
@@ -155,40 +153,57 @@ class CellBackward {
                        [](const Matrix<S>& m) { return static_cast<bool>(m); });
   }
 
-  OperandTable<Access<S>> access() const {
-    OperandTable<Access<S>> access(places_);
-    constexpr auto in_place = Access<S>::in_place();
+  void set_operands() {
     for (int i = 0; i < program_.parameters; ++i) {
-      access.set(Memory::parameter, i, cell_.parameters[i]);
-      if (parameter_columns_ > 0) {
-        access.set(Memory::grad_parameter, i, in_place);
-      }
+      operands_.set(Memory::parameter, i, cell_.parameters[i]);
     }
     for (int i = 0; i < program_.inputs; ++i) {
-      access.set(Memory::input, i, cell_.inputs[i]);
-      access.set(Memory::grad_input, i, cell_gradients_.inputs[i]);
+      operands_.set(Memory::input, i, cell_.inputs[i]);
+      operands_.set(Memory::grad_input, i, cell_gradients_.inputs[i]);
     }
     for (int i = 0; i < program_.saved; ++i) {
-      access.set(Memory::saved, i, cell_.saved[i]);
+      operands_.set(Memory::saved, i, cell_.saved[i]);
     }
     for (int s = 0; s < program_.states; ++s) {
-      access.set(Memory::state, s, sequence(s));
-      access.set(Memory::next_state, s, sequence(s));
-      access.set(Memory::grad_next_state, s, Access<S>{true, !is_widened<S>});
-      access.set(Memory::grad_state, s, in_place);
+      operands_.set(Memory::state, s, sequence(s), When::previous);
+      operands_.set(Memory::next_state, s, sequence(s));
       if (s > 0 || !seed()) {
-        access.set(Places::Second::outer_gradient, s, outer_gradient(s));
+        operands_.set(Places::Second::outer_gradient, s, outer_gradient(s));
+      }
+      if (carried_[s].data()) {
+        const Sequence<T> turns{carried_[s].data(), p_.steps.batch * p_.hidden_size,
+                                p_.hidden_size, 1};
+        operands_.set(Memory::grad_next_state, s, turns, When::last_turn);
+        operands_.set(Memory::grad_state, s, turns, When::turn);
+      } else {
+        operands_.set(Memory::grad_next_state, s, zeros());
       }
     }
+  }
+
+  // What a chunk with this first row writes.
+  void set_chunk(OperandTable<S>& operands, std::int64_t first, int parity) const {
+    const auto set = [&]<class U, class Place>(Place place, int index, const Buffer<U>& rows,
+                                               std::int64_t columns) {
+      if (rows.data()) {
+        operands.set(place, index,
+                     Sequence<U>{rows.data() - first * columns + index * p_.hidden_size,
+                                 p_.steps.batch * columns, columns, 1});
+      }
+    };
     for (int gate = 0; gate < program_.gates; ++gate) {
-      access.set(Memory::grad_recurrent, gate, in_place);
-      access.set(Memory::grad_projection, gate, in_place);
+      set(Memory::grad_recurrent, gate, dv_[parity], columns_);
+      set(Memory::grad_projection, gate, du_[parity], columns_);
       if constexpr (rounds) {
-        access.set(Places::Second::rounded_recurrent, gate, Access<S>{true, false});
-        access.set(Places::Second::rounded_projection, gate, Access<S>{!program_.merged, false});
+        set(Places::Second::rounded_recurrent, gate, rounded_dv_, columns_);
+        if (!program_.merged) {
+          set(Places::Second::rounded_projection, gate, rounded_du_, columns_);
+        }
       }
     }
-    return access;
+    for (int i = 0; i < program_.parameters; ++i) {
+      set(Memory::grad_parameter, i, parameter_rows_[parity], parameter_columns_);
+    }
   }
 
   Rows rows_of(const Buffer<T>& values, const Buffer<O>& rounded) const {
@@ -209,74 +224,27 @@ class CellBackward {
     return g_.output.column_stride == 1 ? g_.output : Sequence<const S>{};
   }
 
-  // The gradient of the last value of a state from 1 on, or zeros; and of y, or null.
-  Matrix<const S> final_gradient(int state) const {
-    const Matrix<const S> given = cell_gradients_.final_states[state - 1];
-    return given ? given : stored_zeros();
+  // The gradient of the last value of a state, for these rows and columns.
+  Matrix<const T> final_gradient(int state, Range rows, Range columns) const {
+    const Matrix<const S> given = given_final(state);
+    return given ? readable(kernels_, given, rows, columns, as_rows(final_[state], p_.hidden_size))
+                 : zeros();
   }
-  Matrix<const T> final_output_gradient(Range rows, Range columns) const {
-    return g_.h_n ? readable(kernels_, g_.h_n, rows, columns, as_rows(final_, p_.hidden_size))
-                  : Matrix<const T>{};
-  }
-
-  // What the step processed before left for a state from 1 on, or zeros; and for y, or null.
-  Matrix<const T> carried(int state, int parity) const {
-    const Matrix<const T> m = as_rows(carried_[2 * state + parity], p_.hidden_size);
-    return m ? m : Matrix<const T>{zeros_.data(), 0, 1};
-  }
-  Matrix<const T> carried_output(int parity) const {
-    return as_rows(carried_[parity], p_.hidden_size);
+  Matrix<const S> given_final(int state) const {
+    return state == 0 ? g_.h_n : cell_gradients_.final_states[state - 1];
   }
 
-  Matrix<const S> stored_zeros() const { return {stored_zeros_.data(), 0, 1}; }
-
-  void set_operands(OperandTable<Operand<S>>& operands, std::int64_t t, const Rows& du, const Rows& dv,
-                    Matrix<T> parameters, int parity) const {
-    for (int i = 0; i < program_.inputs; ++i) {
-      operands.set(Memory::input, i, cell_.inputs[i].at(p_.steps, t));
-      if (cell_gradients_.inputs[i]) {
-        operands.set(Memory::grad_input, i, cell_gradients_.inputs[i].at(p_.steps, t));
-      }
-    }
-    for (int i = 0; i < program_.saved; ++i) {
-      operands.set(Memory::saved, i, cell_.saved[i].at(p_.steps, t));
-    }
-    for (int s = 0; s < program_.states; ++s) {
-      if (const Sequence<S> kept = sequence(s)) {
-        operands.set(Memory::next_state, s, kept.at(p_.steps, t));
-      }
-      if (const Sequence<const S> outer = outer_gradient(s)) {
-        operands.set(Places::Second::outer_gradient, s, outer.at(p_.steps, t));
-      }
-      operands.set(Memory::grad_state, s, as_rows(carried_[2 * s + parity], p_.hidden_size));
-    }
-    for (int gate = 0; gate < program_.gates; ++gate) {
-      const std::int64_t column = gate * p_.hidden_size;
-      operands.set(Memory::grad_recurrent, gate, dv.values.part(0, column));
-      operands.set(Memory::grad_projection, gate, du.values.part(0, column));
-      if constexpr (rounds) {
-        operands.set(Places::Second::rounded_recurrent, gate, dv.operand.part(0, column));
-        operands.set(Places::Second::rounded_projection, gate, du.operand.part(0, column));
-      }
-    }
-    for (int i = 0; i < program_.parameters && parameter_columns_ > 0; ++i) {
-      operands.set(Memory::grad_parameter, i, parameters.part(0, i * p_.hidden_size));
-    }
+  // What a step in this turn left for a state.
+  Matrix<const T> carried(int state, int turn) const {
+    const Matrix<T> turns = as_rows(carried_[state], p_.hidden_size);
+    return turns ? turns.part(turn * p_.steps.batch, 0) : zeros();
   }
 
-  // The states before a step: those of `previous`, or the initial ones.
-  void set_previous(OperandTable<Operand<S>>& operands, std::int64_t previous) const {
-    for (int s = 0; s < program_.states; ++s) {
-      if (const Sequence<S> kept = sequence(s)) {
-        operands.set(Memory::state, s, kept.at(p_.steps, previous));
-      }
-    }
-  }
-  void set_initial(OperandTable<Operand<S>>& operands) const {
-    for (int s = 0; s < program_.states; ++s) {
-      const Matrix<const S> given = s == 0 ? p_.hx : cell_.initial[s - 1];
-      operands.set(Memory::state, s, given ? given : stored_zeros());
-    }
+  Matrix<const T> zeros() const { return {zeros_.data(), 0, 1}; }
+
+  Matrix<const S> initial(int state) const {
+    const Matrix<const S> given = state == 0 ? p_.hx : cell_.initial[state - 1];
+    return given ? given : Matrix<const S>{stored_zeros_.data(), 0, 1};
   }
 
   Sequence<S> sequence(int state) const {
@@ -290,20 +258,19 @@ class CellBackward {
 
   // Some rows of a step.
   void advance(Range rows, Range columns, const OutputGradient& gradient,
-               const OperandTable<Operand<S>>& operands, const Team::Member& member,
+               const OperandTable<S>& operands, const Team::Member& member,
                Product<S>& product) const {
     tiles_.run(rows, columns, operands, member, [&](Range r, Range units, T* slots) {
       product.columns = units.size();
       product.b = weight_hh_.from(units.begin * columns_);
       product.unpacked = product.b ? Matrix<const S>{} : p_.weight_hh.part(0, units.begin);
-      const auto at = [&](auto m) { return m ? m.row(r.begin) + units.begin : nullptr; };
       product.rows = r.size();
       product.inner = gradient.later ? columns_ : 0;
       product.a = gradient.later ? gradient.later.row(r.begin) : nullptr;
       product.a_stride = gradient.later.row_stride;
-      product.init = at(gradient.carried);
+      product.init = gradient.carried.row(r.begin) + units.begin;
       product.init_stride = gradient.carried.row_stride;
-      product.seed = at(gradient.seed);
+      product.seed = gradient.seed ? gradient.seed.row(r.begin) + units.begin : nullptr;
       product.seed_stride = gradient.seed.row_stride;
       product.c = slots;
       product.c_stride = tiles_.row_size(units.size());
@@ -313,9 +280,9 @@ class CellBackward {
 
   // Of the rows whose sequence starts at the step at hand, the gradients of the initial states;
   // that of y without its product, which the reductions add.
-  void store_initial(Range rows, Range columns, int parity) const {
+  void store_initial(Range rows, Range columns, int turn) const {
     for (int s = 0; s < program_.states && !rows.empty(); ++s) {
-      const Matrix<const T> gradient = carried(s, parity).part(rows.begin, columns.begin);
+      const Matrix<const T> gradient = carried(s, turn).part(rows.begin, columns.begin);
       if (s == 0 && g_.hx) {
         const Matrix<T> target = reductions_.initial_target();
         for (std::int64_t r = 0; r < rows.size(); ++r) {
@@ -360,6 +327,7 @@ class CellBackward {
   std::int64_t chunk_rows_;
   std::int64_t rows_;  // that a chunk has at most
   Places places_;
+  OperandTable<S> operands_;
   TileRunner<S, O> tiles_;
   Buffer<T> weight_hh_;  // packed; without memory where the weight is read in place
   Buffer<T> dv_[2];
@@ -367,9 +335,9 @@ class CellBackward {
   Buffer<O> rounded_dv_;
   Buffer<O> rounded_du_;
   Buffer<T> parameter_rows_[2];
-  std::vector<Buffer<T>> carried_;  // two of each state, or none
+  std::vector<Buffer<T>> carried_;  // in turns for each state, or none
+  std::vector<Buffer<T>> final_;    // copies of the gradients of the last values
   Buffer<T> grad_parameters_;
-  Buffer<T> final_;  // the gradient of the last y
   Buffer<T> zeros_;
   Buffer<S> stored_zeros_;
   Reductions<S, O> reductions_;

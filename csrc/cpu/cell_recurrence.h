@@ -86,42 +86,100 @@ class Places {
   int stride_;
 };
 
-// Something for each operand of a call.
-template <class Value>
-class OperandTable {
- public:
-  explicit OperandTable(const Places& places) : places_(places), values_(places_.operands()) {}
+// Which matrix of a sequence an operand is at a step: of the step, of the one processed before it,
+// or of two that take turns.
+enum class When { step, previous, turn, last_turn };
 
-  template <class Place>
-  void set(Place place, int index, const Value& value) {
-    values_[places_.of(place, index) - places_.slots()] = value;
+// The operands of a call, by place, at the step at hand.
+template <class S>
+class OperandTable {
+  using T = Arithmetic<S>;
+
+ public:
+  OperandTable(const Places& places, const Steps& steps)
+      : places_(places),
+        steps_(&steps),
+        sources_(places.operands()),
+        operands_(places.operands()) {}
+
+  template <class Place, class U>
+  void set(Place place, int index, const Sequence<U>& s, When when = When::step) {
+    const bool is_packed = steps_->batch_offsets && when <= When::previous;
+    set_source(place, index, Matrix<const U>{s.data, s.row_stride, s.column_stride}, when,
+               is_packed ? s.row_stride : s.step_stride);
   }
-  template <class Place, class M>
-  void set(Place place, int index, const M& m) {
-    set(place, index, Value::of(m));
+  // The same matrix in all steps.
+  template <class Place, class U>
+  void set(Place place, int index, const Matrix<U>& m) {
+    set_source(place, index, Matrix<const U>(m), When::turn, 0);
   }
-  const Value& operator[](std::uint16_t place) const { return values_[place - places_.slots()]; }
-  const Value* data() const { return values_.data(); }
+  // Until the next move.
+  template <class Place, class U>
+  void put(Place place, int index, const Matrix<U>& m) {
+    operands_[number(place, index)] = Operand<S>::of(m);
+  }
+
+  // Moves the operands that the code names to a step.
+  void move_to(std::int64_t step, std::int64_t previous, int turn) {
+    const std::int64_t positions[] = {position(step), position(previous), turn, 1 - turn};
+    for (const std::uint16_t i : used_) {
+      const Source& source = sources_[i];
+      operands_[i] = source.operand.moved(positions[static_cast<int>(source.when)] * source.stride);
+    }
+  }
+  void use(const std::vector<Instruction>& code) {
+    std::vector<bool> is_used(operands_.size());
+    used_.reserve(operands_.size());
+    for (const Instruction& i : code) {
+      for (const std::uint16_t place : {i.dst, i.a, i.b, i.c}) {
+        if (place >= places_.slots()) {
+          is_used[place - places_.slots()] = true;
+        }
+      }
+    }
+    for (std::size_t i = 0; i < is_used.size(); ++i) {
+      if (is_used[i]) {
+        used_.push_back(static_cast<std::uint16_t>(i));
+      }
+    }
+  }
+
+  // Whether there is memory: where there is none, a store is left out, and a load reads zeros.
+  bool has(std::uint16_t place) const { return source(place).values || source(place).stored; }
+  // Whether code reaches it as it does a slot: it holds the arithmetic type at column stride 1.
+  bool is_in_place(std::uint16_t place) const {
+    return source(place).values && source(place).column_stride == 1;
+  }
   const Places& places() const { return places_; }
+  const Operand<S>* data() const { return operands_.data(); }
 
  private:
-  Places places_;
-  std::vector<Value> values_;
-};
+  struct Source {
+    Operand<S> operand;  // at position 0
+    std::int64_t stride = 0;
+    When when = When::turn;
+  };
 
-// How code reaches an operand.
-template <class S>
-struct Access {
-  bool is_present = false;   // or else a store is left out, and a load reads zeros
-  bool is_in_place = false;  // as slots are: it holds the arithmetic type at column stride 1
-
-  static constexpr Access in_place() { return {true, true}; }
-  // For an operand that is like this in all steps.
-  template <template <class> class M, class U>
-  static Access of(const M<U>& m) {
-    return {static_cast<bool>(m),
-            m && std::is_same_v<std::remove_const_t<U>, Arithmetic<S>> && m.column_stride == 1};
+  template <class Place>
+  std::size_t number(Place place, int index) const {
+    return places_.of(place, index) - places_.slots();
   }
+  template <class Place, class M>
+  void set_source(Place place, int index, const M& m, When when, std::int64_t stride) {
+    sources_[number(place, index)] = {Operand<S>::of(m), stride, when};
+  }
+  const Operand<S>& source(std::uint16_t place) const {
+    return sources_[place - places_.slots()].operand;
+  }
+  std::int64_t position(std::int64_t t) const {
+    return t >= 0 && t < steps_->count && steps_->batch_offsets ? steps_->batch_offsets[t] : t;
+  }
+
+  Places places_;
+  const Steps* steps_;
+  std::vector<Source> sources_;
+  std::vector<Operand<S>> operands_;
+  std::vector<std::uint16_t> used_;
 };
 
 // Makes the code that a call runs of a program: without the stores to absent memory and what only
@@ -129,12 +187,13 @@ struct Access {
 template <class S>
 class Linker {
  public:
-  explicit Linker(const OperandTable<Access<S>>& access)
-      : access_(access), places_(access.places()) {
+  explicit Linker(const OperandTable<S>& operands)
+      : operands_(operands), places_(operands.places()) {
     std::iota(homes_.begin(), homes_.end(), 0);
   }
 
   std::vector<Instruction> link(const std::vector<Instruction>& program) {
+    code_.reserve(2 * program.size());
     for (const Instruction& i : needed(program)) {
       if (i.operation == Operation::store) {
         store(i);
@@ -156,9 +215,10 @@ class Linker {
   std::vector<Instruction> needed(const std::vector<Instruction>& program) const {
     std::array<bool, Program::most_slots> is_read{};
     std::vector<Instruction> needed;
+    needed.reserve(program.size());
     for (auto i = program.rbegin(); i != program.rend(); ++i) {
       const bool stores = i->operation == Operation::store;
-      if (stores ? !access_[first(*i)].is_present && !access_[second(*i)].is_present
+      if (stores ? !operands_.has(first(*i)) && !operands_.has(second(*i))
                  : !is_read[i->dst]) {
         continue;
       }
@@ -186,7 +246,7 @@ class Linker {
     } else {
       load(i.dst, first(i));
     }
-    if (access_[second(i)].is_present) {
+    if (operands_.has(second(i))) {
       const auto spare = static_cast<std::uint16_t>(places_.slots() - 1);
       load(spare, second(i));
       compute({Operation::add, i.dst, i.dst, spare});
@@ -195,9 +255,9 @@ class Linker {
 
   void load(std::uint16_t slot, std::uint16_t place) {
     homes_[slot] = slot;
-    if (!access_[place].is_present) {
+    if (!operands_.has(place)) {
       homes_[slot] = zero;
-    } else if (access_[place].is_in_place) {
+    } else if (operands_.is_in_place(place)) {
       homes_[slot] = place;
     } else {
       code_.push_back({Operation::load, slot, place});
@@ -206,9 +266,9 @@ class Linker {
 
   void store(const Instruction& i) {
     for (const std::uint16_t place : {first(i), second(i)}) {
-      if (access_[place].is_in_place) {
+      if (operands_.is_in_place(place)) {
         move(i.a, place);
-      } else if (access_[place].is_present) {
+      } else if (operands_.has(place)) {
         code_.push_back({Operation::store, place, home(i.a)});
       }
     }
@@ -259,7 +319,7 @@ class Linker {
     return homes_[slot];
   }
 
-  const OperandTable<Access<S>>& access_;
+  const OperandTable<S>& operands_;
   const Places& places_;
   std::array<std::uint16_t, Program::most_slots + 1> homes_;
   std::vector<Instruction> code_;
@@ -272,16 +332,20 @@ class TileRunner {
 
  public:
   // gates: products per unit.
-  TileRunner(const Kernels<S, O>& kernels, std::int64_t gates, std::int64_t slot_count,
-             std::vector<Instruction> code, int threads)
+  TileRunner(const Kernels<S, O>& kernels, std::int64_t gates, std::int64_t slot_count, int threads)
       : kernels_(kernels),
         slot_count_(slot_count),
         units_(std::max<std::int64_t>(1, kernels.panel_columns / kernels.width / gates) *
                kernels.width),
         most_rows_(rows_in_cache()),
-        code_(std::move(code)),
         slots_(threads * slots_size()) {
     std::fill_n(slots_.data(), threads * slots_size(), T{0});
+  }
+
+  // Runs this program from now on, on these operands.
+  void link(const std::vector<Instruction>& program, OperandTable<S>& operands) {
+    code_ = Linker<S>(operands).link(program);
+    operands.use(code_);
   }
 
   // The units of a tile, as many as a panel has columns for, and these filled up to whole vectors.
@@ -294,7 +358,7 @@ class TileRunner {
 
   // For each tile of these rows and columns: multiply(rows, units, slots), then the code.
   template <class Multiply>
-  void run(Range rows, Range columns, const OperandTable<Operand<S>>& operands, const Team::Member& member,
+  void run(Range rows, Range columns, const OperandTable<S>& operands, const Team::Member& member,
            Multiply multiply) const {
     T* const slots = slots_.data() + member.rank() * slots_size();
     for (std::int64_t c = columns.begin; c < columns.end; c += units_) {

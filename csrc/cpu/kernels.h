@@ -80,6 +80,10 @@ struct Operand {
   {
     return {nullptr, m.data, m.row_stride, m.column_stride};
   }
+  Operand moved(std::int64_t offset) const {
+    return {values ? values + offset : nullptr, stored ? stored + offset : nullptr, row_stride,
+            column_stride};
+  }
 };
 
 // Code to run on a tile of rows and units. Its dst, a, b and c are places: the slots and, behind

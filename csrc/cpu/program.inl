@@ -143,9 +143,10 @@ class TileProgram {
   // f(row, column, present) for each vector of the tile, of which `present` values are there.
   template <class F>
   [[gnu::always_inline]] void for_each(F f) const {
-    for (std::int64_t r = 0; r < tile_.rows; ++r) {
-      for (std::int64_t c = 0; c < tile_.units; c += V::width) {
-        f(r, c, static_cast<int>(std::min<std::int64_t>(V::width, tile_.units - c)));
+    const std::int64_t rows = tile_.rows, units = tile_.units;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t c = 0; c < units; c += V::width) {
+        f(r, c, static_cast<int>(std::min<std::int64_t>(V::width, units - c)));
       }
     }
   }
