@@ -12,7 +12,7 @@ class TileProgram {
         slot_size_((tile.units + V::width - 1) / V::width * V::width),
         slots_stride_(tile.slot_count * slot_size_) {}
 
-  void run(const Instruction& i) const {
+  [[gnu::always_inline]] void run(const Instruction& i) const {
     const auto constant = [](double x) { return V::broadcast(static_cast<T>(x)); };
     switch (i.operation) {
       case Operation::load:
@@ -59,23 +59,23 @@ class TileProgram {
       case Operation::reciprocal:
         return map(i, [](V a) { return reciprocal(a); });
       case Operation::exp:
-        return map(i, [](V a) { return exp(a); });
+        return map_apart(i, [](V a) { return exp(a); });
       case Operation::expm1:
-        return map(i, [](V a) { return expm1(a); });
+        return map_apart(i, [](V a) { return expm1(a); });
       case Operation::log:
-        return map(i, [](V a) { return log(a); });
+        return map_apart(i, [](V a) { return log(a); });
       case Operation::log1p:
-        return map(i, [](V a) { return log1p(a); });
+        return map_apart(i, [](V a) { return log1p(a); });
       case Operation::sin:
-        return map(i, [](V a) { return sin(a); });
+        return map_apart(i, [](V a) { return sin(a); });
       case Operation::cos:
-        return map(i, [](V a) { return cos(a); });
+        return map_apart(i, [](V a) { return cos(a); });
       case Operation::tanh:
-        return map(i, [](V a) { return tanh(a); });
+        return map_apart(i, [](V a) { return tanh(a); });
       case Operation::sigmoid:
-        return map(i, [](V a) { return sigmoid(a); });
+        return map_apart(i, [](V a) { return sigmoid(a); });
       case Operation::erf:
-        return map(i, [](V a) { return erf(a); });
+        return map_apart(i, [](V a) { return erf(a); });
       case Operation::add:
         return map(i, [](V a, V b) { return a + b; });
       case Operation::sub:
@@ -145,8 +145,12 @@ class TileProgram {
   [[gnu::always_inline]] void for_each(F f) const {
     const std::int64_t rows = tile_.rows, units = tile_.units;
     for (std::int64_t r = 0; r < rows; ++r) {
-      for (std::int64_t c = 0; c < units; c += V::width) {
-        f(r, c, static_cast<int>(std::min<std::int64_t>(V::width, units - c)));
+      std::int64_t c = 0;
+      for (; c + V::width <= units; c += V::width) {
+        f(r, c, V::width);
+      }
+      if (c < units) {
+        f(r, c, static_cast<int>(units - c));
       }
     }
   }
@@ -170,6 +174,12 @@ class TileProgram {
         store(f(value(a), value(b), value(c)), to, present);
       }
     });
+  }
+
+  // For what needs many registers, which it would take from the other instructions too.
+  template <class F>
+  [[gnu::noinline]] void map_apart(const Instruction& i, F f) const {
+    map(i, f);
   }
 
   const ProgramTile<S>& tile_;
