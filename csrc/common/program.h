@@ -57,7 +57,9 @@ enum class Operation : std::uint8_t {
   ne,
   where,
   fma,
-  copy,  // dst = a; not in a program, but in the code that kernels run
+  // Not in a program, but in the code that kernels run:
+  copy,        // dst = a
+  mul_affine,  // dst = (a·b)·x + y
 };
 
 inline constexpr std::array<const char*, 35> operation_names = {

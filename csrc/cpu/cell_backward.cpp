@@ -78,13 +78,6 @@ class CellBackward {
   }
 
  private:
-  // The gradient of y after a step is a sum.
-  struct OutputGradient {
-    Matrix<const T> later;    // dv of the next step, times W_hh; null: none
-    Matrix<const T> carried;  // from the next step without W_hh, or of the last y
-    Matrix<const S> seed;     // of y itself; null: none
-  };
-
   // One member's way through the steps, from the last.
   struct Pass {
     const CellBackward& b;
@@ -106,25 +99,22 @@ class CellBackward {
     }
 
     void step(std::int64_t t, Range carried, Range ending, Range starting) {
-      const Matrix<const S> seed = b.seed() ? b.seed().at(b.p_.steps, t) : Matrix<const S>{};
-      const OutputGradient gradient{later, b.carried(0, 1 - turn), seed};
-      advance(t, carried.below(starting.begin), gradient, false, false);
-      advance(t, carried.from(starting.begin), gradient, false, true);
-      if (!ending.empty()) {
-        const OutputGradient last{{}, b.final_gradient(0, ending, share.columns), seed};
-        advance(t, ending.below(starting.begin), last, true, false);
-        advance(t, ending.from(starting.begin), last, true, true);
-      }
+      const auto advance = [&](Range rows, bool ends, bool starts) {
+        if (!rows.empty()) {
+          this->advance(t, rows, ends, starts);
+        }
+      };
+      advance(carried.below(starting.begin), false, false);
+      advance(carried.from(starting.begin), false, true);
+      advance(ending.below(starting.begin), true, false);
+      advance(ending.from(starting.begin), true, true);
       b.store_initial(starting, share.columns, turn);
       later = dv.values.part(b.p_.steps.offset(t) - first, 0);
       turn ^= 1;
     }
 
-    void advance(std::int64_t t, Range rows, const OutputGradient& gradient, bool ends,
-                 bool starts) {
-      if (rows.empty()) {
-        return;
-      }
+    // Rows of step t: their last one or not, and their first one or not.
+    void advance(std::int64_t t, Range rows, bool ends, bool starts) {
       operands.move_to(t, b.p_.order().previous(t), turn);
       for (int s = 1; s < b.program_.states && ends; ++s) {
         operands.put(Memory::grad_next_state, s, b.final_gradient(s, rows, share.columns));
@@ -132,7 +122,15 @@ class CellBackward {
       for (int s = 0; s < b.program_.states && starts; ++s) {
         operands.put(Memory::state, s, b.initial(s));
       }
-      b.advance(rows, share.columns, gradient, operands, member, product);
+      // The product is the gradient of y: W_hhᵀ dv of the next step, what reaches it without W_hh,
+      // and the gradient of the output.
+      product.inner = ends ? 0 : b.columns_;
+      const Matrix<const T> carried =
+          ends ? b.final_gradient(0, rows, share.columns) : b.carried(0, 1 - turn);
+      const Matrix<const S> seed = b.seed() ? b.seed().at(b.p_.steps, t) : Matrix<const S>{};
+      b.tiles_.run(rows, share.columns, operands, member, [&](Range r, Range units, T* slots) {
+        b.multiply(product, r, units, later, carried, seed, slots);
+      });
     }
 
     void end(const Chunk& chunk, bool) {
@@ -171,8 +169,8 @@ class CellBackward {
         operands_.set(Places::Second::outer_gradient, s, outer_gradient(s));
       }
       if (carried_[s].data()) {
-        const Sequence<T> turns{carried_[s].data(), p_.steps.batch * p_.hidden_size,
-                                p_.hidden_size, 1};
+        const Sequence<T> turns{carried_[s].data(), p_.steps.batch * p_.hidden_size, p_.hidden_size,
+                                1};
         operands_.set(Memory::grad_next_state, s, turns, When::last_turn);
         operands_.set(Memory::grad_state, s, turns, When::turn);
       } else {
@@ -219,7 +217,7 @@ class CellBackward {
     return state == 0 ? g_.output : cell_gradients_.sequences[state - 1];
   }
 
-  // That of y, where products add it.
+  // The gradient of the output, where products add it.
   Sequence<const S> seed() const {
     return g_.output.column_stride == 1 ? g_.output : Sequence<const S>{};
   }
@@ -256,26 +254,22 @@ class CellBackward {
     return product_by(p_.weight_hh, columns, weight_hh_.from(columns.begin * columns_));
   }
 
-  // Some rows of a step.
-  void advance(Range rows, Range columns, const OutputGradient& gradient,
-               const OperandTable<S>& operands, const Team::Member& member,
-               Product<S>& product) const {
-    tiles_.run(rows, columns, operands, member, [&](Range r, Range units, T* slots) {
-      product.columns = units.size();
-      product.b = weight_hh_.from(units.begin * columns_);
-      product.unpacked = product.b ? Matrix<const S>{} : p_.weight_hh.part(0, units.begin);
-      product.rows = r.size();
-      product.inner = gradient.later ? columns_ : 0;
-      product.a = gradient.later ? gradient.later.row(r.begin) : nullptr;
-      product.a_stride = gradient.later.row_stride;
-      product.init = gradient.carried.row(r.begin) + units.begin;
-      product.init_stride = gradient.carried.row_stride;
-      product.seed = gradient.seed ? gradient.seed.row(r.begin) + units.begin : nullptr;
-      product.seed_stride = gradient.seed.row_stride;
-      product.c = slots;
-      product.c_stride = tiles_.row_size(units.size());
-      kernels_.product(product);
-    });
+  // W_hhᵀ later + carried + seed, into the first slot.
+  void multiply(Product<S>& product, Range rows, Range units, const Matrix<const T>& later,
+                const Matrix<const T>& carried, const Matrix<const S>& seed, T* slots) const {
+    product.rows = rows.size();
+    product.columns = units.size();
+    product.a = later.row(rows.begin);
+    product.a_stride = later.row_stride;
+    product.b = weight_hh_.from(units.begin * columns_);
+    product.unpacked = product.b ? Matrix<const S>{} : p_.weight_hh.part(0, units.begin);
+    product.init = carried.row(rows.begin) + units.begin;
+    product.init_stride = carried.row_stride;
+    product.seed = seed ? seed.row(rows.begin) + units.begin : nullptr;
+    product.seed_stride = seed.row_stride;
+    product.c = slots;
+    product.c_stride = tiles_.row_size(units.size());
+    kernels_.product(product);
   }
 
   // Of the rows whose sequence starts at the step at hand, the gradients of the initial states;

@@ -218,7 +218,7 @@ class CellForward {
     });
   }
 
-  // v of a block into the first slots.
+  // v of a block into the first slots, plus product.init where there is no bias.
   void multiply(Product<S>& product, Range units, T* slots) const {
     const std::int64_t width = tiles_.padded(units.size());
     const T* const bias = bias_hh_.from(units.begin * program_.gates);

@@ -182,8 +182,10 @@ class OperandTable {
   std::vector<std::uint16_t> used_;
 };
 
-// Makes the code that a call runs of a program: without the stores to absent memory and what only
-// they need, and without loads from and stores to memory that code reaches in place.
+// Turns a program into the code that a call runs. Stores to absent memory are left out, with all
+// that only they need. Memory that code reaches in place needs no loads and stores: instructions
+// read and write it themselves. No place is written that another one reads in the same step, so it
+// does not matter when.
 template <class S>
 class Linker {
  public:
@@ -218,8 +220,7 @@ class Linker {
     needed.reserve(program.size());
     for (auto i = program.rbegin(); i != program.rend(); ++i) {
       const bool stores = i->operation == Operation::store;
-      if (stores ? !operands_.has(first(*i)) && !operands_.has(second(*i))
-                 : !is_read[i->dst]) {
+      if (stores ? !operands_.has(first(*i)) && !operands_.has(second(*i)) : !is_read[i->dst]) {
         continue;
       }
       if (!stores) {
@@ -242,7 +243,7 @@ class Linker {
 
   void load(const Instruction& i) {
     if (i.memory() == Memory::grad_next_state && i.c == 0) {
-      copy(i.dst, 0);  // the product has it
+      copy(i.dst, 0);  // the caller's product has added it
     } else {
       load(i.dst, first(i));
     }
@@ -274,7 +275,8 @@ class Linker {
     }
   }
 
-  // Brings a slot's value to a place, by the instruction that computes it if there is one.
+  // Brings a slot's value to a place: the instruction that computes it writes there, or a copy
+  // does.
   void move(std::uint16_t slot, std::uint16_t place) {
     const std::uint16_t from = home(slot);
     homes_[slot] = place;
@@ -305,13 +307,20 @@ class Linker {
     for (int k = 0; k < arity(i.operation); ++k) {
       *operands[k] = home(*operands[k]);
     }
+    // As 1 - y·y, of the derivative of tanh. The product is overwritten, so nothing else reads it.
+    if (i.operation == Operation::affine && i.a == i.dst && !code_.empty() &&
+        code_.back().operation == Operation::mul && code_.back().dst == i.a) {
+      const Instruction& mul = code_.back();
+      i = {Operation::mul_affine, i.dst, mul.a, mul.b, 0, i.x, i.y};
+      code_.pop_back();
+    }
     code_.push_back(i);
     homes_[i.dst] = i.dst;
   }
 
   bool is_zero(std::uint16_t slot) const { return homes_[slot] == zero; }
 
-  // The place that has a slot's value: the slot, or memory.
+  // Where a slot's value is: in the slot, or in memory.
   std::uint16_t home(std::uint16_t slot) {
     if (is_zero(slot)) {
       compute({Operation::constant, slot});
@@ -321,7 +330,7 @@ class Linker {
 
   const OperandTable<S>& operands_;
   const Places& places_;
-  std::array<std::uint16_t, Program::most_slots + 1> homes_;
+  std::array<std::uint16_t, Program::most_slots + 1> homes_;  // where each slot's value is
   std::vector<Instruction> code_;
 };
 

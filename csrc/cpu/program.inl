@@ -35,9 +35,14 @@ class TileProgram {
       case Operation::constant:
         return map(i, [x = constant(i.x)] { return x; });
       case Operation::affine:
-        return map(i, [x = constant(i.x), y = constant(i.y)](V a) { return multiply_add(a, x, y); });
+        return map(i,
+                   [x = constant(i.x), y = constant(i.y)](V a) { return multiply_add(a, x, y); });
       case Operation::copy:
         return map(i, [](V a) { return a; });
+      case Operation::mul_affine:
+        return map(i, [x = constant(i.x), y = constant(i.y)](V a, V b) {
+          return multiply_add(a * b, x, y);
+        });
       case Operation::neg:
         return map(i, [](V a) { return -a; });
       case Operation::abs:
@@ -160,20 +165,20 @@ class TileProgram {
     const Values dst = at(i.dst), a = at(i.a), b = at(i.b), c = at(i.c);
     for_each([&](std::int64_t row, std::int64_t column, int present)
                  __attribute__((always_inline)) {
-      const auto value = [&](const Values& v) {
-        return load(v.data + row * v.row_stride + column, present);
-      };
-      T* const to = dst.data + row * dst.row_stride + column;
-      if constexpr (std::is_invocable_v<F>) {
-        store(f(), to, present);
-      } else if constexpr (std::is_invocable_v<F, V>) {
-        store(f(value(a)), to, present);
-      } else if constexpr (std::is_invocable_v<F, V, V>) {
-        store(f(value(a), value(b)), to, present);
-      } else {
-        store(f(value(a), value(b), value(c)), to, present);
-      }
-    });
+                   const auto value = [&](const Values& v) {
+                     return load(v.data + row * v.row_stride + column, present);
+                   };
+                   T* const to = dst.data + row * dst.row_stride + column;
+                   if constexpr (std::is_invocable_v<F>) {
+                     store(f(), to, present);
+                   } else if constexpr (std::is_invocable_v<F, V>) {
+                     store(f(value(a)), to, present);
+                   } else if constexpr (std::is_invocable_v<F, V, V>) {
+                     store(f(value(a), value(b)), to, present);
+                   } else {
+                     store(f(value(a), value(b), value(c)), to, present);
+                   }
+                 });
   }
 
   // For what needs many registers, which it would take from the other instructions too.
