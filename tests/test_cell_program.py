@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.programs import assert_program_equals_loop, check
+from support.programs import assert_program_equals_loop, by_kernels, check, random_run
 from torch import Tensor
 
 import rnn_ext
@@ -215,8 +215,22 @@ def nine_states(
     ],
     ids=lambda cell: cell.name,
 )
-def test_unusual_cells(cell: rnn_ext.Cell) -> None:
-    assert_program_equals_loop(cell)
+@pytest.mark.parametrize("hidden_size", [7, 70])
+def test_unusual_cells(cell: rnn_ext.Cell, hidden_size: int) -> None:
+    assert_program_equals_loop(cell, hidden_size)
+
+
+def test_kernels_take_one_value_for_all_units() -> None:
+    run = random_run(cells.leaky_current)
+    (alpha,), (noise,) = run.parameters, run.inputs
+    ones = torch.ones((), dtype=torch.float64)
+    results = []
+    for copy in (torch.Tensor.expand_as, lambda x, shape: x.expand_as(shape).contiguous()):
+        run.parameters, run.inputs = [copy(0.3 * ones, alpha)], [copy(0.1 * ones, noise)]
+        states, grads = by_kernels(cells.leaky_current, run, [copy(ones, noise)] * 2)
+        results.append([*states, *grads])
+    for expanded, dense in zip(*results, strict=True):
+        assert torch.equal(expanded, dense)
 
 
 # Smooth and bounded, so that rounding does not grow.
@@ -232,13 +246,23 @@ def expressions(draw: st.DrawFn) -> list[tuple[int, int, int]]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(steps=expressions(), results=st.tuples(*[st.integers(0, 1000)] * 3))
-def test_random_cells(steps: list[tuple[int, int, int]], results: tuple[int, ...]) -> None:
-    @rnn_ext.cell(gates=2, states=("a", "b"), parameters=("p",), inputs=("n",))
+@given(
+    steps=expressions(),
+    results=st.tuples(*[st.integers(0, 1000)] * 3),
+    gates=st.sampled_from([1, 2]),
+    merged=st.booleans(),
+)
+def test_random_cells(
+    steps: list[tuple[int, int, int]], results: tuple[int, ...], gates: int, merged: bool
+) -> None:
+    @rnn_ext.cell(gates=gates, states=("a", "b"), parameters=("p",), inputs=("n",))
     def cell(
         u: Any, v: Any, y: Tensor, a: Tensor, b: Tensor, *, p: Tensor, n: Tensor
     ) -> tuple[Tensor, ...]:
-        values = [*u, *v, y, a, b, p, n]
+        if gates == 1:
+            u, v = (u,), (v,)
+        products = [g + h for g, h in zip(u, v, strict=True)] if merged else [*u, *v]
+        values = [*products, y, a, b, p, n]
         for op, i, j in steps:
             first, second = values[i % len(values)], values[j % len(values)]
             if op < len(UNARY):

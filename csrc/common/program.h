@@ -57,7 +57,9 @@ enum class Operation : std::uint8_t {
   ne,
   where,
   fma,
-  load_add,  // dst = a + memory operand; not in a program, but in what the kernels run
+  // Not in a program, but in the code that kernels run:
+  copy,        // dst = a
+  mul_affine,  // dst = (a·b)·x + y
 };
 
 inline constexpr std::array<const char*, 35> operation_names = {

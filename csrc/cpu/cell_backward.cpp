@@ -31,9 +31,9 @@ class CellBackward {
         parameter_columns_(wants_parameters() ? program_.parameters * p_.hidden_size : 0),
         chunk_rows_(gradient_rows(columns_)),
         rows_(std::min(std::max(chunk_rows_, p_.steps.batch), p_.steps.total_rows())),
-        places_(program_),
-        tiles_(kernels, 1, program_.backward_slots, link(program_.backward, places_, present()),
-               plan.threads),
+        places_(program_, program_.backward_slots + 1),
+        operands_(places_, p_.steps),
+        tiles_(kernels, 1, places_.slots(), plan.threads),
         weight_hh_(reads_in_place(kernels, p_.steps.count, p_.steps.batch)
                        ? 0
                        : packed_size(kernels, p_.hidden_size, columns_)),
@@ -50,14 +50,17 @@ class CellBackward {
       rounded_dv_ = Buffer<O>(rows_ * columns_);
       rounded_du_ = program_.merged ? rounded_dv_ : Buffer<O>(rows_ * columns_);
     }
+    const std::int64_t size = p_.steps.batch * p_.hidden_size;
     for (int s = 0; s < program_.states; ++s) {
       const bool is_carried = Program::stores(program_.backward, Memory::grad_state, s);
-      for (int parity = 0; parity < 2; ++parity) {
-        carried_.push_back(Buffer<T>(is_carried ? p_.steps.batch * p_.hidden_size : 0));
-      }
+      carried_.push_back(Buffer<T>(is_carried ? 2 * size : 0));
+      final_.push_back(Buffer<T>(is_widened<S> && given_final(s) ? size : 0));
     }
     std::fill_n(zeros_.data(), p_.hidden_size, T{0});
     std::fill_n(stored_zeros_.data(), p_.hidden_size, S{});
+    set_operands();
+    set_chunk(operands_, 0, 0);
+    tiles_.link(program_.backward, operands_);
   }
 
   void run(const Team::Member& member, const StepShare& share) const {
@@ -68,10 +71,7 @@ class CellBackward {
     }
     reductions_.pack(member);
     member.barrier();
-    Pass pass{*this, member, share, OperandTable<S>(program_)};
-    for (int i = 0; i < program_.parameters; ++i) {
-      pass.operands.set(Memory::parameter, i, cell_.parameters[i]);
-    }
+    Pass pass{*this, member, share, operands_};
     run_steps(p_.steps, p_.order().reversed(), chunk_rows_, share, pass);
     reductions_.finish(member);
     store_parameters(member);
@@ -84,57 +84,63 @@ class CellBackward {
     const Team::Member& member;
     const StepShare& share;
     OperandTable<S> operands;
-    Rows du = {}, dv = {};       // of the chunk
-    Matrix<T> parameters = {};   // likewise
+    Rows dv = {};                // of the chunk
     Matrix<const T> later = {};  // dv of the step processed before
+    Product<S> product = {};     // what the products of all steps have in common
     std::int64_t first = 0;      // row of the chunk
     int chunk_parity = 0;
-    int parity = 0;
+    int turn = 0;
     bool accumulate = false;
 
     void begin(const Chunk& chunk) {
       first = b.p_.steps.offset(chunk.first);
       dv = b.rows_of(b.dv_[chunk_parity], b.rounded_dv_);
-      du = b.rows_of(b.du_[chunk_parity], b.rounded_du_);
-      parameters = as_rows(b.parameter_rows_[chunk_parity], b.parameter_columns_);
+      b.set_chunk(operands, first, chunk_parity);
     }
 
     void step(std::int64_t t, Range carried, Range ending, Range starting) {
-      const std::int64_t row = b.p_.steps.offset(t) - first;
-      const Rows step_dv = dv.from(row);
-      b.set_operands(operands, t, du.from(row), step_dv, parameters.part(row, 0), parity);
-      for (int s = 0; s < b.program_.states; ++s) {
-        operands.set(Memory::grad_next_state, s, b.carried(s, 1 - parity));
-      }
-      advance(t, carried, starting.begin, later);
-      for (int s = 0; s < b.program_.states; ++s) {
-        operands.set(Memory::grad_next_state, s, b.final_gradient(s));
-      }
-      advance(t, ending, starting.begin, {});
-      b.store_initial(starting, share.columns, parity);
-      later = step_dv.values;
-      parity ^= 1;
+      const auto advance = [&](Range rows, bool ends, bool starts) {
+        if (!rows.empty()) {
+          this->advance(t, rows, ends, starts);
+        }
+      };
+      advance(carried.below(starting.begin), false, false);
+      advance(carried.from(starting.begin), false, true);
+      advance(ending.below(starting.begin), true, false);
+      advance(ending.from(starting.begin), true, true);
+      b.store_initial(starting, share.columns, turn);
+      later = dv.values.part(b.p_.steps.offset(t) - first, 0);
+      turn ^= 1;
     }
 
-    // Rows from `start` on have their first step at t.
-    void advance(std::int64_t t, Range rows, std::int64_t start, Matrix<const T> later_dv) {
-      const Range continuing = rows.below(start), starting = rows.from(start);
-      if (!continuing.empty()) {
-        b.set_previous(operands, b.p_.order().previous(t));
-        b.advance(continuing, share.columns, later_dv, operands, member);
+    // Rows of step t: their last one or not, and their first one or not.
+    void advance(std::int64_t t, Range rows, bool ends, bool starts) {
+      operands.move_to(t, b.p_.order().previous(t), turn);
+      for (int s = 1; s < b.program_.states && ends; ++s) {
+        operands.put(Memory::grad_next_state, s, b.final_gradient(s, rows, share.columns));
       }
-      if (!starting.empty()) {
-        b.set_initial(operands);
-        b.advance(starting, share.columns, later_dv, operands, member);
+      for (int s = 0; s < b.program_.states && starts; ++s) {
+        operands.put(Memory::state, s, b.initial(s));
       }
+      // The product is the gradient of y: W_hhᵀ dv of the next step, what reaches it without W_hh,
+      // and the gradient of the output.
+      product.inner = ends ? 0 : b.columns_;
+      const Matrix<const T> carried =
+          ends ? b.final_gradient(0, rows, share.columns) : b.carried(0, 1 - turn);
+      const Matrix<const S> seed = b.seed() ? b.seed().at(b.p_.steps, t) : Matrix<const S>{};
+      b.tiles_.run(rows, share.columns, operands, member, [&](Range r, Range units, T* slots) {
+        b.multiply(product, r, units, later, carried, seed, slots);
+      });
     }
 
     void end(const Chunk& chunk, bool) {
       member.barrier();
       b.reductions_.initial_gradient(chunk, dv, true, member,
                                      [&](Range columns) { return b.recurrent_product(columns); });
+      const Rows du = b.rows_of(b.du_[chunk_parity], b.rounded_du_);
       b.reductions_.run(chunk, du, dv, accumulate, member);
-      b.add_parameters(chunk, parameters, accumulate, member);
+      b.add_parameters(chunk, as_rows(b.parameter_rows_[chunk_parity], b.parameter_columns_),
+                       accumulate, member);
       chunk_parity ^= 1;
       accumulate = true;
     }
@@ -145,23 +151,57 @@ class CellBackward {
                        [](const Matrix<S>& m) { return static_cast<bool>(m); });
   }
 
-  // Which places the code finds something at.
-  std::vector<bool> present() const {
-    std::vector<bool> present(places_.count(), true);
+  void set_operands() {
     for (int i = 0; i < program_.parameters; ++i) {
-      present[places_.of(Memory::grad_parameter, i)] = parameter_columns_ > 0;
+      operands_.set(Memory::parameter, i, cell_.parameters[i]);
     }
     for (int i = 0; i < program_.inputs; ++i) {
-      present[places_.of(Memory::grad_input, i)] = static_cast<bool>(cell_gradients_.inputs[i]);
+      operands_.set(Memory::input, i, cell_.inputs[i]);
+      operands_.set(Memory::grad_input, i, cell_gradients_.inputs[i]);
+    }
+    for (int i = 0; i < program_.saved; ++i) {
+      operands_.set(Memory::saved, i, cell_.saved[i]);
     }
     for (int s = 0; s < program_.states; ++s) {
-      present[places_.of(Places::outer_gradient, s)] = static_cast<bool>(outer_gradient(s));
+      operands_.set(Memory::state, s, sequence(s), When::previous);
+      operands_.set(Memory::next_state, s, sequence(s));
+      if (s > 0 || !seed()) {
+        operands_.set(Places::Second::outer_gradient, s, outer_gradient(s));
+      }
+      if (carried_[s].data()) {
+        const Sequence<T> turns{carried_[s].data(), p_.steps.batch * p_.hidden_size, p_.hidden_size,
+                                1};
+        operands_.set(Memory::grad_next_state, s, turns, When::last_turn);
+        operands_.set(Memory::grad_state, s, turns, When::turn);
+      } else {
+        operands_.set(Memory::grad_next_state, s, zeros());
+      }
     }
+  }
+
+  // What a chunk with this first row writes.
+  void set_chunk(OperandTable<S>& operands, std::int64_t first, int parity) const {
+    const auto set = [&]<class U, class Place>(Place place, int index, const Buffer<U>& rows,
+                                               std::int64_t columns) {
+      if (rows.data()) {
+        operands.set(place, index,
+                     Sequence<U>{rows.data() - first * columns + index * p_.hidden_size,
+                                 p_.steps.batch * columns, columns, 1});
+      }
+    };
     for (int gate = 0; gate < program_.gates; ++gate) {
-      present[places_.of(Places::rounded_recurrent, gate)] = rounds;
-      present[places_.of(Places::rounded_projection, gate)] = rounds && !program_.merged;
+      set(Memory::grad_recurrent, gate, dv_[parity], columns_);
+      set(Memory::grad_projection, gate, du_[parity], columns_);
+      if constexpr (rounds) {
+        set(Places::Second::rounded_recurrent, gate, rounded_dv_, columns_);
+        if (!program_.merged) {
+          set(Places::Second::rounded_projection, gate, rounded_du_, columns_);
+        }
+      }
     }
-    return present;
+    for (int i = 0; i < program_.parameters; ++i) {
+      set(Memory::grad_parameter, i, parameter_rows_[parity], parameter_columns_);
+    }
   }
 
   Rows rows_of(const Buffer<T>& values, const Buffer<O>& rounded) const {
@@ -177,67 +217,32 @@ class CellBackward {
     return state == 0 ? g_.output : cell_gradients_.sequences[state - 1];
   }
 
-  // The gradient of a state's last value, or zeros.
-  Matrix<const S> final_gradient(int state) const {
-    const Matrix<const S> given = state == 0 ? g_.h_n : cell_gradients_.final_states[state - 1];
-    return given ? given : stored_zeros();
+  // The gradient of the output, where products add it.
+  Sequence<const S> seed() const {
+    return g_.output.column_stride == 1 ? g_.output : Sequence<const S>{};
   }
 
-  // What the step processed before left for a state, or zeros.
-  Matrix<const T> carried(int state, int parity) const {
-    const Buffer<T>& buffer = carried_[2 * state + parity];
-    return buffer.data() ? as_rows(buffer, p_.hidden_size) : Matrix<const T>{zeros_.data(), 0, 1};
+  // The gradient of the last value of a state, for these rows and columns.
+  Matrix<const T> final_gradient(int state, Range rows, Range columns) const {
+    const Matrix<const S> given = given_final(state);
+    return given ? readable(kernels_, given, rows, columns, as_rows(final_[state], p_.hidden_size))
+                 : zeros();
+  }
+  Matrix<const S> given_final(int state) const {
+    return state == 0 ? g_.h_n : cell_gradients_.final_states[state - 1];
   }
 
-  Matrix<const S> stored_zeros() const { return {stored_zeros_.data(), 0, 1}; }
-
-  void set_operands(OperandTable<S>& operands, std::int64_t t, const Rows& du, const Rows& dv,
-                    Matrix<T> parameters, int parity) const {
-    for (int i = 0; i < program_.inputs; ++i) {
-      operands.set(Memory::input, i, cell_.inputs[i].at(p_.steps, t));
-      if (cell_gradients_.inputs[i]) {
-        operands.set(Memory::grad_input, i, cell_gradients_.inputs[i].at(p_.steps, t));
-      }
-    }
-    for (int i = 0; i < program_.saved; ++i) {
-      operands.set(Memory::saved, i, cell_.saved[i].at(p_.steps, t));
-    }
-    for (int s = 0; s < program_.states; ++s) {
-      if (const Sequence<S> kept = sequence(s)) {
-        operands.set(Memory::next_state, s, kept.at(p_.steps, t));
-      }
-      if (const Sequence<const S> outer = outer_gradient(s)) {
-        operands.set(Places::outer_gradient, s, outer.at(p_.steps, t));
-      }
-      operands.set(Memory::grad_state, s, as_rows(carried_[2 * s + parity], p_.hidden_size));
-    }
-    for (int gate = 0; gate < program_.gates; ++gate) {
-      const std::int64_t column = gate * p_.hidden_size;
-      operands.set(Memory::grad_recurrent, gate, dv.values.part(0, column));
-      operands.set(Memory::grad_projection, gate, du.values.part(0, column));
-      if constexpr (rounds) {
-        operands.set(Places::rounded_recurrent, gate, dv.operand.part(0, column));
-        operands.set(Places::rounded_projection, gate, du.operand.part(0, column));
-      }
-    }
-    for (int i = 0; i < program_.parameters && parameter_columns_ > 0; ++i) {
-      operands.set(Memory::grad_parameter, i, parameters.part(0, i * p_.hidden_size));
-    }
+  // What a step in this turn left for a state.
+  Matrix<const T> carried(int state, int turn) const {
+    const Matrix<T> turns = as_rows(carried_[state], p_.hidden_size);
+    return turns ? turns.part(turn * p_.steps.batch, 0) : zeros();
   }
 
-  // The states before a step: those of `previous`, or the initial ones.
-  void set_previous(OperandTable<S>& operands, std::int64_t previous) const {
-    for (int s = 0; s < program_.states; ++s) {
-      if (const Sequence<S> kept = sequence(s)) {
-        operands.set(Memory::state, s, kept.at(p_.steps, previous));
-      }
-    }
-  }
-  void set_initial(OperandTable<S>& operands) const {
-    for (int s = 0; s < program_.states; ++s) {
-      const Matrix<const S> given = s == 0 ? p_.hx : cell_.initial[s - 1];
-      operands.set(Memory::state, s, given ? given : stored_zeros());
-    }
+  Matrix<const T> zeros() const { return {zeros_.data(), 0, 1}; }
+
+  Matrix<const S> initial(int state) const {
+    const Matrix<const S> given = state == 0 ? p_.hx : cell_.initial[state - 1];
+    return given ? given : Matrix<const S>{stored_zeros_.data(), 0, 1};
   }
 
   Sequence<S> sequence(int state) const {
@@ -249,26 +254,29 @@ class CellBackward {
     return product_by(p_.weight_hh, columns, weight_hh_.from(columns.begin * columns_));
   }
 
-  // Some rows of a step; `later` null: their last step.
-  void advance(Range rows, Range columns, Matrix<const T> later, const OperandTable<S>& operands,
-               const Team::Member& member) const {
-    tiles_.run(rows, columns, operands, member, [&](Range r, Range units, T* slots) {
-      Product<S> product = recurrent_product(units);
-      product.rows = r.size();
-      product.inner = later ? columns_ : 0;
-      product.a = later ? later.row(r.begin) : nullptr;
-      product.a_stride = later.row_stride;
-      product.c = slots;
-      product.c_stride = tiles_.row_size(units.size());
-      kernels_.product(product);
-    });
+  // W_hhᵀ later + carried + seed, into the first slot.
+  void multiply(Product<S>& product, Range rows, Range units, const Matrix<const T>& later,
+                const Matrix<const T>& carried, const Matrix<const S>& seed, T* slots) const {
+    product.rows = rows.size();
+    product.columns = units.size();
+    product.a = later.row(rows.begin);
+    product.a_stride = later.row_stride;
+    product.b = weight_hh_.from(units.begin * columns_);
+    product.unpacked = product.b ? Matrix<const S>{} : p_.weight_hh.part(0, units.begin);
+    product.init = carried.row(rows.begin) + units.begin;
+    product.init_stride = carried.row_stride;
+    product.seed = seed ? seed.row(rows.begin) + units.begin : nullptr;
+    product.seed_stride = seed.row_stride;
+    product.c = slots;
+    product.c_stride = tiles_.row_size(units.size());
+    kernels_.product(product);
   }
 
   // Of the rows whose sequence starts at the step at hand, the gradients of the initial states;
   // that of y without its product, which the reductions add.
-  void store_initial(Range rows, Range columns, int parity) const {
+  void store_initial(Range rows, Range columns, int turn) const {
     for (int s = 0; s < program_.states && !rows.empty(); ++s) {
-      const Matrix<const T> gradient = carried(s, parity).part(rows.begin, columns.begin);
+      const Matrix<const T> gradient = carried(s, turn).part(rows.begin, columns.begin);
       if (s == 0 && g_.hx) {
         const Matrix<T> target = reductions_.initial_target();
         for (std::int64_t r = 0; r < rows.size(); ++r) {
@@ -313,6 +321,7 @@ class CellBackward {
   std::int64_t chunk_rows_;
   std::int64_t rows_;  // that a chunk has at most
   Places places_;
+  OperandTable<S> operands_;
   TileRunner<S, O> tiles_;
   Buffer<T> weight_hh_;  // packed; without memory where the weight is read in place
   Buffer<T> dv_[2];
@@ -320,7 +329,8 @@ class CellBackward {
   Buffer<O> rounded_dv_;
   Buffer<O> rounded_du_;
   Buffer<T> parameter_rows_[2];
-  std::vector<Buffer<T>> carried_;  // two of each state, or none
+  std::vector<Buffer<T>> carried_;  // in turns for each state, or none
+  std::vector<Buffer<T>> final_;    // copies of the gradients of the last values
   Buffer<T> grad_parameters_;
   Buffer<T> zeros_;
   Buffer<S> stored_zeros_;

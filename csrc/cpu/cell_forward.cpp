@@ -25,40 +25,35 @@ class CellForward {
         kernels_(kernels),
         columns_(program_.gates * p_.hidden_size),
         projection_(p_, program_.gates, program_.merged ? Bias::sum : Bias::input, kernels, plan),
-        places_(program_),
-        tiles_(kernels, program_.gates, program_.forward_slots,
-               link(program_.forward, places_, present()), plan.threads),
+        starts_from_projection_(program_.merged && program_.gates == 1),
+        places_(program_, program_.forward_slots),
+        operands_(places_, p_.steps),
+        tiles_(kernels, program_.gates, places_.slots(), plan.threads),
         padded_(program_.gates * tiles_.padded(p_.hidden_size)),
         weight_hh_(
             reads_in_place(kernels, p_.steps.count, p_.steps.batch) ? 0 : padded_ * p_.hidden_size),
         bias_hh_(!program_.merged && p_.bias_hh ? padded_ : 0),
         projected_(projection_.buffered_rows() * columns_),
-        zeros_(p_.hidden_size),
-        stored_zeros_(p_.hidden_size),
-        y0_(p_.hx && is_widened<S> ? p_.steps.batch * p_.hidden_size : 0) {
+        zeros_(p_.hidden_size) {
     std::fill_n(zeros_.data(), p_.hidden_size, T{0});
-    std::fill_n(stored_zeros_.data(), p_.hidden_size, S{});
+    const std::int64_t size = p_.steps.batch * p_.hidden_size;
     for (int s = 0; s < program_.states; ++s) {
-      if (is_widened<S> || !sequence(s)) {
-        for (int parity = 0; parity < 2; ++parity) {
-          states_.push_back(Buffer<T>(p_.steps.batch * p_.hidden_size));
-        }
-      } else {
-        states_.resize(states_.size() + 2);
-      }
+      initial_.push_back(Buffer<T>(is_widened<S> && given_initial(s) ? size : 0));
+      states_.push_back(Buffer<T>(is_widened<S> || !sequence(s) ? 2 * size : 0));
     }
+    set_operands();
+    tiles_.link(program_.forward, operands_);
   }
 
   void run(const Team::Member& member, const StepShare& share) const {
     pack(column_share(kernels_, p_.hidden_size, member));
-    const Matrix<const T> y0 =
-        p_.hx ? readable(kernels_, p_.hx, share.rows, share.columns, as_rows(y0_, p_.hidden_size))
-              : Matrix<const T>{zeros_.data(), 0, 1};
-    member.barrier();
-    Pass pass{*this, member, share, y0, OperandTable<S>(program_)};
-    for (int i = 0; i < program_.parameters; ++i) {
-      pass.operands.set(Memory::parameter, i, cell_.parameters[i]);
+    for (int s = 0; s < program_.states; ++s) {
+      if (given_initial(s)) {
+        readable(kernels_, given_initial(s), share.rows, share.columns, initial_copy(s));
+      }
     }
+    member.barrier();
+    Pass pass{*this, member, share, operands_};
     run_steps(p_.steps, p_.order(), projection_.chunk_rows(), share, pass);
   }
 
@@ -68,57 +63,41 @@ class CellForward {
     const CellForward& f;
     const Team::Member& member;
     const StepShare& share;
-    Matrix<const T> y0;
     OperandTable<S> operands;
     Sequence<T> projected = {};  // of the chunk
+    Product<S> product = {};     // what the products of all steps have in common
     std::int64_t previous = -1;  // step
-    int parity = 0;
+    int turn = 0;
 
     void begin(const Chunk& chunk) {
       projected = f.projection_.in_scratch(f.projected_, f.columns_, chunk, share);
       f.projection_.run(chunk, projected, share, member);
+      f.set_projection(operands, projected);
     }
 
     void step(std::int64_t t, Range carried, Range starting, Range ending) {
-      const Steps& steps = f.p_.steps;
-      for (int g = 0; g < f.program_.gates; ++g) {
-        operands.set(Memory::projection, g, projected.at(steps, t).part(0, g * f.p_.hidden_size));
-      }
-      for (int i = 0; i < f.program_.inputs; ++i) {
-        operands.set(Memory::input, i, f.cell_.inputs[i].at(steps, t));
-      }
-      for (int i = 0; i < f.program_.saved; ++i) {
-        if (f.cell_.saved[i]) {
-          operands.set(Memory::saved, i, f.cell_.saved[i].at(steps, t));
-        }
-      }
-      for (int s = 0; s < f.program_.states; ++s) {
-        operands.set(Memory::next_state, s, f.state(s, t, parity));
-        if (is_widened<S> && f.sequence(s)) {
-          operands.set(Places::stored_state, s, f.sequence(s).at(steps, t));
-        }
-      }
+      const Matrix<const T> u = projected.at(f.p_.steps, t);
       if (!carried.empty()) {
-        for (int s = 0; s < f.program_.states; ++s) {
-          operands.set(Memory::state, s, f.state(s, previous, 1 - parity));
-        }
-        f.advance(carried, share.columns, f.state(0, previous, 1 - parity), operands, member);
+        operands.move_to(t, previous, turn);
+        f.advance(carried, share.columns, u, f.state(0, previous, 1 - turn), operands, member,
+                  product);
       }
       if (!starting.empty()) {
+        operands.move_to(t, previous, turn);
         for (int s = 0; s < f.program_.states; ++s) {
-          operands.set(Memory::state, s, f.initial(s));
+          operands.put(Memory::state, s, f.initial(s));
         }
-        f.advance(starting, share.columns, y0, operands, member);
+        f.advance(starting, share.columns, u, f.initial(0), operands, member, product);
       }
       if (!ending.empty()) {
         for (int s = 0; s < f.program_.states; ++s) {
-          f.kernels_.narrow(f.state(s, t, parity).part(ending.begin, share.columns.begin),
+          f.kernels_.narrow(f.state(s, t, turn).part(ending.begin, share.columns.begin),
                             ending.size(), share.columns.size(),
                             f.final_states_[s].part(ending.begin, share.columns.begin));
         }
       }
       previous = t;
-      parity ^= 1;
+      turn ^= 1;
     }
 
     void end(const Chunk&, bool is_last) {
@@ -128,16 +107,36 @@ class CellForward {
     }
   };
 
-  // Which places the code finds something at.
-  std::vector<bool> present() const {
-    std::vector<bool> present(places_.count(), true);
+  void set_operands() {
+    for (int i = 0; i < program_.parameters; ++i) {
+      operands_.set(Memory::parameter, i, cell_.parameters[i]);
+    }
+    for (int i = 0; i < program_.inputs; ++i) {
+      operands_.set(Memory::input, i, cell_.inputs[i]);
+    }
     for (int i = 0; i < program_.saved; ++i) {
-      present[places_.of(Memory::saved, i)] = static_cast<bool>(cell_.saved[i]);
+      operands_.set(Memory::saved, i, cell_.saved[i]);
     }
     for (int s = 0; s < program_.states; ++s) {
-      present[places_.of(Places::stored_state, s)] = is_widened<S> && sequence(s);
+      const Sequence<T> turns = in_turns(s);
+      if constexpr (is_widened<S>) {
+        operands_.set(Places::Second::stored_state, s, sequence(s));
+      } else if (sequence(s)) {
+        operands_.set(Memory::state, s, sequence(s), When::previous);
+        operands_.set(Memory::next_state, s, sequence(s));
+        continue;
+      }
+      operands_.set(Memory::state, s, turns, When::last_turn);
+      operands_.set(Memory::next_state, s, turns, When::turn);
     }
-    return present;
+    set_projection(operands_, {projected_.data(), 0, columns_, 1});
+  }
+  void set_projection(OperandTable<S>& operands, const Sequence<T>& projected) const {
+    for (int g = 0; g < program_.gates && !starts_from_projection_; ++g) {
+      Sequence<T> u = projected;
+      u.data += g * p_.hidden_size;
+      operands.set(Memory::projection, g, u);
+    }
   }
 
   // All steps of a state, where the call keeps them.
@@ -145,19 +144,34 @@ class CellForward {
     return state == 0 ? p_.output : cell_.sequences[state - 1];
   }
 
+  // The last two steps of a state, where these are all that is kept.
+  Sequence<T> in_turns(int state) const {
+    return {states_[state].data(), p_.steps.batch * p_.hidden_size, p_.hidden_size, 1};
+  }
+
   // A state after step t.
-  Matrix<T> state(int state, std::int64_t t, int parity) const {
+  Matrix<const T> state(int state, std::int64_t t, int turn) const {
     if constexpr (!is_widened<S>) {
       if (const Sequence<S> kept = sequence(state)) {
         return kept.at(p_.steps, t);
       }
     }
-    return as_rows(states_[2 * state + parity], p_.hidden_size);
+    return as_rows(states_[state], p_.hidden_size).part(turn * p_.steps.batch, 0);
   }
 
-  Matrix<const S> initial(int state) const {
-    const Matrix<const S> given = state == 0 ? p_.hx : cell_.initial[state - 1];
-    return given ? given : Matrix<const S>{stored_zeros_.data(), 0, 1};
+  Matrix<const S> given_initial(int state) const {
+    return state == 0 ? p_.hx : cell_.initial[state - 1];
+  }
+  Matrix<T> initial_copy(int state) const { return as_rows(initial_[state], p_.hidden_size); }
+  Matrix<const T> initial(int state) const {
+    if (!given_initial(state)) {
+      return {zeros_.data(), 0, 1};
+    }
+    if constexpr (is_widened<S>) {
+      return initial_copy(state);
+    } else {
+      return given_initial(state);
+    }
   }
 
   void pack(Range columns) const {
@@ -187,26 +201,32 @@ class CellForward {
   }
 
   // The states of some rows of a step, from their last y.
-  void advance(Range rows, Range columns, Matrix<const T> y, const OperandTable<S>& operands,
-               const Team::Member& member) const {
-    tiles_.run(rows, columns, operands, member,
-               [&](Range r, Range units, T* slots) { multiply(r, units, y, slots); });
+  void advance(Range rows, Range columns, Matrix<const T> u, Matrix<const T> y,
+               const OperandTable<S>& operands, const Team::Member& member,
+               Product<S>& product) const {
+    product.inner = p_.hidden_size;
+    product.a_stride = y.row_stride;
+    tiles_.run(rows, columns, operands, member, [&](Range r, Range units, T* slots) {
+      product.rows = r.size();
+      product.a = y.row(r.begin);
+      product.init = nullptr;
+      if (starts_from_projection_) {
+        product.init = u.row(r.begin) + units.begin;
+        product.init_stride = u.row_stride;
+      }
+      multiply(product, units, slots);
+    });
   }
 
-  // v of a block into the first slots.
-  void multiply(Range rows, Range units, Matrix<const T> y, T* slots) const {
+  // v of a block into the first slots, plus product.init where there is no bias.
+  void multiply(Product<S>& product, Range units, T* slots) const {
     const std::int64_t width = tiles_.padded(units.size());
     const T* const bias = bias_hh_.from(units.begin * program_.gates);
-    Product<S> product;
-    product.rows = rows.size();
-    product.inner = p_.hidden_size;
-    product.a = y.row(rows.begin);
-    product.a_stride = y.row_stride;
     product.c_stride = tiles_.row_size(units.size());
     if (weight_hh_.data()) {
-      product.columns = program_.gates * width;
+      product.columns = (program_.gates - 1) * width + units.size();
       product.b = panels(units.begin);
-      product.init = bias;
+      product.init = bias ? bias : product.init;
       product.c = slots;
       kernels_.product(product);
       return;
@@ -214,7 +234,7 @@ class CellForward {
     for (std::int64_t g = 0; g < program_.gates; ++g) {
       product.columns = units.size();
       product.unpacked = p_.weight_hh.part(g * p_.hidden_size + units.begin, 0).transposed();
-      product.init = bias ? bias + g * width : nullptr;
+      product.init = bias ? bias + g * width : product.init;
       product.c = slots + g * width;
       kernels_.product(product);
     }
@@ -227,16 +247,17 @@ class CellForward {
   const Kernels<S, O>& kernels_;
   std::int64_t columns_;  // of u and of v
   Projection<S, O> projection_;
+  bool starts_from_projection_;  // a product adds to u, and the code gets the sum
   Places places_;
+  OperandTable<S> operands_;
   TileRunner<S, O> tiles_;
   std::int64_t padded_;  // columns of all packed blocks
   Buffer<T> weight_hh_;  // packed; without memory where the weight is read in place
   Buffer<T> bias_hh_;    // in the order of the packed columns
   Buffer<T> projected_;
   Buffer<T> zeros_;
-  Buffer<S> stored_zeros_;
-  Buffer<T> y0_;
-  std::vector<Buffer<T>> states_;  // two of each state, or none
+  std::vector<Buffer<T>> initial_;  // copies
+  std::vector<Buffer<T>> states_;   // two of each state, or none
 };
 
 }  // namespace

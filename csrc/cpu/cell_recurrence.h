@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -54,104 +56,283 @@ template <class S, class O>
 void run_cell_backward(const std::vector<CellBackwardTask<S>>& tasks, const Kernels<S, O>& kernels,
                        int threads, ParallelFor parallel_for);
 
-// The places in memory that instructions name, of a call: those of the program and, behind them,
-// further ones that take a value as it is stored, or add one.
+// The places that code names: the program's slots and, behind them, its operands in memory. Each
+// of these may have a second one, which takes the value too as it is stored, or adds one.
 class Places {
  public:
-  enum Extra { stored_state, outer_gradient, rounded_projection, rounded_recurrent };
+  enum class Second {
+    stored_state = static_cast<int>(Memory::next_state),
+    outer_gradient = static_cast<int>(Memory::grad_next_state),
+    rounded_projection = static_cast<int>(Memory::grad_projection),
+    rounded_recurrent = static_cast<int>(Memory::grad_recurrent),
+  };
 
-  explicit Places(const Program& p)
-      : stride_(std::max({p.gates, p.states, p.parameters, p.inputs, p.saved})) {}
+  Places(const Program& p, int slots)
+      : slots_(slots), stride_(std::max({p.gates, p.states, p.parameters, p.inputs, p.saved})) {}
 
-  std::uint16_t of(Memory memory, int index) const {
-    return static_cast<std::uint16_t>(static_cast<int>(memory) * stride_ + index);
+  std::uint16_t of(Memory memory, int index) const { return at(static_cast<int>(memory), index); }
+  std::uint16_t of(Second second, int index) const {
+    return at(static_cast<int>(memory_names.size()) + static_cast<int>(second), index);
   }
-  std::uint16_t of(Extra extra, int index) const {
-    return static_cast<std::uint16_t>((memory_names.size() + extra) * stride_ + index);
-  }
-  std::size_t count() const { return (memory_names.size() + 4) * stride_; }
+  int slots() const { return slots_; }
+  std::size_t operands() const { return 2 * memory_names.size() * stride_; }
 
  private:
+  std::uint16_t at(int kind, int index) const {
+    return static_cast<std::uint16_t>(slots_ + kind * stride_ + index);
+  }
+
+  int slots_;
   int stride_;
 };
 
-// The operands of a call at some step, by place.
+// Which matrix of a sequence an operand is at a step: of the step, of the one processed before it,
+// or of two that take turns.
+enum class When { step, previous, turn, last_turn };
+
+// The operands of a call, by place, at the step at hand.
 template <class S>
 class OperandTable {
- public:
-  explicit OperandTable(const Program& p) : places_(p), operands_(places_.count()) {}
+  using T = Arithmetic<S>;
 
-  template <class Place, class M>
-  void set(Place place, int index, const M& m) {
-    operands_[places_.of(place, index)] = Operand<S>::of(m);
+ public:
+  OperandTable(const Places& places, const Steps& steps)
+      : places_(places),
+        steps_(&steps),
+        sources_(places.operands()),
+        operands_(places.operands()) {}
+
+  template <class Place, class U>
+  void set(Place place, int index, const Sequence<U>& s, When when = When::step) {
+    const bool is_packed = steps_->batch_offsets && when <= When::previous;
+    set_source(place, index, Matrix<const U>{s.data, s.row_stride, s.column_stride}, when,
+               is_packed ? s.row_stride : s.step_stride);
   }
-  const Operand<S>* data() const { return operands_.data(); }
+  // The same matrix in all steps.
+  template <class Place, class U>
+  void set(Place place, int index, const Matrix<U>& m) {
+    set_source(place, index, Matrix<const U>(m), When::turn, 0);
+  }
+  // Until the next move.
+  template <class Place, class U>
+  void put(Place place, int index, const Matrix<U>& m) {
+    operands_[number(place, index)] = Operand<S>::of(m);
+  }
+
+  // Moves the operands that the code names to a step.
+  void move_to(std::int64_t step, std::int64_t previous, int turn) {
+    const std::int64_t positions[] = {position(step), position(previous), turn, 1 - turn};
+    for (const std::uint16_t i : used_) {
+      const Source& source = sources_[i];
+      operands_[i] = source.operand.moved(positions[static_cast<int>(source.when)] * source.stride);
+    }
+  }
+  void use(const std::vector<Instruction>& code) {
+    std::vector<bool> is_used(operands_.size());
+    used_.reserve(operands_.size());
+    for (const Instruction& i : code) {
+      for (const std::uint16_t place : {i.dst, i.a, i.b, i.c}) {
+        if (place >= places_.slots()) {
+          is_used[place - places_.slots()] = true;
+        }
+      }
+    }
+    for (std::size_t i = 0; i < is_used.size(); ++i) {
+      if (is_used[i]) {
+        used_.push_back(static_cast<std::uint16_t>(i));
+      }
+    }
+  }
+
+  // Whether there is memory: where there is none, a store is left out, and a load reads zeros.
+  bool has(std::uint16_t place) const { return source(place).values || source(place).stored; }
+  // Whether code reaches it as it does a slot: it holds the arithmetic type at column stride 1.
+  bool is_in_place(std::uint16_t place) const {
+    return source(place).values && source(place).column_stride == 1;
+  }
   const Places& places() const { return places_; }
+  const Operand<S>* data() const { return operands_.data(); }
 
  private:
+  struct Source {
+    Operand<S> operand;  // at position 0
+    std::int64_t stride = 0;
+    When when = When::turn;
+  };
+
+  template <class Place>
+  std::size_t number(Place place, int index) const {
+    return places_.of(place, index) - places_.slots();
+  }
+  template <class Place, class M>
+  void set_source(Place place, int index, const M& m, When when, std::int64_t stride) {
+    sources_[number(place, index)] = {Operand<S>::of(m), stride, when};
+  }
+  const Operand<S>& source(std::uint16_t place) const {
+    return sources_[place - places_.slots()].operand;
+  }
+  std::int64_t position(std::int64_t t) const {
+    return t >= 0 && t < steps_->count && steps_->batch_offsets ? steps_->batch_offsets[t] : t;
+  }
+
   Places places_;
+  const Steps* steps_;
+  std::vector<Source> sources_;
   std::vector<Operand<S>> operands_;
+  std::vector<std::uint16_t> used_;
 };
 
-// The code that a call runs: the program's, of which stores to absent memory are left out with all
-// that only they need. `present` says of each place whether it is there.
-inline std::vector<Instruction> link(const std::vector<Instruction>& program, const Places& places,
-                                     const std::vector<bool>& present) {
-  std::vector<Instruction> code;
-  const auto add_store = [&](Instruction i, std::uint16_t place) {
-    if (present[place]) {
-      i.c = place;
-      code.push_back(i);
+// Turns a program into the code that a call runs. Stores to absent memory are left out, with all
+// that only they need. Memory that code reaches in place needs no loads and stores: instructions
+// read and write it themselves. No place is written that another one reads in the same step, so it
+// does not matter when.
+template <class S>
+class Linker {
+ public:
+  explicit Linker(const OperandTable<S>& operands)
+      : operands_(operands), places_(operands.places()) {
+    std::iota(homes_.begin(), homes_.end(), 0);
+  }
+
+  std::vector<Instruction> link(const std::vector<Instruction>& program) {
+    code_.reserve(2 * program.size());
+    for (const Instruction& i : needed(program)) {
+      if (i.operation == Operation::store) {
+        store(i);
+      } else if (i.operation == Operation::load) {
+        load(i);
+      } else if (i.operation == Operation::add && (is_zero(i.a) || is_zero(i.b))) {
+        copy(i.dst, is_zero(i.a) ? i.b : i.a);
+      } else {
+        compute(i);
+      }
     }
-  };
-  for (Instruction i : program) {
-    const std::uint16_t index = i.c;
-    if (i.operation == Operation::store) {
-      add_store(i, places.of(i.memory(), index));
-      if (i.memory() == Memory::next_state) {
-        add_store(i, places.of(Places::stored_state, index));
-      } else if (i.memory() == Memory::grad_projection) {
-        add_store(i, places.of(Places::rounded_projection, index));
-      } else if (i.memory() == Memory::grad_recurrent) {
-        add_store(i, places.of(Places::rounded_recurrent, index));
+    return std::move(code_);
+  }
+
+ private:
+  static constexpr std::uint16_t zero = 0xffff;  // the home of a value that is zero
+
+  // The program's instructions but for stores to absent memory, and for what only they read.
+  std::vector<Instruction> needed(const std::vector<Instruction>& program) const {
+    std::array<bool, Program::most_slots> is_read{};
+    std::vector<Instruction> needed;
+    needed.reserve(program.size());
+    for (auto i = program.rbegin(); i != program.rend(); ++i) {
+      const bool stores = i->operation == Operation::store;
+      if (stores ? !operands_.has(first(*i)) && !operands_.has(second(*i)) : !is_read[i->dst]) {
+        continue;
       }
-    } else if (i.operation == Operation::load) {
-      i.c = places.of(i.memory(), index);
-      if (i.memory() == Memory::grad_next_state && index == 0) {
-        i.operation = Operation::load_add;  // to what the product left in slot 0
+      if (!stores) {
+        is_read[i->dst] = false;
       }
-      code.push_back(i);
-      const std::uint16_t outer = places.of(Places::outer_gradient, index);
-      if (i.memory() == Memory::grad_next_state && present[outer]) {
-        i.operation = Operation::load_add;
-        i.a = i.dst;
-        i.c = outer;
-        code.push_back(i);
+      const std::uint16_t slots[] = {i->a, i->b, i->c};
+      for (int k = 0; k < arity(i->operation); ++k) {
+        is_read[slots[k]] = true;
       }
+      needed.push_back(*i);
+    }
+    std::reverse(needed.begin(), needed.end());
+    return needed;
+  }
+
+  std::uint16_t first(const Instruction& i) const { return places_.of(i.memory(), i.c); }
+  std::uint16_t second(const Instruction& i) const {
+    return places_.of(static_cast<Places::Second>(i.memory()), i.c);
+  }
+
+  void load(const Instruction& i) {
+    if (i.memory() == Memory::grad_next_state && i.c == 0) {
+      copy(i.dst, 0);  // the caller's product has added it
     } else {
-      code.push_back(i);
+      load(i.dst, first(i));
+    }
+    if (operands_.has(second(i))) {
+      const auto spare = static_cast<std::uint16_t>(places_.slots() - 1);
+      load(spare, second(i));
+      compute({Operation::add, i.dst, i.dst, spare});
     }
   }
-  // Backward through the code, with the slots that something later reads.
-  std::array<bool, Program::most_slots> is_read{};
-  std::vector<Instruction> needed;
-  for (auto i = code.rbegin(); i != code.rend(); ++i) {
-    const bool stores = i->operation == Operation::store;
-    if (!stores && !is_read[i->dst]) {
-      continue;
+
+  void load(std::uint16_t slot, std::uint16_t place) {
+    homes_[slot] = slot;
+    if (!operands_.has(place)) {
+      homes_[slot] = zero;
+    } else if (operands_.is_in_place(place)) {
+      homes_[slot] = place;
+    } else {
+      code_.push_back({Operation::load, slot, place});
     }
-    if (!stores) {
-      is_read[i->dst] = false;
-    }
-    const std::uint16_t slots[] = {i->a, i->b, i->c};
-    for (int k = 0; k < arity(i->operation); ++k) {
-      is_read[slots[k]] = true;
-    }
-    needed.push_back(*i);
   }
-  std::reverse(needed.begin(), needed.end());
-  return needed;
-}
+
+  void store(const Instruction& i) {
+    for (const std::uint16_t place : {first(i), second(i)}) {
+      if (operands_.is_in_place(place)) {
+        move(i.a, place);
+      } else if (operands_.has(place)) {
+        code_.push_back({Operation::store, place, home(i.a)});
+      }
+    }
+  }
+
+  // Brings a slot's value to a place: the instruction that computes it writes there, or a copy
+  // does.
+  void move(std::uint16_t slot, std::uint16_t place) {
+    const std::uint16_t from = home(slot);
+    homes_[slot] = place;
+    const auto writer = std::find_if(code_.rbegin(), code_.rend(),
+                                     [&](const Instruction& i) { return i.dst == from; });
+    if (from != slot || writer == code_.rend()) {
+      code_.push_back({Operation::copy, place, from});
+      return;
+    }
+    writer->dst = place;
+    for (auto reader = code_.rbegin(); reader != writer; ++reader) {
+      for (std::uint16_t* operand : {&reader->a, &reader->b, &reader->c}) {
+        *operand = *operand == from ? place : *operand;
+      }
+    }
+  }
+
+  void copy(std::uint16_t dst, std::uint16_t a) {
+    if (homes_[a] != a) {
+      homes_[dst] = homes_[a];
+    } else if (dst != a) {
+      compute({Operation::copy, dst, a});
+    }
+  }
+
+  void compute(Instruction i) {
+    std::uint16_t* const operands[] = {&i.a, &i.b, &i.c};
+    for (int k = 0; k < arity(i.operation); ++k) {
+      *operands[k] = home(*operands[k]);
+    }
+    // As 1 - y·y, of the derivative of tanh. The product is overwritten, so nothing else reads it.
+    if (i.operation == Operation::affine && i.a == i.dst && !code_.empty() &&
+        code_.back().operation == Operation::mul && code_.back().dst == i.a) {
+      const Instruction& mul = code_.back();
+      i = {Operation::mul_affine, i.dst, mul.a, mul.b, 0, i.x, i.y};
+      code_.pop_back();
+    }
+    code_.push_back(i);
+    homes_[i.dst] = i.dst;
+  }
+
+  bool is_zero(std::uint16_t slot) const { return homes_[slot] == zero; }
+
+  // Where a slot's value is: in the slot, or in memory.
+  std::uint16_t home(std::uint16_t slot) {
+    if (is_zero(slot)) {
+      compute({Operation::constant, slot});
+    }
+    return homes_[slot];
+  }
+
+  const OperandTable<S>& operands_;
+  const Places& places_;
+  std::array<std::uint16_t, Program::most_slots + 1> homes_;  // where each slot's value is
+  std::vector<Instruction> code_;
+};
 
 // Runs code on tiles of rows and units, behind products that leave their results in its slots.
 template <class S, class O>
@@ -160,21 +341,26 @@ class TileRunner {
 
  public:
   // gates: products per unit.
-  TileRunner(const Kernels<S, O>& kernels, std::int64_t gates, std::int64_t slot_count,
-             std::vector<Instruction> code, int threads)
+  TileRunner(const Kernels<S, O>& kernels, std::int64_t gates, std::int64_t slot_count, int threads)
       : kernels_(kernels),
         slot_count_(slot_count),
         units_(std::max<std::int64_t>(1, kernels.panel_columns / kernels.width / gates) *
                kernels.width),
-        code_(std::move(code)),
+        most_rows_(rows_in_cache()),
         slots_(threads * slots_size()) {
     std::fill_n(slots_.data(), threads * slots_size(), T{0});
+  }
+
+  // Runs this program from now on, on these operands.
+  void link(const std::vector<Instruction>& program, OperandTable<S>& operands) {
+    code_ = Linker<S>(operands).link(program);
+    operands.use(code_);
   }
 
   // The units of a tile, as many as a panel has columns for, and these filled up to whole vectors.
   std::int64_t units() const { return units_; }
   std::int64_t padded(std::int64_t units) const {
-    return (units + kernels_.width - 1) / kernels_.width * kernels_.width;
+    return (units + kernels_.width - 1) & -kernels_.width;
   }
   // The values of a tile's slots for one row.
   std::int64_t row_size(std::int64_t units) const { return slot_count_ * padded(units); }
@@ -186,8 +372,8 @@ class TileRunner {
     T* const slots = slots_.data() + member.rank() * slots_size();
     for (std::int64_t c = columns.begin; c < columns.end; c += units_) {
       const Range units = Range{c, c + units_}.below(columns.end);
-      for (std::int64_t row = rows.begin; row < rows.end; row += most_rows()) {
-        const Range r = Range{row, row + most_rows()}.below(rows.end);
+      for (std::int64_t row = rows.begin; row < rows.end; row += most_rows_) {
+        const Range r = Range{row, row + most_rows_}.below(rows.end);
         multiply(r, units, slots);
         kernels_.run_program({code_.data(), static_cast<std::int64_t>(code_.size()),
                               operands.data(), slots, slot_count_, r.begin, units.begin, r.size(),
@@ -198,16 +384,17 @@ class TileRunner {
 
  private:
   // The rows whose slots the first-level cache takes.
-  std::int64_t most_rows() const {
+  std::int64_t rows_in_cache() const {
     constexpr std::int64_t bytes = 16 << 10;
     const std::int64_t fit = bytes / (row_size(units_) * static_cast<std::int64_t>(sizeof(T)));
     return std::max<std::int64_t>(1, fit / kernels_.tile_rows) * kernels_.tile_rows;
   }
-  std::int64_t slots_size() const { return most_rows() * row_size(units_); }
+  std::int64_t slots_size() const { return most_rows_ * row_size(units_); }
 
   const Kernels<S, O>& kernels_;
   std::int64_t slot_count_;
   std::int64_t units_;
+  std::int64_t most_rows_;
   std::vector<Instruction> code_;
   Buffer<T> slots_;  // of each member
 };

@@ -64,7 +64,7 @@ struct OuterProduct {
   bool accumulate = false;
 };
 
-// Where a load or a store of a program reaches: the values of a step, from its first row and unit.
+// The memory behind a place: the values of a step, from its first row and unit.
 template <class S>
 struct Operand {
   using T = Arithmetic<S>;
@@ -80,15 +80,20 @@ struct Operand {
   {
     return {nullptr, m.data, m.row_stride, m.column_stride};
   }
-  explicit operator bool() const { return values || stored; }
+  Operand moved(std::int64_t offset) const {
+    return {values ? values + offset : nullptr, stored ? stored + offset : nullptr, row_stride,
+            column_stride};
+  }
 };
 
-// Instructions to run on a tile of rows and units, and where they find what they work on.
+// Code to run on a tile of rows and units. Its dst, a, b and c are places: the slots and, behind
+// them, the operands. A load reads any operand and a store writes any; the other instructions take
+// operands as they take slots, so these hold T at column stride 1.
 template <class S>
 struct ProgramTile {
   using T = Arithmetic<S>;
 
-  const Instruction* code = nullptr;  // loads and stores name an operand in c
+  const Instruction* code = nullptr;
   std::int64_t length = 0;
   const Operand<S>* operands = nullptr;
   T* slots = nullptr;  // for each row, of each slot `vectors` vectors

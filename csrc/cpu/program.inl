@@ -1,200 +1,201 @@
-// Runs a cell's program on a tile of rows and units: one `switch` for each instruction, which then
+// Runs a cell's code on a tile of rows and units: one `switch` for each instruction, which then
 // goes over all vectors of the tile. Slots live in memory that stays in the first-level cache.
 
-template <class T>
-struct SlotVectors {
-  T* slots;
-  std::int64_t rows;
-  std::int64_t vectors;
-  std::int64_t row_stride;
+template <class S>
+class TileProgram {
+  using T = Arithmetic<S>;
+  using V = Vector<T>;
 
-  T* at(std::int64_t slot) const { return slots + slot * vectors * Vector<T>::width; }
+ public:
+  explicit TileProgram(const ProgramTile<S>& tile)
+      : tile_(tile),
+        slot_size_((tile.units + V::width - 1) / V::width * V::width),
+        slots_stride_(tile.slot_count * slot_size_) {}
 
-  // f(offset) for each vector of a slot.
+  [[gnu::always_inline]] void run(const Instruction& i) const {
+    const auto constant = [](double x) { return V::broadcast(static_cast<T>(x)); };
+    switch (i.operation) {
+      case Operation::load:
+        return with_memory(i.a, [&](const auto* from, std::int64_t row, std::int64_t column) {
+          const Values dst = at(i.dst);
+          for_each([&](std::int64_t r, std::int64_t c, int present) {
+            const auto* const p = from + r * row + c * column;
+            const V value = column == 0 ? V::broadcast(static_cast<T>(*p)) : load(p, present);
+            store(value, dst.data + r * dst.row_stride + c, present);
+          });
+        });
+      case Operation::store:
+        return with_memory(i.dst, [&]<class U>(const U* to, std::int64_t row, std::int64_t) {
+          const Values a = at(i.a);
+          for_each([&](std::int64_t r, std::int64_t c, int present) {
+            store(load(a.data + r * a.row_stride + c, present), const_cast<U*>(to) + r * row + c,
+                  present);
+          });
+        });
+      case Operation::constant:
+        return map(i, [x = constant(i.x)] { return x; });
+      case Operation::affine:
+        return map(i,
+                   [x = constant(i.x), y = constant(i.y)](V a) { return multiply_add(a, x, y); });
+      case Operation::copy:
+        return map(i, [](V a) { return a; });
+      case Operation::mul_affine:
+        return map(i, [x = constant(i.x), y = constant(i.y)](V a, V b) {
+          return multiply_add(a * b, x, y);
+        });
+      case Operation::neg:
+        return map(i, [](V a) { return -a; });
+      case Operation::abs:
+        return map(i, [](V a) { return magnitude(a); });
+      case Operation::sign:
+        return map(i, [](V a) { return sign(a); });
+      case Operation::floor:
+        return map(i, [](V a) { return floor(a); });
+      case Operation::ceil:
+        return map(i, [](V a) { return ceil(a); });
+      case Operation::round:
+        return map(i, [](V a) { return round(a); });
+      case Operation::trunc:
+        return map(i, [](V a) { return trunc(a); });
+      case Operation::sqrt:
+        return map(i, [](V a) { return square_root(a); });
+      case Operation::rsqrt:
+        return map(i, [](V a) { return rsqrt(a); });
+      case Operation::reciprocal:
+        return map(i, [](V a) { return reciprocal(a); });
+      case Operation::exp:
+        return map_apart(i, [](V a) { return exp(a); });
+      case Operation::expm1:
+        return map_apart(i, [](V a) { return expm1(a); });
+      case Operation::log:
+        return map_apart(i, [](V a) { return log(a); });
+      case Operation::log1p:
+        return map_apart(i, [](V a) { return log1p(a); });
+      case Operation::sin:
+        return map_apart(i, [](V a) { return sin(a); });
+      case Operation::cos:
+        return map_apart(i, [](V a) { return cos(a); });
+      case Operation::tanh:
+        return map_apart(i, [](V a) { return tanh(a); });
+      case Operation::sigmoid:
+        return map_apart(i, [](V a) { return sigmoid(a); });
+      case Operation::erf:
+        return map_apart(i, [](V a) { return erf(a); });
+      case Operation::add:
+        return map(i, [](V a, V b) { return a + b; });
+      case Operation::sub:
+        return map(i, [](V a, V b) { return a - b; });
+      case Operation::mul:
+        return map(i, [](V a, V b) { return a * b; });
+      case Operation::div:
+        return map(i, [](V a, V b) { return a / b; });
+      case Operation::minimum:
+        return map(i, [](V a, V b) { return minimum(a, b); });
+      case Operation::maximum:
+        return map(i, [](V a, V b) { return maximum(a, b); });
+      case Operation::lt:
+        return map(i, [](V a, V b) { return less(a, b); });
+      case Operation::le:
+        return map(i, [](V a, V b) { return less_equal(a, b); });
+      case Operation::eq:
+        return map(i, [](V a, V b) { return equal(a, b); });
+      case Operation::ne:
+        return map(i, [](V a, V b) { return not_equal(a, b); });
+      case Operation::where:
+        return map(i, [](V a, V b, V c) { return select(a, b, c); });
+      case Operation::fma:
+        return map(i, [](V a, V b, V c) { return multiply_add(a, b, c); });
+    }
+  }
+
+ private:
+  struct Values {
+    T* data;
+    std::int64_t row_stride;
+  };
+
+  // Where the tile's values of a place are: a slot, or memory of type T.
+  Values at(std::int64_t place) const {
+    if (place < tile_.slot_count) {
+      return {tile_.slots + place * slot_size_, slots_stride_};
+    }
+    const Operand<S>& o = tile_.operands[place - tile_.slot_count];
+    return {const_cast<T*>(o.values) + tile_.row * o.row_stride + tile_.unit, o.row_stride};
+  }
+
+  // f(data, row stride, column stride) with the memory of a place, of either type.
+  template <class F>
+  [[gnu::always_inline]] void with_memory(std::int64_t place, F f) const {
+    const Operand<S>& o = tile_.operands[place - tile_.slot_count];
+    const std::int64_t first = tile_.row * o.row_stride + tile_.unit * o.column_stride;
+    if constexpr (!std::is_same_v<S, T>) {
+      if (o.stored) {
+        return f(o.stored + first, o.row_stride, o.column_stride);
+      }
+    }
+    f(o.values + first, o.row_stride, o.column_stride);
+  }
+
+  template <class U>
+  static V load(const U* p, int present) {
+    return present == V::width ? V::load(p) : V::load(p, present);
+  }
+  template <class U>
+  static void store(V value, U* p, int present) {
+    present == V::width ? value.store(p) : value.store(p, present);
+  }
+
+  // f(row, column, present) for each vector of the tile, of which `present` values are there.
   template <class F>
   [[gnu::always_inline]] void for_each(F f) const {
+    const std::int64_t rows = tile_.rows, units = tile_.units;
     for (std::int64_t r = 0; r < rows; ++r) {
-      for (std::int64_t j = 0; j < vectors; ++j) {
-        f(r * row_stride + j * Vector<T>::width);
+      std::int64_t c = 0;
+      for (; c + V::width <= units; c += V::width) {
+        f(r, c, V::width);
+      }
+      if (c < units) {
+        f(r, c, static_cast<int>(units - c));
       }
     }
   }
 
   template <class F>
   [[gnu::always_inline]] void map(const Instruction& i, F f) const {
-    using V = Vector<T>;
-    T* const dst = at(i.dst);
-    const T* const a = at(i.a);
-    const T* const b = at(i.b);
-    const T* const c = at(i.c);
-    for_each([&](std::int64_t offset) __attribute__((always_inline)) {
-      if constexpr (std::is_invocable_v<F, V>) {
-        f(V::load(a + offset)).store(dst + offset);
-      } else if constexpr (std::is_invocable_v<F, V, V>) {
-        f(V::load(a + offset), V::load(b + offset)).store(dst + offset);
-      } else {
-        f(V::load(a + offset), V::load(b + offset), V::load(c + offset)).store(dst + offset);
-      }
-    });
+    const Values dst = at(i.dst), a = at(i.a), b = at(i.b), c = at(i.c);
+    for_each([&](std::int64_t row, std::int64_t column, int present)
+                 __attribute__((always_inline)) {
+                   const auto value = [&](const Values& v) {
+                     return load(v.data + row * v.row_stride + column, present);
+                   };
+                   T* const to = dst.data + row * dst.row_stride + column;
+                   if constexpr (std::is_invocable_v<F>) {
+                     store(f(), to, present);
+                   } else if constexpr (std::is_invocable_v<F, V>) {
+                     store(f(value(a)), to, present);
+                   } else if constexpr (std::is_invocable_v<F, V, V>) {
+                     store(f(value(a), value(b)), to, present);
+                   } else {
+                     store(f(value(a), value(b), value(c)), to, present);
+                   }
+                 });
   }
+
+  // For what needs many registers, which it would take from the other instructions too.
+  template <class F>
+  [[gnu::noinline]] void map_apart(const Instruction& i, F f) const {
+    map(i, f);
+  }
+
+  const ProgramTile<S>& tile_;
+  std::int64_t slot_size_;
+  std::int64_t slots_stride_;
 };
-
-template <class T>
-[[gnu::noinline]] void run_instruction(const Instruction& i, const SlotVectors<T>& s) {
-  using V = Vector<T>;
-  const auto constant = [](double x) { return V::broadcast(static_cast<T>(x)); };
-  switch (i.operation) {
-    case Operation::constant:
-      return s.for_each([&, dst = s.at(i.dst), x = constant(i.x)](std::int64_t offset) {
-        x.store(dst + offset);
-      });
-    case Operation::affine:
-      return s.map(i,
-                   [x = constant(i.x), y = constant(i.y)](V a) { return multiply_add(a, x, y); });
-    case Operation::neg:
-      return s.map(i, [](V a) { return -a; });
-    case Operation::abs:
-      return s.map(i, [](V a) { return magnitude(a); });
-    case Operation::sign:
-      return s.map(i, [](V a) { return sign(a); });
-    case Operation::floor:
-      return s.map(i, [](V a) { return floor(a); });
-    case Operation::ceil:
-      return s.map(i, [](V a) { return ceil(a); });
-    case Operation::round:
-      return s.map(i, [](V a) { return round(a); });
-    case Operation::trunc:
-      return s.map(i, [](V a) { return trunc(a); });
-    case Operation::sqrt:
-      return s.map(i, [](V a) { return square_root(a); });
-    case Operation::rsqrt:
-      return s.map(i, [](V a) { return rsqrt(a); });
-    case Operation::reciprocal:
-      return s.map(i, [](V a) { return reciprocal(a); });
-    case Operation::exp:
-      return s.map(i, [](V a) { return exp(a); });
-    case Operation::expm1:
-      return s.map(i, [](V a) { return expm1(a); });
-    case Operation::log:
-      return s.map(i, [](V a) { return log(a); });
-    case Operation::log1p:
-      return s.map(i, [](V a) { return log1p(a); });
-    case Operation::sin:
-      return s.map(i, [](V a) { return sin(a); });
-    case Operation::cos:
-      return s.map(i, [](V a) { return cos(a); });
-    case Operation::tanh:
-      return s.map(i, [](V a) { return tanh(a); });
-    case Operation::sigmoid:
-      return s.map(i, [](V a) { return sigmoid(a); });
-    case Operation::erf:
-      return s.map(i, [](V a) { return erf(a); });
-    case Operation::add:
-      return s.map(i, [](V a, V b) { return a + b; });
-    case Operation::sub:
-      return s.map(i, [](V a, V b) { return a - b; });
-    case Operation::mul:
-      return s.map(i, [](V a, V b) { return a * b; });
-    case Operation::div:
-      return s.map(i, [](V a, V b) { return a / b; });
-    case Operation::minimum:
-      return s.map(i, [](V a, V b) { return minimum(a, b); });
-    case Operation::maximum:
-      return s.map(i, [](V a, V b) { return maximum(a, b); });
-    case Operation::lt:
-      return s.map(i, [](V a, V b) { return less(a, b); });
-    case Operation::le:
-      return s.map(i, [](V a, V b) { return less_equal(a, b); });
-    case Operation::eq:
-      return s.map(i, [](V a, V b) { return equal(a, b); });
-    case Operation::ne:
-      return s.map(i, [](V a, V b) { return not_equal(a, b); });
-    case Operation::where:
-      return s.map(i, [](V a, V b, V c) { return select(a, b, c); });
-    case Operation::fma:
-      return s.map(i, [](V a, V b, V c) { return multiply_add(a, b, c); });
-    case Operation::load:
-    case Operation::store:
-    case Operation::load_add:
-      return;  // not arithmetic: run_program
-  }
-}
-
-// f(memory, slot, present) for each vector of the tile: where it is in the operand's memory, its
-// offset in a slot, and how many of its values the operand has.
-template <class T, class U, class F>
-[[gnu::always_inline]] inline void for_memory(const U* data, std::int64_t row_stride,
-                                              std::int64_t column_stride, std::int64_t units,
-                                              const SlotVectors<T>& s, F f) {
-  constexpr std::int64_t width = Vector<T>::width;
-  for (std::int64_t r = 0; r < s.rows; ++r) {
-    const U* row = data + r * row_stride;
-    for (std::int64_t j = 0; j < s.vectors; ++j) {
-      f(row + j * width * column_stride, r * s.row_stride + j * width,
-        static_cast<int>(std::min(width, units - j * width)));
-    }
-  }
-}
-
-template <class U, class T>
-inline Vector<T> load_operand(const U* from, std::int64_t column_stride, int present, T*) {
-  using V = Vector<T>;
-  if (column_stride == 0) {
-    return V::broadcast(static_cast<T>(*from));
-  }
-  return present == V::width ? V::load(from) : V::load(from, present);
-}
 
 template <class S>
 void run_program(const ProgramTile<S>& tile) {
-  using T = Arithmetic<S>;
-  using V = Vector<T>;
-  const std::int64_t vectors = (tile.units + V::width - 1) / V::width;
-  const SlotVectors<T> s{tile.slots, tile.rows, vectors, tile.slot_count * vectors * V::width};
-  // f(data, row stride, column stride) with the operand's memory, of either type.
-  const auto with_memory = [&](const Instruction& i, auto f) {
-    const Operand<S>& operand = tile.operands[i.c];
-    const std::int64_t first = tile.row * operand.row_stride + tile.unit * operand.column_stride;
-    if constexpr (!std::is_same_v<S, T>) {
-      if (operand.stored) {
-        return f(operand.stored + first, operand.row_stride, operand.column_stride);
-      }
-    }
-    f(operand.values + first, operand.row_stride, operand.column_stride);
-  };
+  const TileProgram<S> program(tile);
   for (const Instruction* i = tile.code; i != tile.code + tile.length; ++i) {
-    T* const dst = s.at(i->dst);
-    T* const a = s.at(i->a);
-    switch (i->operation) {
-      case Operation::load:
-        with_memory(*i, [&](const auto* data, std::int64_t row, std::int64_t column) {
-          for_memory(data, row, column, tile.units, s,
-                     [&](const auto* from, std::int64_t offset, int present) {
-                       load_operand(from, column, present, dst).store(dst + offset);
-                     });
-        });
-        break;
-      case Operation::load_add:
-        with_memory(*i, [&](const auto* data, std::int64_t row, std::int64_t column) {
-          for_memory(data, row, column, tile.units, s,
-                     [&](const auto* from, std::int64_t offset, int present) {
-                       (V::load(a + offset) + load_operand(from, column, present, dst))
-                           .store(dst + offset);
-                     });
-        });
-        break;
-      case Operation::store:
-        with_memory(*i, [&]<class U>(const U* data, std::int64_t row, std::int64_t column) {
-          for_memory(data, row, column, tile.units, s,
-                     [&](const U* at, std::int64_t offset, int present) {
-                       U* const to = const_cast<U*>(at);
-                       const V value = V::load(a + offset);
-                       present == V::width ? value.store(to) : value.store(to, present);
-                     });
-        });
-        break;
-      default:
-        run_instruction(*i, s);
-    }
+    program.run(*i);
   }
 }

@@ -1,4 +1,4 @@
-"""A recurrence step by step: by a cell's program, as the kernels run it, and as a plain loop."""
+"""A recurrence as a plain loop, by a cell's program in Python, and by the kernels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,12 +39,12 @@ class Run:
 
 
 def random_run(cell: Cell, steps: int = 5, batch: int = 3, hidden_size: int = 7) -> Run:
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, dtype=torch.float64).requires_grad_()
+    def draw(*shape: int, scale: float = 1) -> Tensor:
+        return (scale * torch.randn(shape, dtype=torch.float64)).requires_grad_()
 
     return Run(
         draw(steps, batch, cell.gates * hidden_size),
-        draw(cell.gates * hidden_size, hidden_size),
+        draw(cell.gates * hidden_size, hidden_size, scale=hidden_size**-0.5),
         draw(cell.gates * hidden_size),
         [draw(batch, hidden_size) for _ in range(1 + len(cell.states))],
         [draw(hidden_size) for _ in cell.parameters],
@@ -123,7 +123,57 @@ def by_program(cell: Cell, run: Run, grads: Sequence[Tensor]) -> tuple[list[Tens
     ]
 
 
+def by_kernels(cell: Cell, run: Run, grads: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns the same as ``by_program``, from the ops."""
+    program, data = Program.decode(cell.program), cell.program
+    tensors = Run(*(_detached(t) for t in vars(run).values()))
+    states = range(program.states)
+    width = tensors.bias.numel()
+    identity, no_bias = torch.eye(width).to(tensors.bias), torch.zeros_like(tensors.bias)
+    call = (
+        [s[None] for s in tensors.states],
+        [identity, tensors.weight, no_bias, tensors.bias],
+        tensors.parameters,
+        [x[None] for x in tensors.inputs],
+    )
+    everything = sum(1 << s for s in states[1:])
+    output, *rest = torch.ops.rnn_ext.recurrence_forward(
+        tensors.projection,
+        *call,
+        None,
+        data,
+        False,
+        program.states,
+        everything,
+        program.saved,
+    )
+    sequences, saved = rest[program.states : 2 * program.states - 1], rest[2 * program.states - 1 :]
+    for final, sequence in zip(rest, [output, *sequences], strict=False):
+        torch.testing.assert_close(final[0], sequence[-1], rtol=0, atol=0, equal_nan=True)
+    given = [True] + [False] * program.states + [True] * (program.states - 1)
+    wanted = [True] * (1 + program.states)
+    wanted += [False, True, False, True]
+    wanted += [True] * (program.parameters + program.inputs)
+    x, *results = torch.ops.rnn_ext.recurrence_backward(
+        grads,
+        given,
+        tensors.projection,
+        *call,
+        output,
+        sequences,
+        saved,
+        None,
+        data,
+        False,
+        everything,
+        wanted,
+    )
+    initial, (weight, bias, *others) = results[: program.states], results[program.states :]
+    return [output, *sequences], [x, weight, bias, *(t[0] for t in (*initial, *others))]
+
+
 def assert_program_equals_loop(cell: Cell, hidden_size: int = 7) -> None:
+    """Compares the program and the kernels with the function, states and gradients."""
     run = random_run(cell, hidden_size=hidden_size)
     expected = plain_loop(cell, run)
     grads = [torch.randn_like(x) for x in expected]
@@ -135,11 +185,15 @@ def assert_program_equals_loop(cell: Cell, hidden_size: int = 7) -> None:
         allow_unused=True,
         materialize_grads=True,
     )
-    states, actual_grads = by_program(cell, run, grads)
     # Float64 with other roundings: about 50 of 1e-16 a step, five steps, each of which may double
     # an error or more.
-    for actual, wanted in zip((*states, *actual_grads), (*expected, *expected_grads), strict=True):
-        torch.testing.assert_close(actual, wanted.detach(), rtol=1e-10, atol=1e-10, equal_nan=True)
+    for results in (by_program(cell, run, grads), by_kernels(cell, run, grads)):
+        for actual, wanted in zip(
+            (*results[0], *results[1]), (*expected, *expected_grads), strict=True
+        ):
+            torch.testing.assert_close(
+                actual, wanted.detach(), rtol=1e-10, atol=1e-10, equal_nan=True
+            )
 
 
 def _step_memory(program: Program, run: Run, t: int) -> dict[Operand, Tensor]:
