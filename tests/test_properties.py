@@ -136,7 +136,7 @@ def check_call(
     call = data.draw(calls)
     isa = data.draw(st.sampled_from(ISA_LEVELS))
     # A plan changes nothing for torch's own op, and a second thread makes calls this small slow.
-    has_plan = call.kwargs["dtype"] in dispatch._KERNEL_DTYPES
+    has_plan = call.kwargs["dtype"] in dispatch.KERNEL_DTYPES
     split = data.draw(st.sampled_from(PLANS)) if has_plan else None
     names = f"nn.{theirs.__name__}, {ours.__name__}"
     note(f"replay: compare({names}, {call}, {isa!r}, {split!r})")
