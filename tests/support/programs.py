@@ -126,7 +126,7 @@ def by_program(cell: Cell, run: Run, grads: Sequence[Tensor]) -> tuple[list[Tens
 def by_kernels(cell: Cell, run: Run, grads: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Returns the same as ``by_program``, from the ops."""
     program, data = Program.decode(cell.program), cell.program
-    tensors = Run(*(_detached(t) for t in vars(run).values()))
+    tensors = run.detached()
     states = range(program.states)
     width = tensors.bias.numel()
     identity, no_bias = torch.eye(width).to(tensors.bias), torch.zeros_like(tensors.bias)
