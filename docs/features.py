@@ -190,6 +190,60 @@ def _(modules: Modules) -> None:
     same(torch.export.load(file).module()(X), module(X))
 
 
+@case("Graphs", "`torch.export`: `strict`, `run_decompositions`, `unflatten`")
+def _(modules: Modules) -> None:
+    module = Output(modules).eval()
+    program = torch.export.export(module, (X,), strict=True)
+    same(program.run_decompositions().module()(X), module(X))
+    same(torch.export.unflatten(program)(X), module(X))
+
+
+# Its check of arguments takes an optional tensor that is absent for one that was changed.
+@case("Graphs", "`torch.export.draft_export`", "`torch.export.export`")
+def _(modules: Modules) -> None:
+    module = Output(modules).eval()
+    same(torch.export.draft_export(module, (X,)).module()(X), module(X))
+
+
+@case("Graphs", "AOTInductor")
+def _(modules: Modules) -> None:
+    module = Output(modules).eval()
+    with TemporaryDirectory() as folder:
+        package = torch._inductor.aoti_compile_and_package(
+            torch.export.export(module, (X,)), package_path=f"{folder}/model.pt2"
+        )
+        same(torch._inductor.aoti_load_package(package)(X), module(X))
+
+
+@case("Graphs", "`torch.cond` with an RNN in each branch")
+def _(modules: Modules) -> None:
+    module = Output(modules)
+
+    def forward(x: Tensor) -> Any:
+        return torch.cond(x.sum() > 1, lambda x: module(x), lambda x: module(-x), (x,))
+
+    same(forward(X), module(-X))
+
+
+@case("Graphs", "`scan` and `while_loop` over RNNCell")
+def _(modules: Modules) -> None:
+    from torch._higher_order_ops.scan import scan
+    from torch._higher_order_ops.while_loop import while_loop
+
+    module = Steps(modules).requires_grad_(False)
+
+    def step(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = module.cell(x, h)
+        return h, h.clone()
+
+    def run(t: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        return t + 1, module.cell(X[t.item()], h)
+
+    zeros = torch.zeros(2, 4)
+    same(scan(step, zeros, X)[0], module(X))
+    same(while_loop(lambda t, h: t < 5, run, (torch.tensor(0), zeros))[1], module(X))
+
+
 @case("Graphs", "`torch.onnx.export(dynamo=True)`")
 def _(modules: Modules) -> None:
     import onnxscript  # noqa: F401
@@ -232,6 +286,21 @@ def _(modules: Modules) -> None:
             return self.cell(x[1], self.cell(x[0]))
 
     same(torch.fx.symbolic_trace(Two())(X), cell(X[1], cell(X[0])))
+
+
+@case("Graphs", "`torch.fx`: `Interpreter`, `Transformer`, `ShapeProp`, `split_module`")
+def _(modules: Modules) -> None:
+    from torch.fx.passes.shape_prop import ShapeProp
+    from torch.fx.passes.split_module import split_module
+
+    module = nn.Sequential(nn.Linear(3, 3), Output(modules))
+    graph = torch.fx.symbolic_trace(module)
+    ShapeProp(graph).propagate(X)
+    parts = split_module(
+        graph, module, lambda node: int(node.op != "placeholder" and node.name != "_0")
+    )
+    for found in (torch.fx.Interpreter(graph).run, torch.fx.Transformer(graph).transform(), parts):
+        same(found(X), module(X))
 
 
 @case("Graphs", "`make_fx`, any length and batch")
@@ -295,6 +364,17 @@ def _(modules: Modules) -> None:
     torch.autograd.gradcheck(module, (X.double().requires_grad_(),), check_forward_ad=True)
 
 
+@case("Derivatives", "`torch.autograd.functional`, `vectorize` and forward mode included")
+def _(modules: Modules) -> None:
+    from torch.autograd.functional import hessian, jacobian
+
+    module, x = Output(modules).double(), X.double()
+    for vectorized in ({}, {"strategy": "forward-mode"}):
+        same(jacobian(module, x, vectorize=True, **vectorized), jacobian(module, x))
+    expected = hessian(lambda x: module(x).square().sum(), x)
+    same(hessian(lambda x: module(x).square().sum(), x, vectorize=True), expected)
+
+
 @case("Derivatives", "`backward(retain_graph=True)` twice")
 def _(modules: Modules) -> None:
     module = Output(modules)
@@ -329,6 +409,42 @@ def _(modules: Modules) -> None:
             run(x).square().sum().backward()
             found.append(x.grad)
         same(*found)
+
+
+@case("Derivatives", "selective checkpointing")
+def _(modules: Modules) -> None:
+    from torch.utils.checkpoint import (
+        CheckpointPolicy,
+        checkpoint,
+        create_selective_checkpoint_contexts,
+    )
+
+    module = Output(modules)
+
+    def contexts() -> Any:
+        return create_selective_checkpoint_contexts(
+            lambda *_, **__: CheckpointPolicy.PREFER_RECOMPUTE
+        )
+
+    output = checkpoint(module, X, use_reentrant=False, context_fn=contexts)
+    found = torch.autograd.grad(output.square().sum(), list(module.parameters()))
+    same(list(found), gradients(module))
+
+
+@case("Derivatives", "gradient edges, hooks of nodes, `register_multi_grad_hook`")
+def _(modules: Modules) -> None:
+    from torch.autograd.graph import get_gradient_edge, register_multi_grad_hook
+
+    module, called = Output(modules), []
+    output, weights = module(X), list(module.parameters())
+    edge, grad = get_gradient_edge(output), 2 * output.detach()
+    found = torch.autograd.grad([edge], weights, [grad], retain_graph=True)
+    register_multi_grad_hook(weights, called.append)
+    output.grad_fn.register_prehook(called.append)
+    output.grad_fn.register_hook(lambda *_: called.append(None))
+    output.backward(grad)
+    same([p.grad for p in weights], list(found))
+    check(len(called) == 3)
 
 
 @case("Derivatives", "`saved_tensors_hooks`, `save_on_cpu`")
@@ -470,6 +586,15 @@ def _(modules: Modules) -> None:
         same(other(X), module(X))
 
 
+@case("Modules", "`torch.load(weights_only=True)` of the whole module, with `safe_globals`")
+def _(modules: Modules) -> None:
+    rnn, file = modules.RNN(3, 4), io.BytesIO()
+    torch.save(rnn, file)
+    file.seek(0)
+    with torch.serialization.safe_globals([modules.RNN, set, getattr]):
+        same(torch.load(file, weights_only=True)(X), rnn(X))
+
+
 @case("Modules", "`state_dict`, to and from `nn.RNN`, `assign=True`")
 def _(modules: Modules) -> None:
     module, theirs, meta = Output(modules), Output(TORCHS), Output(modules, device="meta")
@@ -576,6 +701,20 @@ def _(modules: Modules) -> None:
     same(module(X), output)
 
 
+@case("Modules", "`torch.ao.pruning.WeightNormSparsifier`")
+def _(modules: Modules) -> None:
+    from torch.ao.pruning import WeightNormSparsifier
+
+    module = Output(modules)
+    sparsifier = WeightNormSparsifier(sparsity_level=0.5, sparse_block_shape=(1, 1))
+    sparsifier.prepare(module, [{"tensor_fqn": "rnn.weight_hh_l0"}])
+    sparsifier.step()
+    expected = module(X)
+    sparsifier.squash_mask()
+    same(module(X), expected)
+    check(int((module.rnn.weight_hh_l0 == 0).sum()) >= 8)
+
+
 @case("Modules", "tensors put into `_flat_weights`: DropConnect recipes")
 def _(modules: Modules) -> None:
     module = Output(modules)
@@ -646,6 +785,21 @@ def _(modules: Modules) -> None:
 def _(modules: Modules) -> None:
     quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(modules.RNNCell(3, 4)))
     check("quantized" in type(quantized[0]).__module__)
+
+
+@case("Modules", "FX quantization of the layers around an RNN, static and dynamic")
+def _(modules: Modules) -> None:
+    from torch.ao import quantization
+    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+    module = nn.Sequential(nn.Linear(3, 3), Output(modules)).eval()
+    dynamic = quantization.QConfigMapping().set_global(quantization.default_dynamic_qconfig)
+    for mapping in (quantization.get_default_qconfig_mapping("x86"), dynamic):
+        prepared = prepare_fx(module, mapping, (X,))
+        prepared(X)
+        quantized = convert_fx(prepared)
+        check(type(quantized.get_submodule("0")) is not nn.Linear)
+        same(quantized(X), module(X), atol=0.1, rtol=0)  # int8
 
 
 # Tensors and modes --------------------------------------------------------------------------------
@@ -740,6 +894,13 @@ def _(modules: Modules) -> None:
     check(any("rnn" in event.key for event in profile.key_averages()))
 
 
+@case("Tensors and modes", "`torch.profiler(with_flops=True)`", "`FlopCounterMode`")
+def _(modules: Modules) -> None:
+    with torch.profiler.profile(with_flops=True) as profile:
+        Output(modules)(X)
+    check(sum(event.flops or 0 for event in profile.key_averages()) > 0)
+
+
 @case("Tensors and modes", "`use_deterministic_algorithms`")
 def _(modules: Modules) -> None:
     module = Output(modules)
@@ -794,6 +955,60 @@ def _(modules: Modules) -> None:
         fully_shard(module, mesh=mesh)
         same(module(X), expected)
         module(X).sum().backward()
+
+
+@case("Distributed and libraries", "`fully_shard` with mixed precision, `replicate`, FSDP1")
+def _(modules: Modules) -> None:
+    from torch.distributed._composable.replicate import replicate
+    from torch.distributed.fsdp import (
+        FullyShardedDataParallel,
+        MixedPrecisionPolicy,
+        fully_shard,
+    )
+
+    with one_process():
+        module = fully_shard(Output(modules), mp_policy=MixedPrecisionPolicy(torch.bfloat16))
+        check(module(X).dtype == torch.bfloat16)
+        module(X).sum().backward()
+        for wrap, options in (
+            (replicate, {}),
+            (FullyShardedDataParallel, {"device_id": torch.device("cpu")}),
+        ):
+            module = Output(modules)
+            expected = module(X).detach()
+            wrapped: Any = wrap(module, **options)
+            same(wrapped(X), expected)
+            wrapped(X).sum().backward()
+
+
+@case("Distributed and libraries", "`torch.distributed.pipelining`")
+def _(modules: Modules) -> None:
+    from torch.distributed.pipelining import SplitPoint, pipeline
+
+    module = nn.Sequential(Output(modules), nn.Linear(4, 4))
+    stages = pipeline(module, (X,), split_spec={"1": SplitPoint.BEGINNING})
+    check(stages.num_stages == 2)
+    same(stages(X)[0], module(X))
+
+
+@case(
+    "Distributed and libraries", "tensor parallel layers beside an RNN, `ZeroRedundancyOptimizer`"
+)
+def _(modules: Modules) -> None:
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    module = nn.Sequential(Output(modules), nn.Linear(4, 4))
+    expected = module(X)
+    with one_process():
+        mesh = dist.init_device_mesh("cpu", (1,))
+        parallelize_module(module, mesh, {"1": ColwiseParallel()})
+        same(module(X), expected)
+        rnn = module[0]
+        optimizer = ZeroRedundancyOptimizer(rnn.parameters(), torch.optim.Adam, lr=0.1)
+        rnn(X).sum().backward()
+        optimizer.step()
+    check(not torch.equal(module[0](X), Output(modules)(X)))
 
 
 @case("Distributed and libraries", "`DTensor` weights and input, replicated", "torch's own op")
@@ -860,3 +1075,23 @@ def _(modules: Modules) -> None:
     module = Output(modules, batch_first=True)
     attribution = IntegratedGradients(lambda x: module(x).sum((1, 2))).attribute(X)
     check(attribution.shape == X.shape)
+
+
+@case(
+    "Distributed and libraries",
+    "thop",
+    "`custom_ops={rnn_ext.RNN: thop.rnn_hooks.count_rnn}`",
+)
+def _(modules: Modules) -> None:
+    import thop
+
+    operations, _ = thop.profile(Output(modules), (X,), verbose=False)
+    check(operations > 0)
+
+
+@case("Distributed and libraries", "torchinfo")
+def _(modules: Modules) -> None:
+    import torchinfo
+
+    summary = torchinfo.summary(Output(modules), input_data=X, verbose=0)
+    check(summary.total_params == 36 and summary.total_mult_adds > 0)
