@@ -208,8 +208,8 @@ def test_a_table_has_a_line_for_each_shape_and_mode(
     assert f"ISA {rnn_ext.build_info()['isa']}" in out
 
 
-def fake_timing(monkeypatch: pytest.MonkeyPatch, *ratios: float) -> list[int]:
-    """Replaces the timing; returns the numbers of threads that it sees."""
+def fake_timing(monkeypatch: pytest.MonkeyPatch, *ratios: float, warning: str = "") -> list[int]:
+    """Replaces timing and load warning; returns the numbers of threads that the timing sees."""
     seen: list[int] = []
     spread = Spread.of(ratios)
 
@@ -218,6 +218,7 @@ def fake_timing(monkeypatch: pytest.MonkeyPatch, *ratios: float) -> list[int]:
         return Timings(Timing(3, spread, Spread(1.0, 1.0, 1.0), spread))
 
     monkeypatch.setattr(command, "time_hot_and_cold", fake)
+    monkeypatch.setattr(command.Waiting, "warning", lambda _: warning)
     return seen
 
 
@@ -231,16 +232,16 @@ def test_sizes_are_measured_once_in_every_combination(
     assert bench(*flags) == 0
     assert seen == [1, 1, 3, 3]
     assert torch.get_num_threads() == before
-    found = json.loads(file.read_text())
-    assert [(t["seq_len"], t["threads"]) for t in found["timings"]] == [
+    content = json.loads(file.read_text())
+    assert [(t["seq_len"], t["threads"]) for t in content["timings"]] == [
         (3, 1),
         (4, 1),
         (3, 3),
         (4, 3),
     ]
-    assert found["timings"][0]["hot"]["ratio"]["median"] == 2.0
-    assert found["timings"][0]["cold"] is None
-    assert found["machine"]["torch_running"] == torch.__version__
+    assert content["timings"][0]["hot"]["ratio"]["median"] == 2.0
+    assert content["timings"][0]["cold"] is None
+    assert content["machine"]["torch_running"] == torch.__version__
     assert "warning" not in capsys.readouterr().out
 
 
@@ -250,6 +251,9 @@ def test_a_loaded_machine_is_warned_of(
     fake_timing(monkeypatch, 1.0, 2.0, 9.0)
     assert bench() == 0
     assert "\nwarning: the ratios scatter" in capsys.readouterr().out
+    fake_timing(monkeypatch, 2.0, 2.0, warning="warning: threads waited")
+    assert bench() == 0
+    assert "\nwarning: threads waited\n" in capsys.readouterr().out
 
 
 def test_ctrl_c_keeps_what_was_measured_and_exits_130(
@@ -274,7 +278,7 @@ def test_ctrl_c_keeps_what_was_measured_and_exits_130(
     [
         ("--seq-len=16,x", "argument --seq-len: must be a whole number from 1"),
         ("--hidden-size=1,", "argument --hidden-size: must be a whole number from 1"),
-        ("--threads=1025", "argument --threads: must be at most 1024, not 1025"),
+        ("--threads=1025", "argument --threads: must be a whole number from 1 to 1024, not '1025'"),
         ("--mode=backward", "argument --mode: 'backward' is none of forward, training"),
         ("--seconds=nan", "argument --seconds: must be a number above 0"),
         ("--json=no/x.json", "argument --json: the folder 'no' does not exist; create it first"),

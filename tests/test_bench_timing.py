@@ -1,6 +1,9 @@
 """``rnn-ext bench``: two functions timed in turns, on a clock that the tests move."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from rnn_ext.bench.timing import (
     MIN_ROUNDS,
     Spread,
     Timing,
+    Waiting,
     scatter_warning,
     time_hot_and_cold,
     time_pair,
@@ -212,3 +216,36 @@ def test_rounds_that_scatter_are_warned_of() -> None:
         == ""
     )
     assert scatter_warning([steady, wild, wild]).startswith("warning: the ratios scatter")
+
+
+@pytest.mark.parametrize(("waited", "is_warned"), [(0.0, False), (1.4, False), (1.6, True)])
+def test_threads_that_wait_for_a_core_are_warned_of(
+    waited: float, is_warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([50.0, 60.0])
+    seconds = iter([3.0, 3.0 + waited])
+    monkeypatch.setattr(timing_module.time, "perf_counter", lambda: next(times))
+    monkeypatch.setattr(Waiting, "_waited_seconds", staticmethod(lambda: next(seconds)))
+    warning = Waiting().warning()
+    assert warning.startswith("warning: in 10.0 s, threads waited 1.6 s") == is_warned
+    assert bool(warning) == is_warned
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="Linux alone reports this")
+def test_a_busy_program_on_the_same_core_counts_as_waiting() -> None:
+    # Ends when the warning comes.
+    program = """if True:
+        import os, sys
+        from rnn_ext.bench.timing import Waiting
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        parent = os.getpid()
+        if os.fork() == 0:
+            while os.getppid() == parent:
+                pass
+            os._exit(0)
+        waiting = Waiting()
+        while not waiting.warning():
+            pass
+        os._exit(0)
+    """
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

@@ -202,7 +202,7 @@ def test_run_json_that_does_not_fit_the_weights_is_damaged(text, tmp_path, capsy
     about["settings"][setting] = 2
     file.write_text(json.dumps(about))
     assert main(["generate", str(tmp_path)]) == 0
-    assert "(run.json is not what was written); using" in capsys.readouterr().err
+    assert "(run.json was changed); using" in capsys.readouterr().err
     # Somebody who signs it as well is told too.
     about.pop("sha256 of the above")
     about["sha256 of the above"] = _digest_of_json(about)
@@ -225,7 +225,7 @@ def test_rejects_the_tokens_of_another_run(text, tmp_path, capsys):
     train(text, out=tmp_path)
     (tmp_path / "tokens.bin").write_bytes(b"\0" * (tmp_path / "tokens.bin").stat().st_size)
     assert resume(tmp_path, steps=20) == 2
-    assert "tokens.bin is not the file that the run began with; remove" in capsys.readouterr().err
+    assert "tokens.bin is not the file that the run started with; remove" in capsys.readouterr().err
     (tmp_path / "tokens.bin").unlink()
     assert resume(tmp_path, steps=20) == 0
 
@@ -257,7 +257,7 @@ def test_missing_tokens_are_not_made_from_another_text(tmp_path, capsys, change)
         text.write_text(changed[change])
     capsys.readouterr()
     assert resume(out, steps=14) == 2
-    assert "the text is no longer what the run began with" in capsys.readouterr().err
+    assert "the text has changed since the run started" in capsys.readouterr().err
     assert not (out / "tokens.bin").exists()
 
 

@@ -181,7 +181,41 @@ def test_ctrl_c_ends_the_command_quietly_with_130():
     assert err == b""
 
 
-def test_reader_that_goes_away_ends_the_command_quietly_with_141():
+@pytest.mark.parametrize(
+    "start",
+    ["runpy.run_module('rnn_ext', run_name='__main__')", "import rnn_ext_command as c; c.main()"],
+    ids=["python -m rnn_ext", "rnn-ext"],
+)
+def test_ctrl_c_during_the_import_of_torch_leaves_no_traceback(start, tmp_path):
+    (tmp_path / "torch.py").write_text(
+        "import time; print('importing', flush=True); time.sleep(60)"
+    )
+    # As `python -m` starts a module, but with SIGINT's handler even where the parent ignores it.
+    program = (
+        "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"sys.argv = ['-m', 'info']; sys.path.insert(0, {str(tmp_path)!r}); {start}"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=pipe, stderr=pipe, env=ENVIRONMENT
+    ) as process:
+        assert process.stdout.readline() == b"importing\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT
+    assert err == b""
+
+
+def test_import_of_the_package_keeps_the_handler_of_ctrl_c():
+    for argv in (["-m"], ["program"]):
+        program = (
+            f"import signal, sys; sys.argv = {argv}; before = signal.getsignal(signal.SIGINT); "
+            "import rnn_ext; assert signal.getsignal(signal.SIGINT) is before"
+        )
+        subprocess.run([sys.executable, "-c", program], check=True, env=ENVIRONMENT)
+
+
+def test_reader_that_ends_ends_the_command_quietly_with_141():
     pipe = subprocess.PIPE
     with subprocess.Popen([*RNN_EXT, "demo"], stdout=pipe, stderr=pipe, env=ENVIRONMENT) as process:
         process.stdout.close()

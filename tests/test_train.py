@@ -330,7 +330,7 @@ def test_loss_that_explodes_stops_the_training(text, tmp_path, capsys):
     assert train(text, out=tmp_path, lr=1e6, steps=100) == 2
     err = capsys.readouterr().err
     assert re.match(
-        r"rnn-ext: the training diverges in step \d+ \(\S+ bits per character; guessing takes 3\.6"
+        r"rnn-ext: the training diverges in step \d+ \(\S+ bits per character; guessing has 3\.6"
         r"\); choose a smaller learning rate\n",
         err,
     )
