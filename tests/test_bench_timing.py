@@ -1,4 +1,4 @@
-"""``rnn-ext bench``: two functions timed in turns, on a clock that the tests move."""
+"""``rnn-ext bench``: two functions timed in alternating rounds, on a clock that the tests move."""
 
 import subprocess
 import sys
@@ -63,7 +63,7 @@ def test_short_calls_are_timed_in_blocks() -> None:
     assert timing.baseline_seconds.median == pytest.approx(
         call, rel=1e-6
     )  # rounding of the fake clock's sums
-    # The last three reads: a block's start, its end, and the look at the budget.
+    # The last three reads: a block's start, its end, and the check of the budget.
     assert reads[-2] - reads[-3] == pytest.approx(MIN_BLOCK_SECONDS, rel=0.02)  # a call either way
 
 
@@ -77,7 +77,7 @@ def test_a_slow_first_call_does_not_shorten_the_blocks() -> None:
         return 1.0 if calls == 1 else MIN_BLOCK_SECONDS / 100
 
     time_pair(clock.takes(seconds), clock.takes(lambda: 1.0), 5.0, clock=clock)
-    # The slow call alone, the one after it alone, then whole blocks.
+    # The slow call alone, the next one alone, then whole blocks.
     assert calls >= 2 + MIN_ROUNDS * 100
 
 
@@ -95,7 +95,7 @@ def test_slow_calls_get_the_fewest_rounds() -> None:
     assert calls == 1 + MIN_ROUNDS, "one call as warm-up used up the time"
 
 
-def test_rounds_go_on_until_the_budget_is_spent() -> None:
+def test_rounds_continue_until_the_budget_is_spent() -> None:
     clock = FakeClock()
     step = clock.takes(lambda: 1.0)
     time_pair(step, step, 100.0, clock=clock)
@@ -141,7 +141,7 @@ def test_a_change_of_speed_and_a_burst_leave_the_ratio_alone() -> None:
 # Cold
 
 
-def test_only_the_call_is_timed_and_other_work_goes_before_each() -> None:
+def test_only_the_call_is_timed_and_other_work_precedes_each() -> None:
     clock = FakeClock()
     order: list[str] = []
 
@@ -206,7 +206,7 @@ def test_other_work_leaves_gradients_and_the_gradient_mode_alone() -> None:
         assert torch.is_grad_enabled()
 
 
-def test_rounds_that_scatter_are_warned_of() -> None:
+def test_warns_of_rounds_that_scatter() -> None:
     steady = Timing.of([(2.0, 1.0), (2.1, 1.0), (1.9, 1.0)])
     wild = Timing.of([(2.0, 1.0), (9.0, 1.0), (1.0, 1.0), (5.0, 1.0)])
     assert (
@@ -219,7 +219,7 @@ def test_rounds_that_scatter_are_warned_of() -> None:
 
 
 @pytest.mark.parametrize(("waited", "is_warned"), [(0.0, False), (1.4, False), (1.6, True)])
-def test_threads_that_wait_for_a_core_are_warned_of(
+def test_warns_of_threads_that_wait_for_a_core(
     waited: float, is_warned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = iter([50.0, 60.0])

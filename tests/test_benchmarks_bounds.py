@@ -1,4 +1,4 @@
-"""The bound of a call: arithmetic on limits that are given, and that they can be measured."""
+"""The bound of a call, for given limits; and the measuring of limits."""
 
 from dataclasses import replace
 from math import inf
@@ -31,14 +31,14 @@ def calls(
     }
 
 
-# A machine that does everything in no time.
+# A machine that needs no time for anything.
 FREE = Limits(1, inf, (Level("memory", None, inf),), 0.0, 0.0, calls()["calls"], ())
 TEAM = replace(FREE, members=4)
 SLOW = replace(FREE, flop_rate=1.0)
 MEMORY = (Level("L1", 1000, 1e9), Level("L2", 3000, 1e8), Level("memory", None, 1e7))
 
 
-def test_each_level_is_read_for_as_much_as_it_holds() -> None:
+def test_each_level_serves_as_many_bytes_as_it_holds() -> None:
     read = replace(FREE, levels=MEMORY).read_seconds
     assert read(500) == pytest.approx(500e-9)
     assert read(1000) == pytest.approx(1e-6)
@@ -114,14 +114,14 @@ def test_threads_may_share_rows_and_columns() -> None:
     assert found.seconds == pytest.approx(case.flops("forward") / 4e6)
 
 
-def test_a_team_is_not_called_up_where_one_thread_is_sooner() -> None:
+def test_a_team_is_not_used_where_one_thread_is_faster() -> None:
     case = Case(7, 2, 4, 8)
     alone = replace(FREE, flop_rate=1e9)
     found = bound(case, "forward", alone, replace(TEAM, fork_join_seconds=1.0))
     assert (found.split, found.limit) == ((1, 1), "flops")
 
 
-def test_every_layer_and_pass_calls_up_a_team() -> None:
+def test_every_layer_and_pass_starts_a_team() -> None:
     team = replace(TEAM, fork_join_seconds=0.5)
     case = Case(7, 4, 4, 8, num_layers=3, bidirectional=True)
     assert bound(case, "forward", SLOW, team).seconds == pytest.approx(3 * 0.5)
@@ -147,7 +147,7 @@ def test_steps_wait_for_the_step_before() -> None:
     assert bound(layers, "forward", alone, alone).seconds == 1 + 2 * 10 * 2
 
 
-def test_what_goes_on_at_the_same_time_takes_as_long_as_the_longest() -> None:
+def test_simultaneous_costs_take_as_long_as_the_longest() -> None:
     alone = replace(FREE, flop_rate=1e9, levels=MEMORY, **calls(forward_step=1e-6))
     case = Case(10, 1, 0, 8)
     flops, weights = 2 * 8 * 8 / 1e9, alone.read_seconds(4 * 8 * 8)
@@ -237,10 +237,10 @@ def test_limits_are_those_of_the_cases(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("caches", "threads", "sizes"),
     [
-        # Half of what a core has, at most eight times the level before, and beyond all of them.
+        # Half of a core's share, at most eight times the previous level; memory: beyond all levels.
         ([(1, 32, 1), (2, 1024, 1), (3, 32768, 8)], 1, [16, 256, 8192, 131072]),
         ([(1, 32, 1), (2, 1024, 1), (3, 32768, 8)], 8, [16, 256, 2048, 16384]),
-        # A share that the level before holds.
+        # A share that fits into the previous level.
         ([(1, 48, 1), (2, 2048, 1), (3, 32768, 16)], 16, [24, 384, 1024, 8192]),
         # Twice as many threads as share the last level have two of it.
         ([(1, 32, 1), (2, 512, 2)], 4, [16, 128, 1024]),

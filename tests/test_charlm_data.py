@@ -1,4 +1,4 @@
-"""Text files to vocabulary, tokens and what each step reads."""
+"""Text files become a vocabulary, tokens, and the inputs of each step."""
 
 import codecs
 
@@ -39,7 +39,7 @@ def test_byte_order_mark_is_not_part_of_the_text(tokenize):
     assert vocabulary.decode(tokens) == "abcd"
 
 
-def test_text_is_read_in_pieces(tokenize, monkeypatch):
+def test_text_is_read_in_chunks(tokenize, monkeypatch):
     text = "".join(chr(c) for c in range(0x20, 0x600)) + "🎈" * 5
     whole = tokenize(text)[1].clone()
     monkeypatch.setattr(corpus, "_CHUNK", 333)
@@ -127,7 +127,7 @@ def test_rejects_tokens_that_do_not_match_the_run(tmp_path, damage):
         facts.map(file)
 
 
-def test_streams_carry_on_where_the_step_before_ended():
+def test_streams_continue_where_the_previous_step_ended():
     tokens = torch.arange(50)
     streams = Streams(tokens, 3, 4, slice(None))
     first, second = streams.read(1), streams.read(2)
@@ -136,7 +136,7 @@ def test_streams_carry_on_where_the_step_before_ended():
     assert torch.equal(second[0][0], first[1][-1])
 
 
-def test_streams_go_round_and_any_step_can_be_read_by_itself():
+def test_streams_wrap_around_and_any_step_can_be_read_alone():
     tokens = torch.arange(7)
     inputs, targets = Streams(tokens, 2, 5, slice(None)).read(1000)
     assert inputs[:, 0].tolist() == [(999 * 5 + i) % 7 for i in range(5)]
@@ -173,7 +173,7 @@ def test_byte_order_mark_selects_the_encoding(tokenize, encoding):
     assert vocabulary.decode(tokens) == TEXT
 
 
-def test_big_endian_mark_is_understood(tokenize):
+def test_big_endian_mark_is_recognized(tokenize):
     vocabulary, tokens = tokenize(codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"))
     assert vocabulary.decode(tokens) == TEXT
 
@@ -185,13 +185,13 @@ def test_encoding_can_be_named(tokenize, encoding, text):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "utf-16"])
-def test_characters_may_lie_across_two_pieces(tokenize, monkeypatch, encoding):
+def test_characters_may_span_two_chunks(tokenize, monkeypatch, encoding):
     monkeypatch.setattr(corpus, "_CHUNK", 3)
     vocabulary, tokens = tokenize(TEXT.encode(encoding), encoding=encoding)
     assert vocabulary.decode(tokens) == TEXT
 
 
-def test_place_of_a_bad_byte_counts_all_pieces(tokenize, monkeypatch):
+def test_offset_of_a_bad_byte_counts_all_chunks(tokenize, monkeypatch):
     monkeypatch.setattr(corpus, "_CHUNK", 3)
     with pytest.raises(CharLMError, match="byte 0xff at offset 9, in line 3"):
         tokenize("a\n春\nbcd".encode() + b"\xff")
