@@ -196,8 +196,8 @@ def test_long_calls_are_not_timed_cold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing_module, "time_pair_cold", lambda *_, **__: hot(2.0))
     for seconds, cold in ((LONGEST_COLD_SECONDS / 2, hot(2.0)), (2 * LONGEST_COLD_SECONDS, None)):
         monkeypatch.setattr(timing_module, "time_pair", lambda *_, s=seconds: hot(s))
-        found = time_hot_and_cold(lambda: None, lambda: None, 1.0)
-        assert (found.hot, found.cold) == (hot(seconds), cold)
+        result = time_hot_and_cold(lambda: None, lambda: None, 1.0)
+        assert (result.hot, result.cold) == (hot(seconds), cold)
 
 
 def test_other_work_leaves_gradients_and_the_gradient_mode_alone() -> None:

@@ -158,8 +158,8 @@ def test_report_names_device_precision_limits_and_kernels(
         ("667 ns", "torch", "2.00"),
     ]
     assert not [title for title in titles if "cold" in title]
-    found = json.loads(file.read_text())
-    assert found["machine"]["gpu"].items() >= {"name": "Fast 9000", "tf32": True}.items()
+    result = json.loads(file.read_text())
+    assert result["machine"]["gpu"].items() >= {"name": "Fast 9000", "tf32": True}.items()
     assert main(["show", str(file)]) == 0
     assert capsys.readouterr().out == report
 

@@ -80,11 +80,11 @@ def test_peak_counts_memory_that_reuses_freed_blocks() -> None:
 def test_memory_of_a_call_is_measured_in_another_process() -> None:
     case = Case(64, 32, 1, 512)
     output = 64 * 32 * 512 * 4
-    found = measure_memory(case, "training", "rnn_ext", 1)
-    assert found.saved == output
+    result = measure_memory(case, "training", "rnn_ext", 1)
+    assert result.saved == output
     # Output and the gradient of W_hh at the least; scratch memory is less than another output.
-    assert output + 512 * 512 * 4 <= found.peak + PEAK_ERROR
-    assert found.peak <= 2 * output + 512 * 512 * 4 + PEAK_ERROR
+    assert output + 512 * 512 * 4 <= result.peak + PEAK_ERROR
+    assert result.peak <= 2 * output + 512 * 512 * 4 + PEAK_ERROR
 
 
 def test_memory_is_measured_for_each_cell_mode_and_library(

@@ -153,15 +153,15 @@ def test_shares_of_the_streams_are_columns_of_all():
 @pytest.mark.parametrize(("length", "count", "seq_len"), [(23, 3, 3), (2, 8, 5), (41, 4, 100)])
 def test_windows_predict_every_character_but_the_first_of_a_stream(length, count, seq_len):
     tokens = torch.arange(length)
-    found = windows(tokens, count, seq_len)
+    result = windows(tokens, count, seq_len)
     streams = min(count, length // 2)
     each = length // streams
-    targets = torch.cat([targets for _, targets in found])
+    targets = torch.cat([targets for _, targets in result])
     assert targets.t().tolist() == [
         list(range(s * each + 1, (s + 1) * each)) for s in range(streams)
     ]
-    assert all(torch.equal(inputs + 1, targets) for inputs, targets in found)
-    assert all(len(inputs) <= seq_len for inputs, _ in found)
+    assert all(torch.equal(inputs + 1, targets) for inputs, targets in result)
+    assert all(len(inputs) <= seq_len for inputs, _ in result)
 
 
 TEXT = "Größe\n春眠\n"

@@ -250,9 +250,9 @@ def test_tangent_recurrence(
 ) -> None:
     case = replace(case, dtype=dtype, nonlinearity=nonlinearity, has_hx=has_hx)
     operands = tangent_operands(case)
-    found = run_tangent(case, operands, reverse)
-    assert worst_error([found], [expected_tangent(operands, reverse)]) <= PRECISION[dtype]
-    assert_same_bits([run_tangent(case, operands, reverse, "shuffled")], [found])
+    result = run_tangent(case, operands, reverse)
+    assert worst_error([result], [expected_tangent(operands, reverse)]) <= PRECISION[dtype]
+    assert_same_bits([run_tangent(case, operands, reverse, "shuffled")], [result])
 
 
 @pytest.mark.parametrize("case", KINDS[::2], ids=str)
@@ -264,14 +264,14 @@ def test_tangent_recurrence_reads_any_layout(case: Case) -> None:
         [m.t().contiguous().t() for m in matrices],
         *rest,
     ]
-    found = run_tangent(case, strided)
-    assert worst_error([found], [expected_tangent(operands)]) <= PRECISION[case.dtype]
+    result = run_tangent(case, strided)
+    assert worst_error([result], [expected_tangent(operands)]) <= PRECISION[case.dtype]
 
 
 def test_tangent_recurrence_of_an_empty_batch() -> None:
     case = replace(KINDS[0], batch=0)
-    found = run_tangent(case, tangent_operands(case))
-    assert found.shape == (case.seq_len, 0, 2 * case.hidden_size)
+    result = run_tangent(case, tangent_operands(case))
+    assert result.shape == (case.seq_len, 0, 2 * case.hidden_size)
 
 
 @pytest.mark.parametrize("order", ["reversed", "shuffled"])
@@ -325,8 +325,8 @@ def test_only_the_wanted_gradients_are_returned_and_have_the_same_bits(case: Cas
     _, _, *everything = run(case, tensors, upstream)
     for wanted in range(len(everything)):
         mask = [i == wanted for i in range(len(everything))]
-        _, _, *found = run(case, tensors, upstream, mask=mask)
-        assert_same_bits(found, [everything[wanted]])
+        _, _, *result = run(case, tensors, upstream, mask=mask)
+        assert_same_bits(result, [everything[wanted]])
 
 
 @pytest.mark.parametrize("case", [KINDS[0], KINDS[2]], ids=str)
@@ -367,11 +367,11 @@ def test_cell_gives_the_bits_of_a_layer_of_one_step(case: Case, has_hx: bool) ->
     mask = [True, has_hx, *[True] * len(tensors.weights)]
     with emulation.device("identity", case.multiprocessors, case.shared_bytes):
         h = emulation.OPS._cell_forward(x, hx, tensors.weights, case.nonlinearity)
-        found = emulation.OPS._cell_backward(
+        result = emulation.OPS._cell_backward(
             for_output[0], x, hx, tensors.weights, h, case.nonlinearity, mask
         )
     states = 1 + has_hx
-    assert_same_bits([h, *found], [output[0], *(g[0] for g in grads[:states]), *grads[states:]])
+    assert_same_bits([h, *result], [output[0], *(g[0] for g in grads[:states]), *grads[states:]])
 
 
 @pytest.mark.parametrize("case", KINDS[::2], ids=str)

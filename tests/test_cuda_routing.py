@@ -162,7 +162,7 @@ def test_auto_treats_a_cell_as_a_layer_of_one_step() -> None:
     assert "torch's own op" in rnn_ext.explain(cell, tensor(MOST_ROWS + 1, 17))
 
 
-LONG = "cuDNN takes no sequence of more than 65535 steps"
+LONG = "cuDNN does not support sequences of more than 65535 steps"
 
 
 @pytest.mark.usefixtures("h100")
@@ -197,7 +197,7 @@ def test_auto_takes_calls_where_deterministic_algorithms_are_asked_for() -> None
         assert_ours(
             layer(300),
             tensor(2, 1, 17),
-            "deterministic algorithms are asked for, and cuDNN promises none",
+            "deterministic algorithms are requested, and cuDNN promises none",
         )
     finally:
         torch.use_deterministic_algorithms(False)

@@ -268,9 +268,9 @@ def test_transforms_inside_torch_compile_are_right(name: str) -> None:
     }
     torch._dynamo.reset()
     graph = torch.compile(functions[name], fullgraph=True, backend="eager")
-    found = graph(x)
-    assert found.any()
-    assert_close_fp64([found], [functions[name](x)])
+    result = graph(x)
+    assert result.any()
+    assert_close_fp64([result], [functions[name](x)])
 
 
 def test_an_empty_batch_under_vmap() -> None:

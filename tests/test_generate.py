@@ -40,9 +40,9 @@ def step_by_step(model, vocabulary, prompt, length):
 
 @pytest.mark.parametrize("prompt", ["a", "hgfedcba"])
 def test_greedy_takes_the_likeliest_character_every_time(model, vocabulary, prompt):
-    found = text_of(model, vocabulary, prompt, 40, temperature=0)
-    assert found == step_by_step(model, vocabulary, prompt, 40)
-    assert len(set(found)) > 1
+    actual = text_of(model, vocabulary, prompt, 40, temperature=0)
+    assert actual == step_by_step(model, vocabulary, prompt, 40)
+    assert len(set(actual)) > 1
 
 
 def test_seed_decides_what_is_drawn(model, vocabulary):
@@ -60,8 +60,8 @@ def test_characters_are_drawn_as_often_as_the_model_says(vocabulary):
         model.linear.bias.copy_(torch.tensor([3.0, 2, 2, 1, 0, 0, -1, -20]))
     for temperature in (0.5, 1.0, 2.0):
         odds = (model.linear.bias / temperature).softmax(0)
-        found = vocabulary.encode(text_of(model, vocabulary, "a", 4000, temperature=temperature))
-        frequency = torch.bincount(found, minlength=len(LETTERS)) / 4000
+        actual = vocabulary.encode(text_of(model, vocabulary, "a", 4000, temperature=temperature))
+        frequency = torch.bincount(actual, minlength=len(LETTERS)) / 4000
         # Four standard deviations of a share among 4000 draws, at most.
         assert (frequency - odds).abs().max() < 4 * 0.5 / 4000**0.5
 

@@ -84,9 +84,9 @@ def state_assigned(module: Any, x: Tensor) -> Any:
 
 def partly_loaded(module: Any, x: Tensor) -> Any:
     state = {recurrent(module): torch.full((4, 4), 0.1), "unknown": torch.ones(1)}
-    found = module.load_state_dict(state, strict=False)
-    assert found.unexpected_keys == ["unknown"]
-    assert len(found.missing_keys) == len(module.state_dict()) - 1
+    result = module.load_state_dict(state, strict=False)
+    assert result.unexpected_keys == ["unknown"]
+    assert len(result.missing_keys) == len(module.state_dict()) - 1
     return results(module, x)
 
 

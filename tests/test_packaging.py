@@ -146,8 +146,8 @@ def test_spilled_registers_are_found_in_the_compilers_report() -> None:
         "ptxas info    : Used 64 registers\n"
     )
     text = report.format("clean", 0, 0) + report.format("local_array", 64, 0)
-    found = cuda_build.faults(text + report.format("spilling", 8, 8))
-    assert [fault.split()[0] for fault in found] == ["local_array", "spilling"]
+    result = cuda_build.faults(text + report.format("spilling", 8, 8))
+    assert [fault.split()[0] for fault in result] == ["local_array", "spilling"]
 
 
 @pytest.fixture

@@ -54,9 +54,9 @@ OF_PYTHON = {
 def test_every_name_of_torchs_classes_is_decided(
     classes: tuple[type[nn.Module], ...], names: dict[str, str]
 ) -> None:
-    found = {name for cls in classes for name in (*vars(cls), *cls.__annotations__)}
-    found |= vars(classes[-1](3, 4)).keys() - vars(nn.Module()).keys()  # type: ignore[call-arg]
-    assert found - OF_PYTHON == set(" ".join(names).split())
+    actual = {name for cls in classes for name in (*vars(cls), *cls.__annotations__)}
+    actual |= vars(classes[-1](3, 4)).keys() - vars(nn.Module()).keys()  # type: ignore[call-arg]
+    assert actual - OF_PYTHON == set(" ".join(names).split())
 
 
 X = torch.randn(5, 2, 3, dtype=torch.float64)

@@ -160,7 +160,7 @@ def test_example_swaps_every_model_and_prints_the_same_losses(
     _, _, *rows = capsys.readouterr().out.splitlines()
     number = r"\s+(-?\d+\.\d+)"
     row = re.compile(rf"(\S.*?){number}{number}{number} ms{number} ms{number}x")
-    found = [row.fullmatch(line) for line in rows]
-    assert [match and match[1] for match in found] == list(MODELS)
+    actual = [row.fullmatch(line) for line in rows]
+    assert [match and match[1] for match in actual] == list(MODELS)
     # Four decimals are printed; in two steps rounding reaches the seventh.
-    assert all(match and match[2] == match[3] for match in found)
+    assert all(match and match[2] == match[3] for match in actual)

@@ -85,8 +85,8 @@ def test_error_in_float32_is_that_of_nn_rnn():
     tokens, hx = torch.randint(40, (100, 16)), torch.randn(2, 16, 129)
     expected = results(exact, tokens, hx.double())
     errors = [
-        torch.stack([(a - b).norm() for a, b in zip(found, expected, strict=True)])
-        for found in (results(ours, tokens, hx), results(theirs, tokens, hx))
+        torch.stack([(a - b).norm() for a, b in zip(actual, expected, strict=True)])
+        for actual in (results(ours, tokens, hx), results(theirs, tokens, hx))
     ]
     # The bound that holds for the RNN itself.
     assert (errors[0] / errors[1]).log().mean().exp() < 1.25

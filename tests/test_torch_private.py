@@ -143,8 +143,8 @@ def test_the_weights_of_a_module_are_found_without_its_private_list() -> None:
     expected = torch_private.flat_weights(module)
     assert len(expected) == 16
     del module._flat_weights_names
-    found = torch_private.flat_weights(module)
-    assert [id(w) for w in found] == [id(w) for w in expected]
+    actual = torch_private.flat_weights(module)
+    assert [id(w) for w in actual] == [id(w) for w in expected]
 
 
 def test_weights_are_made_known_to_torchs_op_without_its_private_method() -> None:
