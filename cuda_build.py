@@ -114,10 +114,10 @@ def find_toolkit(compiler: str) -> Toolkit:
     codes = _run(nvcc, "--list-gpu-code")
     known = tuple(re.findall(r"sm_(\d+[a-z]?)", codes))
     settings = _run(nvcc, "--dryrun", "-c", str(KERNELS[0]))
-    found = re.search(r"^#\$ TOP=(.*)$", settings, re.MULTILINE)
-    if found is None:
+    match = re.search(r"^#\$ TOP=(.*)$", settings, re.MULTILINE)
+    if match is None:
         raise UnusableError(f"{nvcc} does not tell where its toolkit is")
-    top = Path(found[1])
+    top = Path(match[1])
     toolkit = Toolkit(
         nvcc,
         compiler,
@@ -154,8 +154,8 @@ def architectures(wanted: str | None, known: tuple[str, ...]) -> tuple[str, ...]
 
 
 def _first(top: Path, *names: str) -> Path:
-    found = [path for name in names for path in (*top.glob(f"targets/*/{name}"), top / name)]
-    for path in found:
+    candidates = [path for name in names for path in (*top.glob(f"targets/*/{name}"), top / name)]
+    for path in candidates:
         if path.is_file():
             return path
     raise UnusableError(f"the CUDA toolkit in {top} has no {names[-1]}")
@@ -188,7 +188,7 @@ def check(toolkit: Toolkit, jobs: int) -> list[str]:
 
     work = [(source, arch) for source in KERNELS for arch in toolkit.archs]
     with ThreadPoolExecutor(jobs) as pool:
-        return [fault for found in pool.map(check_one, work) for fault in found]
+        return [fault for faults in pool.map(check_one, work) for fault in faults]
 
 
 def faults(report: str) -> list[str]:
@@ -207,11 +207,12 @@ def main() -> int:
     except UnusableError as error:
         print(f"no .cu file was compiled: {error}")
         return 0
-    found = check(toolkit, int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1))
+    errors = check(toolkit, int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1))
     print(
-        "\n".join(found) or f"nvcc compiled {len(KERNELS)} .cu files for {', '.join(toolkit.archs)}"
+        "\n".join(errors)
+        or f"nvcc compiled {len(KERNELS)} .cu files for {', '.join(toolkit.archs)}"
     )
-    return bool(found)
+    return bool(errors)
 
 
 if __name__ == "__main__":

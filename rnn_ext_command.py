@@ -1,7 +1,7 @@
 """The console script ``rnn-ext``.
 
 Importing torch takes a second or more, in which Ctrl-C would end in a traceback from within it.
-This module is outside the package, so that it runs before the import.
+This module is outside the package, so it runs before the import.
 """
 
 import signal
@@ -14,7 +14,7 @@ def main() -> int:
     """Runs the command line of this process and returns the exit code."""
     handler = signal.getsignal(signal.SIGINT)
     if handler is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends the process without a word
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends the process silently
     from rnn_ext.cli import main as run
 
     signal.signal(signal.SIGINT, handler)

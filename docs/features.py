@@ -109,8 +109,8 @@ def check(condition: bool) -> None:
         raise AssertionError
 
 
-def same(found: Any, expected: Any, **tolerance: float) -> None:
-    torch.testing.assert_close(found, expected, **tolerance)
+def same(actual: Any, expected: Any, **tolerance: float) -> None:
+    torch.testing.assert_close(actual, expected, **tolerance)
 
 
 def gradients(module: nn.Module, x: Tensor = X) -> list[Tensor]:
@@ -402,13 +402,13 @@ def _(modules: Modules) -> None:
 
     module = Output(modules, 2, dropout=0.5)
     for reentrant in (False, True):
-        found = []
+        actual = []
         for run in (module, lambda x: checkpoint(module, x, use_reentrant=reentrant)):  # noqa: B023
             torch.manual_seed(0)
             x = X.clone().requires_grad_()
             run(x).square().sum().backward()
-            found.append(x.grad)
-        same(*found)
+            actual.append(x.grad)
+        same(*actual)
 
 
 @case("Derivatives", "selective checkpointing")
@@ -451,10 +451,10 @@ def _(modules: Modules) -> None:
 def _(modules: Modules) -> None:
     module = Output(modules)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t.numpy(), torch.from_numpy):
-        found = [gradients(module)]
+        actual = [gradients(module)]
     with torch.autograd.graph.save_on_cpu():
-        found.append(gradients(module))
-    same(found, [gradients(module)] * 2)
+        actual.append(gradients(module))
+    same(actual, [gradients(module)] * 2)
 
 
 @case("Derivatives", "`allow_mutation_on_saved_tensors`")
@@ -464,24 +464,24 @@ def _(modules: Modules) -> None:
         x = X.clone()
         loss = module(x).square().sum()
         x.zero_()
-        found = torch.autograd.grad(loss, list(module.parameters()))
-    same(list(found), gradients(module))
+        actual = torch.autograd.grad(loss, list(module.parameters()))
+    same(list(actual), gradients(module))
 
 
 @case("Derivatives", "`detect_anomaly`")
 def _(modules: Modules) -> None:
     module = Output(modules)
     with torch.autograd.detect_anomaly(check_nan=True):
-        found = gradients(module)
-    same(found, gradients(module))
+        actual = gradients(module)
+    same(actual, gradients(module))
 
 
 @case("Derivatives", "the output changed in place before backward")
 def _(modules: Modules) -> None:
     module = Output(modules)
     loss = module(X).mul_(2).square().sum()
-    found = torch.autograd.grad(loss, list(module.parameters()))
-    same(list(found), [4 * g for g in gradients(module)])
+    actual = torch.autograd.grad(loss, list(module.parameters()))
+    same(list(actual), [4 * g for g in gradients(module)])
 
 
 @case(
@@ -494,8 +494,8 @@ def _(modules: Modules) -> None:
     output = module(X)
     loss = output.sum()
     output.detach().numpy()[:] = 7
-    found = torch.autograd.grad(loss, list(module.parameters()))
-    same(list(found), list(torch.autograd.grad(module(X).sum(), list(module.parameters()))))
+    actual = torch.autograd.grad(loss, list(module.parameters()))
+    same(list(actual), list(torch.autograd.grad(module(X).sum(), list(module.parameters()))))
 
 
 @case("Derivatives", "`output.detach_()` with `batch_first=True`")
@@ -507,8 +507,8 @@ def _(modules: Modules) -> None:
 def _(modules: Modules) -> None:
     module = Output(modules)
     with torch.inference_mode():
-        found = module(X)
-    same(found.clone(), module(X).detach())
+        actual = module(X)
+    same(actual.clone(), module(X).detach())
 
 
 @case("Derivatives", "`torch.func`: `jvp`, `vjp`, `jacrev`, `jacfwd`")
@@ -547,8 +547,8 @@ def _(modules: Modules) -> None:
     members = [Output(modules) for _ in range(3)]
     weights, _ = torch.func.stack_module_state(members)
     _, run = functional(members[0])
-    found = torch.func.vmap(run, (0, None))(weights, X)
-    same(found, torch.stack([member(X) for member in members]))
+    actual = torch.func.vmap(run, (0, None))(weights, X)
+    same(actual, torch.stack([member(X) for member in members]))
 
 
 @case("Derivatives", "per-sample gradients: `vmap` of `grad`")
@@ -556,8 +556,8 @@ def _(modules: Modules) -> None:
     module = Output(modules)
     weights, run = functional(module)
     gradient = torch.func.grad(lambda w, x: run(w, x[:, None]).square().sum())
-    found = torch.func.vmap(gradient, (None, 1))(weights, X)
-    same([g[0] for g in found.values()], gradients(module, X[:, :1]))
+    actual = torch.func.vmap(gradient, (None, 1))(weights, X)
+    same([g[0] for g in actual.values()], gradients(module, X[:, :1]))
 
 
 @case("Derivatives", "`torch.func.functionalize`", "a loop over time steps")
@@ -569,8 +569,8 @@ def _(modules: Modules) -> None:
 @case("Derivatives", "in-place change of the output under `torch.func.grad`")
 def _(modules: Modules) -> None:
     module = Output(modules)
-    found = torch.func.grad(lambda x: module(x).mul_(2).sum())(X)
-    same(found, torch.func.grad(lambda x: 2 * module(x).sum())(X))
+    actual = torch.func.grad(lambda x: module(x).mul_(2).sum())(X)
+    same(actual, torch.func.grad(lambda x: 2 * module(x).sum())(X))
 
 
 # Modules ------------------------------------------------------------------------------------------
@@ -809,9 +809,9 @@ def _(modules: Modules) -> None:
 def _(modules: Modules) -> None:
     module = Output(modules)
     with torch.autocast("cpu", torch.bfloat16):
-        found = module(X)
-    check(found.dtype == torch.bfloat16)
-    same(found.float(), module(X), atol=0.03, rtol=0)  # as above
+        actual = module(X)
+    check(actual.dtype == torch.bfloat16)
+    same(actual.float(), module(X), atol=0.03, rtol=0)  # as above
 
 
 @case("Tensors and modes", "complex tensors", "torch's own op")
@@ -841,9 +841,9 @@ def _(modules: Modules) -> None:
         pass
 
     module = Output(modules)
-    found = module(X.as_subclass(Own))
-    check(type(found) is Own)
-    same(found.as_subclass(Tensor), module(X))
+    actual = module(X.as_subclass(Own))
+    check(type(actual) is Own)
+    same(actual.as_subclass(Tensor), module(X))
 
 
 @case("Tensors and modes", "`FakeTensorMode`")
@@ -874,8 +874,8 @@ def _(modules: Modules) -> None:
     expected = gradients(module)
     for mode in (Functions(), Operations()):
         with mode:
-            found = gradients(module)
-        same(found, expected)
+            actual = gradients(module)
+        same(actual, expected)
 
 
 @case("Tensors and modes", "`FlopCounterMode`")
@@ -906,22 +906,22 @@ def _(modules: Modules) -> None:
     module = Output(modules)
     torch.use_deterministic_algorithms(True)
     try:
-        found = [gradients(module) for _ in range(2)]
+        actual = [gradients(module) for _ in range(2)]
     finally:
         torch.use_deterministic_algorithms(False)
-    same(*found, atol=0, rtol=0)
+    same(*actual, atol=0, rtol=0)
 
 
 @case("Tensors and modes", "calls from several threads")
 def _(modules: Modules) -> None:
     module = Output(modules)
-    found: list[list[Tensor]] = []
-    threads = [threading.Thread(target=lambda: found.append(gradients(module))) for _ in range(4)]
+    actual: list[list[Tensor]] = []
+    threads = [threading.Thread(target=lambda: actual.append(gradients(module))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    same(found, [gradients(module)] * 4)
+    same(actual, [gradients(module)] * 4)
 
 
 @case("Tensors and modes", "`PackedSequence`, unsorted")
@@ -940,8 +940,8 @@ def _(modules: Modules) -> None:
 def _(modules: Modules) -> None:
     module = Output(modules)
     with one_process():
-        found = gradients(nn.parallel.DistributedDataParallel(module))
-    same(found, gradients(module))
+        actual = gradients(nn.parallel.DistributedDataParallel(module))
+    same(actual, gradients(module))
 
 
 @case("Distributed and libraries", "`fully_shard` (FSDP2)")
@@ -1020,9 +1020,9 @@ def _(modules: Modules) -> None:
     with one_process():
         mesh = dist.init_device_mesh("cpu", (1,))
         distribute_module(rnn, mesh)
-        found, _ = rnn(distribute_tensor(X, mesh), distribute_tensor(H0, mesh))
-        same(found.full_tensor().detach(), expected)
-        found.full_tensor().sum().backward()
+        actual, _ = rnn(distribute_tensor(X, mesh), distribute_tensor(H0, mesh))
+        same(actual.full_tensor().detach(), expected)
+        actual.full_tensor().sum().backward()
 
 
 @case("Distributed and libraries", "`share_memory`")

@@ -1,6 +1,15 @@
 """Fast plain (Elman) RNNs for PyTorch: a drop-in for ``torch.nn.RNN`` on fused kernels."""
 
-from . import _extension
+import signal
+import sys
+
+# `python -m rnn_ext` runs this file before `__main__`. Importing torch takes a second or more, in
+# which Ctrl-C would end in a traceback from within it, as in `rnn_ext_command`.
+_handler = signal.getsignal(signal.SIGINT) if sys.argv[:1] == ["-m"] else None
+if _handler is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+from . import _extension  # noqa: E402
 
 _C = _extension.load()
 
@@ -41,3 +50,6 @@ __version__: str = _C.build_info()["version"]
 
 # A team of threads meets at barriers, so its members must run at the same time.
 _C.set_pool_is_concurrent(uses_openmp())
+
+if _handler is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _handler)

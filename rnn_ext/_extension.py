@@ -29,9 +29,9 @@ def load() -> ModuleType:
     """Import and return `rnn_ext._C`.
 
     Raises:
-        ImportError: if torch is older than 2.10, if no binary for this Python and machine lies in
-            the package, if the binary does not load, or if it was built from other sources than
-            those beside the package.
+        ImportError: torch is older than 2.10, the package has no binary for this Python and
+            machine, the binary does not load, or it was built from other sources than those in
+            the source tree.
     """
     release = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if release < (2, 10):
@@ -46,7 +46,7 @@ def load() -> ModuleType:
             raise
         raise ImportError(_missing()) from None
     except ImportError as error:
-        # The dynamic loader's errors carry a path; what `_C` itself reports speaks for itself.
+        # Errors of the dynamic loader have a path; those of `_C` itself need no explanation.
         if error.path is None:
             raise
         raise ImportError(
@@ -60,9 +60,9 @@ def load() -> ModuleType:
 
 
 def load_node() -> ModuleType | None:
-    """Import and return the autograd node in C++; None where none was built for this torch release.
+    """Import and return the autograd node in C++; None if none was built for this torch release.
 
-    It is left out as well where RNN_EXT_NODE is 0, which is for finding out what it gains.
+    RNN_EXT_NODE=0 leaves it out as well, to measure what it gains.
     """
     name = f"{__package__}.{node_name(torch.__version__)}"
     if os.environ.get("RNN_EXT_NODE") == "0" or importlib.util.find_spec(name) is None:

@@ -13,12 +13,12 @@ __all__ = ["EmbeddingRNN"]
 
 
 class EmbeddingRNN(nn.Module):
-    """An embedding followed by an Elman RNN, for less work than the two modules one by one.
+    """An embedding followed by an Elman RNN, with less work than the two modules one by one.
 
     Returns what ``rnn(embedding(tokens), hx)`` does, up to rounding. There are only V different
-    tokens, so the first layer computes W_ih E + b for these and looks the results up; backward adds
-    up the gradients of equal tokens before it multiplies. :func:`rnn_ext.functional.embedding_rnn`
-    lists the calls that this serves, and :func:`rnn_ext.explain` says whether it serves a call.
+    tokens, so the first layer computes W_ih E + b for these and looks the results up; backward sums
+    the gradients of equal tokens before it multiplies. :func:`rnn_ext.functional.embedding_rnn`
+    lists the calls that are computed so, and :func:`rnn_ext.explain` says whether a call is.
 
     Args:
         num_embeddings: size V of the vocabulary.
@@ -43,8 +43,8 @@ class EmbeddingRNN(nn.Module):
 
     Attributes:
         embedding: the :class:`torch.nn.Embedding`.
-        rnn: the :class:`rnn_ext.RNN`. Both hold parameters, initialized in this order; their own
-            ``forward``, and with it hooks on them, is not called.
+        rnn: the :class:`rnn_ext.RNN`. Both hold parameters, initialized in this order; their
+            ``forward`` is not called, and neither are hooks on them.
 
     Raises:
         ValueError: an argument's shape, dtype, device or value does not fit the others.

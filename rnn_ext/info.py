@@ -1,4 +1,4 @@
-"""What this build is, and which way a call goes."""
+"""Facts about the build, and the path that a call takes."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def release_scratch() -> int:
 def route_of(
     module: RNN | RNNCell, input: Tensor | PackedSequence, hx: Tensor | None = None
 ) -> Route:
-    """Chooses how ``module(input, hx)`` goes; runs nothing."""
+    """Returns the route of ``module(input, hx)``; runs nothing."""
     return dispatch.route(module._call(input, hx))
 
 
 def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Tensor | None = None) -> str:
-    """Says in one line how ``module(input, hx)`` goes, and why.
+    """Says in one line which path ``module(input, hx)`` takes, and why.
 
     Args:
         module: an RNN, RNNCell, EmbeddingRNN, Recurrent or RecurrentCell of this package;

@@ -1,8 +1,8 @@
-"""A layer as the standard ONNX operator ``RNN``, for ``torch.onnx.export(..., dynamo=True)``.
+"""Exports a layer as the ONNX operator ``RNN``, for ``torch.onnx.export(..., dynamo=True)``.
 
-A model needs nothing of this module: its layers put the operator into the graph as they are
-exported. An :class:`~torch.export.ExportedProgram` that exists already holds this package's op
-instead, for which :func:`translation_table` is.
+To export a model, nothing from this module is needed: its layers add the operator to the graph. An
+existing :class:`~torch.export.ExportedProgram` contains this package's op instead; pass
+:func:`translation_table` to export it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def rnn_layer(
     nonlinearity: str,
     bidirectional: bool,
 ) -> tuple[Tensor, Tensor]:
-    """``torch.ops.rnn_ext.rnn_forward`` as ``torch.onnx.export`` records it; never packed."""
+    """Adds the operator for ``torch.ops.rnn_ext.rnn_forward`` to the graph; never packed."""
     assert batch_sizes is None
     w_ih, w_hh, *biases = (torch.stack(group) for group in _by_parameter(weights, bidirectional))
     steps, batch = input.shape[:2]
@@ -77,13 +77,13 @@ def rnn_layer(
         _attributes(nonlinearity, bidirectional, hidden_size),
         dtypes=(input.dtype, input.dtype),
         shapes=((steps, directions, batch, hidden_size), (directions, batch, hidden_size)),
-        version=14,  # the oldest that is as described here
+        version=14,  # the oldest with this definition
     )
     return output.transpose(1, 2).flatten(2), h_n
 
 
 def _by_parameter(weights: Sequence[Any], bidirectional: bool) -> list[list[Any]]:
-    """All ``weight_ih``, all ``weight_hh`` and so on, from ``weights`` in order of direction."""
+    """Regroups ``weights``, given per direction: all ``weight_ih``, all ``weight_hh`` and so on."""
     count = len(weights) // 2 if bidirectional else len(weights)
     return [list(weights[index::count]) for index in range(count)]
 

@@ -1,6 +1,6 @@
 """Constraints on a module's tensors, for ``torch.nn.utils.parametrize.register_parametrization``.
 
-Each keeps its constraint through every step of an optimizer::
+The constraint holds after every step of an optimizer::
 
     register_parametrization(layer, "weight_hh_l0", rnn_ext.parametrizations.Dale(signs))
 """
@@ -14,12 +14,12 @@ __all__ = ["Dale", "FixedZeros", "Interval", "NoSelfConnection"]
 
 
 class Dale(nn.Module):
-    """Every unit is excitatory or inhibitory (Dale's law; Song, Yang and Wang, 2016).
+    """Makes every unit excitatory or inhibitory (Dale's law; Song, Yang and Wang, 2016).
 
-    The weight is ``|original| * signs``: column j of a recurrent weight holds what unit j sends.
+    The weight is ``|original| * signs``: column j of a recurrent weight has the sign of unit j.
 
     Args:
-        signs: 1 or -1 for each unit that sends, ``(H,)``.
+        signs: 1 (excitatory) or -1 (inhibitory) for each unit, ``(H,)``.
 
     Raises:
         ValueError: signs has other values.
@@ -43,10 +43,10 @@ class Dale(nn.Module):
 
 
 class FixedZeros(nn.Module):
-    """Connections that do not exist.
+    """Keeps chosen elements of a weight at zero.
 
     Args:
-        mask: 0 or False where the weight stays 0, of its shape.
+        mask: 0 or False where the weight stays 0; has the shape of the weight.
     """
 
     mask: Tensor
@@ -65,7 +65,7 @@ class FixedZeros(nn.Module):
 
 
 class NoSelfConnection(nn.Module):
-    """No unit sends to itself: the diagonal of a recurrent weight, of each gate, stays 0."""
+    """Keeps the diagonal of a recurrent weight at zero, for each gate."""
 
     def forward(self, original: Tensor) -> Tensor:
         """Returns the weight ``(G·H, H)``."""
@@ -79,10 +79,10 @@ class NoSelfConnection(nn.Module):
 
 
 class Interval(nn.Module):
-    """Values between two limits: ``low + (high - low) * sigmoid(original)``.
+    """Keeps values between two limits: ``low + (high - low) * sigmoid(original)``.
 
     Args:
-        low, high: the limits, which are not reached.
+        low, high: the limits, both exclusive.
     """
 
     def __init__(self, low: float, high: float) -> None:
@@ -94,7 +94,7 @@ class Interval(nn.Module):
         return self.low + (self.high - self.low) * torch.sigmoid(original)
 
     def right_inverse(self, value: Tensor) -> Tensor:
-        """Returns an original whose value is ``value``, or near it at a limit."""
+        """Returns an original whose value is ``value``, or close to it near a limit."""
         share = (value - self.low) / (self.high - self.low)
         return torch.logit(share, eps=1e-4)
 

@@ -16,12 +16,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--best-isa", action="store_true", help="of the ISA levels, run the machine's best alone"
+        "--best-isa", action="store_true", help="run only the machine's best ISA level"
     )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Drops runs at ISA levels that are not wanted."""
+    """Drops runs at ISA levels that add nothing, or that `--best-isa` excludes."""
     first = -1 if config.getoption("best_isa") else 0
     items[:] = [
         item
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _levels(item: pytest.Item) -> list[str]:
-    """Where the test tells something new: without bfloat16, avx512_bf16 runs avx512's kernels."""
+    """The levels with different kernels: without bfloat16, avx512_bf16 runs those of avx512."""
     return [level for level in ISA_LEVELS if level != "avx512_bf16" or _uses_bfloat16(item)]
 
 
@@ -48,7 +48,7 @@ def _uses_bfloat16(item: pytest.Item) -> bool:
 
 @pytest.fixture(autouse=True)
 def restored_state() -> Iterator[None]:
-    """Every test starts from the same seed, and leaves neither another thread count nor a child."""
+    """Seeds each test; restores the thread count and ends child processes after it."""
     threads = torch.get_num_threads()
     torch.manual_seed(0)
     yield
@@ -66,7 +66,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def fake_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine's limits take seconds to measure, and no test is about their values."""
+    """Replaces the machine's limits, which take seconds to measure; no test needs their values."""
     # Its libraries may be missing on machines that run the GPU suite.
     from support.benchmarks import round_limits
 
@@ -80,7 +80,7 @@ def fake_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def small_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For training of a second: a net that small gains nothing from two threads, and on a busy
-    machine waits for the other; and the plot would take as long as all the rest."""
+    """For trainings of a second: one thread, since so small a net gains nothing from two and a busy
+    machine delays the other; no plot, which would take as long as all the rest."""
     torch.set_num_threads(1)
     monkeypatch.setattr("rnn_ext.charlm.training.plot", lambda *_: None)

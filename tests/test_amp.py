@@ -1,4 +1,4 @@
-"""Mixed precision: autocast casts as it does for torch's own modules, then our kernels run."""
+"""Mixed precision: autocast casts as for torch's own modules, then our kernels run."""
 
 import copy
 from collections.abc import Callable

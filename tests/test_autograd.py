@@ -1,4 +1,4 @@
-"""Gradients: which are computed, when they may be asked for, and what may change in between."""
+"""Gradients: which are computed, when they may be requested, and what may change in between."""
 
 import itertools
 from collections.abc import Callable

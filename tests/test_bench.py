@@ -1,4 +1,4 @@
-"""``rnn-ext bench``: that wrong results are found, and the command from end to end.
+"""``rnn-ext bench``: wrong results are detected, and the command runs from end to end.
 
 No test asserts a measured time.
 """
@@ -120,7 +120,7 @@ class Precise(nn.RNN):
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_other_rounding_is_no_difference(
+def test_rounding_differences_are_accepted(
     dtype: str, nonlinearity: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rnn_ext, "RNN", Precise)
@@ -129,7 +129,7 @@ def test_other_rounding_is_no_difference(
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_may_be_as_far_off_as_nn_rnn(
+def test_half_precision_may_have_the_error_of_nn_rnn(
     dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rnn_ext, "RNN", nn.RNN)
@@ -138,7 +138,7 @@ def test_half_precision_may_be_as_far_off_as_nn_rnn(
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 0.05), ("float16", 0.006)])
-def test_more_than_rounding_is_a_difference_in_half_precision_too(
+def test_larger_errors_are_rejected_in_half_precision(
     dtype: str, error: float, nonlinearity: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rnn_ext, "RNN", Precise)
@@ -146,7 +146,7 @@ def test_more_than_rounding_is_a_difference_in_half_precision_too(
     assert bench("--seq-len=20", f"--dtype={dtype}", f"--nonlinearity={nonlinearity}") == 1
 
 
-def test_a_result_of_another_shape_is_a_difference() -> None:
+def test_a_result_of_another_shape_is_rejected() -> None:
     found = first_difference({"h_n": torch.ones(1, 3)}, {"h_n": torch.ones(1, 1)})
     assert found == "h_n has shape (1, 1), not (1, 3)"
 
@@ -167,7 +167,7 @@ def test_nothing_is_timed_before_the_results_agree(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("kind", [rnn_ext.RNN, rnn_ext.RNNCell])
 def test_training_leaves_every_gradient_of_one_call(kind: type[nn.Module]) -> None:
-    """Repeated calls must not add to the gradients: the timed work would be another."""
+    """Repeated calls must not add to the gradients: that would be additional work."""
     module = kind(4, 5)
     rows = (3, 2) if kind is rnn_ext.RNN else (2,)
     hx = torch.randn(*([1] if kind is rnn_ext.RNN else []), 2, 5, requires_grad=True)
@@ -208,8 +208,8 @@ def test_a_table_has_a_line_for_each_shape_and_mode(
     assert f"ISA {rnn_ext.build_info()['isa']}" in out
 
 
-def fake_timing(monkeypatch: pytest.MonkeyPatch, *ratios: float) -> list[int]:
-    """Replaces the timing; returns the numbers of threads that it sees."""
+def fake_timing(monkeypatch: pytest.MonkeyPatch, *ratios: float, warning: str = "") -> list[int]:
+    """Replaces timing and load warning; returns the numbers of threads that the timing sees."""
     seen: list[int] = []
     spread = Spread.of(ratios)
 
@@ -218,6 +218,7 @@ def fake_timing(monkeypatch: pytest.MonkeyPatch, *ratios: float) -> list[int]:
         return Timings(Timing(3, spread, Spread(1.0, 1.0, 1.0), spread))
 
     monkeypatch.setattr(command, "time_hot_and_cold", fake)
+    monkeypatch.setattr(command.Waiting, "warning", lambda _: warning)
     return seen
 
 
@@ -231,25 +232,28 @@ def test_sizes_are_measured_once_in_every_combination(
     assert bench(*flags) == 0
     assert seen == [1, 1, 3, 3]
     assert torch.get_num_threads() == before
-    found = json.loads(file.read_text())
-    assert [(t["seq_len"], t["threads"]) for t in found["timings"]] == [
+    content = json.loads(file.read_text())
+    assert [(t["seq_len"], t["threads"]) for t in content["timings"]] == [
         (3, 1),
         (4, 1),
         (3, 3),
         (4, 3),
     ]
-    assert found["timings"][0]["hot"]["ratio"]["median"] == 2.0
-    assert found["timings"][0]["cold"] is None
-    assert found["machine"]["torch_running"] == torch.__version__
+    assert content["timings"][0]["hot"]["ratio"]["median"] == 2.0
+    assert content["timings"][0]["cold"] is None
+    assert content["machine"]["torch_running"] == torch.__version__
     assert "warning" not in capsys.readouterr().out
 
 
-def test_a_loaded_machine_is_warned_of(
+def test_warns_on_a_loaded_machine(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_timing(monkeypatch, 1.0, 2.0, 9.0)
     assert bench() == 0
     assert "\nwarning: the ratios scatter" in capsys.readouterr().out
+    fake_timing(monkeypatch, 2.0, 2.0, warning="warning: threads waited")
+    assert bench() == 0
+    assert "\nwarning: threads waited\n" in capsys.readouterr().out
 
 
 def test_ctrl_c_keeps_what_was_measured_and_exits_130(
@@ -274,13 +278,13 @@ def test_ctrl_c_keeps_what_was_measured_and_exits_130(
     [
         ("--seq-len=16,x", "argument --seq-len: must be a whole number from 1"),
         ("--hidden-size=1,", "argument --hidden-size: must be a whole number from 1"),
-        ("--threads=1025", "argument --threads: must be at most 1024, not 1025"),
+        ("--threads=1025", "argument --threads: must be a whole number from 1 to 1024, not '1025'"),
         ("--mode=backward", "argument --mode: 'backward' is none of forward, training"),
         ("--seconds=nan", "argument --seconds: must be a number above 0"),
         ("--json=no/x.json", "argument --json: the folder 'no' does not exist; create it first"),
     ],
 )
-def test_mistakes_are_one_line_errors(
+def test_bad_flags_are_one_line_errors(
     flag: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["bench", flag]) == 2

@@ -1,6 +1,9 @@
-"""``rnn-ext bench``: two functions timed in turns, on a clock that the tests move."""
+"""``rnn-ext bench``: two functions timed in alternating rounds, on a clock that the tests move."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from rnn_ext.bench.timing import (
     MIN_ROUNDS,
     Spread,
     Timing,
+    Waiting,
     scatter_warning,
     time_hot_and_cold,
     time_pair,
@@ -59,7 +63,7 @@ def test_short_calls_are_timed_in_blocks() -> None:
     assert timing.baseline_seconds.median == pytest.approx(
         call, rel=1e-6
     )  # rounding of the fake clock's sums
-    # The last three reads: a block's start, its end, and the look at the budget.
+    # The last three reads: a block's start, its end, and the check of the budget.
     assert reads[-2] - reads[-3] == pytest.approx(MIN_BLOCK_SECONDS, rel=0.02)  # a call either way
 
 
@@ -73,7 +77,7 @@ def test_a_slow_first_call_does_not_shorten_the_blocks() -> None:
         return 1.0 if calls == 1 else MIN_BLOCK_SECONDS / 100
 
     time_pair(clock.takes(seconds), clock.takes(lambda: 1.0), 5.0, clock=clock)
-    # The slow call alone, the one after it alone, then whole blocks.
+    # The slow call alone, the next one alone, then whole blocks.
     assert calls >= 2 + MIN_ROUNDS * 100
 
 
@@ -91,7 +95,7 @@ def test_slow_calls_get_the_fewest_rounds() -> None:
     assert calls == 1 + MIN_ROUNDS, "one call as warm-up used up the time"
 
 
-def test_rounds_go_on_until_the_budget_is_spent() -> None:
+def test_rounds_continue_until_the_budget_is_spent() -> None:
     clock = FakeClock()
     step = clock.takes(lambda: 1.0)
     time_pair(step, step, 100.0, clock=clock)
@@ -137,7 +141,7 @@ def test_a_change_of_speed_and_a_burst_leave_the_ratio_alone() -> None:
 # Cold
 
 
-def test_only_the_call_is_timed_and_other_work_goes_before_each() -> None:
+def test_only_the_call_is_timed_and_other_work_precedes_each() -> None:
     clock = FakeClock()
     order: list[str] = []
 
@@ -192,8 +196,8 @@ def test_long_calls_are_not_timed_cold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing_module, "time_pair_cold", lambda *_, **__: hot(2.0))
     for seconds, cold in ((LONGEST_COLD_SECONDS / 2, hot(2.0)), (2 * LONGEST_COLD_SECONDS, None)):
         monkeypatch.setattr(timing_module, "time_pair", lambda *_, s=seconds: hot(s))
-        found = time_hot_and_cold(lambda: None, lambda: None, 1.0)
-        assert (found.hot, found.cold) == (hot(seconds), cold)
+        result = time_hot_and_cold(lambda: None, lambda: None, 1.0)
+        assert (result.hot, result.cold) == (hot(seconds), cold)
 
 
 def test_other_work_leaves_gradients_and_the_gradient_mode_alone() -> None:
@@ -202,7 +206,7 @@ def test_other_work_leaves_gradients_and_the_gradient_mode_alone() -> None:
         assert torch.is_grad_enabled()
 
 
-def test_rounds_that_scatter_are_warned_of() -> None:
+def test_warns_of_rounds_that_scatter() -> None:
     steady = Timing.of([(2.0, 1.0), (2.1, 1.0), (1.9, 1.0)])
     wild = Timing.of([(2.0, 1.0), (9.0, 1.0), (1.0, 1.0), (5.0, 1.0)])
     assert (
@@ -212,3 +216,36 @@ def test_rounds_that_scatter_are_warned_of() -> None:
         == ""
     )
     assert scatter_warning([steady, wild, wild]).startswith("warning: the ratios scatter")
+
+
+@pytest.mark.parametrize(("waited", "is_warned"), [(0.0, False), (1.4, False), (1.6, True)])
+def test_warns_of_threads_that_wait_for_a_core(
+    waited: float, is_warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([50.0, 60.0])
+    seconds = iter([3.0, 3.0 + waited])
+    monkeypatch.setattr(timing_module.time, "perf_counter", lambda: next(times))
+    monkeypatch.setattr(Waiting, "_waited_seconds", staticmethod(lambda: next(seconds)))
+    warning = Waiting().warning()
+    assert warning.startswith("warning: in 10.0 s, threads waited 1.6 s") == is_warned
+    assert bool(warning) == is_warned
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="Linux alone reports this")
+def test_a_busy_program_on_the_same_core_counts_as_waiting() -> None:
+    # Ends when the warning comes.
+    program = """if True:
+        import os, sys
+        from rnn_ext.bench.timing import Waiting
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        parent = os.getpid()
+        if os.fork() == 0:
+            while os.getppid() == parent:
+                pass
+            os._exit(0)
+        waiting = Waiting()
+        while not waiting.warning():
+            pass
+        os._exit(0)
+    """
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

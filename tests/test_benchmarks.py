@@ -79,7 +79,7 @@ KINDS = [
     [*KINDS, *(replace(KINDS[i], dtype=torch.bfloat16) for i in (3, 5))],
     ids=lambda case: f"{case.dtype_name}, {case.settings}",
 )
-def test_every_kind_of_call_is_compared_and_timed(case: Case, mode: Mode) -> None:
+def test_every_sort_of_case_is_compared_and_timed(case: Case, mode: Mode) -> None:
     found = measure(case, mode, 0.001)
     assert found.hot.rounds >= MIN_ROUNDS
     # On a machine busy enough, even these calls are too long to be timed cold.
@@ -99,7 +99,7 @@ def test_every_kind_of_call_is_compared_and_timed(case: Case, mode: Mode) -> Non
     ],
     ids=lambda value: value.settings if isinstance(value, Case) else "",
 )
-def test_a_call_has_the_shapes_and_gradients_of_its_kind(
+def test_a_call_has_the_shapes_and_gradients_of_its_case(
     case: Case, input: tuple[int, ...], hx: tuple[int, ...] | None, gradients: int
 ) -> None:
     work = draw(case, "training")
@@ -131,7 +131,7 @@ def measured(theirs: float, ours: float) -> Measured:
     return Measured(timings.hot, timings.cold)
 
 
-def test_json_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_json_round_trips(tmp_path: Path) -> None:
     case = Case(9, 1, 2, 3, dtype=torch.bfloat16, layout="packed", hx="learned", name="somebody")
     row = Row(case, 2, forward=Measured(note="skipped"), training=measured(2.0, 1.0))
     assert row.training
@@ -239,7 +239,7 @@ def test_picture_has_a_panel_for_each_mode_and_number_of_threads() -> None:
     assert [bar.get_width() for bar in bars.patches] == [1, 3]
 
 
-def test_nothing_timed_is_nothing_to_plot() -> None:
+def test_rejects_a_plot_without_timings() -> None:
     with pytest.raises(ValueError, match="nothing was timed"):
         plot.draw(a_run(Row(CASE, 2)))
 
@@ -248,7 +248,7 @@ def test_nothing_timed_is_nothing_to_plot() -> None:
 
 
 @pytest.mark.parametrize("command", ["grid", "cells", "call"])
-def test_a_command_prints_what_it_keeps(
+def test_a_command_prints_what_it_stores(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "run.json"
@@ -288,7 +288,7 @@ def test_real_calls_can_be_chosen_by_name(capsys: pytest.CaptureFixture[str]) ->
     assert names == ["streaming-audio", "name-classifier"]
 
 
-def test_a_cell_beyond_the_memory_is_skipped_and_told(
+def test_a_cell_larger_than_memory_is_skipped_with_a_note(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(run, "available_memory", lambda: Case(4, 1, 8, 8).memory("training"))

@@ -1,4 +1,4 @@
-"""The bound of a call: arithmetic on limits that are given, and that they can be measured."""
+"""The bound of a call, for given limits; and the measuring of limits."""
 
 from dataclasses import replace
 from math import inf
@@ -31,14 +31,14 @@ def calls(
     }
 
 
-# A machine that does everything in no time.
+# A machine that needs no time for anything.
 FREE = Limits(1, inf, (Level("memory", None, inf),), 0.0, 0.0, calls()["calls"], ())
 TEAM = replace(FREE, members=4)
 SLOW = replace(FREE, flop_rate=1.0)
 MEMORY = (Level("L1", 1000, 1e9), Level("L2", 3000, 1e8), Level("memory", None, 1e7))
 
 
-def test_each_level_is_read_for_as_much_as_it_holds() -> None:
+def test_each_level_serves_as_many_bytes_as_it_holds() -> None:
     read = replace(FREE, levels=MEMORY).read_seconds
     assert read(500) == pytest.approx(500e-9)
     assert read(1000) == pytest.approx(1e-6)
@@ -58,70 +58,70 @@ def test_each_level_is_read_for_as_much_as_it_holds() -> None:
     ids=lambda case: case.settings,
 )
 def test_flops_are_those_of_the_case(case: Case, mode: Mode) -> None:
-    found = bound(case, mode, replace(FREE, flop_rate=1e9), SLOW)
-    assert (found.limit, found.split) == ("flops", (1, 1))
-    assert found.seconds == pytest.approx(case.flops(mode) / 1e9)
+    result = bound(case, mode, replace(FREE, flop_rate=1e9), SLOW)
+    assert (result.limit, result.split) == ("flops", (1, 1))
+    assert result.seconds == pytest.approx(case.flops(mode) / 1e9)
 
 
 def test_one_thread_reads_w_hh_every_step_and_w_ih_once() -> None:
     alone = replace(FREE, levels=MEMORY)
     case = Case(7, 1, 50, 20)
     seconds = 7 * alone.read_seconds(4 * 20 * 20) + alone.read_seconds(4 * 50 * 20)
-    found = bound(case, "forward", alone, alone)
-    assert (found.limit, found.split) == ("weights", (1, 1))
-    assert found.seconds == pytest.approx(seconds)
+    result = bound(case, "forward", alone, alone)
+    assert (result.limit, result.split) == ("weights", (1, 1))
+    assert result.seconds == pytest.approx(seconds)
     assert bound(case, "training", alone, alone).seconds == pytest.approx(2 * seconds)
     both = bound(replace(case, bidirectional=True), "forward", alone, alone)
     assert both.seconds == pytest.approx(2 * seconds)
     half = bound(replace(case, dtype=torch.bfloat16), "forward", alone, alone)
-    assert half.seconds < found.seconds / 2
+    assert half.seconds < result.seconds / 2
 
 
 def test_threads_that_share_columns_read_their_own() -> None:
     team = replace(TEAM, levels=MEMORY, fork_join_seconds=1e-9)
     seconds = 7 * team.read_seconds(4 * 20 * 20 / 4) + team.read_seconds(4 * 50 * 20 / 4) + 1e-9
-    found = bound(Case(7, 1, 50, 20), "forward", replace(FREE, levels=MEMORY), team)
-    assert (found.limit, found.split) == ("weights", (1, 4))
-    assert found.seconds == pytest.approx(seconds)
+    result = bound(Case(7, 1, 50, 20), "forward", replace(FREE, levels=MEMORY), team)
+    assert (result.limit, result.split) == ("weights", (1, 4))
+    assert result.seconds == pytest.approx(seconds)
 
 
 def test_threads_that_share_columns_meet_after_every_step() -> None:
     team = replace(TEAM, barrier_seconds=2.0, fork_join_seconds=0.5)
-    found = bound(Case(7, 1, 4, 8), "training", SLOW, team)
-    assert (found.limit, found.split) == ("sync", (1, 2))
-    assert found.seconds == pytest.approx(2 * (7 * 2.0 + 0.5))
+    result = bound(Case(7, 1, 4, 8), "training", SLOW, team)
+    assert (result.limit, result.split) == ("sync", (1, 2))
+    assert result.seconds == pytest.approx(2 * (7 * 2.0 + 0.5))
 
 
 def test_threads_that_share_batch_rows_never_meet_but_each_reads_all_of_w_hh() -> None:
     team = replace(TEAM, barrier_seconds=2.0, levels=MEMORY)
-    found = bound(Case(7, 4, 0, 20), "forward", SLOW, team)
-    assert (found.limit, found.split) == ("weights", (2, 1))
-    assert found.seconds == pytest.approx(7 * team.read_seconds(4 * 20 * 20))
+    result = bound(Case(7, 4, 0, 20), "forward", SLOW, team)
+    assert (result.limit, result.split) == ("weights", (2, 1))
+    assert result.seconds == pytest.approx(7 * team.read_seconds(4 * 20 * 20))
 
 
 def test_threads_without_a_row_do_nothing() -> None:
     team = replace(TEAM, flop_rate=4e6, barrier_seconds=inf)
     case = Case(7, 2, 4, 8)
-    found = bound(case, "forward", SLOW, team)
-    assert found.split == (2, 1)
-    assert found.seconds == pytest.approx(case.flops("forward") / 2e6)
+    result = bound(case, "forward", SLOW, team)
+    assert result.split == (2, 1)
+    assert result.seconds == pytest.approx(case.flops("forward") / 2e6)
 
 
 def test_threads_may_share_rows_and_columns() -> None:
     case = Case(7, 2, 4, 2)
-    found = bound(case, "forward", SLOW, replace(TEAM, flop_rate=4e6))
-    assert found.split == (2, 2)
-    assert found.seconds == pytest.approx(case.flops("forward") / 4e6)
+    result = bound(case, "forward", SLOW, replace(TEAM, flop_rate=4e6))
+    assert result.split == (2, 2)
+    assert result.seconds == pytest.approx(case.flops("forward") / 4e6)
 
 
-def test_a_team_is_not_called_up_where_one_thread_is_sooner() -> None:
+def test_a_team_is_not_used_where_one_thread_is_faster() -> None:
     case = Case(7, 2, 4, 8)
     alone = replace(FREE, flop_rate=1e9)
-    found = bound(case, "forward", alone, replace(TEAM, fork_join_seconds=1.0))
-    assert (found.split, found.limit) == ((1, 1), "flops")
+    result = bound(case, "forward", alone, replace(TEAM, fork_join_seconds=1.0))
+    assert (result.split, result.limit) == ((1, 1), "flops")
 
 
-def test_every_layer_and_pass_calls_up_a_team() -> None:
+def test_every_layer_and_pass_starts_a_team() -> None:
     team = replace(TEAM, fork_join_seconds=0.5)
     case = Case(7, 4, 4, 8, num_layers=3, bidirectional=True)
     assert bound(case, "forward", SLOW, team).seconds == pytest.approx(3 * 0.5)
@@ -130,16 +130,16 @@ def test_every_layer_and_pass_calls_up_a_team() -> None:
 
 def test_short_calls_are_bound_by_the_call() -> None:
     alone = replace(FREE, flop_rate=1e9, **calls(call=1e-5))
-    found = bound(Case(1, 1, 4, 8), "forward", alone, alone)
-    assert found.limit == "call"
-    assert found.seconds == pytest.approx(1e-5 + 2 * 8 * (4 + 8) / 1e9)
+    result = bound(Case(1, 1, 4, 8), "forward", alone, alone)
+    assert result.limit == "call"
+    assert result.seconds == pytest.approx(1e-5 + 2 * 8 * (4 + 8) / 1e9)
 
 
 def test_steps_wait_for_the_step_before() -> None:
     alone = replace(FREE, **calls(call=1.0, forward_step=2.0, backward_step=3.0))
     case = Case(10, 1, 4, 8)
-    found = bound(case, "forward", alone, alone)
-    assert (found.limit, found.seconds) == ("latency", 1 + 10 * 2)
+    result = bound(case, "forward", alone, alone)
+    assert (result.limit, result.seconds) == ("latency", 1 + 10 * 2)
     assert bound(case, "training", alone, alone).seconds == 1 + 10 * (2 + 3)
     both = replace(case, bidirectional=True)
     assert bound(both, "forward", alone, alone).seconds == 1 + 10 * 2, "at the same time"
@@ -147,7 +147,7 @@ def test_steps_wait_for_the_step_before() -> None:
     assert bound(layers, "forward", alone, alone).seconds == 1 + 2 * 10 * 2
 
 
-def test_what_goes_on_at_the_same_time_takes_as_long_as_the_longest() -> None:
+def test_simultaneous_costs_take_as_long_as_the_longest() -> None:
     alone = replace(FREE, flop_rate=1e9, levels=MEMORY, **calls(forward_step=1e-6))
     case = Case(10, 1, 0, 8)
     flops, weights = 2 * 8 * 8 / 1e9, alone.read_seconds(4 * 8 * 8)
@@ -215,32 +215,32 @@ def test_limits_are_those_of_the_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "caches", lambda: (Cache(1, 1 << 14, 1), Cache(2, 1 << 16, 1)))
     torch.set_num_threads(1)
     cases = [Case(2, 3, 8, 8), Case(4, 3, 8, 8), Case(2, 1, 8, 16, nonlinearity="relu")]
-    found = limits.measure_limits(cases, {"torch.mm": 1e20})
-    assert found.members == 1
-    assert found.flop_rate == 1e20
-    assert [(level.name, level.size) for level in found.levels] == [
+    result = limits.measure_limits(cases, {"torch.mm": 1e20})
+    assert result.members == 1
+    assert result.flop_rate == 1e20
+    assert [(level.name, level.size) for level in result.levels] == [
         ("L1", 1 << 14),
         ("L2", 1 << 16),
         ("memory", None),
     ]
-    assert all(level.read_rate > 0 for level in found.levels)
-    assert [(cost.mode, cost.nonlinearity) for cost in found.calls] == [
+    assert all(level.read_rate > 0 for level in result.levels)
+    assert [(cost.mode, cost.nonlinearity) for cost in result.calls] == [
         (mode, nonlinearity) for nonlinearity in ("tanh", "relu") for mode in MODES
     ]
-    assert all(cost.call_seconds > 0 for cost in found.calls)
-    assert [(p.batch_size, p.hidden_size) for p in found.products] == [(3, 8), (1, 16)]
+    assert all(cost.call_seconds > 0 for cost in result.calls)
+    assert [(p.batch_size, p.hidden_size) for p in result.products] == [(3, 8), (1, 16)]
     bare = limits.measure_limits(cases, {"torch.mm": 1.0}, with_products=False)
     assert (bare.products, bare.flop_rate) == ((), 1.0)
-    assert decode(encode(found), Limits) == found
+    assert decode(encode(result), Limits) == result
 
 
 @pytest.mark.parametrize(
     ("caches", "threads", "sizes"),
     [
-        # Half of what a core has, at most eight times the level before, and beyond all of them.
+        # Half of a core's share, at most eight times the previous level; memory: beyond all levels.
         ([(1, 32, 1), (2, 1024, 1), (3, 32768, 8)], 1, [16, 256, 8192, 131072]),
         ([(1, 32, 1), (2, 1024, 1), (3, 32768, 8)], 8, [16, 256, 2048, 16384]),
-        # A share that the level before holds.
+        # A share that fits into the previous level.
         ([(1, 48, 1), (2, 2048, 1), (3, 32768, 16)], 16, [24, 384, 1024, 8192]),
         # Twice as many threads as share the last level have two of it.
         ([(1, 32, 1), (2, 512, 2)], 4, [16, 128, 1024]),
@@ -252,6 +252,6 @@ def test_each_level_is_measured_with_what_fits_it_alone(
     sizes: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = tuple(Cache(level, size << 10, cores) for level, size, cores in caches)
-    monkeypatch.setattr(limits, "caches", lambda: found)
+    machine = tuple(Cache(level, size << 10, cores) for level, size, cores in caches)
+    monkeypatch.setattr(limits, "caches", lambda: machine)
     assert [size >> 10 for *_, size in limits._sizes(threads)] == sizes

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: what can be told of a GPU without one, on a CPU that stands for it."""
+"""``python -m benchmarks`` on a GPU, tested without one: the CPU stands in for it."""
 
 import json
 from collections.abc import Iterator
@@ -82,7 +82,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "memory_allocated": lambda: 0,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    # A CUDA build of torch asks the device before it tells.
+    # A CUDA build of torch asks the device first.
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
     monkeypatch.setattr(gpu, "GEMM_SIZE", 8)
     monkeypatch.setattr(gpu, "COPY_BYTES", 1 << 10)
@@ -112,7 +112,7 @@ def test_few_rows_are_bound_by_the_latency_of_steps() -> None:
 
 
 def test_many_rows_are_bound_by_products_or_by_memory() -> None:
-    wide = Case(10, 100, 1000, 1000)  # 4 GFLOP forward, 12 in all; the call is beside it
+    wide = Case(10, 100, 1000, 1000)  # 4 GFLOP forward, 12 in all; plus the call
     assert ROOFLINE.bound(wide, "forward") == Bound(pytest.approx(4.01e-3), "flops", None)
     assert ROOFLINE.bound(wide, "training") == Bound(pytest.approx(12.05e-3), "flops", None)
     narrow = Case(10, 100_000, 1, 1)  # 8 MB of values, and 20 bytes of weights
@@ -142,7 +142,7 @@ def fake_measure(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fake_gpu", "fake_measure")
-def test_report_tells_device_precision_limits_and_kernels(
+def test_report_names_device_precision_limits_and_kernels(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "gpu.json"
@@ -158,8 +158,8 @@ def test_report_tells_device_precision_limits_and_kernels(
         ("667 ns", "torch", "2.00"),
     ]
     assert not [title for title in titles if "cold" in title]
-    found = json.loads(file.read_text())
-    assert found["machine"]["gpu"].items() >= {"name": "Fast 9000", "tf32": True}.items()
+    result = json.loads(file.read_text())
+    assert result["machine"]["gpu"].items() >= {"name": "Fast 9000", "tf32": True}.items()
     assert main(["show", str(file)]) == 0
     assert capsys.readouterr().out == report
 
@@ -199,7 +199,7 @@ def test_a_cell_that_fails_is_noted_and_the_rest_measured(
     ],
 )
 @pytest.mark.usefixtures("fake_gpu")
-def test_flags_without_a_meaning_there_are_refused(
+def test_rejects_flags_that_have_no_meaning_on_a_gpu(
     flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
@@ -217,7 +217,7 @@ def test_without_a_gpu_the_command_says_so(capsys: pytest.CaptureFixture[str]) -
 # Precision
 
 
-def test_tf32_is_switched_for_everybody() -> None:
+def test_tf32_is_switched_for_torch_and_cudnn() -> None:
     products, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = products.allow_tf32, cudnn.allow_tf32
     # torch's test helpers, which other tests import, freeze the switch for the whole process.

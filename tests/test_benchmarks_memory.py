@@ -40,7 +40,7 @@ def test_saved_bytes_are_those_of_the_storages_that_the_call_made() -> None:
     ],
     ids=lambda value: value.settings if isinstance(value, Case) else "",
 )
-def test_a_layer_saves_its_output_beside_what_the_caller_has(case: Case, elements: int) -> None:
+def test_a_layer_saves_its_output_and_the_callers_tensors(case: Case, elements: int) -> None:
     module, work = build(rnn_ext.RNN, case, "training"), draw(case, "training")
     own = [*work.tensors(), *module.parameters()]
     assert saved_bytes(lambda: module(*work.arguments()), own) == 4 * elements
@@ -49,12 +49,12 @@ def test_a_layer_saves_its_output_beside_what_the_caller_has(case: Case, element
 LINUX = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="needs Linux's peak of resident memory"
 )
-# Pages that the system counts late.
+# Pages that the system counts with a delay.
 PEAK_ERROR = 1 << 20
 
 
 @LINUX
-def test_peak_counts_what_was_freed_again_and_nothing_from_before() -> None:
+def test_peak_counts_freed_memory_and_ignores_earlier_peaks() -> None:
     size = 64 << 20
     torch.ones(2 * size, dtype=torch.uint8)  # a higher peak, before
 
@@ -67,7 +67,7 @@ def test_peak_counts_what_was_freed_again_and_nothing_from_before() -> None:
 
 
 @LINUX
-def test_peak_counts_what_fits_into_memory_freed_before() -> None:
+def test_peak_counts_memory_that_reuses_freed_blocks() -> None:
     def call() -> list[Tensor]:
         return [torch.ones(64 << 10, dtype=torch.uint8) for _ in range(200)]
 
@@ -80,14 +80,14 @@ def test_peak_counts_what_fits_into_memory_freed_before() -> None:
 def test_memory_of_a_call_is_measured_in_another_process() -> None:
     case = Case(64, 32, 1, 512)
     output = 64 * 32 * 512 * 4
-    found = measure_memory(case, "training", "rnn_ext", 1)
-    assert found.saved == output
+    result = measure_memory(case, "training", "rnn_ext", 1)
+    assert result.saved == output
     # Output and the gradient of W_hh at the least; scratch memory is less than another output.
-    assert output + 512 * 512 * 4 <= found.peak + PEAK_ERROR
-    assert found.peak <= 2 * output + 512 * 512 * 4 + PEAK_ERROR
+    assert output + 512 * 512 * 4 <= result.peak + PEAK_ERROR
+    assert result.peak <= 2 * output + 512 * 512 * 4 + PEAK_ERROR
 
 
-def test_memory_is_asked_for_each_cell_mode_and_library(
+def test_memory_is_measured_for_each_cell_mode_and_library(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked: list[tuple[object, ...]] = []

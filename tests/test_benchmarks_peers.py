@@ -71,7 +71,7 @@ def installed(name: str) -> Runtime:
     return runtime
 
 
-# torch.compile apart, which takes too long for a test.
+# Without torch.compile, which takes too long for a test.
 QUICK = [(name, mode) for name in ("rnn_ext", "nn.RNN", *PEERS) for mode in BY_NAME[name].modes]
 
 
@@ -83,7 +83,7 @@ def test_results_are_those_of_nn_rnn_and_then_timed(name: str, mode: Mode) -> No
 
 
 def test_compiled_loop_computes_in_blocks_what_nn_rnn_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Compiling takes seconds; what is at stake here is the walk over blocks.
+    # Compiling takes seconds; this test is about the loop over blocks.
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(torch_modules, "BLOCK", 4)
     desk = Desk(BY_NAME["torch.compile"], 1)
@@ -160,7 +160,7 @@ def scripted(body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pool
         ('print(\'{"error": "no"}\', flush=True)', 60.0, "no"),
     ],
 )
-def test_a_worker_without_an_answer_says_why_and_starts_anew(
+def test_a_worker_without_an_answer_says_why_and_restarts(
     body: str, limit: float, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = scripted(body, tmp_path, monkeypatch)
@@ -219,7 +219,7 @@ def a_row(case: Case, **peers: list[float]) -> Row:
 
 def test_table_has_ratios_of_rounds_and_marks_the_fastest() -> None:
     run = a_run(
-        # Everything was slow in the second round, which the ratio of medians would not see.
+        # The whole second round was slow, which the ratio of medians would not show.
         a_row(Case(16, 1, 32, 32), ours=[1, 4, 1], openvino=[2, 8, 8], jax=[0.5, 2, 0.5]),
         a_row(Case(16, 8, 32, 32), ours=[1, 1, 1], openvino=[8, 8, 8]),
     )
@@ -259,7 +259,7 @@ def test_without_ours_there_are_times_and_no_ratios() -> None:
     assert summary == "forward, faster than rnn_ext: none"
 
 
-def test_absent_runtimes_and_the_versions_of_the_others_are_told() -> None:
+def test_report_lists_absent_runtimes_and_the_versions_of_the_others() -> None:
     assert format_peers(a_run(a_row(CASE, ours=[1] * 3)))[-1].splitlines() == [
         "skipped ONNX Runtime: it is not installed; pip install --group peers",
         "OpenVINO 1.2, JAX 3.4",

@@ -45,7 +45,7 @@ class CellCase:
 
 
 def _cases() -> list[CellCase]:
-    """Every size in every place, with the options rotating."""
+    """Every size in every position, with the options rotating."""
     options = itertools.cycle(itertools.product(("tanh", "relu"), (True, False), (True, False)))
     count = len(SIZES)
     batched = [

@@ -1,4 +1,4 @@
-"""What cannot be a cell, each told with the cell's name, the reason and the line; and pickling."""
+"""Rejected cells: the error names the cell, the reason and the line. Also pickling."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rnn_ext import cells
 OUTSIDE = torch.ones(7, dtype=torch.float64)
 COUNTER = itertools.count()
 
-# What a function contains, and words of the error.
+# The content of a function, and words of its error.
 BODIES: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "sum": (lambda x: x - x.sum(), "cannot contain sum.* reductions"),
     "softmax": (lambda x: x.softmax(-1), "cannot contain _softmax"),
@@ -117,7 +117,7 @@ def test_a_cell_is_traced_whatever_mode_is_on() -> None:
 
 
 def test_tracing_imports_no_compiler() -> None:
-    """It would take seconds, of which a first call has half of one."""
+    """Importing one would take seconds, and a first call may take half a second."""
     code = "import sys, rnn_ext; rnn_ext.cells.lstm.program; print(*sys.modules)"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

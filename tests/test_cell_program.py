@@ -1,4 +1,4 @@
-"""What a cell may contain, as a program, against the function itself."""
+"""Programs of cells with everything that a cell may contain, against their functions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rnn_ext._core.cells.interpreter import run_step
 from rnn_ext._core.cells.program import Program
 
 nan, inf = math.nan, math.inf
-# Where the pieces of piecewise functions meet, and beyond where exp overflows.
+# Where pieces of piecewise functions meet, and values for which exp overflows.
 SPECIAL = [nan, inf, -inf, 0.0, -0.0, 0.5, -0.5, 1.5, 1.0, -1.0, 2.0, 3.0, -3.0, 6.0, 25.0, 1e-30]
 SPECIAL += [-25.0, 800.0, -800.0]
 
@@ -280,8 +280,8 @@ def test_random_cells(
     assert_program_equals_loop(cell, hidden_size=2)
 
 
-# What backward keeps of each unit and step beside y, and the slots of the two programs. A change
-# for the worse should be seen.
+# What backward keeps of each unit and step in addition to y, and the slots of the two programs, so
+# that a change for the worse is noticed.
 TABLE = {
     "elman": (0, 2, 2),
     "leaky_current": (1, 3, 3),

@@ -1,4 +1,4 @@
-"""Text files to vocabulary, tokens and what each step reads."""
+"""Text files become a vocabulary, tokens, and the inputs of each step."""
 
 import codecs
 
@@ -39,7 +39,7 @@ def test_byte_order_mark_is_not_part_of_the_text(tokenize):
     assert vocabulary.decode(tokens) == "abcd"
 
 
-def test_text_is_read_in_pieces(tokenize, monkeypatch):
+def test_text_is_read_in_chunks(tokenize, monkeypatch):
     text = "".join(chr(c) for c in range(0x20, 0x600)) + "🎈" * 5
     whole = tokenize(text)[1].clone()
     monkeypatch.setattr(corpus, "_CHUNK", 333)
@@ -77,10 +77,10 @@ def test_unknown_stands_for_every_other_character(tokenize):
     [
         (b"", "0.txt is empty; name text files to learn from"),
         (b"\xef\xbb\xbf", "0.txt is empty; name text files to learn from"),
-        (bytes(range(128)), "0.txt holds zero bytes, so it is no text; name another"),
+        (bytes(range(128)), "0.txt contains zero bytes, so it is not a text file; name another"),
         (
             b"ab\ncd\xff\xfe",
-            "0.txt is not UTF-8 text: byte 0xff at offset 5, in line 2; name the encoding",
+            "0.txt is not UTF-8 text: byte 0xff at offset 5, in line 2; specify its encoding",
         ),
         (b"ab\nc\xe6\x98", "0.txt is not UTF-8 text: byte 0xe6 at offset 4, in line 2;"),
         (b"abc", "the text has 3 characters, and at least 4 are needed"),
@@ -123,11 +123,11 @@ def test_rejects_tokens_that_do_not_match_the_run(tmp_path, damage):
     _, facts = prepare([str(text)], file, 1, "utf-8")
     assert facts.count == 8
     file.write_bytes(damage)
-    with pytest.raises(CharLMError, match=r"tokens\.bin is not the file that the run began with"):
+    with pytest.raises(CharLMError, match=r"tokens\.bin is not the file that the run started with"):
         facts.map(file)
 
 
-def test_streams_carry_on_where_the_step_before_ended():
+def test_streams_continue_where_the_previous_step_ended():
     tokens = torch.arange(50)
     streams = Streams(tokens, 3, 4, slice(None))
     first, second = streams.read(1), streams.read(2)
@@ -136,7 +136,7 @@ def test_streams_carry_on_where_the_step_before_ended():
     assert torch.equal(second[0][0], first[1][-1])
 
 
-def test_streams_go_round_and_any_step_can_be_read_by_itself():
+def test_streams_wrap_around_and_any_step_can_be_read_alone():
     tokens = torch.arange(7)
     inputs, targets = Streams(tokens, 2, 5, slice(None)).read(1000)
     assert inputs[:, 0].tolist() == [(999 * 5 + i) % 7 for i in range(5)]
@@ -153,15 +153,15 @@ def test_shares_of_the_streams_are_columns_of_all():
 @pytest.mark.parametrize(("length", "count", "seq_len"), [(23, 3, 3), (2, 8, 5), (41, 4, 100)])
 def test_windows_predict_every_character_but_the_first_of_a_stream(length, count, seq_len):
     tokens = torch.arange(length)
-    found = windows(tokens, count, seq_len)
+    result = windows(tokens, count, seq_len)
     streams = min(count, length // 2)
     each = length // streams
-    targets = torch.cat([targets for _, targets in found])
+    targets = torch.cat([targets for _, targets in result])
     assert targets.t().tolist() == [
         list(range(s * each + 1, (s + 1) * each)) for s in range(streams)
     ]
-    assert all(torch.equal(inputs + 1, targets) for inputs, targets in found)
-    assert all(len(inputs) <= seq_len for inputs, _ in found)
+    assert all(torch.equal(inputs + 1, targets) for inputs, targets in result)
+    assert all(len(inputs) <= seq_len for inputs, _ in result)
 
 
 TEXT = "Größe\n春眠\n"
@@ -173,7 +173,7 @@ def test_byte_order_mark_selects_the_encoding(tokenize, encoding):
     assert vocabulary.decode(tokens) == TEXT
 
 
-def test_big_endian_mark_is_understood(tokenize):
+def test_big_endian_mark_is_recognized(tokenize):
     vocabulary, tokens = tokenize(codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"))
     assert vocabulary.decode(tokens) == TEXT
 
@@ -185,13 +185,13 @@ def test_encoding_can_be_named(tokenize, encoding, text):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "utf-16"])
-def test_characters_may_lie_across_two_pieces(tokenize, monkeypatch, encoding):
+def test_characters_may_span_two_chunks(tokenize, monkeypatch, encoding):
     monkeypatch.setattr(corpus, "_CHUNK", 3)
     vocabulary, tokens = tokenize(TEXT.encode(encoding), encoding=encoding)
     assert vocabulary.decode(tokens) == TEXT
 
 
-def test_place_of_a_bad_byte_counts_all_pieces(tokenize, monkeypatch):
+def test_offset_of_a_bad_byte_counts_all_chunks(tokenize, monkeypatch):
     monkeypatch.setattr(corpus, "_CHUNK", 3)
     with pytest.raises(CharLMError, match="byte 0xff at offset 9, in line 3"):
         tokenize("a\n春\nbcd".encode() + b"\xff")

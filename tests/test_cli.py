@@ -1,4 +1,4 @@
-"""What every sub-command of `rnn-ext` shares: dispatch, exit codes, and how failures are told."""
+"""What all sub-commands of `rnn-ext` share: dispatch, exit codes, and messages of failures."""
 
 import io
 import os
@@ -15,7 +15,7 @@ from rnn_ext import cli
 from rnn_ext.cli.errors import UserError
 
 RNN_EXT = [sys.executable, "-m", "rnn_ext"]
-# One thread: on a busy machine the second is only waited for.
+# One thread: on a busy machine a second one only causes waiting.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -165,7 +165,7 @@ def test_demo_needs_no_optional_package(capsys, monkeypatch):
 
 
 def test_ctrl_c_ends_the_command_quietly_with_130():
-    # The wrapper undoes an ignored SIGINT, which a test run in a shell's background passes on.
+    # The wrapper resets SIGINT, which a shell's background job ignores and passes on so.
     program = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from rnn_ext.cli import main; sys.exit(main(['demo', '--epochs', '1000000000']))"
@@ -181,7 +181,41 @@ def test_ctrl_c_ends_the_command_quietly_with_130():
     assert err == b""
 
 
-def test_reader_that_goes_away_ends_the_command_quietly_with_141():
+@pytest.mark.parametrize(
+    "start",
+    ["runpy.run_module('rnn_ext', run_name='__main__')", "import rnn_ext_command as c; c.main()"],
+    ids=["python -m rnn_ext", "rnn-ext"],
+)
+def test_ctrl_c_during_the_import_of_torch_leaves_no_traceback(start, tmp_path):
+    (tmp_path / "torch.py").write_text(
+        "import time; print('importing', flush=True); time.sleep(60)"
+    )
+    # As `python -m` starts a module, but with SIGINT's handler even where the parent ignores it.
+    program = (
+        "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"sys.argv = ['-m', 'info']; sys.path.insert(0, {str(tmp_path)!r}); {start}"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=pipe, stderr=pipe, env=ENVIRONMENT
+    ) as process:
+        assert process.stdout.readline() == b"importing\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT
+    assert err == b""
+
+
+def test_import_of_the_package_keeps_the_handler_of_ctrl_c():
+    for argv in (["-m"], ["program"]):
+        program = (
+            f"import signal, sys; sys.argv = {argv}; before = signal.getsignal(signal.SIGINT); "
+            "import rnn_ext; assert signal.getsignal(signal.SIGINT) is before"
+        )
+        subprocess.run([sys.executable, "-c", program], check=True, env=ENVIRONMENT)
+
+
+def test_a_closed_pipe_ends_the_command_quietly_with_141():
     pipe = subprocess.PIPE
     with subprocess.Popen([*RNN_EXT, "demo"], stdout=pipe, stderr=pipe, env=ENVIRONMENT) as process:
         process.stdout.close()
@@ -205,7 +239,7 @@ def test_full_disk_is_a_one_line_error():
 
 
 def test_closed_stdout_is_not_an_error(monkeypatch):
-    monkeypatch.setattr(sys, "stdout", None)  # what Python makes of `rnn-ext info >&-`
+    monkeypatch.setattr(sys, "stdout", None)  # as Python sets it for `rnn-ext info >&-`
     assert cli.main(["info"]) == 0
 
 

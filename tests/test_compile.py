@@ -1,4 +1,4 @@
-"""torch.compile, torch.export, torch.fx and tracing: graph capture alone.
+"""Graph capture: torch.compile, torch.export, torch.fx and tracing.
 
 Code is generated in test_inductor.py.
 """
@@ -184,7 +184,7 @@ def test_traces_for_other_lengths_and_saves_like_nn_rnn(grad: bool) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_script_says_what_to_do_instead() -> None:
+def test_script_error_says_what_to_do_instead() -> None:
     model = _Tagger(rnn_ext.RNN(3, 4), rnn_ext.RNNCell(4, 4))
     for module in (model, model.rnn, model.cell):
         with pytest.raises(

@@ -1,4 +1,4 @@
-"""``CTRNN`` beside plain loops with the formulas of its docstring, and the parametrizations."""
+"""``CTRNN`` against plain loops with the formulas of its docstring; the parametrizations."""
 
 import copy
 from typing import Any

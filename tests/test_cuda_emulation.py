@@ -47,7 +47,7 @@ class Case:
 
 @dataclass
 class Tensors:
-    """What a case is called with."""
+    """The arguments of a case."""
 
     input: Tensor
     hx: Tensor | None
@@ -71,7 +71,7 @@ class Tensors:
             ]
             batch_sizes = torch.tensor(sizes)
             rows = (sum(sizes),)
-        # For relu, half of the units are on and half off: rounding must carry none over the kink.
+        # For relu, half of the units are on and half off: rounding moves none across the kink.
         is_relu = case.nonlinearity == "relu"
         weights = []
         for _ in range(directions):
@@ -168,7 +168,7 @@ def parity_error(case: Case, order: str = "identity") -> float:
 
 
 def shapes_of(dtype: torch.dtype) -> Iterator[Case]:
-    """A case for each shape of each kernel, at sizes that are no multiple of it."""
+    """A case for each shape of each kernel, at sizes that are not a multiple of it."""
     widths = (61, 127) if dtype == torch.float64 else (61, 127, 200)
     for multiprocessors in (MANY, FEW):
         for hidden_size in widths:
@@ -218,7 +218,7 @@ KINDS = [
 
 
 def tangent_operands(case: Case) -> list[Any]:
-    """What `_rnn_tangent` takes, but for the flag at its end; initial where the case has an hx."""
+    """The arguments of `_rnn_tangent` without the last flag; `initial` is None without an hx."""
     tensors = Tensors.of(case)
     seed, initial = tensors.upstream(case)
     matrices = tensors.weights[1 :: 4 if case.bias else 2]
@@ -250,9 +250,9 @@ def test_tangent_recurrence(
 ) -> None:
     case = replace(case, dtype=dtype, nonlinearity=nonlinearity, has_hx=has_hx)
     operands = tangent_operands(case)
-    found = run_tangent(case, operands, reverse)
-    assert worst_error([found], [expected_tangent(operands, reverse)]) <= PRECISION[dtype]
-    assert_same_bits([run_tangent(case, operands, reverse, "shuffled")], [found])
+    result = run_tangent(case, operands, reverse)
+    assert worst_error([result], [expected_tangent(operands, reverse)]) <= PRECISION[dtype]
+    assert_same_bits([run_tangent(case, operands, reverse, "shuffled")], [result])
 
 
 @pytest.mark.parametrize("case", KINDS[::2], ids=str)
@@ -264,14 +264,14 @@ def test_tangent_recurrence_reads_any_layout(case: Case) -> None:
         [m.t().contiguous().t() for m in matrices],
         *rest,
     ]
-    found = run_tangent(case, strided)
-    assert worst_error([found], [expected_tangent(operands)]) <= PRECISION[case.dtype]
+    result = run_tangent(case, strided)
+    assert worst_error([result], [expected_tangent(operands)]) <= PRECISION[case.dtype]
 
 
 def test_tangent_recurrence_of_an_empty_batch() -> None:
     case = replace(KINDS[0], batch=0)
-    found = run_tangent(case, tangent_operands(case))
-    assert found.shape == (case.seq_len, 0, 2 * case.hidden_size)
+    result = run_tangent(case, tangent_operands(case))
+    assert result.shape == (case.seq_len, 0, 2 * case.hidden_size)
 
 
 @pytest.mark.parametrize("order", ["reversed", "shuffled"])
@@ -325,12 +325,12 @@ def test_only_the_wanted_gradients_are_returned_and_have_the_same_bits(case: Cas
     _, _, *everything = run(case, tensors, upstream)
     for wanted in range(len(everything)):
         mask = [i == wanted for i in range(len(everything))]
-        _, _, *found = run(case, tensors, upstream, mask=mask)
-        assert_same_bits(found, [everything[wanted]])
+        _, _, *result = run(case, tensors, upstream, mask=mask)
+        assert_same_bits(result, [everything[wanted]])
 
 
 @pytest.mark.parametrize("case", [KINDS[0], KINDS[2]], ids=str)
-def test_layouts_in_memory_do_not_matter(case: Case) -> None:
+def test_results_do_not_depend_on_memory_layouts(case: Case) -> None:
     tensors = Tensors.of(case)
     for_output, for_h_n = tensors.upstream(case)
     assert tensors.hx is not None
@@ -367,11 +367,11 @@ def test_cell_gives_the_bits_of_a_layer_of_one_step(case: Case, has_hx: bool) ->
     mask = [True, has_hx, *[True] * len(tensors.weights)]
     with emulation.device("identity", case.multiprocessors, case.shared_bytes):
         h = emulation.OPS._cell_forward(x, hx, tensors.weights, case.nonlinearity)
-        found = emulation.OPS._cell_backward(
+        result = emulation.OPS._cell_backward(
             for_output[0], x, hx, tensors.weights, h, case.nonlinearity, mask
         )
     states = 1 + has_hx
-    assert_same_bits([h, *found], [output[0], *(g[0] for g in grads[:states]), *grads[states:]])
+    assert_same_bits([h, *result], [output[0], *(g[0] for g in grads[:states]), *grads[states:]])
 
 
 @pytest.mark.parametrize("case", KINDS[::2], ids=str)
@@ -418,7 +418,7 @@ def test_nan_of_one_batch_row_stays_in_it(case: Case) -> None:
         ("CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasSgemm`", "rnn_ext: "),
     ],
 )
-def test_a_matrix_product_that_fails_tells_torchs_reason(
+def test_a_failed_matrix_product_reports_torchs_reason(
     is_backward: bool, reason: str, beginning: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     emulation.load()
@@ -452,7 +452,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_emulation_reports_what_a_device_would_not_forgive(fault: str) -> None:
+def test_emulation_reports_faults_of_a_kernel(fault: str) -> None:
     run_fault = emulation.load().emulation_run_fault
     run_fault.restype = ctypes.c_char_p
     assert FAULTS[fault] in run_fault(fault.encode()).decode()

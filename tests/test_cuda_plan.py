@@ -1,4 +1,4 @@
-"""The CUDA plan, over devices real and imaginary: it decides time, and what a device can launch."""
+"""The CUDA plan, for real and imaginary devices: every device can launch its plan."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_small_states_are_persistent_on_every_device(
     assert columns == (64 if hidden_size <= 64 else 128)
 
 
-def test_256_units_are_persistent_where_shared_memory_holds_half_of_the_weights() -> None:
+def test_256_units_are_persistent_if_shared_memory_holds_half_of_the_weights() -> None:
     assert H100.plan(1, 256)[:2] == A100.plan(1, 200)[:2] == ("persistent", 256)
     assert {d.plan(1, 256)[0] for d in (T4, RTX_3090, RTX_5090)} == {"step"}
 
@@ -95,7 +95,7 @@ def test_every_device_gets_a_plan_that_it_can_launch(
     regime, columns, rows = device.plan(batch, hidden_size, directions, d)
     size = 8 if d else 4
     if regime == "step":
-        # What every kernel is granted without asking.
+        # What every kernel gets without requesting it.
         slices = {4: 64, 16: 8, 64: 1}[rows]
         assert rows * columns * size * slices <= 48 << 10
         assert rows == 4 or batch > 4

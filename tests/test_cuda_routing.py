@@ -1,7 +1,7 @@
-"""Who takes a call on a CUDA device: what can be told without having one.
+"""Which kernels take a call on a CUDA device, tested without one.
 
 The calls run on fake tensors, which have a device and shapes but no data. Autograd cannot record
-them where torch has no CUDA; who would take a call under autograd is asked of `explain`.
+them where torch has no CUDA; for calls under autograd the tests ask `explain`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def layer(hidden_size: int, dtype: torch.dtype = torch.float32, **options: Any) 
 
 
 class TorchsOp(Exception):
-    """Stands for a call of torch's op, which asks for a device also where tensors are fake."""
+    """Stands in for torch's op, which needs a device even if tensors are fake."""
 
     @classmethod
     def call(cls, *_: Any) -> None:
@@ -78,7 +78,7 @@ class TorchsOp(Exception):
 
 
 def op_of(module: nn.Module, *arguments: Any) -> str:
-    """The one of our ops that the call runs, or torch's."""
+    """The op that the call runs: one of ours, or torch's."""
     torchs = {"rnn_tanh": TorchsOp.call, "rnn_tanh_cell": TorchsOp.call}
     try:
         with torch.no_grad(), Recorder() as recorder, patch.multiple(torch, **torchs):
@@ -144,7 +144,7 @@ def test_auto_leaves_states_that_fit_no_block_to_torchs_op() -> None:
 
 
 @pytest.mark.usefixtures("h100")
-def test_auto_sees_steps_and_rows_in_every_layout() -> None:
+def test_auto_counts_steps_and_rows_in_every_layout() -> None:
     batch_first = layer(64, batch_first=True)
     assert_ours(batch_first, tensor(MOST_ROWS, 3, 17), FITS)
     assert op_of(batch_first, tensor(MOST_ROWS + 1, 3, 17)) == "torch's own op"
@@ -162,14 +162,14 @@ def test_auto_treats_a_cell_as_a_layer_of_one_step() -> None:
     assert "torch's own op" in rnn_ext.explain(cell, tensor(MOST_ROWS + 1, 17))
 
 
-LONG = "cuDNN takes no sequence of more than 65535 steps"
+LONG = "cuDNN does not support sequences of more than 65535 steps"
 
 
 @pytest.mark.usefixtures("h100")
 def test_auto_takes_sequences_longer_than_cudnn_does() -> None:
     assert_ours(layer(300), tensor(65536, 1, 17), LONG)
     assert_ours(layer(300), packed(*[1] * 65536), LONG)
-    # 65536 rows are no steps.
+    # 65536 rows are not steps.
     for shorter in (tensor(65535, 1, 17), packed(*[1] * 65535), packed(65536)):
         assert op_of(layer(300), shorter) == "torch's own op"
 
@@ -197,7 +197,7 @@ def test_auto_takes_calls_where_deterministic_algorithms_are_asked_for() -> None
         assert_ours(
             layer(300),
             tensor(2, 1, 17),
-            "deterministic algorithms are asked for, and cuDNN promises none",
+            "deterministic algorithms are requested, and cuDNN promises none",
         )
     finally:
         torch.use_deterministic_algorithms(False)
@@ -233,7 +233,7 @@ def test_autocast_and_dtypes_without_kernels_go_to_torchs_op() -> None:
 
 
 @pytest.mark.usefixtures("h100")
-def test_too_few_weights_are_the_callers_mistake_on_cuda_too() -> None:
+def test_too_few_weights_are_an_error_on_cuda_too() -> None:
     with pytest.raises(ValueError, match="weights"):
         rnn(tensor(2, 1, 17), None, [])
     module = layer(64)
@@ -243,7 +243,7 @@ def test_too_few_weights_are_the_callers_mistake_on_cuda_too() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
-def test_the_reason_without_a_device_is_one_sentence_of_the_binarys() -> None:
+def test_the_reason_without_a_device_is_one_sentence_from_the_binary() -> None:
     reason = cuda.limits(0)
     assert isinstance(reason, str)
     if _C.build_info()["cuda_archs"] is None:
@@ -272,7 +272,7 @@ def test_code_runs_on_devices_of_its_major_version_and_ptx_on_later_ones(
     assert cuda.runs_on(archs, capability) == expected
 
 
-def test_the_choice_does_not_break_a_compiled_graph_nor_compile_anew_for_each_batch(
+def test_the_choice_neither_breaks_a_compiled_graph_nor_recompiles_for_each_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cuda, "limits", lambda _: H100)

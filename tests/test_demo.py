@@ -19,7 +19,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "seed.py"
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """A net this small gains nothing from two, and on a busy machine waits for the other."""
+    """A net this small gains nothing from a second thread, and waits for it on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -50,8 +50,8 @@ def test_recites_the_default_text_whatever_the_seed(output, seed):
     assert 0.0035 <= float(losses[-1].rpartition(" ")[2]) <= 0.0048
 
 
-# Seed 1, because there every printed loss lies 3e-6 or more away from where its fourth decimal
-# would change, and because rounding stays at 1e-7: relu's kink makes other seeds amplify it.
+# With seed 1, every printed loss is at least 3e-6 away from a value at which its fourth decimal
+# changes, and rounding stays at 1e-7; with other seeds relu's kink amplifies it.
 @pytest.mark.parametrize("text", [ENGLISH, CHINESE])
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 def test_reference_prints_the_same_lines(output, nonlinearity, text):
@@ -64,7 +64,7 @@ def test_reference_prints_the_same_lines(output, nonlinearity, text):
 @pytest.mark.parametrize(
     ("flags", "rnn_class"), [((), rnn_ext.RNN), (("--reference",), nn.RNN)], ids=["ours", "nn"]
 )
-def test_reference_decides_which_layer_is_trained(output, monkeypatch, flags, rnn_class):
+def test_reference_selects_the_layer_that_is_trained(output, monkeypatch, flags, rnn_class):
     models = []
 
     def spy(*args, **kwargs):
@@ -113,7 +113,7 @@ def test_last_epoch_is_reported_too(output, epochs, reported):
         "two\nlines\n",
         "\ttab and 100% of it",
         "cafe\u0301",  # e and a combining accent
-        "👩‍🚀 and 🇨🇳",  # several code points to the picture
+        "👩‍🚀 and 🇨🇳",  # several code points per character
     ],
 )
 def test_recites_any_text(output, text):
@@ -146,7 +146,7 @@ def test_bad_value_is_a_one_line_error_that_names_the_flag(capsys, flag, words):
         assert err.endswith("\n")
 
 
-def test_unusable_device_is_told_with_those_that_work(capsys):
+def test_error_of_an_unusable_device_lists_usable_ones(capsys):
     assert main(["demo", "--device", "cuda:99"]) == 2
     assert f"cannot use 'cuda:99'; torch {torch.__version__} offers cpu" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""README and documentation: code runs as it stands and prints what the page says, links lead on."""
+"""README and documentation: code runs and prints what the page says, links lead somewhere."""
 
 import dataclasses
 import re
@@ -29,7 +29,7 @@ PAGES_WITH_PYTHON = [page for page in PAGES if "python" in dict(blocks(page))]
 
 
 def on_any_machine(text: str) -> str:
-    """What `explain` prints, without what depends on the CPU and on the release of torch."""
+    """What `explain` prints, without the parts that depend on the CPU and the release of torch."""
     text = re.sub(r"generic|avx\w+", "ISA", text)
     text = re.sub(r"\d of 2 threads( sharing the \w+ \w+)?", "THREADS", text)
     return re.sub(r"autograd (node in C\+\+|Function in Python)", "NODE", text)
@@ -112,7 +112,7 @@ def test_flags_in_commands_exist() -> None:
         assert flags <= set(re.findall(r"--[\w-]+", listed)), command
 
 
-def test_settings_table_is_that_of_the_class():
+def test_settings_table_matches_the_class():
     rows = [
         f"| `{f.name}` | `{f.default}` | {f.metadata['help']} |\n".replace("<unk>", "`<unk>`")
         for f in dataclasses.fields(Settings)

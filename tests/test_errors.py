@@ -60,9 +60,7 @@ BAD_CONSTRUCTIONS = [
 
 
 @pytest.mark.parametrize(("args", "kwargs"), BAD_CONSTRUCTIONS, ids=str)
-def test_constructor_refuses_what_nn_rnn_refuses_in_its_words(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
+def test_constructor_raises_nn_rnns_errors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     assert_same_failure(
         lambda: rnn_ext.RNN(*args, **kwargs),
         lambda: nn.RNN(*args, **kwargs),
@@ -78,7 +76,7 @@ REFUSED_BY_LATER_RELEASES = [
 
 
 @pytest.mark.parametrize(("args", "kwargs"), REFUSED_BY_LATER_RELEASES, ids=str)
-def test_constructor_refuses_what_nn_rnn_has_come_to_refuse(
+def test_constructor_raises_errors_that_newer_torch_added(
     args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     expected = assert_same_outcome(
@@ -96,7 +94,7 @@ def test_dropout_with_one_layer_warns_like_nn_rnn() -> None:
 
 
 def test_constructor_checks_in_the_order_of_nn_rnn() -> None:
-    """With several things wrong at once the same one is named, after the same warnings."""
+    """With several errors at once, the same one is raised, after the same warnings."""
     pools: dict[str, tuple[Any, ...]] = {
         "input_size": (3, 0, 2.5),
         "hidden_size": (4, -1, None),
@@ -162,7 +160,7 @@ BAD_CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
 
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("arguments", BAD_CALLS.values(), ids=BAD_CALLS)
-def test_forward_refuses_what_nn_rnn_refuses_in_its_words(
+def test_forward_raises_nn_rnns_errors(
     arguments: Callable[[], tuple[Any, ...]], batch_first: bool
 ) -> None:
     theirs, ours = twins(3, 4, 2, batch_first=batch_first)
@@ -176,7 +174,7 @@ def test_no_time_steps_fail_like_in_nn_rnn(shape: tuple[int, ...]) -> None:
     assert_same_failure(lambda: ours(zeros(shape)), lambda: theirs(zeros(shape)))
 
 
-def test_a_projection_smuggled_in_by_position_fails_like_in_nn_rnn() -> None:
+def test_a_projection_given_by_position_fails_as_in_nn_rnn() -> None:
     args = (3, 4, 1, "tanh", True, False, 0.0, False, 2)
     ours, theirs = rnn_ext.RNN(*args), nn.RNN(*args)
     assert repr(ours) == repr(theirs)
@@ -223,7 +221,7 @@ def test_damaged_weights_fail_like_in_nn_rnn(damage: Callable[[nn.RNNBase], None
     st.booleans(),
     st.booleans(),
 )
-def test_any_shapes_are_accepted_or_refused_like_by_nn_rnn(
+def test_any_shapes_are_accepted_or_rejected_as_by_nn_rnn(
     input_shape: list[int],
     hx_shape: list[int] | None,
     hx_dtype: torch.dtype,
@@ -253,7 +251,7 @@ CELL_CONSTRUCTIONS = [
 
 
 @pytest.mark.parametrize(("args", "kwargs"), CELL_CONSTRUCTIONS, ids=str)
-def test_cell_constructor_refuses_what_nn_rnn_cell_refuses_in_its_words(
+def test_cell_constructor_raises_nn_rnn_cells_errors(
     args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     assert_same_failure(
@@ -287,7 +285,7 @@ BAD_CELL_CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
 
 
 @pytest.mark.parametrize("arguments", BAD_CELL_CALLS.values(), ids=BAD_CELL_CALLS)
-def test_cell_refuses_what_nn_rnn_cell_refuses_in_its_words(
+def test_cell_raises_nn_rnn_cells_errors(
     arguments: Callable[[], tuple[Any, ...]],
 ) -> None:
     ours, theirs = rnn_ext.RNNCell(3, 4), nn.RNNCell(3, 4)
@@ -454,7 +452,7 @@ FUNCTIONAL_MISTAKES: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize(("call", "words"), FUNCTIONAL_MISTAKES.values(), ids=FUNCTIONAL_MISTAKES)
-def test_functional_names_the_argument_what_it_expected_and_what_it_got(
+def test_functional_error_names_the_argument_the_expected_and_the_actual(
     call: Callable[[], Any], words: tuple[str, ...]
 ) -> None:
     text = refusal(call)

@@ -48,7 +48,7 @@ def test_other_dtypes_give_exactly_nn_rnns_results(dtype: torch.dtype, packed: b
     assert not any(level in line for level in ISA_LEVELS)
 
 
-def test_a_dtype_that_nn_rnn_cannot_do_fails_like_it() -> None:
+def test_a_dtype_that_nn_rnn_does_not_support_fails_alike() -> None:
     theirs, ours = twins(5, 6, nonlinearity="relu", dtype=torch.complex64)
     x = torch.randn(9, 3, 5, dtype=torch.complex64)
     expected = outcome(lambda: theirs(x))

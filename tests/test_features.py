@@ -1,6 +1,6 @@
-"""The table of features in the documentation: links lead to tests, and nn.RNN lacks what it says.
+"""The table of features in the documentation: links lead to tests, and its "no" of nn.RNN hold.
 
-A test that fails here after an update of torch means that a "no" of the table has become a "yes".
+A test that fails here after an update of torch means that a "no" has become a "yes".
 """
 
 import re
@@ -67,7 +67,7 @@ def test_nn_rnn_exports_for_one_length(strict: bool) -> None:
 
 
 def test_a_row_of_nn_rnn_depends_on_the_batch() -> None:
-    """In one of these sizes at least, on any machine: its matrix products sum as shapes suggest."""
+    """In at least one of these sizes: the order of its sums depends on the shapes."""
     same = []
     for hidden_size in (65, 129, 257):
         module, x = nn.RNN(65, hidden_size), torch.randn(9, 33, 65)

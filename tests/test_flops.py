@@ -63,8 +63,8 @@ def test_a_layer_counts_what_nn_rnn_counts(
                 (output.data if packed else output).sum().backward()
 
         counts.append(count(call))
-    # Where nobody wants its gradient, a zero state is spared a product. nn.RNN joins those of rows
-    # that start later, in reverse packed order, to the running states: two of three rows here.
+    # A zero state that needs no gradient takes no product. In reverse packed order nn.RNN joins
+    # the states of rows that start later to the running ones: two of three rows here.
     joins = packed and module.bidirectional and wants in ("weights", "input")
     joined = 2 * 2 * H * H * module.num_layers if joins else 0
     assert counts[0] - joined == counts[1] > 0
@@ -119,7 +119,7 @@ def test_the_text_generators_model_counts_a_table_where_nn_rnn_counts_every_step
     assert counts[0] - counts[1] == 3 * 2 * (T * B - vocab_size) * H * H
 
 
-def test_writing_counts_a_step_for_each_token_that_is_read() -> None:
+def test_generation_counts_a_step_for_each_token_that_is_read() -> None:
     vocab_size, prompt, length = 7, 3, 4
     layers = [torch.randn(shape) for shape in ((H, H), (H, H), (H, H), (H,))]
     matrices = 3 * 2 * H * H

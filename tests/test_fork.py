@@ -1,4 +1,4 @@
-"""Children: forked, also while other threads are inside the op; spawned; DataLoader workers."""
+"""Child processes: forked, also while other threads run the op; spawned; DataLoader workers."""
 
 import multiprocessing
 import os
@@ -57,7 +57,7 @@ def test_a_forked_child_computes_the_parents_bits(
             lambda: [t for module, x in work for t in forward_only(module, x)], tmp_path / "child"
         )
         assert_same_bits(actual, [t for m, x in work for t in forward_only(m, x)])
-        # The parent works on after the fork.
+        # The parent still works after the fork.
         assert_same_bits([t for job in work for t in train_step(*job)], expected)
 
 

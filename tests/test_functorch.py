@@ -1,4 +1,4 @@
-"""torch.func and forward-mode derivatives, against the same of the reference loop."""
+"""torch.func and forward-mode derivatives, against those of the reference loop."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -257,7 +257,7 @@ def test_double_backward_runs_fused_kernels_alone() -> None:
 
 @pytest.mark.parametrize("name", ["jvp", "grad", "vmap", "jacfwd", "hessian"])
 def test_transforms_inside_torch_compile_are_right(name: str) -> None:
-    """An opaque op has no tangent there, and nobody would be told."""
+    """An opaque op has no tangent there, and torch raises no error."""
     x, _, *weights = primals()
     functions: dict[str, Callable[[Tensor], Any]] = {
         "jvp": lambda t: torch.func.jvp(lambda x: rnn(x, None, weights)[0], (t,), (t,))[1],
@@ -268,12 +268,12 @@ def test_transforms_inside_torch_compile_are_right(name: str) -> None:
     }
     torch._dynamo.reset()
     graph = torch.compile(functions[name], fullgraph=True, backend="eager")
-    found = graph(x)
-    assert found.any()
-    assert_close_fp64([found], [functions[name](x)])
+    result = graph(x)
+    assert result.any()
+    assert_close_fp64([result], [functions[name](x)])
 
 
-def test_a_batch_of_nothing_under_vmap() -> None:
+def test_an_empty_batch_under_vmap() -> None:
     weights = layer_weights(5, 6)
     output, h_n = torch.func.vmap(lambda t: rnn(t, None, weights))(torch.zeros(3, 4, 0, 5))
     assert output.shape == (3, 4, 0, 6)

@@ -40,9 +40,9 @@ def step_by_step(model, vocabulary, prompt, length):
 
 @pytest.mark.parametrize("prompt", ["a", "hgfedcba"])
 def test_greedy_takes_the_likeliest_character_every_time(model, vocabulary, prompt):
-    found = text_of(model, vocabulary, prompt, 40, temperature=0)
-    assert found == step_by_step(model, vocabulary, prompt, 40)
-    assert len(set(found)) > 1
+    actual = text_of(model, vocabulary, prompt, 40, temperature=0)
+    assert actual == step_by_step(model, vocabulary, prompt, 40)
+    assert len(set(actual)) > 1
 
 
 def test_seed_decides_what_is_drawn(model, vocabulary):
@@ -60,13 +60,13 @@ def test_characters_are_drawn_as_often_as_the_model_says(vocabulary):
         model.linear.bias.copy_(torch.tensor([3.0, 2, 2, 1, 0, 0, -1, -20]))
     for temperature in (0.5, 1.0, 2.0):
         odds = (model.linear.bias / temperature).softmax(0)
-        found = vocabulary.encode(text_of(model, vocabulary, "a", 4000, temperature=temperature))
-        frequency = torch.bincount(found, minlength=len(LETTERS)) / 4000
+        actual = vocabulary.encode(text_of(model, vocabulary, "a", 4000, temperature=temperature))
+        frequency = torch.bincount(actual, minlength=len(LETTERS)) / 4000
         # Four standard deviations of a share among 4000 draws, at most.
         assert (frequency - odds).abs().max() < 4 * 0.5 / 4000**0.5
 
 
-def test_top_k_leaves_the_likeliest(vocabulary):
+def test_top_k_keeps_the_likeliest(vocabulary):
     model = CharRNN(len(LETTERS), 4).eval()
     with torch.no_grad():
         model.linear.weight.zero_()
@@ -78,11 +78,11 @@ def test_top_k_leaves_the_likeliest(vocabulary):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_unknown_is_never_written(temperature):
+def test_unknown_is_never_generated(temperature):
     vocabulary = Vocabulary("abc", with_unknown=True)
     model = CharRNN(4, 8).eval()
     with torch.no_grad():
-        model.linear.bias[3] = 50  # which is what the model would write
+        model.linear.bias[3] = 50  # which the model would generate
     assert set(text_of(model, vocabulary, "a", 200, temperature=temperature)) <= set("abc")
 
 
@@ -110,7 +110,9 @@ def by_the_loop(monkeypatch, *args, **kwargs):
         (3, "tanh", {"temperature": 2.0, "top_k": 3}),
     ],
 )
-def test_fused_writes_what_the_loop_writes(monkeypatch, isa, num_layers, nonlinearity, sampling):
+def test_fused_op_generates_what_the_loop_generates(
+    monkeypatch, isa, num_layers, nonlinearity, sampling
+):
     vocabulary = Vocabulary(string.printable, with_unknown=True)
     for hidden_size in (1, 65, 257):
         size = len(vocabulary)
@@ -121,7 +123,7 @@ def test_fused_writes_what_the_loop_writes(monkeypatch, isa, num_layers, nonline
         assert fused == by_the_loop(monkeypatch, *args, seed=hidden_size, **sampling)
 
 
-def test_fused_writes_the_same_on_any_number_of_threads(vocabulary):
+def test_fused_op_generates_the_same_on_any_number_of_threads(vocabulary):
     model = CharRNN(len(LETTERS), 300, num_layers=2).eval()
     texts = set()
     for threads in (1, 2, 3):
@@ -130,7 +132,7 @@ def test_fused_writes_the_same_on_any_number_of_threads(vocabulary):
     assert len(texts) == 1
 
 
-def test_loop_serves_what_the_op_does_not(vocabulary):
+def test_loop_handles_models_that_the_op_does_not(vocabulary):
     model = CharRNN(len(LETTERS), 16, rnn_class=nn.RNN).eval()
     ours = CharRNN(len(LETTERS), 16).eval()
     ours.load_state_dict(model.state_dict())
@@ -205,7 +207,7 @@ def test_checks_of_the_op_that_keep_memory_safe(change, sentence):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("top_k", [1, 2, 5])
 def test_a_score_that_is_nan_is_never_drawn(temperature, top_k):
-    """NaN has no place in the order that the top_k likeliest are found by."""
+    """NaN has no place in the order of scores that top_k selects by."""
     arguments = op_arguments(
         out_bias=torch.tensor([torch.nan, 1.0, torch.nan, 2.0, 0.5]),
         draws=torch.linspace(0, 0.999, 50, dtype=torch.float64),

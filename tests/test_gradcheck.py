@@ -96,7 +96,7 @@ def test_third_derivatives(form: str) -> None:
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "stacked"])
 def test_double_backward_through_the_raw_ops(form: str) -> None:
-    """Which have an autograd of their own, as graphs use it."""
+    """The ops have their own autograd, which captured graphs use."""
     options = FORMS[form]
     _, inputs = Check(form, "tanh").function_and_inputs(seq_len=2, hidden_size=2)
     settings = (options.get("batch_sizes"), "tanh", options.get("bidirectional", False))

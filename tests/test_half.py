@@ -1,4 +1,4 @@
-"""bfloat16 and float16: what is stored is rounded once, everything between is float32.
+"""bfloat16 and float16: stored values are rounded once, all arithmetic is float32.
 
 Errors against nn.RNN's are in test_parity.py, bitwise promises in test_reproducibility.py.
 """
@@ -26,7 +26,7 @@ def relu_of_sums(rows: Tensor) -> Tensor:
 
 
 def as_multiplied(x: Tensor, isa: str) -> Tensor:
-    """What products take x for: AVX512-BF16 takes subnormal numbers for zeros."""
+    """The value of x in a product: AVX512-BF16 treats subnormal numbers as zeros."""
     if isa == "avx512_bf16" and x.dtype == torch.bfloat16:
         return torch.where(x.abs() < torch.finfo(x.dtype).tiny, torch.zeros_like(x), x)
     return x
@@ -48,7 +48,7 @@ def test_every_value_passes_unchanged(dtype: torch.dtype, isa: str) -> None:
 def test_weights_and_biases_of_every_value_pass_unchanged(
     dtype: torch.dtype, width: int, isa: str
 ) -> None:
-    """As columns of a vector and of its tail, in weights that lie either way in memory."""
+    """As columns of a vector and of its tail, in weights of either memory layout."""
     x = every_value(dtype)
     x = x[~x.isnan() & ~x.isinf()][: 1 << 15]
     rows = torch.cat([x, x.new_zeros(-len(x) % width)]).view(-1, width)
@@ -63,7 +63,7 @@ def test_weights_and_biases_of_every_value_pass_unchanged(
 
 @HALVES
 def test_results_are_rounded_to_nearest_even(dtype: torch.dtype, isa: str) -> None:
-    """Sums of a value and parts of its last place: below, at and above every kind of tie."""
+    """Sums of a value and parts of its last place: below, at and above every sort of tie."""
     values = every_value(dtype)
     values = values[(values >= 0) & values.isfinite()]
     unit = torch.nextafter(values, torch.tensor(torch.inf, dtype=dtype)) - values
@@ -84,7 +84,7 @@ def test_float16_overflows_to_infinity_and_underflows_gradually(isa: str) -> Non
 
 @HALVES
 def test_the_state_between_steps_is_float32(dtype: torch.dtype, isa: str) -> None:
-    """Steps of 2^-10, of which the storage types would take up none beyond 8 or 2."""
+    """Steps of 2^-10, which would change no state above 8 or 2 in the storage types."""
     steps = 16 << 10
     x = torch.full((steps, 1, 1), 2.0**-10, dtype=dtype)
     one = torch.ones(1, 1, dtype=dtype)

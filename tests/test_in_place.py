@@ -1,4 +1,4 @@
-"""A change of a result in place, as nn.RNN allows it, leaves the gradients right."""
+"""Gradients stay right when a result is changed in place, which nn.RNN allows."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 def gradients(
     module: nn.Module, layer: str, change: Callable[[Tensor], Any], order: int
 ) -> list[Tensor]:
-    """The gradients of input and parameters of a loss in the changed output; `order` 2: theirs."""
+    """The gradients of a loss in the changed output, for input and parameters; of order 1 or 2."""
     torch.manual_seed(1)
     x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
     leaves = [x, *module.parameters()]
@@ -77,8 +77,8 @@ def test_gradients_are_nn_rnns_after_a_change(name: str, layer: str, order: int)
 
 
 @pytest.mark.parametrize("order", [1, 2])
-def test_a_cells_next_state_can_be_changed_where_torch_cannot_tell(order: int) -> None:
-    """`nn.RNNCell` refuses it, so that the formula in torch's operations gives the gradients."""
+def test_a_cells_next_state_can_be_changed_although_nn_rnn_cell_refuses(order: int) -> None:
+    """`nn.RNNCell` refuses it, so torch's operations give the expected gradients."""
     cell = rnn_ext.RNNCell(3, 4, dtype=torch.float64)
     x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
     hx = torch.randn(2, 4, dtype=torch.float64)
@@ -156,7 +156,7 @@ def test_hooks_see_what_is_saved_and_own_its_memory(changed: bool) -> None:
 
 
 def test_offloading_frees_the_output() -> None:
-    """Nothing but the hooks' copy keeps the output's memory alive once the caller drops it."""
+    """Once the caller drops the output, only the hooks' copy keeps memory alive."""
     module = rnn_ext.RNN(3, 4)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
         output, h_n = module(torch.randn(5, 2, 3))

@@ -1,4 +1,4 @@
-"""The choice of ISA level: by machine, by RNN_EXT_ISA, by set_isa; and what build_info tells."""
+"""The ISA level, chosen by machine, RNN_EXT_ISA or set_isa; and what build_info says."""
 
 import os
 import platform
@@ -58,7 +58,7 @@ def in_fresh_python(value: str | None) -> subprocess.CompletedProcess[str]:
 def test_environment_variable_caps_the_level() -> None:
     result = in_fresh_python("generic")
     assert (result.returncode, result.stdout.strip()) == (0, "generic"), result.stderr
-    # A cap above what the machine has leaves its best: this one's last level is its best.
+    # A cap above the machine's levels leaves its best one, which is the last.
     result = in_fresh_python(ISA_LEVELS[-1])
     assert (result.returncode, result.stdout.strip()) == (0, ISA_LEVELS[-1]), result.stderr
 
@@ -112,5 +112,5 @@ def test_the_levels_are_those_that_linux_lists_the_features_of() -> None:
         if needed <= features:
             levels.append(name)
     assert _C.isa_available() == levels
-    # Nor does the answer come from the compiler's run-time library, which some lack.
+    # The answer does not come from the compiler's run-time library, which some compilers lack.
     assert b"__cpu_model" not in Path(_C.__file__).read_bytes()

@@ -1,4 +1,4 @@
-"""The command line and the text generator use what any user of the package can use."""
+"""The command line and the text generator use only the public API."""
 
 import ast
 from importlib import import_module
@@ -9,7 +9,7 @@ import pytest
 import rnn_ext
 
 PACKAGE = Path(rnn_ext.__file__).parent
-# What each may import beside its own modules. The command line names its commands as strings.
+# What each may import besides its own modules. The command line names its commands as strings.
 ALLOWED = {"charlm": {"rnn_ext"}, "cli": {"rnn_ext", "rnn_ext.charlm"}}
 FILES = [(name, path) for name in ALLOWED for path in sorted((PACKAGE / name).glob("*.py"))]
 

@@ -1,4 +1,4 @@
-"""What happens to modules in programs: nn.RNN, ours, a swapped and a restored one live alike."""
+"""Copying, moving, pickling…: nn.RNN, our module, a swapped and a restored one behave alike."""
 
 import copy
 import io
@@ -24,7 +24,7 @@ FORMS = ("ours", "swapped", "restored")
 
 
 def made(form: str, kind: type[nn.Module], state: dict[str, Tensor]) -> Any:
-    """A module in fp64 with the weights `state`, which is or was of torch's class `kind`."""
+    """A module in fp64 with the weights `state`, of torch's class `kind`, or swapped from it."""
     cls = OURS[kind] if form in ("ours", "restored") else kind
     module = cls(*ARGUMENTS[kind], dtype=torch.float64)
     module.load_state_dict(state)
@@ -36,7 +36,7 @@ def made(form: str, kind: type[nn.Module], state: dict[str, Tensor]) -> Any:
 
 
 def results(module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-    """What the forward gives, and the gradients of the parameters that want one."""
+    """The result of forward, and the gradients of the parameters that require one."""
     outputs = module(x)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     wanted = [p for p in module.parameters() if p.requires_grad]
@@ -84,9 +84,9 @@ def state_assigned(module: Any, x: Tensor) -> Any:
 
 def partly_loaded(module: Any, x: Tensor) -> Any:
     state = {recurrent(module): torch.full((4, 4), 0.1), "unknown": torch.ones(1)}
-    found = module.load_state_dict(state, strict=False)
-    assert found.unexpected_keys == ["unknown"]
-    assert len(found.missing_keys) == len(module.state_dict()) - 1
+    result = module.load_state_dict(state, strict=False)
+    assert result.unexpected_keys == ["unknown"]
+    assert len(result.missing_keys) == len(module.state_dict()) - 1
     return results(module, x)
 
 
@@ -122,7 +122,7 @@ def built_in_a_meta_context(module: Any, x: Tensor) -> Any:
 
 
 def replicated_for_data_parallel(module: Any, x: Tensor) -> Any:
-    """As torch.nn.parallel.replicate does: plain tensors stand where the parameters stood."""
+    """As torch.nn.parallel.replicate does: plain tensors replace the parameters."""
     replica = module._replicate_for_data_parallel()
     copies = {name: 1 * p for name, p in module.named_parameters()}
     for name, value in copies.items():
@@ -331,7 +331,7 @@ def test_gradients_reach_exactly_the_parameters_that_are_not_frozen(
 
 
 def _torch_1_0(state: dict[str, Any]) -> None:
-    """Before 1.0 too: no names, but the parameters themselves under a name without underscore."""
+    """As before torch 1.0: the parameters themselves, under a name without underscore."""
     weights = list(state["_parameters"].values())
     del state["_flat_weights"], state["_flat_weights_names"], state["_all_weights"]
     del state["nonlinearity"], state["proj_size"]

@@ -1,4 +1,4 @@
-"""Loading the binary: what the package says where it is missing, stale, or for another Python."""
+"""Loading the binary: the messages if it is missing, stale, or for another Python."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def sentence(load: Load) -> str:
     return text
 
 
-def test_old_torch_is_named_with_the_way_out(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_an_old_torch_says_how_to_upgrade(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
     text = sentence(load)
     assert "needs torch 2.10 or newer and found torch 2.9.1+cpu" in text
@@ -124,7 +126,7 @@ def test_changed_source_says_make_build_until_it_is_built(package: Path, load: L
     assert "`make build`" in text
 
 
-def test_other_projects_csrc_beside_an_installed_package_is_no_change(
+def test_ignores_csrc_of_another_project_beside_an_installed_package(
     package: Path, load: Load
 ) -> None:
     write_module(package, "0")

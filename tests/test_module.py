@@ -170,7 +170,7 @@ def test_moves_between_dtypes_like_nn_rnn() -> None:
     assert_like(ours.float()(x.float()), theirs.float()(x.float()))
 
 
-def test_flatten_parameters_leaves_parameters_where_they_are() -> None:
+def test_flatten_parameters_does_not_move_parameters() -> None:
     module = rnn_ext.RNN(3, 4, 2)
     before = [(id(p), p.data_ptr()) for p in module.parameters()]
     assert module.flatten_parameters() is None
@@ -337,7 +337,7 @@ def test_a_subclass_may_add_state_before_and_after_init() -> None:
 
 
 def test_a_deleted_weight_is_still_used_as_by_nn_rnn() -> None:
-    """Both keep it in `_flat_weights`; what runs must be that weight and no freed memory."""
+    """Both keep it in `_flat_weights`; the call must use that weight, not freed memory."""
     theirs, ours = twins(3, 4)
     x = torch.randn(5, 2, 3)
     del theirs.weight_hh_l0, ours.weight_hh_l0

@@ -138,7 +138,7 @@ CHANGES = (
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_samples_survive_what_happens_to_modules(
+def test_samples_survive_copying_moving_and_pickling(
     change: Callable[[nn.Module], nn.Module],
 ) -> None:
     for theirs, ours, sample in samples():
@@ -149,7 +149,7 @@ def test_samples_survive_what_happens_to_modules(
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_samples_are_built_where_the_factory_arguments_or_a_context_say(
+def test_samples_are_built_on_the_device_and_in_the_dtype_requested(
     device: str, dtype: torch.dtype
 ) -> None:
     for _, ours, sample in samples():
@@ -171,7 +171,7 @@ def test_forward_depends_on_the_mode_exactly_where_torchs_does() -> None:
         assert errors == [AttributeError if isinstance(theirs, nn.RNN) else None] * 2
 
 
-def test_error_samples_fail_in_nn_rnns_words() -> None:
+def test_error_samples_raise_nn_rnns_errors() -> None:
     for theirs, ours in REPLACEMENTS.items():
         info = INFOS[theirs]
         for sample in info.module_error_inputs_func(

@@ -55,7 +55,7 @@ def random_bits(count: int) -> Tensor:
 
 
 def interesting(count: int) -> Tensor:
-    """Values where tanh is neither x nor 1, where its approximations live."""
+    """Values where tanh is neither x nor 1."""
     magnitude = torch.exp2(torch.empty(count).uniform_(-14, 4))
     return magnitude * (torch.randint(2, (count,)) * 2 - 1)
 
@@ -87,7 +87,7 @@ def test_tanh_is_within_two_ulp_in_vectors_and_their_tails(width: int, isa: str)
 def test_tanh_is_odd_to_the_bit(isa: str) -> None:
     x = torch.cat([all_classes(), interesting(100_000)]).nan_to_num(1.0)
     y, negated = phi_of_column(x), phi_of_column(-x)
-    nonzero = x != 0  # a sum of products has no sign of zero to keep
+    nonzero = x != 0  # a sum of products does not keep the sign of a zero
     assert same_bits(negated[nonzero], -y[nonzero])
 
 
@@ -223,7 +223,7 @@ def poisoned_twins(poison: Poison) -> tuple[nn.RNN, rnn_ext.RNN]:
 
 
 @pytest.mark.parametrize("poison", list(_poisons()), ids=str)
-def test_nan_and_infinity_reach_the_places_they_reach_in_nn_rnn(poison: Poison, isa: str) -> None:
+def test_nan_and_infinity_propagate_as_in_nn_rnn(poison: Poison, isa: str) -> None:
     expected = poisoned_nn_rnn(poison)
     if math.isnan(poison.value):  # an infinite bias only saturates its unit
         assert any(t.isnan().any() for t in expected.values())
@@ -282,7 +282,7 @@ def test_sums_that_overflow_saturate_like_nn_rnn(isa: str) -> None:
 @pytest.mark.parametrize("batch_sizes", [None, [7, 7, 4, 1, 1]], ids=["padded", "packed"])
 @pytest.mark.parametrize("index", range(len(SIZES)), ids=map(str, SIZES))
 def test_sums_of_integers_are_exact(index: int, batch_sizes: list[int] | None, isa: str) -> None:
-    """relu on small integers rounds nowhere: every element of every result must be right."""
+    """relu on small integers never rounds: every element of every result must be exact."""
     hidden_size, input_size, batch = (SIZES[index * k % len(SIZES)] for k in (1, 3, 5))
     sizes = None if batch_sizes is None else torch.tensor(batch_sizes)
     rows = (5, batch) if sizes is None else (int(sizes.sum()),)

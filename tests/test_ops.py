@@ -316,7 +316,9 @@ def _p() -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("make", UNSAFE_FORWARDS.values(), ids=UNSAFE_FORWARDS)
-def test_forward_refuses_what_would_leave_its_memory(make: Callable[[], tuple[Any, ...]]) -> None:
+def test_forward_rejects_arguments_that_would_leave_its_memory(
+    make: Callable[[], tuple[Any, ...]],
+) -> None:
     with pytest.raises(RuntimeError):
         rnn_forward(*make())
 
@@ -334,7 +336,7 @@ UNSAFE_CELLS: dict[str, Callable[[tuple[Any, ...]], tuple[Any, ...]]] = {
 
 
 @pytest.mark.parametrize("damage", UNSAFE_CELLS.values(), ids=UNSAFE_CELLS)
-def test_the_cell_refuses_what_would_leave_its_memory(
+def test_the_cell_rejects_arguments_that_would_leave_its_memory(
     damage: Callable[[tuple[Any, ...]], tuple[Any, ...]],
 ) -> None:
     forward, backward = cell_arguments(*forward_arguments())
@@ -367,7 +369,7 @@ UNSAFE_BACKWARDS: dict[str, Callable[[tuple[Any, ...]], tuple[Any, ...]]] = {
 
 
 @pytest.mark.parametrize("damage", UNSAFE_BACKWARDS.values(), ids=UNSAFE_BACKWARDS)
-def test_backward_refuses_what_would_leave_its_memory(
+def test_backward_rejects_arguments_that_would_leave_its_memory(
     damage: Callable[[tuple[Any, ...]], tuple[Any, ...]],
 ) -> None:
     args = backward_arguments(*forward_arguments())
@@ -389,7 +391,7 @@ def test_accepts_empty_batches_and_features() -> None:
 
 
 def test_a_larger_call_reads_and_writes_inside_its_tensors() -> None:
-    """Arguments and results in the middle of NaN, so that a read outside of them shows."""
+    """Arguments and results are surrounded by NaN, so that a read outside of them is visible."""
 
     def inside(t: Tensor) -> Tensor:
         around = torch.full((t.numel() + 256,), torch.nan)
@@ -432,7 +434,7 @@ def test_calls_leave_nothing_on_the_heap() -> None:
             cell_forward(*cell)
             cell_backward(*cell_back)
         grown = LIBC.mallinfo2().uordblks - before
-    # The smallest block that malloc hands out has 32 bytes; other threads may take a few.
+    # malloc's smallest block has 32 bytes; other threads may allocate a few.
     assert grown < 32 * calls / 2
 
 
@@ -453,9 +455,7 @@ def test_batch_sizes_whose_sum_wraps_are_refused() -> None:
 @pytest.mark.parametrize(
     ("x", "hidden_size"), [((3, 1, 4), 2**31), ((2**40, 2**40, 1), 1), ((1, 1, 2**60), 4)]
 )
-def test_sizes_that_no_memory_holds_are_refused_before_any_is_computed_with(
-    x: tuple[int, ...], hidden_size: int
-) -> None:
+def test_sizes_that_overflow_are_rejected_first(x: tuple[int, ...], hidden_size: int) -> None:
     """A packed weight of 2**31 by 2**31 floats has 2**64 bytes, which is 0."""
     weights = [[hidden_size, x[-1]], [hidden_size, hidden_size]]
     reason = rnn_ext._C.find_obstacle(x, None, weights, None, False, 1, 1)

@@ -1,4 +1,4 @@
-"""The package as a whole: how it is built, and what its wheels hold."""
+"""The package as a whole: how it is built, and what its wheels contain."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def assert_needs_only_the_c_shims(binary: str | Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file")
-def test_binary_needs_nothing_of_torch_but_the_c_shims() -> None:
+def test_binary_needs_only_torchs_c_shims() -> None:
     assert_needs_only_the_c_shims(str(_C.__file__))
 
 
 @pytest.fixture
 def setup_py(monkeypatch: pytest.MonkeyPatch) -> SetupPy:
-    """Runs setup.py up to its call of `setup`, returns its names."""
+    """Runs setup.py up to its call of `setup`; returns its variables."""
     monkeypatch.setattr(setuptools, "setup", lambda **_: None)
     return lambda: runpy.run_path(str(ROOT / "setup.py"))
 
@@ -111,7 +111,7 @@ def test_build_without_a_compiler_says_how_to_get_one(
         ("", "does not work"),
     ],
 )
-def test_build_with_an_unfit_compiler_says_so(
+def test_build_with_an_unsuitable_compiler_says_so(
     setup_py: SetupPy,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -146,8 +146,8 @@ def test_spilled_registers_are_found_in_the_compilers_report() -> None:
         "ptxas info    : Used 64 registers\n"
     )
     text = report.format("clean", 0, 0) + report.format("local_array", 64, 0)
-    found = cuda_build.faults(text + report.format("spilling", 8, 8))
-    assert [fault.split()[0] for fault in found] == ["local_array", "spilling"]
+    result = cuda_build.faults(text + report.format("spilling", 8, 8))
+    assert [fault.split()[0] for fault in result] == ["local_array", "spilling"]
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_build_without_a_working_nvcc_leaves_cuda_out_and_says_so(
 
 
 @pytest.mark.usefixtures("no_nvcc")
-def test_build_that_has_to_have_cuda_fails_without_nvcc(
+def test_build_that_requires_cuda_fails_without_nvcc(
     setup_py: SetupPy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_CUDA", "1")
@@ -198,7 +198,7 @@ def test_build_that_has_to_have_cuda_fails_without_nvcc(
         setup_py()["find_cuda"]("c++")
 
 
-def test_build_that_must_not_have_cuda_does_not_look_for_it(
+def test_build_without_cuda_does_not_look_for_it(
     setup_py: SetupPy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_CPU", "1")
@@ -208,7 +208,7 @@ def test_build_that_must_not_have_cuda_does_not_look_for_it(
 
 
 @pytest.mark.usefixtures("no_nvcc")
-def test_kernels_that_nvcc_cannot_compile_are_told_with_its_words_and_the_way_out(
+def test_error_of_nvcc_is_shown_with_a_way_to_build_without_cuda(
     setup_py: SetupPy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: Any) -> None:
@@ -287,7 +287,7 @@ def test_without_a_driver_the_cuda_kernels_say_so(cuda_wheel: Path) -> None:
 @pytest.mark.slow
 @needs_nvcc
 def test_cuda_ops_refuse_input_elsewhere(cuda_wheel: Path) -> None:
-    # As where the weights alone are on a device.
+    # As if only the weights were on a device.
     reason = run_with(
         cuda_wheel,
         "x, w = torch.zeros(5, 2, 3), [torch.zeros(4, 3), torch.zeros(4, 4)]\n"
@@ -300,7 +300,7 @@ def test_cuda_ops_refuse_input_elsewhere(cuda_wheel: Path) -> None:
     assert reason == "rnn_ext: input must be on a CUDA device, as another argument is"
 
 
-def test_a_torch_whose_api_the_node_does_not_fit_is_told_and_built_without_it(
+def test_builds_without_the_node_if_it_does_not_fit_torchs_api(
     setup_py: SetupPy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_CPU", "1")

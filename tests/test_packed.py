@@ -1,4 +1,4 @@
-"""Packed sequences: each sequence as if alone, and the PackedSequence that comes back."""
+"""Packed sequences: each has the results that it has alone, and the result is packed alike."""
 
 from itertools import pairwise
 
@@ -24,8 +24,8 @@ from torch.nn.utils.rnn import (
 
 import rnn_ext
 
-# Sorted or not, equal, a long tail of short ones, lengths that drop by several rows at a step,
-# more rows than a tile holds.
+# Sorted and unsorted, equal, many short ones, several that end at the same step, more rows than a
+# tile.
 LENGTHS = [
     [1],
     [9],
@@ -119,7 +119,7 @@ def test_values_in_the_padding_do_not_matter() -> None:
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_batch_first_means_nothing_to_packed_data(batch_first: bool) -> None:
+def test_batch_first_does_not_affect_packed_data(batch_first: bool) -> None:
     theirs, ours = twins(5, 6, 2, batch_first=batch_first, dtype=torch.float64)
     packed = pack_sequence([x.double() for x in sequences([4, 3], 5)])
     hx = torch.randn(2, 2, 6, dtype=torch.float64)

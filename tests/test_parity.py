@@ -16,8 +16,8 @@ import rnn_ext
 
 GRID = tuple(covering_design(seed=0))
 
-# Reductions so long that one chain of additions loses the error budget: over hidden and input
-# size in the step, over all time steps and rows in the weight gradients.
+# Reductions so long that a single chain of additions would exceed the error bound: over hidden and
+# input size in a step, over all time steps and rows in the weight gradients.
 LONG = (
     Case(2, 1, 3, 1100),
     Case(2, 3, 1500, 5, upstream="sum"),
@@ -36,7 +36,7 @@ LONG_HALVES = tuple(replace(case, dtype=dtype) for case in LONG for dtype in HAL
 def errors(case: Case, isa: str) -> tuple[Error, ...]:
     """Every tensor's error. Cached: the case's own test and the means over all cases share it."""
     problem, exact, theirs = expected(case)
-    # Each way to share a call, over the cases that have a team.
+    # Each way to share a call, for the cases with a team.
     split = SPLITS[case.hidden_size % len(SPLITS)] if case.thread_count > 1 else None
     with using_isa(isa), using_threads(case.thread_count, split):
         ours = problem.run(case.module(rnn_ext.RNN))
@@ -57,7 +57,7 @@ def mean_ratios(
 
 
 def replayable(cases: tuple[Case, ...]) -> list[object]:
-    """One test per case and ISA level; the id says all of the case."""
+    """One test per case and ISA level; the id describes the whole case."""
     return [pytest.param(case, isa, id=f"{case}-{isa}") for case in cases for isa in ISA_LEVELS]
 
 
@@ -84,7 +84,7 @@ def test_mean_error_of_long_reductions_is_that_of_nn_rnn(isa: str) -> None:
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("isa", ISA_LEVELS)
 def test_mean_error_in_16_bits_is_below_that_of_nn_rnn(isa: str, dtype: torch.dtype) -> None:
-    """State and sums in fp32 leave little but the rounding of what is stored, in relu too."""
+    """State and sums are fp32, so little but the rounding of stored values is left, in relu too."""
     assert mean_ratios(GRID, isa, dtype)["all"] <= 0.75
     assert mean_ratios(LONG_HALVES, isa, dtype)["all"] <= 0.75
 
@@ -123,7 +123,7 @@ def test_reference_agrees_with_nn_rnn_in_fp64() -> None:
         assert (theirs[name] - reference).abs().max() <= 1e-13 * reference.abs().max(), name
 
 
-def test_layouts_are_what_they_say() -> None:
+def test_layouts_have_the_strides_of_their_names() -> None:
     shape = (4, 5, 6)
     for layout in ("transposed", "strided", "sliced", "expanded"):
         view = viewed(layout, torch.randn(base_shape(layout, shape)), shape)

@@ -1,4 +1,4 @@
-"""The plan: who computes what. It decides time, never results."""
+"""The plan: which thread computes what. It affects time, never results."""
 
 import os
 import time
@@ -45,13 +45,13 @@ def test_many_threads_share_both() -> None:
 
 @pytest.mark.skipif("avx512" not in ISA_LEVELS, reason="other levels have narrower panels")
 def test_columns_that_cannot_be_halved_are_not_shared() -> None:
-    with using_isa("avx512"):  # 200 columns are three panels of 64, and a rest
+    with using_isa("avx512"):  # 200 columns are three panels of 64 and a remainder
         assert plan(50, 64, 200, threads=2) == (2, 1)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 40])
 @pytest.mark.parametrize("hidden_size", [32, 100, 512])
-def test_no_thread_is_called_that_would_have_nothing_to_do(batch: int, hidden_size: int) -> None:
+def test_no_thread_without_work_is_started(batch: int, hidden_size: int) -> None:
     for threads in (2, 5, 16, 64, 200):
         groups, members = plan(1000, batch, hidden_size, threads)
         assert groups * members <= threads
@@ -65,7 +65,7 @@ def test_no_more_threads_than_cores() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 64])
-def test_explain_tells_the_plan(batch: int) -> None:
+def test_explain_shows_the_plan(batch: int) -> None:
     module = rnn_ext.RNN(256, 256)
     groups, members = plan(50, batch, 256, _C.available_threads(torch.get_num_threads()))
     line = rnn_ext.explain(module, torch.zeros(50, batch, 256))
@@ -74,7 +74,7 @@ def test_explain_tells_the_plan(batch: int) -> None:
     assert ("hidden columns" in line) == (members > 1)
 
 
-def test_explain_tells_a_plan_that_shares_both() -> None:
+def test_explain_shows_a_plan_that_shares_rows_and_columns() -> None:
     module, x = rnn_ext.RNN(8, 8), torch.zeros(5, 4, 8)
     with using_threads(4, "blocks"):
         line = rnn_ext.explain(module, x)
@@ -92,7 +92,7 @@ def test_two_directions_run_at_once_where_neither_gains_from_two_threads() -> No
 
 
 @pytest.mark.skipif(CORES < 2, reason="a team needs two cores")
-def test_explain_tells_that_two_directions_run_at_once() -> None:
+def test_explain_says_that_two_directions_run_at_once() -> None:
     module = rnn_ext.RNN(32, 32, bidirectional=True)
     previous = torch.get_num_threads()
     torch.set_num_threads(2)

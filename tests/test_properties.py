@@ -1,4 +1,4 @@
-"""Whatever the arguments, valid or not: rnn_ext does with them what torch does.
+"""For any arguments, valid or not, rnn_ext does what torch does.
 
 A failing example prints the line that replays it: `compare(nn.RNN, RNN, Call(...), ...)`.
 """
@@ -43,13 +43,13 @@ class FunctionalRNN(nn.RNN):
 def compare(
     theirs: type[nn.Module], ours: type[nn.Module], call: Call, isa: str, split: str | None
 ) -> None:
-    """The same error and warnings, or the same results, gradients and all else."""
+    """The same error and warnings, or the same results, gradients and other observations."""
     with using_threads(1):  # calls this small gain nothing from torch's own threads
         expected = observe(theirs, call)
     with using_isa(isa), using_threads(2 if split else 1, split):
         actual = observe(ours, call)
     if ours is FunctionalRNN and actual.outcome.error in (ValueError, TypeError):
-        # In words of its own, and stricter: torch promotes dtypes now and then, and ignores rows.
+        # Its own messages, and stricter checks: torch sometimes promotes dtypes, and ignores rows.
         assert "\n" not in actual.outcome.text
         is_uniform = len(call.dtypes) == len(call.devices) == 1
         assert expected.outcome.error or not is_uniform or not call.fits_packing
@@ -73,7 +73,7 @@ def assert_close(name: str, a: Tensor, b: Tensor, exact: Observation | None) -> 
     else:
         eps = torch.finfo(b.dtype).eps
         if name.startswith("grad_") and exact.nearest_to_kink < 32 * eps:
-            return  # where relu's argument is within rounding of 0, either gradient is right
+            return  # if relu's argument is within rounding of 0, either gradient is right
         error, theirs = (largest(t.double() - exact.values[name]) for t in (a, b))
         # Fewer eps for half precision, where 64 would let a missing term pass.
         bound = 8 * theirs + (64 if b.dtype == torch.float32 else 8) * eps * exact.scales[name]
@@ -87,7 +87,7 @@ def equal(a: Tensor, b: Tensor) -> bool:
 def compare_constructions(
     theirs: type[nn.Module], ours: type[nn.Module], arguments: Arguments
 ) -> None:
-    """The same error and warnings, or modules that look the same and take the same input."""
+    """The same error and warnings, or equal modules that accept the same input."""
     seen: list[Any] = []
     for cls in (theirs, ours):
         traits: dict[str, Any] = {}
@@ -108,7 +108,7 @@ def _construct(cls: type[nn.Module], arguments: Arguments, traits: dict[str, Any
 CALLS = [
     pytest.param(nn.RNN, RNN, rnn_calls(attributes_change=True), id="RNN"),
     pytest.param(nn.RNNCell, RNNCell, cell_calls(), id="RNNCell"),
-    # It has no attributes: the weights themselves say what they are.
+    # It has no attributes, only the weights.
     pytest.param(nn.RNN, FunctionalRNN, rnn_calls(attributes_change=False), id="functional"),
 ]
 CONSTRUCTIONS = [
@@ -123,7 +123,7 @@ def in_every_run(examples: int) -> settings:
 
 
 def exploring(examples: int) -> settings:
-    """Other examples in every run, after those that failed in an earlier one."""
+    """Different examples in every run, after those that failed in earlier ones."""
     patient = [HealthCheck.too_slow]
     return settings(
         max_examples=examples, deadline=None, print_blob=True, suppress_health_check=patient

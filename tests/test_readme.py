@@ -1,4 +1,4 @@
-"""The speed that README and docs state is the speed that the recorded results have.
+"""The speeds that README and docs state are those of the recorded results.
 
 The pages name the command behind each figure; `make bench` records the results anew.
 """

@@ -1,4 +1,4 @@
-"""Bitwise promises: over thread counts, runs, batch rows, padding, packing, and cuts in time."""
+"""Bitwise promises: for thread counts, runs, batch rows, padding, packing, and cuts in time."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -22,7 +22,7 @@ import rnn_ext
 
 @dataclass(frozen=True)
 class Shape:
-    """Shapes on every side of a plan's choices: few rows or many, a narrow or wide state."""
+    """Shapes for which plans differ: few or many rows, a narrow or wide state."""
 
     seq_len: int
     batch: int
@@ -121,7 +121,7 @@ def test_every_run_has_the_same_bits(shape: Shape, isa: str) -> None:
     module, (x, hx) = shape.module(), shape.tensors()
     expected = shape.everything(module, x, hx)
     for _ in range(3):
-        # Fresh allocations in between: nothing may depend on addresses or old contents.
+        # New allocations in between: nothing may depend on addresses or old contents.
         torch.full((1 << 16,), torch.nan)
         assert_same_bits(shape.everything(module, x, hx), expected)
 
@@ -159,7 +159,7 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(shape: Shape, isa: str) 
 
 
 @pytest.mark.parametrize("batch", range(1, 20))
-def test_rows_are_the_same_whatever_tile_they_fall_into(batch: int, isa: str) -> None:
+def test_rows_do_not_depend_on_their_tile(batch: int, isa: str) -> None:
     module = rnn_ext.RNN(11, 37).requires_grad_(False)
     rows = torch.randn(6, 20, 11)
     expected, _ = module(rows)

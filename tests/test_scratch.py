@@ -1,4 +1,4 @@
-"""Scratch memory: what calls leave for the next ones, and when it is given back."""
+"""Scratch memory: what calls keep for the next ones, and when it is freed."""
 
 import threading
 
@@ -10,7 +10,7 @@ from torch import Tensor
 import rnn_ext
 
 SMALL, LARGE = 16, 400
-IDLE_CALLS = 3 * 256  # after which what they do not need is gone: three rounds
+IDLE_CALLS = 3 * 256  # after which unused memory is freed: three rounds
 
 
 def call(hidden_size: int, bidirectional: bool = False) -> list[Tensor]:
@@ -38,7 +38,7 @@ def test_calls_of_any_size_keep_their_memory() -> None:
     assert bytes_kept(3200) > 32 << 20
 
 
-def test_memory_that_calls_no_longer_use_is_given_back() -> None:
+def test_memory_that_calls_no_longer_use_is_freed() -> None:
     small = bytes_kept(SMALL)
     call(LARGE)
     for _ in range(IDLE_CALLS):
@@ -46,7 +46,7 @@ def test_memory_that_calls_no_longer_use_is_given_back() -> None:
     assert rnn_ext.release_scratch() == small
 
 
-def test_memory_of_threads_that_make_no_more_calls_is_given_back() -> None:
+def test_memory_of_threads_that_make_no_more_calls_is_freed() -> None:
     small, large = bytes_kept(SMALL), bytes_kept(LARGE)
     count = 4
     barrier = threading.Barrier(count)

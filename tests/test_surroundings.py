@@ -1,4 +1,4 @@
-"""What takes an RNN apart finds in ours what it finds in torch's: tracers, subclasses, recipes."""
+"""Code that looks inside an RNN finds in ours what torch's has: tracers, subclasses, recipes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 import rnn_ext
 from rnn_ext._core.torch_private import CHECKS_OF_FORWARD
 
-# What is done about each name that torch gives these classes. A release that adds one fails here.
+# How we treat each name of torch's classes. A torch release that adds one fails here.
 RNN_NAMES = {
     "mode input_size hidden_size num_layers bias": "read in calls",
     "batch_first bidirectional dropout": "read in calls",
@@ -54,9 +54,9 @@ OF_PYTHON = {
 def test_every_name_of_torchs_classes_is_decided(
     classes: tuple[type[nn.Module], ...], names: dict[str, str]
 ) -> None:
-    found = {name for cls in classes for name in (*vars(cls), *cls.__annotations__)}
-    found |= vars(classes[-1](3, 4)).keys() - vars(nn.Module()).keys()  # type: ignore[call-arg]
-    assert found - OF_PYTHON == set(" ".join(names).split())
+    actual = {name for cls in classes for name in (*vars(cls), *cls.__annotations__)}
+    actual |= vars(classes[-1](3, 4)).keys() - vars(nn.Module()).keys()  # type: ignore[call-arg]
+    assert actual - OF_PYTHON == set(" ".join(names).split())
 
 
 X = torch.randn(5, 2, 3, dtype=torch.float64)
@@ -299,7 +299,7 @@ def test_a_subclass_with_handlers_of_its_own_sees_torchs_function() -> None:
 
 
 class Wrapper(Tensor):
-    """Holds a tensor and runs torch's operations on it, as DTensor and quantized weights do."""
+    """Wraps a tensor and runs torch's operations on it, as DTensor and quantized weights do."""
 
     inner: Tensor
 
@@ -317,7 +317,7 @@ class Wrapper(Tensor):
         return tree_map_only(Tensor, Wrapper, func(*args, **kwargs))
 
 
-def test_a_subclass_that_knows_torchs_operations_alone_sees_those() -> None:
+def test_a_subclass_that_handles_only_torchs_operations_sees_those() -> None:
     module = rnn_ext.RNN(3, 4, dtype=torch.float64)
     output, _ = module(Wrapper(X))
     assert type(output) is Wrapper

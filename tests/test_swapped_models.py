@@ -55,7 +55,7 @@ def train(
     training = task.train(model, task.build_optimizer(model))
     torch.manual_seed(seed)
     losses, explained = [], []
-    # So that nn.RNN, whose bits depend on the threads, takes one course on every machine.
+    # One thread: nn.RNN's bits depend on their number.
     with using_threads(1):
         for step in range(steps):
             changes.get(step, lambda model: None)(model)
@@ -115,7 +115,7 @@ def assert_same_course(run: Run, name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 @pytest.mark.parametrize("name", MODELS)
-def test_training_takes_the_same_course(name: str, dtype: torch.dtype, schedule: str) -> None:
+def test_training_has_the_same_losses(name: str, dtype: torch.dtype, schedule: str) -> None:
     changes = SCHEDULES[schedule]
     run = train(name, dtype, changes)
     assert_same_course(run, name, dtype)
@@ -136,7 +136,7 @@ def test_training_learns(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in MODELS if n != "sentiment classifier"])
-def test_another_dropout_mask_or_action_would_show_at_once(name: str) -> None:
+def test_another_dropout_mask_or_action_is_detected(name: str) -> None:
     other = train(name, torch.float64, SCHEDULES["swapped"], steps=1, seed=1).losses
     assert (other - reference(name, torch.float64).losses[:1]).abs() > 1e-3
 
@@ -160,7 +160,7 @@ def test_example_swaps_every_model_and_prints_the_same_losses(
     _, _, *rows = capsys.readouterr().out.splitlines()
     number = r"\s+(-?\d+\.\d+)"
     row = re.compile(rf"(\S.*?){number}{number}{number} ms{number} ms{number}x")
-    found = [row.fullmatch(line) for line in rows]
-    assert [match and match[1] for match in found] == list(MODELS)
+    actual = [row.fullmatch(line) for line in rows]
+    assert [match and match[1] for match in actual] == list(MODELS)
     # Four decimals are printed; in two steps rounding reaches the seventh.
-    assert all(match and match[2] == match[3] for match in found)
+    assert all(match and match[2] == match[3] for match in actual)

@@ -1,4 +1,4 @@
-"""The linear recurrence that higher derivatives are made of, against torch's own operations."""
+"""The linear recurrence behind higher derivatives, against torch's own operations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -151,6 +151,6 @@ UNSAFE: dict[str, Callable[[], tuple[Any, ...]]] = {
 
 
 @pytest.mark.parametrize("make", UNSAFE.values(), ids=UNSAFE)
-def test_refuses_what_would_leave_its_memory(make: Callable[[], tuple[Any, ...]]) -> None:
+def test_rejects_arguments_that_would_leave_its_memory(make: Callable[[], tuple[Any, ...]]) -> None:
     with pytest.raises(RuntimeError):
         rnn_tangent(*make())

@@ -1,4 +1,4 @@
-"""What looks inside a model: Opacus and Captum (`make test-extras`), pruning, safetensors."""
+"""Libraries that look inside a model: Opacus, Captum (`make test-extras`), pruning, safetensors."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -103,7 +103,7 @@ class Steps(nn.Module):
 @pytest.mark.filterwarnings("ignore:Secure RNG turned off", "ignore:Full backward hook")
 @pytest.mark.parametrize("make", [Classifier, Steps])
 @pytest.mark.parametrize("mode", ["hooks", "functorch", "ghost"])
-def test_opacus_is_refused_where_it_would_lose_the_states(
+def test_rejects_opacus_modes_that_would_lose_the_states(
     mode: str, make: Callable[[], nn.Module]
 ) -> None:
     def train() -> None:

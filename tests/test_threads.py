@@ -24,7 +24,7 @@ import rnn_ext
 
 @pytest.mark.parametrize("split", PLANS)
 @pytest.mark.parametrize("threads", [1, 2, MORE_THREADS_THAN_CORES])
-def test_python_threads_at_once_get_the_bits_of_one_alone(
+def test_concurrent_python_threads_get_the_bits_of_one_alone(
     threads: int, split: str | None, isa: str
 ) -> None:
     work = jobs()
@@ -69,8 +69,8 @@ def test_backward_from_another_python_thread() -> None:
     assert_same_bits(grads, expected[2:])
 
 
-def test_python_runs_on_while_a_kernel_works() -> None:
-    """The GIL is free during the call: this thread's clock ticks inside the other one's call."""
+def test_python_continues_while_a_kernel_runs() -> None:
+    """The GIL is released during a call: this thread continues while the other one's call runs."""
     module, x = rnn_ext.RNN(256, 256).requires_grad_(False), torch.randn(2000, 8, 256)
     span: list[float] = []
 
@@ -182,7 +182,7 @@ class Interrupted(Exception):
 
 @pytest.mark.parametrize("split", PLANS)
 def test_a_call_works_after_one_that_was_interrupted(split: str | None) -> None:
-    """As by Ctrl-C: a signal arrives inside the op, and its handler raises when that returns."""
+    """As by Ctrl-C: a signal arrives inside the op, and its handler raises when the op returns."""
 
     def interrupt(*_: object) -> None:
         raise Interrupted

@@ -27,7 +27,7 @@ T, B, V, H = 9, 3, 7, 16
 
 
 def models(hidden_size=H, dtype=torch.float64, vocab_size=V, **kwargs):
-    """A model that looks up, and the same with `nn.RNN`, which multiplies every token."""
+    """A model that looks up, and the same model with `nn.RNN`, which multiplies every token."""
     ours = CharRNN(vocab_size, hidden_size, **kwargs).to(dtype)
     theirs = CharRNN(vocab_size, hidden_size, rnn_class=nn.RNN, **kwargs).to(dtype)
     theirs.load_state_dict(ours.state_dict())
@@ -35,7 +35,7 @@ def models(hidden_size=H, dtype=torch.float64, vocab_size=V, **kwargs):
 
 
 def results(model, tokens, hx):
-    """Outputs and every gradient of a loss that they all enter."""
+    """Outputs and every gradient of a loss of all outputs."""
     hx = None if hx is None else hx.detach().requires_grad_()
     logits, h_n = model(tokens, hx)
     weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
@@ -85,8 +85,8 @@ def test_error_in_float32_is_that_of_nn_rnn():
     tokens, hx = torch.randint(40, (100, 16)), torch.randn(2, 16, 129)
     expected = results(exact, tokens, hx.double())
     errors = [
-        torch.stack([(a - b).norm() for a, b in zip(found, expected, strict=True)])
-        for found in (results(ours, tokens, hx), results(theirs, tokens, hx))
+        torch.stack([(a - b).norm() for a, b in zip(actual, expected, strict=True)])
+        for actual in (results(ours, tokens, hx), results(theirs, tokens, hx))
     ]
     # The bound that holds for the RNN itself.
     assert (errors[0] / errors[1]).log().mean().exp() < 1.25

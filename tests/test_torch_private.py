@@ -1,4 +1,4 @@
-"""One file holds torch's private names, and the package works without any of them."""
+"""One file holds all private names of torch, and the package works without any of them."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_without_private_names_the_state_of_a_call_is_asked_publicly() -> None:
     traced = []
     torch.jit.trace(lambda x: traced.append(bare.is_tracing()) or x + 1, torch.ones(1))
     assert traced[0]
-    # What is not known counts as a transform, which is the slower way and never a wrong one.
+    # An unknown state counts as a transform, which is slower but never wrong.
     assert bare.is_transformed()
     assert bare.are_functorch_transforms_active()
 
@@ -143,8 +143,8 @@ def test_the_weights_of_a_module_are_found_without_its_private_list() -> None:
     expected = torch_private.flat_weights(module)
     assert len(expected) == 16
     del module._flat_weights_names
-    found = torch_private.flat_weights(module)
-    assert [id(w) for w in found] == [id(w) for w in expected]
+    actual = torch_private.flat_weights(module)
+    assert [id(w) for w in actual] == [id(w) for w in expected]
 
 
 def test_weights_are_made_known_to_torchs_op_without_its_private_method() -> None:
@@ -172,8 +172,8 @@ def test_the_class_of_compiled_modules_is_torchs() -> None:
     assert torch_private.compiled_wrapper_type() is type(compiled)
 
 
-# What a program sees of a torch that has none of the names but those given. Torch itself needs them
-# as before, so they are hidden from this package alone, while it is imported.
+# A program in a torch that has only the given names. Torch itself needs the others, so they are
+# hidden from this package alone, while it is imported.
 PROGRAM = """
 import operator, sys
 import torch

@@ -1,4 +1,4 @@
-"""`rnn-ext train`: what it learns, what it writes, what it refuses."""
+"""`rnn-ext train`: what it learns, writes and rejects."""
 
 import dataclasses
 import math
@@ -44,7 +44,7 @@ def test_intervals_that_do_not_meet_the_log_have_lines_of_their_own(text, tmp_pa
 def test_it_learns(text, tmp_path):
     train(text, out=tmp_path, steps=150, lr=0.02, eval_every=1000, checkpoint_every=1000)
     first, *_, last = log_of(tmp_path)
-    assert first["train_bpc"] > math.log2(12) - 0.7  # twelve characters; nothing known of them
+    assert first["train_bpc"] > math.log2(12) - 0.7  # twelve characters, all equally likely
     # Six words, one of them ended by a full stop: log2(6) bits for every 4.2 characters are 0.62.
     assert last["val_bpc"] < 1.1
 
@@ -68,7 +68,7 @@ def test_same_command_leaves_the_same_files(text, tmp_path):
     assert state_of(tmp_path / "a") == state_of(tmp_path / "b")
 
 
-def test_watching_a_run_does_not_change_it(text, tmp_path):
+def test_logging_does_not_change_a_run(text, tmp_path):
     train(text, out=tmp_path / "a", dropout=0.3)
     train(text, out=tmp_path / "b", dropout=0.3, eval_every=1, sample_every=1, log_every=1)
     losses = {line["step"]: line["train_bpc"] for line in log_of(tmp_path / "b")}
@@ -127,7 +127,7 @@ def test_bfloat16_leaves_weights_in_float32(text, tmp_path):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
-def test_cosine_goes_from_the_rate_asked_for_to_zero():
+def test_cosine_goes_from_the_given_rate_to_zero():
     settings = charlm.Settings(steps=100, lr=0.5, schedule="cosine")
     rates = [settings.learning_rate(step) for step in range(1, 101)]
     assert rates[0] == 0.5
@@ -143,7 +143,7 @@ def test_accepts_a_text_shorter_than_a_step(tmp_path):
     assert train(text, out=tmp_path / "run", batch_size=8, seq_len=100) == 0
 
 
-def test_unknown_characters_are_neither_learned_from_nor_written(text, tmp_path):
+def test_unknown_characters_are_neither_learned_nor_generated(text, tmp_path):
     train(text, out=tmp_path, min_count=200)
     _, vocabulary = charlm.load(tmp_path)
     assert vocabulary.unknown is not None
@@ -156,7 +156,7 @@ def test_plot_is_a_picture(text, tmp_path, monkeypatch):
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_progress_is_told_on_stdout(text, tmp_path, capsys):
+def test_progress_is_printed_on_stdout(text, tmp_path, capsys):
     train(text, out=tmp_path, steps=4)
     out, err = capsys.readouterr()
     assert err == ""
@@ -168,7 +168,7 @@ def test_progress_is_told_on_stdout(text, tmp_path, capsys):
     assert log_of(tmp_path)[-1]["sample"] in out
 
 
-def test_python_does_it_in_a_few_lines(text, tmp_path):
+def test_python_api_trains_and_generates(text, tmp_path):
     settings = charlm.Settings(**FLAGS)
     model, vocabulary = charlm.train([text], tmp_path / "run", settings)
     assert not model.training
@@ -187,7 +187,7 @@ def test_callers_random_state_is_left_alone(text, tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_diverging_training_is_told_and_loses_no_checkpoint(text, tmp_path, capsys):
+def test_diverging_training_is_reported_and_loses_no_checkpoint(text, tmp_path, capsys):
     flags = {"nonlinearity": "relu", "lr": 1e9, "checkpoint_every": 1, "steps": 100}
     assert train(text, out=tmp_path, **flags) == 2
     err = capsys.readouterr().err
@@ -227,7 +227,7 @@ def test_bad_command_is_a_one_line_error(text, tmp_path, capsys, words, sentence
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"\0\0"])
-def test_bad_text_leaves_no_run_behind(tmp_path, capsys, content):
+def test_bad_text_leaves_no_run(tmp_path, capsys, content):
     file = tmp_path / "file"
     file.write_bytes(content)
     assert train(file, out=tmp_path / "run") == 2
@@ -311,14 +311,14 @@ def test_samples_show_control_characters_escaped(tmp_path, capsys):
     assert "\x1b" in log_of(tmp_path / "run")[-1]["sample"]
 
 
-def test_step_that_reads_more_than_the_text_is_told_first(text, tmp_path, capsys):
+def test_step_larger_than_the_text_is_reported_first(text, tmp_path, capsys):
     flags = {"batch_size": 50, "seq_len": 100, "steps": 1}
     assert train(text, out=tmp_path, **flags) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("A step reads 50 streams of 100 characters, 5,000 in all, more than")
 
 
-def test_progress_is_told_without_a_terminal(text, tmp_path, capsys, monkeypatch):
+def test_progress_is_printed_without_a_terminal(text, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("rnn_ext.charlm.progress._SECONDS", 0)
     assert train(text, out=tmp_path) == 0
     lines = capsys.readouterr().err.splitlines()
@@ -330,13 +330,13 @@ def test_loss_that_explodes_stops_the_training(text, tmp_path, capsys):
     assert train(text, out=tmp_path, lr=1e6, steps=100) == 2
     err = capsys.readouterr().err
     assert re.match(
-        r"rnn-ext: the training diverges in step \d+ \(\S+ bits per character; guessing takes 3\.6"
+        r"rnn-ext: the training diverges in step \d+ \(\S+ bits per character; guessing has 3\.6"
         r"\); choose a smaller learning rate\n",
         err,
     )
 
 
-def test_no_text_is_kept_for_a_validation_of_nothing(text, tmp_path, capsys):
+def test_val_fraction_0_keeps_no_text_for_validation(text, tmp_path, capsys):
     assert train(text, out=tmp_path, val_fraction=0) == 0
     assert not any("val_bpc" in line for line in log_of(tmp_path))
     out = capsys.readouterr().out

@@ -72,18 +72,18 @@ def test_two_processes_reach_the_losses_of_one(text, tmp_path):
     one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
     assert [line.keys() for line in one] == [line.keys() for line in two]
     for a, b in zip(one, two, strict=True):
-        # The mean of two means rounds otherwise than that of all.
+        # The mean of two means is rounded differently from the mean of all.
         assert a["train_bpc"] == pytest.approx(b["train_bpc"], abs=1e-5)
         assert a.get("val_bpc", 0) == pytest.approx(b.get("val_bpc", 0), abs=1e-5)
     for name in ("model.safetensors", "training.safetensors"):
         a, b = (load_file(checkpoints(tmp_path / run)[-1] / name) for run in ("one", "two"))
         assert a.keys() == b.keys()
         for key in a:
-            # Adam divides by the root of a mean square, and what is near zero amplifies rounding.
+            # Adam divides by the root of a mean square: near zero this amplifies rounding.
             torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-4)
 
 
-def test_the_number_of_processes_may_change_when_a_run_goes_on(text, tmp_path):
+def test_the_number_of_processes_may_change_on_resume(text, tmp_path):
     assert finish(start(text, tmp_path / "run", steps=6)) == [0, 0]
     assert resume(tmp_path / "run", steps=12) == 0
     train(text, out=tmp_path / "one", steps=12)
@@ -91,7 +91,7 @@ def test_the_number_of_processes_may_change_when_a_run_goes_on(text, tmp_path):
     assert one == pytest.approx(two, abs=1e-5)
 
 
-def test_processes_draw_different_dropout_and_go_on_bit_for_bit(text, tmp_path):
+def test_processes_draw_different_dropout_and_resume_bit_for_bit(text, tmp_path):
     flags = {"dropout": 0.5, "num_layers": 2}
     assert finish(start(text, tmp_path / "a", **flags)) == [0, 0]
     assert finish(start(text, tmp_path / "b", **flags, steps=6)) == [0, 0]

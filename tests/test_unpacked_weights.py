@@ -1,4 +1,4 @@
-"""Calls of so few rows that a weight is read where it is, with the results of a packed copy."""
+"""Calls of so few rows that weights are not packed: the results equal those with packed ones."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 import rnn_ext.functional
 
-# Below, at and above a vector, a panel and a block of the sums, and not their multiples.
+# Below, at and above the size of a vector, a panel and a block of sums; no multiples of them.
 SIZES = [(1, 1), (5, 3), (16, 32), (37, 40), (64, 64), (280, 300), (513, 260)]
 # All rows of a call of this many are computed with packed weights.
 MANY = 40

@@ -1,4 +1,4 @@
-"""The vector functions that cell programs are made of, at every ISA level.
+"""The vector functions of cell programs, at every ISA level.
 
 `vector_functions.cpp` applies them to arrays; it is compiled when a test first asks for it.
 """
@@ -209,7 +209,7 @@ def test_simple_functions_round_as_torch(name: str, level: str, dtype: torch.dty
 @pytest.mark.parametrize("name", APPROXIMATED)
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_lane_has_the_same_bits(name: str, level: str, dtype: torch.dtype) -> None:
-    """Alone, in a vector and in its tail, beside lanes that take other branches."""
+    """Alone, in a vector and in its tail, next to lanes that take other branches."""
     x = torch.cat([all_classes()[::97], torch.linspace(-2e5, 2e5, 101)]).to(dtype)
     x = x[torch.randperm(len(x))]
     x = x.nan_to_num(1.0)

@@ -1,4 +1,4 @@
-"""The page "What works with it" says what its script finds."""
+"""The page "What works with it" matches the output of its script."""
 
 import re
 from pathlib import Path

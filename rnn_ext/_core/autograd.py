@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from . import derivatives
+from .time_order import TimeOrder
 from .torch_private import (
     apply_function,
     are_functorch_transforms_active,
     is_transformed,
 )
 from .vectorize import is_in_legacy_vmap
-from .walk import Walk
 
 __all__ = ["higher_order_backward", "memory_errors", "rnn_cell", "rnn_layer"]
 
@@ -250,7 +250,7 @@ def higher_order_backward(
         states, _ = layer(input, hx, weights, batch_sizes, nonlinearity, bidirectional)
     found = derivatives.layer_backward(
         *(grad_output, grad_h_n, input, hx, weights, states),
-        *(Walk(batch_sizes, nonlinearity, bidirectional), output_mask),
+        *(TimeOrder(batch_sizes, nonlinearity, bidirectional), output_mask),
     )
     if not is_step:
         return found

@@ -1,4 +1,4 @@
-"""Whether a call on a CUDA device takes our kernels: the build, the device, and RNN_EXT_CUDA."""
+"""Decides whether our kernels take a call on a CUDA device: build, device and RNN_EXT_CUDA."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .torch_private import assume_constant_result
 
 __all__ = ["Choice", "Limits", "Plan", "choose", "decide", "limits", "plan", "plan_of", "runs_on"]
 
-# What a plan needs to know of a device: multiprocessors, and the bytes of shared memory and the
-# registers that a block may have.
+# The limits of a device that a plan depends on: its multiprocessors, and a block's bytes of shared
+# memory and registers.
 Limits = tuple[int, int, int]
 
 _SETTINGS = ("auto", "ours", "torch")
@@ -49,9 +49,9 @@ setting = _setting()
 
 @functools.cache
 def limits(index: int) -> Limits | str:
-    """The limits of a CUDA device, or why our kernels cannot run on it."""
+    """Returns the limits of a CUDA device, or why our kernels cannot run on it."""
     try:
-        found = _C.cuda_limits(index)
+        device_limits: Limits = _C.cuda_limits(index)
     except RuntimeError as error:
         return str(error)
     archs: Any = _C.build_info()["cuda_archs"]
@@ -59,14 +59,14 @@ def limits(index: int) -> Limits | str:
     if not runs_on(archs, capability):
         have = ".".join(map(str, capability))
         return f"the CUDA kernels were built for {', '.join(archs)}, and this device has {have}"
-    return found
+    return device_limits
 
 
 def runs_on(archs: list[str], capability: tuple[int, int]) -> bool:
     """Whether code for ``archs`` (``'90'``, ``'90a'``, ``'90+PTX'``) runs on such a device.
 
-    Machine code serves its own major version from its minor version on (``a``: itself alone), PTX
-    every later device.
+    Machine code runs on devices of the same major version and at least its minor version (with
+    ``a``: only of exactly its version), PTX on every later device.
     """
     for arch in archs:
         code, _, ptx = arch.partition("+")
@@ -87,23 +87,24 @@ def plan(batch: int, hidden_size: int, directions: int, dtype: torch.dtype, limi
 
 def plan_of(call: Call) -> Plan:
     """Plans a call that our kernels take."""
-    found = limits(call.input.device.index)
-    assert not isinstance(found, str), found  # a reason for torch's op
-    return plan(call.batch_size, call.hidden_size, call.directions, call.input.dtype, found)
+    device_limits = limits(call.input.device.index)
+    assert not isinstance(device_limits, str), device_limits  # a reason for torch's op
+    sizes = (call.batch_size, call.hidden_size, call.directions)
+    return plan(*sizes, call.input.dtype, device_limits)
 
 
 def choose(call: Call) -> Choice:
-    """Who takes a call whose tensors are on one CUDA device, in ``setting``."""
+    """Chooses whose kernels take a call whose tensors are on one CUDA device."""
     # torch's op can always run backward of a step.
     training = call.training or call.is_step
     operands = [call.input, *call.weights] if call.hx is None else [*call[:2], *call.weights]
     refusal = None
     if call.seq_len > _LONGEST_OF_TORCH:
-        refusal = f"cuDNN takes no sequence of more than {_LONGEST_OF_TORCH} steps"
+        refusal = f"cuDNN does not support sequences of more than {_LONGEST_OF_TORCH} steps"
     elif not training and torch.is_grad_enabled() and any(t.requires_grad for t in operands):
         refusal = "cuDNN has no backward in eval mode"
     elif torch.are_deterministic_algorithms_enabled():
-        refusal = "deterministic algorithms are asked for, and cuDNN promises none"
+        refusal = "deterministic algorithms are requested, and cuDNN promises none"
     return decide(
         *(setting, call.input.device.index, call.input.dtype, call.batch_size),
         *(call.weights[1].size(0), call.directions),
@@ -120,7 +121,7 @@ def decide(
     directions: int,
     torch_refusal: str | None,
 ) -> Choice:
-    """``choose`` in terms of what it depends on; ``torch_refusal``: why torch's op cannot do it."""
+    """Chooses by the given facts; ``torch_refusal`` is the reason why torch's op cannot run."""
     if setting == "torch":
         return Choice(False, "RNN_EXT_CUDA=torch")
     most = _most_persistent_rows(index, hidden_size, directions, dtype)
@@ -144,18 +145,18 @@ def decide(
 def _most_persistent_rows(
     index: int, hidden_size: int, directions: int, dtype: torch.dtype
 ) -> int | str:
-    """The largest batch whose persistent blocks all run at once, one to a multiprocessor.
+    """Returns the largest batch whose persistent blocks all run at once, one per multiprocessor.
 
-    0 where W_hh does not fit a block; or why none of our kernels can run on the device.
+    0 if W_hh does not fit into a block; or the reason why our kernels cannot run on the device.
     """
-    found = limits(index)
-    if isinstance(found, str):
-        return found
+    device_limits = limits(index)
+    if isinstance(device_limits, str):
+        return device_limits
     many = 2**40
-    regime, _, rows = plan(many, hidden_size, directions, dtype, found)
-    return found[0] // directions * rows if regime == "persistent" else 0
+    regime, _, rows = plan(many, hidden_size, directions, dtype, device_limits)
+    return device_limits[0] // directions * rows if regime == "persistent" else 0
 
 
-# torch.compile does not trace calls of the binary. (The batch size, which varies from call to call,
-# is no argument for that reason.)
+# torch.compile does not trace calls of the binary. (Constant results must not depend on the batch
+# size, which varies from call to call, so it is not an argument.)
 assume_constant_result(_most_persistent_rows)

@@ -2,8 +2,8 @@
 
 An embedding followed by a layer multiplies the embedding of each of the T·B tokens by W_ih. There
 are only V different rows, so the products are taken for these, and each token reads its row.
-Backward adds up the gradients of equal tokens before it multiplies. Of a layer's products over all
-tokens, those with W_hh are left: half of them.
+Backward sums the gradients of equal tokens before it multiplies. Of a layer's products over all
+tokens, only those with W_hh are left: half of them.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class _TokenLayer(torch.autograd.Function):
         grads = (grad_output, grad_h_n)
         is_differentiated = torch.is_grad_enabled() or is_in_legacy_vmap(grads)
         run: Any = _differentiable_backward if is_differentiated else _backward
-        found = run(*grads, *ctx.saved_tensors, ctx.nonlinearity, mask)
-        return (None, *in_places(found, mask), None)
+        results = run(*grads, *ctx.saved_tensors, ctx.nonlinearity, mask)
+        return (None, *in_places(results, mask), None)
 
 
 @torch.enable_grad()
@@ -117,9 +117,9 @@ def _differentiable_backward(
     nonlinearity: str,
     output_mask: Sequence[bool],
 ) -> Sequence[Tensor]:
-    """Returns what the backward op does, from a layer that takes the rows of ``table`` for input.
+    """Computes what the backward op does, by a layer whose input are the rows of ``table``.
 
-    With the identity for W_ih, which costs a product, but not in the common case.
+    Its W_ih is the identity, at the cost of a product, which the common case does not pay.
     """
     weights = [torch.eye(weight_hh.size(0), dtype=table.dtype), weight_hh]
     outputs = rnn_layer(F.embedding(tokens, table), hx, weights, None, nonlinearity, False)

@@ -1,4 +1,4 @@
-"""The autograd node in C++ (``csrc/eager/``), or what says that there is none."""
+"""The autograd node in C++ (``csrc/eager/``), or functions that take no call if there is none."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def _runs_nothing(*_: Any) -> None:
 _module = _extension.load_node()
 is_loaded = _module is not None
 
-# takes(*call): whether it runs a Call.
+# takes(*call): whether the node runs a Call.
 takes: Callable[..., bool] = _takes_nothing
-# run(input, hx, weights, batch_sizes, is_step, nonlinearity, bidirectional): one layer, or one
-# step, of a Call that it takes.
+# run(input, hx, weights, batch_sizes, is_step, nonlinearity, bidirectional): runs one layer, or one
+# step, of such a Call.
 run: Callable[..., Any] = _runs_nothing
-# run_rnn(module, input, hx) and run_cell(module, input, hx): all of a module's forward in one call,
-# for batched input and one layer that it takes; None for all others.
+# run_rnn(module, input, hx) and run_cell(module, input, hx): run a module's forward in one call, if
+# it has one layer and batched input, and the node takes it; return None otherwise.
 run_rnn: Callable[..., Any] = _runs_nothing
 run_cell: Callable[..., Any] = _runs_nothing
 if _module is not None:

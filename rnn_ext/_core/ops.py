@@ -1,4 +1,4 @@
-"""What ``torch.ops.rnn_ext.*`` need beside their kernels: fake kernels and autograd.
+"""Fake kernels and autograd of ``torch.ops.rnn_ext.*``.
 
 The schemas are in ``csrc/common/ops.h``. Importing this module needs the binary to be loaded.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import derivatives
-from .walk import Walk
+from .time_order import TimeOrder
 
 __all__ = ["empty_gradients"]
 
@@ -111,7 +111,7 @@ def _(prompt: Tensor, draws: Tensor, table: Tensor, hidden: Tensor, *_: Any) -> 
 
 
 def empty_gradients(operands: Sequence[Tensor | None], output_mask: Sequence[bool]) -> list[Tensor]:
-    """What a backward op returns, as far as shapes go."""
+    """Returns empty tensors in the shapes of a backward op's results."""
     return [
         t.new_empty(t.shape)
         for t, wanted in zip(operands, output_mask, strict=True)
@@ -134,7 +134,7 @@ def _forward_op_backward(
     input, hx, batch_sizes, output, *weights = ctx.saved_tensors
     needs_input, needs_hx, needs_weights = ctx.needs_input_grad[:3]
     mask = [needs_input, needs_hx, *needs_weights]
-    found = torch.ops.rnn_ext.rnn_backward.default(
+    grads = torch.ops.rnn_ext.rnn_backward.default(
         grad_output,
         grad_h_n,
         input,
@@ -146,7 +146,7 @@ def _forward_op_backward(
         ctx.bidirectional,
         mask,
     )
-    grad_input, grad_hx, *grad_weights = derivatives.in_places(found, mask)
+    grad_input, grad_hx, *grad_weights = derivatives.in_places(grads, mask)
     return grad_input, grad_hx, grad_weights, None, None, None
 
 
@@ -158,20 +158,20 @@ torch.library.register_autograd(
 def _save_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     grad_output, grad_h_n, input, hx, weights, states, *settings, ctx.output_mask = inputs
     batch_sizes, *flags = settings
-    ctx.walk = Walk(None, *flags)
+    ctx.order = TimeOrder(None, *flags)
     ctx.save_for_backward(batch_sizes, grad_output, grad_h_n, input, hx, states, *weights)
     ctx.set_materialize_grads(False)
 
 
 def _backward_op_backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     batch_sizes, grad_output, grad_h_n, input, hx, states, *weights = ctx.saved_tensors
-    found = derivatives.layer_double_backward(
+    results = derivatives.layer_double_backward(
         derivatives.in_places(grads, ctx.output_mask),
         *(grad_output, grad_h_n, input, hx, weights, states),
-        replace(ctx.walk, batch_sizes=batch_sizes),
+        replace(ctx.order, batch_sizes=batch_sizes),
     )
-    grad_states, *grad_weights = found[4:]
-    return (*found[:4], grad_weights, grad_states, None, None, None, None)
+    grad_states, *grad_weights = results[4:]
+    return (*results[:4], grad_weights, grad_states, None, None, None, None)
 
 
 torch.library.register_autograd(

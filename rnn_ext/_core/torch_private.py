@@ -1,10 +1,10 @@
 """Every private name of torch that this package uses.
 
-No other file uses one (``tests/test_torch_private.py``), so that this is the one to read when torch
-moves. All names are in torch 2.10.0, 2.13.0 and 2.15.0. Without one of them ``import
-rnn_ext`` still works: what needed it takes a public way, slower or narrower, or says so when used.
+No other file uses one (``tests/test_torch_private.py``), so this is the file to read when torch
+changes. All names are in torch 2.10.0, 2.13.0 and 2.15.0. Without one of them ``import
+rnn_ext`` still works: its users take a public way, slower or with fewer features, or raise.
 
-What is called on every call is bound here once, to torch's own function.
+Functions that run in every call are bound here once, to torch's own.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = [
 
 
 def _find(path: str, fallback: Any = None) -> Any:
-    """What ``torch.<path>`` is, or ``fallback`` in a release without it."""
+    """Returns ``torch.<path>``, or ``fallback`` in a release without it."""
     try:
         return operator.attrgetter(path)(torch)
     except AttributeError:
@@ -112,8 +112,8 @@ _plain_dispatch = _find("_C._disabled_torch_dispatch_impl")
 def overrides_operations(tensor: Any) -> bool:
     """Whether ``tensor`` is of a class that handles torch's functions or operations itself.
 
-    Such a class knows torch's operations and not ours. Those with which torch records graphs take
-    any operation.
+    Such a class knows torch's operations, not ours. The classes with which torch records graphs
+    accept any operation.
     """
     cls = type(tensor)
     if cls is Tensor or cls is nn.Parameter or tensor is None:
@@ -139,11 +139,11 @@ def apply_function(
     hx: Tensor | None,
     weights: Sequence[Tensor],
 ) -> Any:
-    """``function.apply`` without its wrapper in Python, which serves ``torch.func`` (5 µs)."""
+    """``function.apply`` without its Python wrapper (5 µs), which only ``torch.func`` needs."""
     if not _skips_wrapper:
         return function.apply(*settings, input, hx, *weights)
-    # What the wrapper does for every call: a tensor kept from a transform that has ended stands
-    # for the one inside, which is the one that gets gradients.
+    # As the wrapper does in every call: a tensor kept from a transform that has ended wraps the one
+    # that gets the gradients.
     return super(torch.autograd.Function, function).apply(  # type: ignore[misc]
         *settings,
         _unwrap_if_dead(input),
@@ -158,7 +158,7 @@ _preserve_version_counter = _find(
 
 
 def preserve_version(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Makes a change in place of ``tensor`` within leave its version as it is."""
+    """Within this context, changes of ``tensor`` in place do not increase its version."""
     return nullcontext() if tensor.is_inference() else _preserve_version_counter(tensor)
 
 
@@ -196,7 +196,7 @@ _decrement_nesting = _find("_C._vmapmode_decrement_nesting", _refuse_legacy_vmap
 
 
 def legacy_vmap_level() -> int:
-    """The level of the innermost such vmap, which torch tells only whoever changes it."""
+    """Returns the level of the innermost such vmap; torch reports it only when it is changed."""
     level: int = _increment_nesting() - 1
     _decrement_nesting()
     return level
@@ -208,9 +208,9 @@ _DispatchMode = _find("utils._python_dispatch.TorchDispatchMode")
 
 
 def record_operations(operation: Callable[[Any, Any, Any], Any]) -> AbstractContextManager[Any]:
-    """A context in which torch runs an operation by ``operation(func, args, kwargs)``.
+    """Returns a context in which torch runs an operation by ``operation(func, args, kwargs)``.
 
-    ``func`` is what torch would call, below autograd: an aten operation. In it torch's own
+    ``func`` is the aten operation that torch would call, below autograd. Inside ``operation``,
     operations run as usual.
     """
     if _DispatchMode is None:
@@ -241,8 +241,8 @@ def assume_constant_result(function: Any) -> None:
 
 
 def compiled_wrapper_type() -> type[nn.Module] | None:
-    """The class of what ``torch.compile(module)`` returns; None where nothing was compiled yet."""
-    # Importing Dynamo takes a second; whoever has not done so has compiled nothing.
+    """Returns the class of ``torch.compile(module)``; None if nothing was compiled yet."""
+    # If Dynamo is not imported, nothing was compiled; importing it takes a second.
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
     return getattr(dynamo, "OptimizedModule", None)
 
@@ -250,7 +250,7 @@ def compiled_wrapper_type() -> type[nn.Module] | None:
 # Modules ------------------------------------------------------------------------------------------
 
 
-# What nn.RNN's forward calls of itself.
+# The methods of nn.RNN that its forward calls.
 CHECKS_OF_FORWARD = (
     "_update_flat_weights",
     "_weights_have_changed",
@@ -263,7 +263,7 @@ CHECKS_OF_FORWARD = (
 
 
 def read_parameters(module: nn.Module, names: Iterable[str]) -> list[Any]:
-    """The parameters as they are now, each read once: parametrized ones are computed on access."""
+    """Returns the current parameters, reading each once: parametrized ones are computed then."""
     # nn.Module.__getattr__ would look there last.
     plain = module._parameters
     return [plain[name] if name in plain else getattr(module, name) for name in names]
@@ -272,8 +272,8 @@ def read_parameters(module: nn.Module, names: Iterable[str]) -> list[Any]:
 def flat_weights(rnn: nn.RNNBase) -> list[Tensor]:
     """Returns all weights of an RNN as they are now, layer by layer and direction by direction.
 
-    As in ``nn.RNN``, these are the tensors that somebody has put into ``_flat_weights``, as recipes
-    for DropConnect do, unless a parameter was replaced, swapped or parametrized since.
+    As in ``nn.RNN``, these are the tensors that a program has put into ``_flat_weights`` (as
+    recipes for DropConnect do), unless a parameter was replaced, swapped or parametrized since.
     """
     try:
         names: list[str] = rnn._flat_weights_names
@@ -294,9 +294,9 @@ def flat_weights(rnn: nn.RNNBase) -> list[Tensor]:
 
 
 def remember_weight(rnn: nn.RNNBase, name: str, value: Any) -> None:
-    """Notes that the attribute ``name`` was set, which ``nn.RNN`` finds out in its next forward.
+    """Notes that the attribute ``name`` was set; ``nn.RNN`` notices it in its next forward.
 
-    As there, a new weight also ends what was put into ``_flat_weights`` before.
+    As there, a new weight replaces tensors that were put into ``_flat_weights`` before.
     """
     attributes = vars(rnn)
     names, refs = attributes.get("_flat_weights_names", ()), attributes.get("_flat_weight_refs", ())
@@ -309,7 +309,7 @@ def remember_weight(rnn: nn.RNNBase, name: str, value: Any) -> None:
 
 
 def refresh_flat_weights(rnn: nn.RNNBase) -> None:
-    """Brings up to date the list of weights that ``nn.RNN``'s forward hands to its op."""
+    """Updates the list of weights that ``nn.RNN``'s forward passes to its op."""
     if hasattr(rnn, "_init_flat_weights"):
         rnn._init_flat_weights()
         return

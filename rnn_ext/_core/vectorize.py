@@ -1,4 +1,4 @@
-"""Rules for vmap: that of ``torch.func``, and the older one of ``torch.autograd``."""
+"""Rules for vmap: the one of ``torch.func``, and the older one of ``torch.autograd``."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def folded_or_looped(
     tensors: Sequence[Tensor | None],
     packed: bool,
 ) -> tuple[Any, Any]:
-    """``call`` for tensors with one more axis, in the manner of ``Function.vmap``.
+    """Runs ``call`` on tensors with an additional axis, as ``Function.vmap`` requires.
 
-    The first ``rowwise`` of them have a batch axis, 1, into which that axis is folded. Where each
-    call has weights of its own, or packed input, it is one after the other.
+    The first ``rowwise`` tensors have a batch axis, 1, and the additional one is folded into it. If
+    samples have different weights, or packed input, ``call`` runs once for each sample.
     """
     if not loops_over_samples(rowwise, [dim is not None for dim in in_dims], packed):
         folded = [
             t if t is None else _folded(t, dim, count)
             for t, dim in zip(tensors[:rowwise], in_dims, strict=False)
         ]
-        found = call(*folded, *tensors[rowwise:])
-        if isinstance(found, Tensor):
-            return _unfolded(found, count), 1
-        return tuple(_unfolded(t, count) for t in found), (1,) * len(found)
+        result = call(*folded, *tensors[rowwise:])
+        if isinstance(result, Tensor):
+            return _unfolded(result, count), 1
+        return tuple(_unfolded(t, count) for t in result), (1,) * len(result)
     results = [
         call(
             *(
@@ -55,7 +55,7 @@ def folded_or_looped(
 
 
 def loops_over_samples(rowwise: int, are_batched: Sequence[bool], packed: bool) -> bool:
-    """Whether a vmap runs one call for each sample, and not one for all of them.
+    """Whether a vmap runs one call for each sample instead of one for all.
 
     Args:
         rowwise: how many of the tensors, from the first, have a batch axis to fold samples into.
@@ -76,14 +76,14 @@ def _unfolded(t: Tensor, count: int) -> Tensor:
 
 
 def is_in_legacy_vmap(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether this is in the vmap of ``torch.autograd``, as with ``is_grads_batched=True``."""
+    """Whether the vmap of ``torch.autograd`` is active, as with ``is_grads_batched=True``."""
     return any(t is not None and is_legacy_batchedtensor(t) for t in tensors)
 
 
 def legacy_vmap(
     function: Callable[..., Sequence[Tensor | None]], tensors: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """``function(*tensors)`` there: that vmap is older than Functions with rules for it."""
+    """Runs ``function(*tensors)`` under that vmap, which ignores ``Function.vmap``."""
     level = legacy_vmap_level()
     dims = tuple(0 if t is not None and is_legacy_batchedtensor(t) else None for t in tensors)
     plain = [
@@ -97,9 +97,9 @@ def legacy_vmap(
         present[:] = [r is not None for r in results]
         return tuple(r for r in results if r is not None)
 
-    found = iter(torch.func.vmap(call, dims)(*plain))
-    # Its rules for views need the new axis to be the first in memory too.
+    results = iter(torch.func.vmap(call, dims)(*plain))
+    # Its rules for views need the new axis to be the first in memory, too.
     return [
-        add_batch_dim(next(found).contiguous(), 0, level) if is_present else None
+        add_batch_dim(next(results).contiguous(), 0, level) if is_present else None
         for is_present in present
     ]

@@ -11,8 +11,8 @@ from .workload import GRADIENT, Workload
 
 __all__ = ["MismatchError", "check", "difference", "first_difference", "tolerance"]
 
-# With relu, about one draw of the input in a hundred costs the gradients more than `tolerance`
-# allows; a wrong kernel fails with every input.
+# With relu, about one random input in a hundred has gradients that differ by more than `tolerance`
+# allows (its docstring says why). A wrong kernel fails with every input.
 RELU_DRAWS = 3
 
 
@@ -30,11 +30,11 @@ def check(theirs: nn.Module, ours: nn.Module, work: Workload) -> None:
     draws = RELU_DRAWS if theirs.nonlinearity == "relu" and work.mode == "training" else 1
     with torch.set_grad_enabled(work.mode == "training"):
         for _ in range(draws):
-            found = difference(theirs, work.results(ours), work)
-            if found is None:
+            mismatch = difference(theirs, work.results(ours), work)
+            if mismatch is None:
                 return
             work.data.detach().normal_()
-    raise MismatchError(found)
+    raise MismatchError(mismatch)
 
 
 def difference(theirs: nn.Module, results: Mapping[str, Tensor], work: Workload) -> str | None:
@@ -47,19 +47,20 @@ def difference(theirs: nn.Module, results: Mapping[str, Tensor], work: Workload)
 
 
 def tolerance(dtype: torch.dtype, name: str, *, relu: bool) -> float:
-    """How large the error of result ``name`` may be, as a share of the result (2-norms).
+    """Returns how large the error of result ``name`` may be, relative to the result (2-norms).
 
     float32 and float64: ``nn.RNN`` in float32 is 1 to 10 eps away from itself in float64 (T up to
     4096, H up to 1024). 64 eps has room for the rounding of both sides, and one wrong element
     among 1e9 is above it.
 
-    Half precision: 1 eps, beside twice ``nn.RNN``'s own error, which ``first_difference`` allows.
-    Rounding a result and the states that it comes from moves it by less than that.
+    Half precision: 1 eps, in addition to twice ``nn.RNN``'s own error, which ``first_difference``
+    allows. Rounding a result and the states that it is computed from changes it by less.
 
     Gradients through a relu need more. Where a pre-activation is within rounding of zero, the two
-    sides may disagree on its sign, and so on all of its gradient. This strikes a share of about eps
-    of the elements, hence a share of about sqrt(eps) of the norm; the 8 is for elements whose
-    gradient is larger than most. In half precision ``nn.RNN``'s own error has such elements too.
+    sides may disagree on its sign, and so on all of its gradient. This happens to a fraction of
+    about eps of the elements, so it changes the norm by about sqrt(eps) of its value; the 8 is for
+    elements with a larger gradient than most. In half precision ``nn.RNN``'s own error has such
+    elements too.
     """
     eps = torch.finfo(dtype).eps
     through_relu = relu and name.startswith(GRADIENT)
@@ -75,11 +76,10 @@ def first_difference(
     *,
     relu: bool = False,
 ) -> str | None:
-    """Says which of our results differs first and by how much; None where none does.
+    """Says which of our results differs first and by how much; None if none does.
 
-    Where ``precise`` results are given, our distance from them may be ``tolerance`` plus twice that
-    of ``theirs``. Half precision needs this: over a long sequence ``nn.RNN`` itself is many eps
-    off.
+    If ``precise`` results are given, our distance from them may be ``tolerance`` plus twice that of
+    ``theirs``. Half precision needs this: over a long sequence ``nn.RNN`` itself is many eps off.
     """
     for name, expected in (precise or theirs).items():
         actual = ours.get(name)
@@ -100,7 +100,10 @@ def first_difference(
 
 
 def _precise_dtype(like: Tensor) -> torch.dtype | None:
-    """The dtype of results that both sides are compared with; None: they are with each other."""
+    """Returns the dtype of the results that both sides are compared with.
+
+    None: they are compared with each other.
+    """
     if like.is_cuda and like.dtype != torch.float64:
         # TF32 has the precision of half, and float32 sums over all rows have any order.
         return torch.float64

@@ -17,22 +17,21 @@ from torch import nn
 
 import rnn_ext
 
-from ..cli.arguments import output_file, positive_float, positive_int
+from ..cli.arguments import output_file, positive_float, positive_int, thread_count
 from .check import MismatchError, check
-from .timing import Timing, Timings, scatter_warning, time_hot_and_cold
+from .timing import Timing, Timings, Waiting, scatter_warning, time_hot_and_cold
 from .workload import MODES, Mode, Workload
 
 __all__ = ["add_arguments", "integers", "modes", "run", "seconds_text", "thread_counts"]
 
-# Far more than helps, and fewer than a process can start.
-MAX_THREADS = 1024
 
 TITLES = ["T", "B", "I", "H", "mode", "hot: torch", "rnn_ext", "ratio"]
 TITLES += ["cold: torch", "rnn_ext", "ratio"]
 WIDTHS = [5, 5, 5, 5, 8, 10, 8, 6, 11, 8, 6]
 LEGEND = (
-    "hot: each call again at once; cold: after other work, as in a program. ratio: how many times "
-    "as fast as torch rnn_ext is, the median of rounds in turns. Results were compared first."
+    "hot: calls in a loop; cold: each call after other work, as in a program. ratio: how many "
+    "times as fast as torch rnn_ext is, the median of alternating rounds. Results were compared "
+    "first."
 )
 
 
@@ -100,12 +99,12 @@ def run(args: argparse.Namespace) -> int:
     Returns 0; 1 where results differ; 130 after Ctrl-C, with what was measured until then.
     """
     own_threads = torch.get_num_threads()
-    found: list[dict[str, Any]] = []
+    measured: list[dict[str, Any]] = []
     status = 0
     try:
         for threads in args.threads or (own_threads,):
             torch.set_num_threads(threads)
-            _measure_table(args, found, threads)
+            _measure_table(args, measured, threads)
     except MismatchError as error:
         print(f"rnn-ext: {error}", file=sys.stderr)
         status = 1
@@ -114,23 +113,20 @@ def run(args: argparse.Namespace) -> int:
     finally:
         torch.set_num_threads(own_threads)
         if args.json:
-            _write(args.json, found)
+            _write(args.json, measured)
     if status != 1:
         print(f"{LEGEND}\n{', '.join(f'{key} {value}' for key, value in _machine().items())}")
     return status
 
 
 def integers(text: str) -> tuple[int, ...]:
-    """Parses whole numbers from 1 on, separated by commas; each counts once."""
+    """Parses positive whole numbers, separated by commas, and drops duplicates."""
     return tuple(dict.fromkeys(positive_int(word) for word in text.split(",")))
 
 
 def thread_counts(text: str) -> tuple[int, ...]:
-    """Parses numbers of threads, separated by commas."""
-    numbers = integers(text)
-    if max(numbers) > MAX_THREADS:
-        raise argparse.ArgumentTypeError(f"must be at most {MAX_THREADS}, not {max(numbers)}")
-    return numbers
+    """Parses numbers of threads, separated by commas, and drops duplicates."""
+    return tuple(dict.fromkeys(thread_count(word) for word in text.split(",")))
 
 
 def modes(text: str) -> tuple[Mode, ...]:
@@ -149,8 +145,8 @@ def seconds_text(seconds: float) -> str:
     return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
 
 
-def _measure_table(args: argparse.Namespace, found: list[dict[str, Any]], threads: int) -> None:
-    """Prints a table, line by line, and adds what it measures to ``found``."""
+def _measure_table(args: argparse.Namespace, measured: list[dict[str, Any]], threads: int) -> None:
+    """Prints a table, line by line, and appends the timings to ``measured``."""
     name = "RNNCell" if args.cell else "RNN"
     settings = [name, args.dtype, args.nonlinearity, f"{threads} thread{'s' * (threads > 1)}"]
     if not args.cell:
@@ -160,16 +156,18 @@ def _measure_table(args: argparse.Namespace, found: list[dict[str, Any]], thread
     print(_line(TITLES))
     print(_line([f"{'-' * (width - 1)}:" for width in WIDTHS]))
     results: dict[Mode, list[Timings]] = {mode: [] for mode in args.mode}
+    waiting = Waiting()
     for shape, mode in product(_shapes(args), args.mode):
         timings = _measure(args, shape, mode)
         cells = [*map(str, asdict(shape).values()), mode]
         print(_line([*cells, *_time_cells(timings.hot), *_time_cells(timings.cold)]), flush=True)
         results[mode].append(timings)
-        kind = {"module": name, "mode": mode, "threads": threads, "dtype": args.dtype}
-        found.append(asdict(shape) | kind | asdict(timings))
+        case = {"module": name, "mode": mode, "threads": threads, "dtype": args.dtype}
+        measured.append(asdict(shape) | case | asdict(timings))
     for mode, all_timings in results.items():
         print(f"{mode}: {_means(all_timings)}")
-    if warning := scatter_warning([t.hot for many in results.values() for t in many]):
+    hot = [timings.hot for many in results.values() for timings in many]
+    if warning := waiting.warning() or scatter_warning(hot):
         print(warning)
     print()
 
@@ -247,7 +245,7 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _write(path: Path, found: list[dict[str, Any]]) -> None:
+def _write(path: Path, measured: list[dict[str, Any]]) -> None:
     command = f"rnn-ext {shlex.join(sys.argv[1:])}"
-    content = {"command": command, "machine": rnn_ext.build_info(), "timings": found}
+    content = {"command": command, "machine": rnn_ext.build_info(), "timings": measured}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,9 +1,11 @@
-"""Times two functions against each other, in turns."""
+"""Times two functions against each other, in alternating rounds."""
 
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median, quantiles
 
 import torch
@@ -15,6 +17,7 @@ __all__ = [
     "Spread",
     "Timing",
     "Timings",
+    "Waiting",
     "other_work",
     "scatter_warning",
     "time_hot_and_cold",
@@ -22,20 +25,24 @@ __all__ = [
     "time_pair_cold",
 ]
 
-# Long enough that reading the clock and one interrupt by the system are small beside it.
+# Long enough that reading the clock, or one interrupt by the system, hardly counts.
 MIN_BLOCK_SECONDS = 2e-3
 
-# The fewest whose median one disturbed round cannot move far.
+# The smallest number for which one disturbed round hardly changes the median.
 MIN_ROUNDS = 3
 
 # Pairs of cold calls in a round: enough that the round's medians ignore a few interrupts.
 MAX_PAIRS = 9
 
-# A longer call finds the caches cold on its own: it uses them up many times.
+# A longer call is cold in any case: it overwrites the caches many times.
 LONGEST_COLD_SECONDS = 0.1
 
-# Twice what most shapes show on an idle virtual machine.
+# Twice the scatter of most shapes on an idle virtual machine.
 MAX_SCATTER = 0.25
+
+# Seconds that all threads wait for a core, per second. On a virtual machine of two cores: at most
+# 0.06 when it is idle, 0.7 for two threads beside a busy program.
+MAX_WAITING = 0.15
 
 
 @dataclass(frozen=True)
@@ -56,10 +63,11 @@ class Spread:
 class Timing:
     """Seconds per call of both functions, and how many times faster ours is.
 
-    ``ratio`` is that of the rounds' own ratios, not the ratio of the two medians. A slow spell of
-    the machine (clock frequency, a neighbor on shared cores) usually lasts longer than a round: it
-    slows both halves of the round and cancels out, while the two medians may come from different
-    rounds. So ``ratio`` may differ a little from ``baseline_seconds / rnn_ext_seconds``.
+    ``ratio`` describes the ratios of single rounds, not the ratio of the two medians. When a
+    machine slows down (clock frequency, a neighbor on shared cores), it usually does so for longer
+    than a round: this slows both halves of the round and cancels out, while the two medians may
+    come from different rounds. So ``ratio`` may differ a little from
+    ``baseline_seconds / rnn_ext_seconds``.
     """
 
     rounds: int
@@ -69,7 +77,7 @@ class Timing:
 
     @classmethod
     def of(cls, rounds: Sequence[tuple[float, float]]) -> "Timing":
-        """Of each round's seconds per call, the baseline's first."""
+        """Of each round's seconds per call: the baseline's, then ours."""
         return cls(
             len(rounds),
             Spread.of([theirs for theirs, _ in rounds]),
@@ -80,7 +88,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Timings:
-    """A comparison hot (each call again at once) and cold (each call after other work).
+    """A comparison hot (calls in a loop) and cold (each call after other work).
 
     ``cold`` is None for calls of more than ``LONGEST_COLD_SECONDS``, and on a GPU.
     """
@@ -109,8 +117,8 @@ def time_pair(
     """Times calls in a loop, for about ``seconds`` in all and at least ``MIN_ROUNDS`` rounds.
 
     A round is a block of calls of each function; a block lasts about ``MIN_BLOCK_SECONDS`` or a
-    single call. Two blocks of each come first, to warm up and to learn how long a call takes; they
-    are skipped once the time is used up. The functions take turns in going first.
+    single call. Two untimed blocks of each warm up and estimate the time of a call; they are
+    skipped once the time is used up. The functions take turns in going first.
     """
     end = clock() + seconds
     their_blocks = Blocks(theirs, clock)
@@ -141,9 +149,9 @@ def time_pair_cold(
 ) -> Timing:
     """Times single calls, each after an untimed ``disturb()``, for about ``seconds`` in all.
 
-    A round is up to ``MAX_PAIRS`` pairs of calls, and fewer where ``MIN_ROUNDS`` such rounds would
-    outlast ``seconds``; its two times are the medians of its calls. A pair comes first, to warm up.
-    The functions take turns in going first, from pair to pair.
+    A round is up to ``MAX_PAIRS`` pairs of calls, and fewer if ``MIN_ROUNDS`` such rounds would
+    outlast ``seconds``; its two times are the medians of its calls. An untimed pair warms up. The
+    functions take turns in going first, from pair to pair.
     """
 
     def time_call(function: Callable[[], object]) -> float:
@@ -177,7 +185,7 @@ def time_pair_cold(
 
 
 def other_work() -> Callable[[], None]:
-    """Returns what a program may do between two calls: a product, and a pass over 12 MB."""
+    """Returns a function that stands for a program's other work: a product, a pass over 12 MB."""
     matrix = torch.randn(300, 300)
     memory = torch.zeros(3_000_000)
 
@@ -190,7 +198,7 @@ def other_work() -> Callable[[], None]:
 
 
 def scatter_warning(timings: Sequence[Timing]) -> str:
-    """Warns of rounds that differ so much that another program must be at work; else ``""``."""
+    """Returns a warning if the rounds scatter as if other programs were running, else ``""``."""
     if not timings:
         return ""
     scatter = median((t.ratio.q3 - t.ratio.q1) / t.ratio.median for t in timings)
@@ -202,10 +210,43 @@ def scatter_warning(timings: Sequence[Timing]) -> str:
     )
 
 
-class Blocks:
-    """Runs a function in blocks, whose length follows from the fastest block so far.
+class Waiting:
+    """Detects a steady second load, which slows all rounds alike, so that they do not scatter.
 
-    From the fastest, since a first guess from a disturbed call would make every block too short.
+    Sums the time that this process's threads are ready to run but wait for a core, from its
+    construction on. Only Linux reports this time; elsewhere there is never a warning.
+    """
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._waited = self._waited_seconds()
+
+    def warning(self) -> str:
+        """Returns a warning if the threads waited for more than ``MAX_WAITING``, else ``""``."""
+        seconds = time.perf_counter() - self._start
+        waited = self._waited_seconds() - self._waited
+        if waited <= MAX_WAITING * seconds:
+            return ""
+        return (
+            f"warning: in {seconds:.1f} s, threads waited {waited:.1f} s in all for a core. Other "
+            "programs use this machine, or it has fewer cores than threads; measure again when it "
+            "is idle"
+        )
+
+    @staticmethod
+    def _waited_seconds() -> float:
+        nanoseconds = 0
+        for file in Path("/proc/self/task").glob("*/schedstat"):
+            with suppress(OSError):  # the thread has ended
+                nanoseconds += int(file.read_text().split()[1])
+        return nanoseconds / 1e9
+
+
+class Blocks:
+    """Runs a function in blocks of about ``MIN_BLOCK_SECONDS``.
+
+    The fastest block so far tells the time of a call: a disturbed one would make every later block
+    too short.
     """
 
     def __init__(self, function: Callable[[], object], clock: Callable[[], float]) -> None:

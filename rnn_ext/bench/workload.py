@@ -1,4 +1,4 @@
-"""A call with its tensors."""
+"""The tensors of a call."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ GRADIENT = "gradient of "
 class Workload:
     """The tensors of a call of a layer or a cell.
 
-    ``data`` is the input, or the data of a packed input, whose ``batch_sizes`` are given. With
-    ``grad_output``, the gradient of the output, a step has a backward pass; it needs gradients of
-    those tensors that require them.
+    ``data`` is the input, or the data of a packed input, which has ``batch_sizes``. With
+    ``grad_output``, the gradient of the output, a step has a backward pass, which computes the
+    gradients of the tensors that require one.
     """
 
     data: Tensor
@@ -33,7 +33,7 @@ class Workload:
 
     @property
     def mode(self) -> Mode:
-        """``"training"`` where a step has a backward pass."""
+        """``"training"`` if a step has a backward pass."""
         return "forward" if self.grad_output is None else "training"
 
     def to(self, dtype: torch.dtype) -> "Workload":
@@ -63,8 +63,8 @@ class Workload:
     ) -> Callable[[], Any]:
         """Returns a function that runs ``call`` once, in training also its backward pass.
 
-        ``parameters``, by default those of ``call``, a module, get gradients too. All gradients
-        are cleared first: an old one would be added to, which is other work.
+        ``parameters`` get gradients too; by default they are those of ``call``, a module. All
+        gradients are cleared first, since adding to an old one would be additional work.
         """
         arguments, grad_output = self.arguments(), self.grad_output
         if grad_output is None:
@@ -84,20 +84,20 @@ class Workload:
         return step
 
     def results(self, module: nn.Module) -> dict[str, Tensor]:
-        """Returns outputs and gradients of one step, by name; dropout always draws the same."""
+        """Returns outputs and gradients of one step, by name; the seed of dropout is fixed."""
         torch.manual_seed(0)
-        results = self.step(module)()
-        found = {"output": self._output(results).detach()}
-        if isinstance(results, tuple):
-            found["h_n"] = results[1].detach()
+        outputs = self.step(module)()
+        results = {"output": self._output(outputs).detach()}
+        if isinstance(outputs, tuple):
+            results["h_n"] = outputs[1].detach()
         leaves = {"input": self.data, "hx": self.hx, **dict(module.named_parameters())}
         if self.grad_output is not None:
             for name, leaf in leaves.items():
                 if leaf is not None and leaf.grad is not None:
-                    found[GRADIENT + name] = leaf.grad
-        return found
+                    results[GRADIENT + name] = leaf.grad
+        return results
 
     def _output(self, results: Any) -> Tensor:
-        """The output of a layer, a packed one's data, or the state of a cell."""
+        """Returns the output of a layer, the data of a packed one, or the state of a cell."""
         output = results[0] if isinstance(results, tuple) else results
         return output if self.batch_sizes is None else output.data

@@ -7,8 +7,7 @@
     print("".join(charlm.generate(model, vocabulary, "Once", 200)))
     model, vocabulary = charlm.load("run")
 
-Training and checkpoints need the packages of the extra ``cli``, which are imported when they are
-used.
+Training and checkpoints need the packages of the extra ``cli``; they are imported on first use.
 """
 
 from importlib import import_module
@@ -37,10 +36,10 @@ __all__ = [
     "train",
 ]
 
-_LATE = {"load": ".run", "read_settings": ".run", "train": ".training"}
+_LAZY = {"load": ".run", "read_settings": ".run", "train": ".training"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATE:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LATE[name], __name__), name)
+    return getattr(import_module(_LAZY[name], __name__), name)

@@ -1,12 +1,12 @@
-"""A training run on disk, to resume or to generate text with.
+"""Checkpoints: a training run on disk, to resume or to generate text with.
 
 A checkpoint is a folder ``step-0000000500``:
 
-    run.json               format, step, settings, vocabulary, corpus, tokens, and the digests of
     model.safetensors      the weights
     training.safetensors   the optimizer's state and the hidden state that the streams carry
+    run.json               format, step, settings, vocabulary, corpus, tokens, digests of all files
 
-It is written under another name and renamed, so a folder of that name is complete.
+It is written under a temporary name and then renamed, so a folder with this name is complete.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ _logger = logging.getLogger("rnn_ext")
 
 
 class _DamagedError(Exception):
-    """A part of a checkpoint is missing, is not what was written, or does not fit the others."""
+    """A file of a checkpoint is missing, was changed, or contradicts another."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class Checkpoint:
     training: Mapping[str, Tensor]
 
     def save(self, out: Path) -> None:
-        """Writes it into the folder of the run, where it appears once it is complete.
+        """Writes the checkpoint to the folder of the run, where it appears once it is complete.
 
         Raises:
-            OSError: it cannot be written; what was there before still is.
+            OSError: it cannot be written; earlier checkpoints are intact.
         """
         folder = out / f"step-{self.step:010}"
         if folder.exists():
@@ -85,7 +85,7 @@ class Checkpoint:
 
     @classmethod
     def load(cls, folder: Path) -> "Checkpoint":
-        """Reads one.
+        """Reads the checkpoint in ``folder``.
 
         Raises:
             _DamagedError: it is damaged.
@@ -100,7 +100,7 @@ class Checkpoint:
                     f"{about['format']!r}); use that version, or train in another folder"
                 )
             if written != _digest_of_json(about):
-                raise ValueError("run.json is not what was written")
+                raise ValueError("run.json was changed")
             checkpoint = cls(
                 about["step"],
                 Settings(**about["settings"]),
@@ -129,9 +129,9 @@ class Checkpoint:
 
 
 def newest(out: Path, *, quiet: bool = False) -> Checkpoint | None:
-    """Returns the newest checkpoint in a run's folder that is not damaged; None if it has none.
+    """Returns the newest intact checkpoint in a run's folder, or None if it has no checkpoint.
 
-    Logs a warning for each damaged one that it passes over, unless ``quiet``.
+    Logs a warning for each damaged checkpoint that it skips, unless ``quiet``.
 
     Raises:
         CharLMError: all are damaged, or another version of this package wrote them.
@@ -151,10 +151,11 @@ def newest(out: Path, *, quiet: bool = False) -> Checkpoint | None:
 
 
 def tidy(out: Path, newest: int | None = None) -> None:
-    """Removes old checkpoints, those after step ``newest``, and what a killed run left unfinished.
+    """Removes old checkpoints, damaged ones, and unfinished files of a killed run.
 
     Args:
-        newest: the step of the last checkpoint that is not damaged, if others may follow it.
+        newest: step of the newest intact checkpoint; those after it are damaged. None: all are
+            intact.
     """
     folders = _folders(out)
     damaged = [f for f in folders if newest is not None and f.name > f"step-{newest:010}"]
@@ -170,7 +171,7 @@ def _folders(out: Path) -> list[Path]:
 def _tensors(path: Path, digest: str) -> dict[str, Tensor]:
     data = path.read_bytes()
     if _digest(data) != digest:
-        raise ValueError(f"{path.name} is not what was written")
+        raise ValueError(f"{path.name} was changed")
     return load(data)
 
 

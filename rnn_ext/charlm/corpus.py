@@ -1,8 +1,8 @@
-"""Text files → vocabulary and a file of tokens, without ever holding a text in memory.
+"""Turns text files into a vocabulary and a file of tokens, without holding a text in memory.
 
-Two passes over the files: the first counts every character, the second writes each as its index.
-The file of tokens holds nothing else, one byte a character where 256 indices are enough. Mapped
-into memory, it is read where training asks for it, and the system may drop it again.
+A first pass over the files counts every character, a second one writes the index of each. The file
+of tokens contains only these indices, one byte each if the vocabulary has at most 256 characters.
+Training maps the file into memory, so the system reads parts of it on demand.
 """
 
 import codecs
@@ -26,12 +26,12 @@ __all__ = ["STDIN", "Tokens", "prepare", "restore"]
 
 STDIN = "-"
 
-_LEAST = 4  # characters: two to learn from and two to validate on
+_MIN_CHARACTERS = 4  # two to train on and two to validate on
 
 _CODE_POINTS = 0x110000
 _CHUNK = 1 << 20  # bytes
 _DTYPES = {"uint8": torch.uint8, "int16": torch.int16, "int32": torch.int32}
-# The one of UTF-32 first: in little-endian order it starts with that of UTF-16.
+# UTF-32 comes before UTF-16: its little-endian mark starts with UTF-16's.
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -43,7 +43,7 @@ _BYTE_ORDER_MARKS = {
 
 @dataclass(frozen=True)
 class Tokens:
-    """What identifies a file of tokens.
+    """Identifies a file of tokens.
 
     Attributes:
         count: number of characters.
@@ -60,10 +60,10 @@ class Tokens:
         return path.is_file() and path.stat().st_size == self.count * _DTYPES[self.dtype].itemsize
 
     def map(self, path: Path) -> Tensor:
-        """Returns the tokens, shape ``(count,)``, read from disk where they are used.
+        """Maps the file into memory and returns the tokens, shape ``(count,)``.
 
         Raises:
-            CharLMError: ``path`` is another file.
+            CharLMError: ``path`` is missing or has other content.
         """
         tokens = None
         if self.fit(path):
@@ -71,14 +71,14 @@ class Tokens:
             tokens = torch.from_file(str(path), shared=False, size=self.count, dtype=dtype)
         if tokens is None or hashlib.sha256(tokens.numpy().data).hexdigest() != self.sha256:
             raise CharLMError(
-                f"{path} is not the file that the run began with; remove it, and it is made again "
-                "from the text when the run is resumed"
+                f"{path} is not the file that the run started with; remove it, and the next "
+                "resume makes it again from the text"
             )
         return tokens
 
 
 class _Source(NamedTuple):
-    """A text to read twice: where it is, and what to call it in messages."""
+    """A text that can be read twice, and its name for messages."""
 
     path: Path
     name: str
@@ -90,22 +90,24 @@ def prepare(
     """Writes the characters of all texts in ``corpus``, one after the other, to ``path``.
 
     Args:
-        corpus: text files; ``"-"`` is standard input. What can be read only once, such as a pipe,
-            is copied beside ``path`` meanwhile.
+        corpus: text files; ``"-"`` is standard input. Pipes, which can be read only once, are
+            copied to temporary files in the folder of ``path``.
         path: the file of tokens, in an existing folder.
         min_count: characters that occur less often become ``<unk>``.
-        encoding: name of an encoding. Under ``"utf-8"`` a byte order mark overrides it.
+        encoding: name of an encoding. A byte order mark overrides ``"utf-8"``.
 
     Raises:
-        CharLMError: a file is no text or empty, or changes while it is read; or all of them
+        CharLMError: a file is not text, is empty, or changes while it is read; or all files
             together have too few characters.
         OSError: a file cannot be read or written.
     """
     with _readable(corpus, path) as sources:
         counts = _count(sources, encoding)
         total = int(counts.sum())
-        if total < _LEAST:
-            raise CharLMError(f"the text has {total} characters, and at least {_LEAST} are needed")
+        if total < _MIN_CHARACTERS:
+            raise CharLMError(
+                f"the text has {total} characters, and at least {_MIN_CHARACTERS} are needed"
+            )
         frequent = counts >= min_count
         if not frequent.any():
             raise CharLMError(
@@ -129,12 +131,12 @@ def restore(
     """Writes the file of tokens again, as :func:`prepare` did.
 
     Raises:
-        CharLMError: the texts are no longer those that ``tokens`` were made from.
+        CharLMError: the texts have changed since.
         OSError: a file cannot be read or written.
     """
     changed = (
-        f"{path} is missing or damaged, and the text is no longer what the run began with, from "
-        "which it could be made again; restore the text, or train in another folder"
+        f"{path} is missing or damaged, and the text has changed since the run started, so it "
+        "cannot be made again; restore the text, or train in another folder"
     )
     if any(name == STDIN or not Path(name).is_file() for name in corpus):
         raise CharLMError(changed)
@@ -145,7 +147,7 @@ def restore(
 
 @contextmanager
 def _readable(corpus: Sequence[str], path: Path) -> Iterator[list[_Source]]:
-    """Yields the texts as regular files: copies of those that can be read only once."""
+    """Yields the texts as regular files, copying those that can be read only once."""
     with ExitStack() as stack:
         sources = []
         for number, name in enumerate(corpus):
@@ -182,7 +184,11 @@ def _count(sources: Sequence[_Source], encoding: str) -> Tensor:
 def _write(
     sources: Sequence[_Source], file: BinaryIO, vocabulary: Vocabulary, encoding: str, changed: str
 ) -> Tokens:
-    """Writes the tokens of all texts; ``changed``: what to say of an unexpected character."""
+    """Writes the tokens of all texts.
+
+    Raises:
+        CharLMError: with the message ``changed``: a character is not in the vocabulary.
+    """
     dtype = next(d for d in _DTYPES if len(vocabulary) <= torch.iinfo(_DTYPES[d]).max + 1)
     unknown = -1 if vocabulary.unknown is None else vocabulary.unknown
     index = torch.full((_CODE_POINTS,), unknown, dtype=torch.int32)
@@ -203,7 +209,7 @@ def _write(
 
 
 def _code_points(source: _Source, encoding: str) -> Iterator[Tensor]:
-    """Yields the code points of a text, some at a time; line ends stay as they are."""
+    """Yields the code points of a text in chunks; line ends are not translated."""
     with source.path.open("rb") as file:
         decoder = codecs.getincrementaldecoder(_detect(file.read(4), encoding))()
         file.seek(0)
@@ -218,7 +224,9 @@ def _code_points(source: _Source, encoding: str) -> Iterator[Tensor]:
             except UnicodeError as error:
                 raise CharLMError(_describe(error, source.name, encoding, size, lines)) from None
             if "\0" in text:
-                raise CharLMError(f"{source.name} holds zero bytes, so it is no text; name another")
+                raise CharLMError(
+                    f"{source.name} contains zero bytes, so it is not a text file; name another"
+                )
             lines += text.count("\n")
             if text:
                 yield torch.frombuffer(codes, dtype=torch.int32)
@@ -241,10 +249,11 @@ def _detect(start: bytes, encoding: str) -> str:
 
 
 def _describe(error: UnicodeError, name: str, encoding: str, size: int, lines: int) -> str:
-    """Says where a text is not in its encoding, ``size`` bytes and ``lines`` lines after it."""
+    """Returns the message for a decoding error within the first ``size`` bytes of a text, after
+    ``lines`` complete lines."""
     place = ""
     if isinstance(error, UnicodeDecodeError):
         offset = size - len(error.object) + error.start
         line = lines + error.object[: error.start].count(b"\n") + 1
         place = f": byte 0x{error.object[error.start]:02x} at offset {offset}, in line {line}"
-    return f"{name} is not {encoding.upper()} text{place}; name the encoding that it has"
+    return f"{name} is not {encoding.upper()} text{place}; specify its encoding"

@@ -1,4 +1,4 @@
-"""What this package raises."""
+"""Exceptions of the text generator."""
 
 __all__ = ["CharLMError", "Interrupted"]
 
@@ -10,8 +10,7 @@ class CharLMError(Exception):
 class Interrupted(KeyboardInterrupt):
     """A signal stopped the training, after a checkpoint was saved.
 
-    Like ``KeyboardInterrupt`` it is no ``Exception``, so that it ends a program which does not
-    expect it.
+    Like ``KeyboardInterrupt``, it is not an ``Exception``, so ``except Exception`` lets it pass.
 
     Attributes:
         signal: number of the signal: SIGINT (Ctrl-C), SIGTERM, SIGHUP, or SIGPIPE if the reader of

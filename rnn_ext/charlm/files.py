@@ -21,10 +21,10 @@ __all__ = [
 
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """Yields a file to write, which replaces ``path`` once it is on disk.
+    """Yields a file to write; it replaces ``path`` once it is on disk.
 
     Raises:
-        OSError: it cannot be written; ``path`` is as it was before.
+        OSError: it cannot be written; ``path`` is unchanged.
     """
     temporary = temporary_path(path)
     try:
@@ -41,10 +41,10 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yields a folder to fill, which becomes ``path``, a new one, once it is on disk.
+    """Yields a folder to fill; it is renamed to ``path`` once it is on disk.
 
     Raises:
-        OSError: it cannot be written; there is no ``path``.
+        OSError: it cannot be written, or ``path`` exists.
     """
     temporary = temporary_path(path)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -65,7 +65,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def with_name(path: Path) -> Iterator[None]:
-    """Adds ``path`` to an error that names no file: that of a write to an open one does not."""
+    """Adds ``path`` to an OSError that names no file, such as one from a write to an open file."""
     try:
         yield
     except OSError as error:
@@ -103,14 +103,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def remove_folder(path: Path) -> None:
-    """Removes a folder that must never be seen half removed under its own name."""
+    """Removes a folder, renaming it first: under its own name it is never half removed."""
     temporary = temporary_path(path)
     os.rename(path, temporary)
     shutil.rmtree(temporary)
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Removes what a program that was killed had not finished in ``parent``."""
+    """Removes the temporary files and folders that a killed program left in ``parent``."""
     for path in parent.glob(temporary_path(Path("*")).name):
         if path.is_dir():
             shutil.rmtree(path)
@@ -119,7 +119,7 @@ def remove_leftovers(parent: Path) -> None:
 
 
 def temporary_path(path: Path) -> Path:
-    """Returns the path under which ``path`` is written; a leftover if the program is killed."""
+    """Returns the path at which ``path`` is written until it is complete."""
     return path.with_name(f".{path.name}.new")
 
 

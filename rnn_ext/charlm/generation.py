@@ -1,4 +1,4 @@
-"""Text from a trained model, character by character."""
+"""Generates text with a trained model, character by character."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from .vocabulary import Vocabulary
 
 __all__ = ["generate"]
 
-# Characters that one call of the fused op generates.
-_FIRST = 32
-_MOST = 1024
+# Characters that a call of the fused op generates: few at first, so that the text starts at once.
+_FIRST_CHUNK = 32
+_LARGEST_CHUNK = 1024
 
 
 def generate(
@@ -28,16 +28,16 @@ def generate(
     top_k: int | None = None,
     seed: int = 0,
 ) -> Iterator[str]:
-    """Continues ``prompt`` by ``length`` characters, and yields each as it is drawn.
+    """Continues ``prompt`` by ``length`` characters and yields them one at a time.
 
     Args:
         model: in eval mode, if it has dropout.
         vocabulary: the one that the model was trained with. ``<unk>`` is never generated.
-        prompt: text to continue. An empty one starts a line: the model reads a line feed first (or
-            the first character of a vocabulary without one), which is not yielded.
+        prompt: text to continue. If empty, the text starts a line: the model first reads a line
+            feed (or, without one in the vocabulary, its first character), which is not yielded.
         length: number of characters to generate.
         temperature: 0 takes the likeliest character every time; 1 draws from the model's
-            distribution; values between prefer likely characters.
+            distribution; values between 0 and 1 prefer likely characters.
         top_k: draw from the likeliest ``top_k`` characters only.
         seed: seed of the draws.
 
@@ -55,14 +55,14 @@ def generate(
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a character is drawn: see :func:`generate`; ``never`` is not drawn."""
+    """How to draw a character: see :func:`generate`. The index ``never`` is not drawn."""
 
     temperature: float
     top_k: int | None
     never: int | None
 
     def choose(self, scores: Tensor, draw: float) -> int:
-        """Returns the index among ``scores``, float64, that ``draw``, from [0, 1), selects."""
+        """Returns the index that ``draw``, in [0, 1), selects by ``scores``, float64 ``(V,)``."""
         if self.never is not None:
             scores[self.never] = -torch.inf
         if self.temperature == 0:
@@ -71,25 +71,25 @@ class Sampling:
             scores = scores.where(scores >= scores.topk(self.top_k).values[-1], -torch.inf)
         weights = ((scores - scores.max()) / self.temperature).exp()
         sums = weights.cumsum(0)
-        # Rounding may take the product up to the sum: then the last with any weight.
+        # The product may round up to the sum; take the last index with a weight then.
         return min(int((sums <= draw * sums[-1]).sum()), int(weights.nonzero().max()))
 
 
 def _draws(length: int, seed: int) -> Iterator[Tensor]:
-    """Yields ``length`` numbers from [0, 1) in tensors, small ones first: they are waited for."""
+    """Yields ``length`` random numbers in [0, 1), in tensors of growing size."""
     generator = torch.Generator().manual_seed(seed)
-    count = _FIRST
+    count = _FIRST_CHUNK
     while length > 0:
         yield torch.rand(min(count, length), generator=generator, dtype=torch.float64)
         length -= count
-        count = min(2 * count, _MOST)
+        count = min(2 * count, _LARGEST_CHUNK)
 
 
 @torch.inference_mode()
 def _write(
     model: CharRNN, prompt: Tensor, draws: Iterator[Tensor], sampling: Sampling
 ) -> Iterator[list[int]]:
-    """Yields an index for each of ``draws``, from the model as it stands."""
+    """Yields an index for each number of ``draws``, with one call of the model for each."""
     device = model.linear.weight.device
     tokens, hidden = prompt.unsqueeze(1), None
     for draw in chain.from_iterable(part.tolist() for part in draws):
@@ -113,7 +113,7 @@ def _can_fuse(model: CharRNN) -> bool:
 def _write_fused(
     model: CharRNN, prompt: Tensor, draws: Iterator[Tensor], sampling: Sampling
 ) -> Iterator[list[int]]:
-    """Yields the same from one call for each tensor of ``draws``."""
+    """Yields the same as ``_write``, with one call of the fused op for each tensor of ``draws``."""
     tokens, hidden = prompt, None
     for part in draws:
         tokens, hidden = functional.embedding_rnn_generate(

@@ -1,4 +1,4 @@
-"""``log.jsonl``: what a run reports, a line of JSON at a time."""
+"""``log.jsonl``: the log of a run, one JSON object on each line."""
 
 import json
 import os
@@ -12,10 +12,10 @@ __all__ = ["Log", "read"]
 
 
 class Log:
-    """The log of a run that is at ``step``, open to append to.
+    """The log of a run that has taken ``step`` steps, open for appending.
 
-    Lines of later steps are removed, and so is whatever is no line of a log: one that was cut short
-    when the run was killed, or what somebody added.
+    Opening it removes lines of later steps and lines that are not entries of a log, such as one
+    that was cut short when the run was killed.
 
     Raises:
         OSError: it cannot be written.
@@ -43,13 +43,13 @@ class Log:
             self._file.close()
 
     def write(self, line: dict[str, Any]) -> None:
-        """Appends a line that others can read at once."""
+        """Appends a line; other programs can read it at once."""
         with with_name(self._path):
             self._file.write(json.dumps(line).encode() + b"\n")
             self._file.flush()
 
     def sync(self) -> None:
-        """Returns when all lines are on disk."""
+        """Waits until all lines are on disk."""
         with with_name(self._path):
             os.fsync(self._file.fileno())
 

@@ -46,12 +46,12 @@ class CharRNN(nn.Module):
             hidden_size,
             num_layers,
             nonlinearity=nonlinearity,
-            dropout=dropout if num_layers > 1 else 0.0,  # it drops between layers only
+            dropout=dropout if num_layers > 1 else 0.0,  # RNNs apply it between layers only
         )
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(hidden_size, vocab_size)
         if tied:
-            # In this direction: an embedding's own initial values are too large for an output.
+            # The linear layer's initial values: an embedding's are too large for an output layer.
             self.embedding.weight = self.linear.weight
 
     def forward(self, tokens: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -59,10 +59,10 @@ class CharRNN(nn.Module):
 
         Args:
             tokens: indices of characters, shape ``(T, B)``: time first.
-            hx: hidden state before the first of them, shape ``(L, B, H)``; ``None`` means zeros.
+            hx: initial hidden state, shape ``(L, B, H)``; ``None`` means zeros.
 
         Returns:
-            Logits of shape ``(T, B, V)`` and the hidden state after the last, ``(L, B, H)``.
+            Logits of shape ``(T, B, V)`` and the final hidden state, ``(L, B, H)``.
         """
         if type(self.rnn) is RNN:
             output, h_n = functional.embedding_rnn(
@@ -86,7 +86,7 @@ class CharRNN(nn.Module):
 
 
 def build_model(settings: Settings, vocab_size: int) -> CharRNN:
-    """Returns the model that ``settings`` describe, as it is before training."""
+    """Returns an untrained model with these settings."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return CharRNN(

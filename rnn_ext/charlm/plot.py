@@ -1,4 +1,4 @@
-"""The picture of a run's log: how the loss went down."""
+"""Plots the loss in a run's log."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def plot(log: Path, picture: Path) -> None:
 
 
 def draw(log: Path) -> Figure:
-    """Returns the picture of ``log``."""
+    """Returns the plot of ``log``."""
     lines = read(log)
     figure = Figure((8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -29,7 +29,7 @@ def draw(log: Path) -> Figure:
     ):
         points = [(line["step"], line[name]) for line in lines if name in line]
         if points:
-            style = "o" if len(points) == 1 else style  # a line of one point cannot be seen
+            style = "o" if len(points) == 1 else style  # a line through one point is invisible
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1)
             axes.legend()
     axes.set(xlabel="step", ylabel="bits per character")

@@ -1,4 +1,4 @@
-"""The processes that train one model together, as torchrun starts them, or a single one."""
+"""The processes that train one model together: those that torchrun started, or a single one."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -28,10 +28,10 @@ class Processes:
     @classmethod
     @contextmanager
     def joined(cls) -> Iterator["Processes"]:
-        """Connects the processes that torchrun's environment names until the block ends.
+        """Joins the process group that torchrun's environment describes until the block ends.
 
         Raises:
-            CharLMError: another process went away.
+            CharLMError: another process ended or no longer answers.
         """
         size = int(os.environ.get("WORLD_SIZE", 1))
         if size == 1:
@@ -60,7 +60,7 @@ class Processes:
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def device(self, name: str) -> torch.device:
-        """Returns the device that ``name`` means here: of several GPUs, one for each process."""
+        """Returns the device ``name``; for ``"cuda"``, each of several processes gets its own."""
         if name == "cuda" and self.size > 1:
             return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         return torch.device(name)
@@ -89,8 +89,8 @@ class Processes:
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replaces every process's gradients by the mean over all processes.
 
-        In one message. DistributedDataParallel sends several, to overlap them with backward, but a
-        model of one RNN has all of its gradients at the end.
+        Sends them in one message. DistributedDataParallel sends several, to overlap them with
+        backward, but an RNN's gradients are complete only when its backward ends.
         """
         if self.size == 1:
             return

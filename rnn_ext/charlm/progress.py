@@ -1,4 +1,4 @@
-"""What a run shows while it trains: lines on stdout, speed and time left on stderr."""
+"""Shows the progress of a run: lines on stdout, speed and time left on stderr."""
 
 import sys
 import time
@@ -9,16 +9,16 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 __all__ = ["Progress"]
 
-_SECONDS = 30  # from one line to the next where stderr is no terminal
+_SECONDS = 30  # between lines on stderr, if it is not a terminal
 
 
 class Progress:
-    """Shows how far a run is: a bar on a terminal, now and then a line elsewhere.
+    """Shows how far a run is: as a bar on a terminal, else as a line from time to time.
 
     Args:
-        step: steps that the run has taken.
-        steps: steps that it will have taken in the end.
-        characters: characters that it reads in a step.
+        step: number of steps that the run has taken.
+        steps: number of steps at the end of the run.
+        characters: characters that the run reads in a step.
         shown: whether to show anything.
 
     Attributes:

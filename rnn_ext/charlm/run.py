@@ -1,4 +1,4 @@
-"""A training run in memory: model, optimizer, streams; a step, a validation, a checkpoint."""
+"""A training run in memory: model, optimizer and streams."""
 
 import math
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ from .vocabulary import Vocabulary
 
 __all__ = ["Run", "load", "read_settings"]
 
-_MOST_VALIDATION = 1 << 18  # characters: more would hardly move the figure, and delay it
+_MAX_VALIDATION = 1 << 18  # characters; more would take longer and hardly change the loss
 
 
 def load(out: str | Path) -> tuple[CharRNN, Vocabulary]:
     """Returns the model of the newest checkpoint in a run's folder, in eval mode, and its
     vocabulary.
 
-    A damaged checkpoint is passed over, with a warning to the logger ``rnn_ext``.
+    Skips damaged checkpoints, with a warning to the logger ``rnn_ext``.
 
     Raises:
         CharLMError: there is no checkpoint, or all are damaged.
@@ -49,11 +49,11 @@ def read_settings(out: str | Path) -> Settings | None:
 
 
 class Run:
-    """The run that ``checkpoint`` holds, and this process's share of its streams.
+    """A run resumed from ``checkpoint``, with this process's share of its streams.
 
     Attributes:
-        steps_done: steps that it has taken.
-        settings: those of the checkpoint.
+        steps_done: number of steps that the run has taken.
+        settings: the settings of the checkpoint.
         model: the model in training.
     """
 
@@ -72,11 +72,11 @@ class Run:
         _load_state(self._optimizer, checkpoint.training)
         self._hidden = checkpoint.training["hidden"][:, self._local].to(self._device)
 
-        learned = len(tokens) - _validated(len(tokens), settings.val_fraction)
+        trained = len(tokens) - _validation_size(len(tokens), settings.val_fraction)
         self._streams = Streams(
-            tokens[:learned], settings.batch_size, settings.seq_len, self._local
+            tokens[:trained], settings.batch_size, settings.seq_len, self._local
         )
-        self._validation = tokens[learned:]
+        self._validation = tokens[trained:]
 
     def is_due(self, *intervals: str) -> bool:
         """Whether one of these intervals ends at this step; at the last step all do."""
@@ -96,7 +96,7 @@ class Run:
         self.steps_done += 1
         settings = self.settings
         if settings.dropout:
-            # A function of step and process, so no generator's state has to be saved.
+            # The seed depends on step and process alone, so checkpoints need no generator state.
             number = self.steps_done * self._processes.size + self._processes.rank
             torch.manual_seed((settings.seed + number) % 2**64)
         self.model.train()
@@ -117,14 +117,14 @@ class Run:
         return loss.detach()
 
     def check_loss(self, bits: float) -> None:
-        """Checks that ``bits`` per character are still those of a training that may come right.
+        """Checks that the loss, in bits per character, has not exploded.
 
         Raises:
-            CharLMError: they are a hundred times what guessing costs.
+            CharLMError: it is above a hundred times the loss of guessing.
         """
         guessing = math.log2(len(self._checkpoint.vocabulary))
         if not bits <= 100 * max(guessing, 1):
-            raise self._diverged(f"{bits:.3g} bits per character; guessing takes {guessing:.1f}")
+            raise self._diverged(f"{bits:.3g} bits per character; guessing has {guessing:.1f}")
 
     def _diverged(self, evidence: str) -> CharLMError:
         return CharLMError(
@@ -134,10 +134,7 @@ class Run:
 
     @torch.no_grad()
     def validate(self) -> float | None:
-        """Returns bits per character of the validation text, read from its beginning.
-
-        None if no text is kept for validation.
-        """
+        """Returns bits per character of the validation text, or None if there is none."""
         if not len(self._validation):
             return None
         self.model.eval()
@@ -156,7 +153,7 @@ class Run:
     def _loss(
         self, inputs: Tensor, targets: Tensor, hidden: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Returns the mean over all characters, and the state after them, detached."""
+        """Returns the mean loss over all characters, and the final state, detached."""
         with torch.autocast(
             self._device.type, torch.bfloat16, enabled=self.settings.dtype == "bf16"
         ):
@@ -166,7 +163,7 @@ class Run:
         return loss, hidden.detach().float()
 
     def sample(self, length: int) -> str:
-        """Returns a text of ``length`` characters that the model writes."""
+        """Returns ``length`` characters that the model generates."""
         vocabulary = self._checkpoint.vocabulary
         return "".join(generate(self.model.eval(), vocabulary, length=length, seed=self.steps_done))
 
@@ -185,19 +182,19 @@ class Run:
 @torch.no_grad()
 def _trained(checkpoint: Checkpoint) -> CharRNN:
     model = build_model(checkpoint.settings, len(checkpoint.vocabulary))
-    for name, parameter in model.named_parameters():  # tied ones once, as they are saved
+    for name, parameter in model.named_parameters():  # a tied one occurs once, as it was saved
         parameter.copy_(checkpoint.model[name])
     return model
 
 
-def _validated(count: int, fraction: float) -> int:
-    """Returns how many of ``count`` characters to validate on: at least two, of which one is
-    predicted, and two are left to learn from; none for a fraction of 0."""
-    return max(2, min(int(count * fraction), _MOST_VALIDATION, count - 2)) if fraction else 0
+def _validation_size(count: int, fraction: float) -> int:
+    """Returns how many of ``count`` characters to validate on: none for a fraction of 0, else at
+    least 2 (to predict the second from the first) and at most ``count - 2``."""
+    return max(2, min(int(count * fraction), _MAX_VALIDATION, count - 2)) if fraction else 0
 
 
 def _state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Returns its tensors under the names ``optimizer.<number of the parameter>.<name>``."""
+    """Returns the optimizer's tensors, named ``optimizer.<number of the parameter>.<name>``."""
     return {
         f"optimizer.{number}.{name}": value
         for number, values in optimizer.state_dict()["state"].items()

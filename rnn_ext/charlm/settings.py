@@ -12,7 +12,7 @@ from .errors import CharLMError
 
 __all__ = ["Settings"]
 
-# These change what is seen of a run, not its course, so they may change when it is resumed.
+# Settings that may change on resume: they affect what a run reports and saves, not the training.
 _RESUMABLE = {"log_every", "eval_every", "sample_every", "checkpoint_every"}
 
 
@@ -67,7 +67,7 @@ class Settings:
         """Checks that a run with these settings may continue with ``settings``.
 
         Raises:
-            CharLMError: a setting differs that would have made it another run.
+            CharLMError: a setting that affects the training differs.
         """
         may_change = _RESUMABLE if self.schedule == "cosine" else _RESUMABLE | {"steps"}
         for name in (f.name for f in fields(self) if f.name not in may_change):

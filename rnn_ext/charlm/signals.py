@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop."""
+"""Notes the signals that ask a run to stop."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ __all__ = ["noted_signals"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-# Keys repeat, and terminals and launchers send a signal twice.
+# Keys repeat, and terminals and launchers may send a signal twice.
 _SAME_PRESS = 2.0  # seconds
 
 
@@ -18,8 +18,9 @@ _SAME_PRESS = 2.0  # seconds
 def noted_signals() -> Iterator[list[int]]:
     """Yields a list to which SIGINT (Ctrl-C), SIGTERM and SIGHUP append their numbers.
 
-    The run acts on it between two steps. Another signal two seconds after the first or later raises
-    ``KeyboardInterrupt`` at once. Signals that are ignored, as SIGHUP is under nohup, stay so.
+    The run checks the list between two steps. A further signal, two seconds or more after the
+    first, raises ``KeyboardInterrupt``. Signals that are ignored, as SIGHUP is under nohup, stay
+    ignored.
     """
     received: list[int] = []
     first = 0.0
@@ -32,7 +33,7 @@ def noted_signals() -> Iterator[list[int]]:
         first = first if received else now
         received.append(number)
 
-    if threading.current_thread() is not threading.main_thread():  # it alone gets signals
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
         yield received
         return
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}

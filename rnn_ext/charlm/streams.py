@@ -1,4 +1,4 @@
-"""Tokens → the inputs and targets of each training step."""
+"""Cuts tokens into the inputs and targets of each training step."""
 
 import torch
 from torch import Tensor
@@ -9,14 +9,14 @@ __all__ = ["Streams", "windows"]
 class Streams:
     """Parallel streams through a text, each of which continues where its last step ended.
 
-    The text is a ring that the streams enter at equal distances, so every step moves all of them
-    by ``seq_len`` characters and none ever ends. The state that a stream carries is that after the
-    characters just before.
+    The streams start at equal distances, and the end of the text is joined to its beginning. So
+    each step moves every stream by ``seq_len`` characters, no stream ends, and the final state of
+    a step is the initial state of the next.
 
     Args:
         tokens: the text, shape ``(N,)``, N ≥ 2.
-        count: streams in all.
-        seq_len: characters of a step, T.
+        count: number of streams of all processes.
+        seq_len: characters of a stream in a step, T.
         local: the streams that this process reads.
     """
 

@@ -1,4 +1,4 @@
-"""Training: from text files, or from the last checkpoint, to a model."""
+"""Trains a model on text files, or resumes a training from its last checkpoint."""
 
 import errno
 import logging
@@ -43,12 +43,11 @@ def train(
 ) -> tuple[CharRNN, Vocabulary]:
     """Trains a character model on text files, as ``rnn-ext train`` does.
 
-    Ctrl-C, SIGTERM, SIGHUP, and a reader of the output that goes away, stop it after the step that
-    it is in and save a checkpoint.
+    Ctrl-C, SIGTERM, SIGHUP or a closed output pipe stops it after the current step and saves a
+    checkpoint.
 
     Args:
-        corpus: text files, learned as one text, ``"-"`` for standard input. None are needed to
-            resume a run.
+        corpus: text files, read as one text; ``"-"`` is standard input. May be empty to resume.
         out: folder for checkpoints, log and plot; created if it is missing. One training at a time
             may use it.
         settings: by default those of the run to resume, or ``Settings()``.
@@ -93,7 +92,7 @@ def train(
             settings.batch_size * settings.seq_len,
             shown=processes.is_main,
         )
-        # The signals to the end, so that none cuts off what follows a stop.
+        # Signals are noted until the plot is written, so that none interrupts what follows a stop.
         with noted_signals() as signals:
             with log as opened, progress:
                 _introduce(run, checkpoint, out, progress)
@@ -109,9 +108,9 @@ def train(
 
 
 def _begin(corpus: list[str], out: Path, settings: Settings | None, resume: bool) -> None:
-    """Makes sure that ``out`` holds a checkpoint of the run that is meant: resumed, or its first.
+    """Checks the arguments; begins a new run in ``out``, or prepares the one there to be resumed.
 
-    What can be wrong with the arguments is found here, by the main process.
+    The main process alone does this.
     """
     if not resume and (list(out.glob("step-*")) or (out / "log.jsonl").exists()):
         raise CharLMError(f"{out} holds a run already; resume it, or name another folder")
@@ -148,7 +147,7 @@ def _begin_anew(corpus: list[str], out: Path, settings: Settings) -> None:
 
 
 def _introduce(run: Run, checkpoint: Checkpoint, out: Path, progress: Progress) -> None:
-    """Shows the sizes of the run, and what may surprise about it."""
+    """Prints the sizes of the run, and warns where its streams overlap."""
     settings, count = run.settings, checkpoint.tokens.count
     if run.steps_done == settings.steps:
         progress.say(
@@ -166,7 +165,7 @@ def _introduce(run: Run, checkpoint: Checkpoint, out: Path, progress: Progress) 
         progress.say(
             f"A step reads {settings.batch_size} streams of {settings.seq_len} characters, "
             f"{characters:,} in all, more than the text has, so the streams overlap; "
-            "a smaller batch size or shorter streams would do"
+            "choose a smaller batch size or sequence length"
         )
 
 
@@ -178,7 +177,7 @@ def _take_steps(
     progress: Progress,
     signals: list[int],
 ) -> None:
-    """Takes the remaining steps, or those up to a signal or a failure to show something."""
+    """Takes the remaining steps, or those before a signal or a failed write to the output."""
     characters = run.settings.batch_size * run.settings.seq_len  # of a step
     spent, reported = 0.0, run.steps_done
     while run.steps_done < run.settings.steps:
@@ -203,7 +202,7 @@ def _take_steps(
                     line["val_bpc"] = val_bpc
             if log:
                 _report(run, log, line, progress)
-        # Several processes have to agree on a step to stop after, which they do when they report.
+        # Several processes stop after the same step: they agree on it when they report.
         stops = bool(signals or progress.failure) if processes.size == 1 else reports and votes > 0
         if stops or run.is_due("checkpoint_every"):
             if log:
@@ -214,7 +213,7 @@ def _take_steps(
 
 
 def _report(run: Run, log: Log, line: dict[str, Any], progress: Progress) -> None:
-    """Writes to the log and, at a validation or a sample, shows it."""
+    """Writes ``line`` to the log; also prints it at a validation or a sample."""
     if run.is_due("sample_every"):
         line["sample"] = run.sample(_SAMPLE)
     log.write(line)
@@ -229,7 +228,7 @@ def _report(run: Run, log: Log, line: dict[str, Any], progress: Progress) -> Non
 
 
 def _is_hang_up(error: OSError) -> bool:
-    """Whether the reader of the output, or its terminal, went away."""
+    """Whether the reader of the output ended, or its terminal was closed."""
     return error.errno in (errno.EPIPE, errno.EIO)
 
 

@@ -14,8 +14,7 @@ UNKNOWN = "<unk>"
 class Vocabulary:
     """The distinct characters (Unicode code points) of a text, numbered from 0 in sorted order.
 
-    The numbering depends on nothing but the set of characters, so a seed gives the same model on
-    every run.
+    The numbers depend only on the set of characters, so a seed gives the same model on every run.
 
     Args:
         text: the characters.
@@ -58,7 +57,7 @@ class Vocabulary:
 
 
 def escape_controls(text: str) -> str:
-    r"""Returns ``text`` with control characters, but ``\n`` and ``\t``, as ``\x1b``."""
+    r"""Returns ``text`` with control characters, except ``\n`` and ``\t``, escaped (``\x1b``)."""
     return "".join(
         f"\\x{ord(char):02x}" if unicodedata.category(char) == "Cc" and char not in "\n\t" else char
         for char in text

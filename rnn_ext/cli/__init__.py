@@ -1,8 +1,8 @@
 """The command ``rnn-ext``: lists the sub-commands, runs one, turns failures into exit codes.
 
-0: success. 2: a mistake of the user, described in one sentence on stderr. 130: Ctrl-C. 141: the
-reader of the output went away (``rnn-ext demo | head -1``). The last two are what a shell reports
-for a program that SIGINT or SIGPIPE ended.
+0: success. 2: an error that the user can fix, described in one sentence on stderr. 130: Ctrl-C.
+141: the reader of the output ended (``rnn-ext demo | head -1``). The last two are what a shell
+reports for a program that SIGINT or SIGPIPE ended.
 """
 
 import argparse
@@ -24,7 +24,7 @@ __all__ = ["main"]
 
 # name -> module with add_arguments(parser) and run(args) -> exit code, line for --help
 _COMMANDS = {
-    "demo": ("rnn_ext.cli.demo", "learn one sentence by heart, character by character"),
+    "demo": ("rnn_ext.cli.demo", "memorize one sentence, character by character"),
     "train": ("rnn_ext.cli.train", "train a character model on text files"),
     "generate": ("rnn_ext.cli.generate", "generate text from a trained model"),
     "bench": ("rnn_ext.bench.command", "time rnn_ext.RNN against torch.nn.RNN"),
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with _logged_warnings():
                 return _dispatch(sys.argv[1:] if argv is None else argv)
         finally:
-            _flush_stdout()  # a write that fails has to fail here, not at exit
+            _flush_stdout()  # so that a failed write raises here, not at exit
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -103,7 +103,7 @@ class _Parser(argparse.ArgumentParser):
 
 @contextmanager
 def _logged_warnings() -> Iterator[None]:
-    """Prints the package's warnings on stderr, as the command line prints its own messages."""
+    """Prints the package's warnings on stderr, in the format of the command's own messages."""
     logger, handler = logging.getLogger("rnn_ext"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("rnn-ext: %(message)s"))
     logger.addHandler(handler)
@@ -131,7 +131,7 @@ def _flush_stdout() -> None:
 
 
 def _abandon_stdout() -> None:
-    """Lets the interpreter's own flush at exit succeed if the buffer cannot be written."""
+    """Discards output that cannot be written, so that the flush at exit does not fail."""
     try:
         _flush_stdout()
     except OSError:

@@ -1,6 +1,6 @@
-"""Argument types that the sub-commands share: each turns a word into a value, or raises.
+"""Types of the sub-commands' arguments: each function turns a word into a value, or raises.
 
-The message follows the name of the flag: ``argument --epochs: must be …``.
+Messages follow the name of the flag: ``argument --epochs: must be …``.
 """
 
 import math
@@ -21,20 +21,21 @@ __all__ = [
     "positive_float",
     "positive_int",
     "seed",
+    "thread_count",
 ]
 
-# Beyond this, torch stops with errors about its own integer and float types.
+# Above this, torch's own integer and float types overflow.
 _LARGEST = 10**9
 
-# Far more than helps, and fewer than the process dies of.
-_MOST_THREADS = 1024
+# Far more than helps, and few enough for a process to start.
+_MAX_THREADS = 1024
 
 
 def add_threads(parser: ArgumentParser) -> None:
     """Adds ``--threads``."""
     parser.add_argument(
         "--threads",
-        type=lambda word: _whole_number(word, 1, _MOST_THREADS),
+        type=thread_count,
         metavar="N",
         help="number of threads (default: torch's own, one for each core)",
     )
@@ -43,6 +44,11 @@ def add_threads(parser: ArgumentParser) -> None:
 def positive_int(word: str) -> int:
     """A whole number from 1 to 10⁹."""
     return _whole_number(word, 1, _LARGEST)
+
+
+def thread_count(word: str) -> int:
+    """A number of threads."""
+    return _whole_number(word, 1, _MAX_THREADS)
 
 
 def seed(word: str) -> int:
@@ -82,7 +88,7 @@ def non_empty(word: str) -> str:
 
 
 def folder(word: str) -> Path:
-    """A path that is no file."""
+    """A path that is not a file."""
     path = Path(non_empty(word))
     if path.exists() and not path.is_dir():
         raise ArgumentTypeError(f"must be a folder, and {word!r} is a file")
@@ -94,7 +100,7 @@ def device(word: str) -> torch.device:
     try:
         value = torch.device(word)
         torch.zeros(1, device=value).item()
-    except Exception:  # torch raises five unrelated classes here, one for each kind of absence
+    except Exception:  # torch raises five unrelated classes here
         raise ArgumentTypeError(
             f"cannot use {word!r}; torch {torch.__version__} offers {_devices()} here"
         ) from None
@@ -102,7 +108,7 @@ def device(word: str) -> torch.device:
 
 
 def output_file(word: str) -> Path:
-    """A file that can be written, checked before the work that fills it."""
+    """A path that can be written to; checked before the work that produces the content."""
     path = Path(word)
     if path.is_dir():
         raise ArgumentTypeError(f"must be a file, and {word!r} is a folder")

@@ -1,9 +1,8 @@
 """``rnn-ext demo``: train a character RNN on one sentence until it can recite it.
 
-At each character the network has to name the one that follows. The hidden state is carried from
-epoch to epoch, so the network reads the sentence again and again, but gradients do not reach back
-into the epoch before. Where only that could tell two places apart (``abracadabra``), the loss
-settles above zero and the recital fails.
+At each character the network predicts the next one. The hidden state is carried from one epoch to
+the next; gradients stop at the start of an epoch. Where only the previous epoch tells two places
+apart (``abracadabra``), the loss stays above zero and the network cannot recite the sentence.
 """
 
 import argparse
@@ -48,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains, prints the loss of every tenth epoch and the last, and recites."""
+    """Trains, prints the loss of every tenth epoch and the last, then prints the recited text."""
     torch.manual_seed(args.seed)
     vocabulary = Vocabulary(args.text)
     model = CharRNN(
@@ -95,7 +94,7 @@ def _text(word: str) -> str:
         )
     try:
         word.encode()
-    except UnicodeEncodeError:  # lone surrogates: Python's mark for bytes that it cannot decode
+    except UnicodeEncodeError:  # lone surrogates, which stand for bytes that Python cannot decode
         raise argparse.ArgumentTypeError(
             "is not valid Unicode; pass UTF-8 text under a UTF-8 locale such as LC_ALL=C.UTF-8"
         ) from None

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the prompt, and the characters as they come."""
+    """Prints the prompt, then each character as it is generated."""
     if args.threads:
         torch.set_num_threads(args.threads)
     try:

@@ -26,7 +26,7 @@ __all__ = ["add_arguments", "run"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-# How a flag's word is read: by the name of the setting, or else by its type.
+# The type of a flag's argument: by the name of the setting, else by the type of its default.
 _READ_NAMED = {
     "clip": non_negative_float,
     "device": lambda word: str(device(word)),
@@ -39,7 +39,7 @@ _READ_TYPED = {int: positive_int, float: positive_float, str: str}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags; those of the settings are in the namespace only if given."""
+    """Adds the flags. Those of settings appear in the namespace only if given."""
     parser.add_argument(
         "corpus",
         nargs="*",
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains. Returns 0, or 128 and the number of the signal that stopped it, as a shell does."""
+    """Trains. Returns 0, or 128 plus the number of the signal that stopped it, as a shell does."""
     if args.threads:
         torch.set_num_threads(args.threads)
     names = (setting.name for setting in fields(charlm.Settings))

@@ -1,4 +1,4 @@
-"""Where work on a GPU goes: streams, CUDA graphs, devices, and what happens without memory."""
+"""Execution on a GPU: streams, CUDA graphs, several devices, and running out of memory."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_second_device_works_while_the_first_is_current(hidden_size: int) -> N
     assert_parity(actual, expected)
 
 
-def test_running_out_of_memory_is_told_and_leaves_a_usable_process() -> None:
+def test_running_out_of_memory_is_reported_and_leaves_a_usable_process() -> None:
     rnn, x = layer(64), draw(5, 3, 17)
     before = results(rnn, x)
     long = draw(1, 1, 17).expand(2000, 256, 17)  # output and states have 125 MiB each

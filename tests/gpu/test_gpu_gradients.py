@@ -1,4 +1,4 @@
-"""Calls on a GPU as training makes them: higher derivatives, autocast, torch.compile, same bits."""
+"""Training on a GPU: higher derivatives, autocast, torch.compile, reproducible bits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_twenty_runs_give_the_same_bits(hidden_size: int) -> None:
 
 @pytest.fixture
 def deterministic_algorithms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch's products ask for it
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch's products require it
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -130,7 +130,7 @@ def test_autocast_gives_nn_rnns_dtypes_and_is_as_exact(
         of_ours, of_theirs, results(in_fp64(rnn), x.double().cpu()), strict=True
     ):
         assert ours.dtype == other.dtype
-        # Their error, and 16 roundings to the dtype of what stands in between.
+        # Their error, and 16 roundings of intermediate values to the dtype.
         bound = (other.cpu() - exact).abs().max() + 16 * torch.finfo(dtype).eps * exact.abs().max()
         assert (ours.cpu() - exact).abs().max() <= bound
 

@@ -27,7 +27,7 @@ import rnn_ext
 
 pytestmark = NEEDS_GPU
 
-# How the threads of a CPU share a call is no matter here.
+# How CPU threads share a call is irrelevant here.
 GRID = tuple({replace(case, threads="1"): None for case in covering_design(seed=0)})
 
 ALL_DTYPES = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -55,7 +55,7 @@ def test_every_kernel(rows: str, nonlinearity: str, hidden_size: int, dtype: tor
 @ALL_DTYPES
 @pytest.mark.parametrize("hidden_size", [1, 33, 65, 200, 257])
 @pytest.mark.parametrize("packed", [False, True])
-def test_sizes_beside_those_of_the_kernels(
+def test_sizes_next_to_those_of_the_kernels(
     packed: bool, hidden_size: int, dtype: torch.dtype
 ) -> None:
     rnn = layer(hidden_size, dtype, bidirectional=True)
@@ -111,7 +111,7 @@ def test_an_empty_batch_has_empty_results_and_gradients_of_zero(hidden_size: int
 
 @pytest.mark.parametrize("hidden_size", [16, 257], ids=["persistent", "step"])
 def test_70000_steps(hidden_size: int) -> None:
-    """Longer than cuDNN takes; compared with our kernels on the CPU, nn.RNN there taking long."""
+    """More than cuDNN supports; compared with our kernels on the CPU, since nn.RNN takes long."""
     rnn, x = layer(hidden_size, input_size=3), draw(70_000, 1, 3)
     exact = in_fp64(rnn, kind=rnn_ext.RNN)
     assert_parity(results(rnn, x), results(exact, x.double().cpu()))

@@ -1,4 +1,4 @@
-"""Who takes a call on a GPU."""
+"""Which kernels take a call on a GPU."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def test_the_setting_torch_gives_exactly_nn_rnns_results(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("hidden_size", [PERSISTENT, STEP])
-def test_auto_serves_what_cudnn_refuses(hidden_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_calls_that_cudnn_does_not_support(
+    hidden_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cuda, "setting", "auto")
     rnn = layer(hidden_size)
     rnn(draw(70_000, 1, 17))[0].sum().backward()

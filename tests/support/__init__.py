@@ -1,4 +1,4 @@
-"""What several test files use: settings, twins of nn.RNN, bitwise comparison, outcomes of calls."""
+"""Shared by many test files: settings, twins of nn.RNN, bitwise comparison, outcomes of calls."""
 
 import os
 import warnings
@@ -16,7 +16,7 @@ from rnn_ext import _C
 ISA_LEVELS: tuple[str, ...] = tuple(_C.isa_available())
 MORE_THREADS_THAN_CORES = 2 * (os.cpu_count() or 1) + 1
 
-# No multiple of a tile, next to powers of two, and beyond every register block.
+# No multiples of a tile, neighbors of powers of two, and sizes above every register block.
 SIZES = (1, 2, 3, 7, 15, 16, 17, 31, 33, 63, 65, 100, 129, 257)
 
 
@@ -30,7 +30,7 @@ def using_isa(name: str) -> Iterator[None]:
         _C.set_isa(before)
 
 
-# How a team can share a call. Left to itself, a small call stays on one thread.
+# How a team can share a call. By default, a small call stays on one thread.
 SPLITS = ("rows", "columns", "blocks")
 PLANS = (None, *SPLITS)
 
@@ -44,7 +44,7 @@ def using_threads(count: int, split: str | None = None) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     if split is not None:
-        # Of blocks: two members a group, but for one of an odd number of threads.
+        # "blocks": two members per group, except for one group if the number of threads is odd.
         groups = {"rows": count, "columns": 1, "blocks": (count + 1) // 2}[split]
         _C.force_plan(groups, count, directions_at_once=count % 2 == 0)
     try:
@@ -145,8 +145,8 @@ def outcome(call: Callable[[], Any]) -> Outcome:
     return Outcome(error, text, seen)
 
 
-# Why an operation of torch's failed within ours is in the error since torch 2.13; before, torch
-# prints it, and whether memory was short is not known.
+# The error of a torch operation inside ours has torch's reason since 2.13; before, torch prints it,
+# and whether memory was short is unknown.
 TELLS_REASONS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
 
 
@@ -165,7 +165,7 @@ def gradients(
     return torch.autograd.grad(outputs, inputs, grad_outputs)
 
 
-# What hangs, a thread or a child, is given up after this many seconds.
+# Seconds after which a hanging thread or child process is given up.
 PATIENCE = 60
 
 

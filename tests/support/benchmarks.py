@@ -1,4 +1,4 @@
-"""What the tests of `benchmarks/` share: a small case, a machine's limits, and timings."""
+"""Shared by the tests of `benchmarks/`: a small case, a machine's limits, and timings."""
 
 from typing import get_args
 
@@ -29,7 +29,7 @@ def round_limits(threads: int) -> Limits:
 
 
 def timed(theirs: float, ours: float, *, ratio: float | None = None) -> Timing:
-    """What undisturbed rounds give."""
+    """The result of undisturbed rounds."""
     values = (theirs, ours, theirs / ours if ratio is None else ratio)
     return Timing(3, *(Spread(value, value, value) for value in values))
 

@@ -1,4 +1,4 @@
-"""Calls as data: what the property tests draw, print in one line and replay from that line."""
+"""Calls as data: property tests draw them, print them in one line, and replay that line."""
 
 import math
 import zlib
@@ -117,7 +117,7 @@ def observe(cls: type[nn.Module], call: Call, exact: bool = False) -> Observatio
 
 
 def altered(value: Tensor, how: str) -> Tensor:
-    """`value` with something about it changed."""
+    """`value` with one property changed."""
     if how in ("nan", "inf", "-inf") and value.numel() and value.is_floating_point():
         value.view(-1)[-1] = float(how)
     elif how == "zeros":
@@ -215,7 +215,7 @@ def _gradients(
 def _keep(seen: Observation, tensors: dict[str, Tensor]) -> None:
     for name, t in tensors.items():
         facts = (type(t), t.shape, t.dtype, t.device, t.requires_grad, t.is_inference())
-        # A caller may view() a result, where it may not a gradient that it gets to see rarely.
+        # A caller may view() a result; for a gradient contiguity is not promised.
         seen.facts[name] = facts if name.startswith("grad_") else (*facts, t.is_contiguous())
         if not t.is_meta:
             seen.values[name] = t.detach()
@@ -240,7 +240,7 @@ class _Kinks(TorchDispatchMode):
     ) -> Any:
         if func is torch.ops.aten.relu.default and args[0].numel():
             z = args[0].abs()
-            # Zeros, of rows that are zero altogether, are the same in any precision.
+            # Exact zeros, of rows that are all zero, are the same in any precision.
             nearest = z.where(z > 0, math.inf).min() / z.square().mean().sqrt()
             self.nearest = min(self.nearest, nearest.item())
         return func(*args, **(kwargs or {}))

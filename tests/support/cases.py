@@ -98,14 +98,14 @@ FACTORS: Mapping[str, tuple[Any, ...]] = {
     "threads": ("1", "2", "many"),
 }
 
-# Keeps the slowest case near 0.1 s in nn.RNN, and a relu case small enough that some seed leaves
-# every pre-activation clear of the kink (see Problem.clear_of_kink).
+# Keeps the slowest case near 0.1 s in nn.RNN, and relu cases so small that for some seed no
+# pre-activation is near the kink (see Problem.clear_of_kink).
 MAX_STATES = 100_000
 MAX_PRODUCTS = 40_000_000
 
 
 def _feasible(choice: Mapping[str, Any]) -> bool:
-    """Whether the factors chosen so far (those left out at their smallest) are a sensible case."""
+    """Whether the factors chosen so far, with the others at their smallest, are a sensible case."""
     if choice.get("form") == "unbatched" and choice.get("batch", 1) != 1:
         return False
     hidden_size, directions = choice.get("hidden_size", 1), 1 + choice.get("bidirectional", False)
@@ -150,7 +150,7 @@ def covering_design(seed: int) -> Iterator[Case]:
 
 
 def base_shape(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of the tensor of which `viewed` makes one of `shape`."""
+    """The shape of the base from which `viewed` makes a tensor of shape `shape`."""
     if layout == "transposed":
         return shape[::-1]
     if layout == "strided":
@@ -165,7 +165,7 @@ def base_shape(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def viewed(layout: str, base: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A view of `base`, of shape `shape`, that lies in memory as `layout` says."""
+    """A view of `base` with shape `shape` and the memory layout `layout`."""
     if layout == "transposed":
         return base.permute(*reversed(range(base.dim())))
     if layout == "strided":
@@ -177,7 +177,7 @@ def viewed(layout: str, base: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 @dataclass
 class Problem:
-    """The tensors of a case. `leaves` are what gradients are taken of."""
+    """The tensors of a case. `leaves` are those that gradients are computed for."""
 
     case: Case
     leaves: dict[str, Tensor]

@@ -1,4 +1,4 @@
-"""What the tests of the text generator share: a text, runs of `rnn-ext train`, what they left."""
+"""Shared by the tests of the text generator: a text, runs of `rnn-ext train`, their files."""
 
 import json
 import multiprocessing
@@ -27,7 +27,7 @@ FLAGS = {
 
 
 def write_text(path: Path, words: int = 600) -> Path:
-    """Words in random order: something to learn, nothing to learn by heart."""
+    """Words in random order: learnable, but not by memorizing."""
     draw = random.Random(0)
     text = " ".join(draw.choice(["the", "cat", "sat", "on", "a", "mat.\n"]) for _ in range(words))
     path.write_text(text, encoding="utf-8")
@@ -64,7 +64,7 @@ def checkpoints(out: Path) -> list[Path]:
 
 
 def state_of(out: Path) -> dict[str, bytes]:
-    """All that a run leaves but its speed: the log and every checkpoint's files."""
+    """The files of a run without its speed: the log and every checkpoint's files."""
     files = {
         f"{folder.name}/{file.name}": file.read_bytes()
         for folder in checkpoints(out)
@@ -73,8 +73,8 @@ def state_of(out: Path) -> dict[str, bytes]:
     return {**files, "log": json.dumps(log_of(out)).encode()}
 
 
-# A child of this server has nothing of its parent's threads, but all that is slow to import: an
-# optimizer brings in torch's compiler.
+# A child of this server has none of its parent's threads, but all modules that are slow to import:
+# an optimizer imports torch's compiler.
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["rnn_ext.charlm.training", "torch._dynamo", "pytest"])
 

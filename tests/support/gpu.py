@@ -1,4 +1,4 @@
-"""What the tests on a GPU share: layers on the device, and the comparison with nn.RNN in fp64."""
+"""Shared by the tests on a GPU: layers on the device, and the comparison with nn.RNN in fp64."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NEEDS_GPU = [
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
-# Of states that our kernels walk in each of their two ways.
+# Hidden sizes for each of the two kinds of kernels, persistent and step by step.
 PERSISTENT, STEP = 64, 515
 REGIMES = pytest.mark.parametrize("hidden_size", [PERSISTENT, STEP], ids=["persistent", "step"])
 
@@ -43,7 +43,7 @@ def layer(
 
 @torch.no_grad()
 def keep_from_kink(module: nn.Module) -> None:
-    """Half of the units on and half off, so that rounding carries none over the kink of relu."""
+    """Half of the units on and half off, so that rounding moves none across the kink of relu."""
     for name, parameter in module.named_parameters():
         parameter.mul_(0.1)
         if name.startswith("bias_ih"):

@@ -1,6 +1,6 @@
-"""Calls of the raw ops that no sane caller makes, one for each number; see test_hostile_calls.py.
+"""Malformed calls of the raw ops, one for each number; see test_hostile_calls.py.
 
-As a program it makes calls until it dies or is done, and says before each which one it is:
+As a program it makes calls until it crashes or is done, and prints the number of each first:
 
     python tests/support/hostile_calls.py FIRST [COUNT]
 """
@@ -30,8 +30,8 @@ OPS = sorted(
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SIZES = [0, 1, 2, 3, 5, 17, 65, 300]
 HUGE = [2**20, 2**31, 2**32 + 1, 2**40, 2**60, 2**62, 2**63 - 1]
-# A call that computes more than this takes too long, and one between the two limits of values in a
-# tensor could get its memory.
+# Calls with more work than the first limit take too long; tensors with a number of values between
+# the other two could be allocated.
 MOST_WORK = 2**24
 MOST_VALUES, IMPOSSIBLE_VALUES = 2**20, 2**46
 
@@ -235,7 +235,7 @@ def recurrence_backward(rng: random.Random) -> list[Any]:
     ]
 
 
-# Well-formed arguments of each op, if of odd sizes.
+# Well-formed arguments of each op, with odd sizes.
 MAKERS: dict[str, Callable[[random.Random], list[Any]]] = {
     "rnn_forward": forward,
     "_rnn_forward": forward,
@@ -251,7 +251,7 @@ MAKERS: dict[str, Callable[[random.Random], list[Any]]] = {
     "recurrence_backward": recurrence_backward,
 }
 
-# What leaves the values where they are, and may be done to a tensor of any size.
+# Changes that do not copy the values, so they work for a tensor of any size.
 VIEWS: list[Callable[[random.Random, Tensor], Any]] = [
     lambda rng, t: None,
     lambda rng, t: t.unsqueeze(rng.randint(0, t.dim())),
@@ -298,7 +298,7 @@ SCALARS: dict[type, list[Any]] = {
 
 
 def damaged(rng: random.Random, value: Any) -> Any:
-    """`value` with something about it changed that the op may not expect."""
+    """`value` with a change that the op may not expect."""
     if isinstance(value, Tensor):
         is_huge = max(value.shape, default=0) > MOST_VALUES or value.numel() > MOST_VALUES
         return rng.choice(VIEWS if is_huge else VIEWS + COPIES)(rng, value)
@@ -337,7 +337,7 @@ def arguments(number: int) -> tuple[str, list[Any]]:
 
 
 def call(number: int) -> str:
-    """Make the call with this number; "result", or what was raised."""
+    """Makes the call with this number; returns "result", or the name of what was raised."""
     op, args = arguments(number)
     try:
         result = getattr(torch.ops.rnn_ext, op)(*args)
@@ -351,7 +351,7 @@ def call(number: int) -> str:
 
 
 def limit_memory(more: int) -> None:
-    """Let this process get so many bytes more and no others: calls may ask for terabytes."""
+    """Limits this process to this many more bytes: calls may request terabytes."""
     with open("/proc/self/statm") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + more, resource.RLIM_INFINITY))

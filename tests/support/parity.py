@@ -1,4 +1,4 @@
-"""How exact a layer's results are: the fp64 reference of a case, nn.RNN's errors, the bounds."""
+"""The accuracy of a layer's results: a case's fp64 reference, nn.RNN's errors, the bounds."""
 
 import functools
 import sys
@@ -44,7 +44,7 @@ class Error:
 
 @dataclass(frozen=True)
 class Exact:
-    """What the fp64 reference says of a problem.
+    """The fp64 reference's results for a problem.
 
     `scales` are the sizes that errors are measured by: the largest value of each tensor, of a
     gradient also under upstream gradients of other signs, for a gradient of few elements may
@@ -138,7 +138,7 @@ def assert_as_exact_as_nn_rnn(case: Case, errors: tuple[Error, ...], where: str)
         elif case.nonlinearity == "relu" and error.name.startswith("grad"):
             continue
         else:
-            # Twice nn.RNN's, and one unit in the last place of what is stored: a tensor of few
-            # elements comes out exact in nn.RNN by luck.
+            # Twice nn.RNN's, and one unit in the last place of stored values: a tensor of few
+            # elements may be exact in nn.RNN by chance.
             bound = 2 * error.theirs_max + error.eps * error.scale
         assert error.ours_max <= bound, (str(case), where, error)

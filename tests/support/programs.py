@@ -211,7 +211,7 @@ def accesses(instructions: Sequence[Instruction]) -> list[tuple[str, Operand]]:
 
 
 def check(program: Program) -> None:
-    """Asserts what the kernels take for granted."""
+    """Asserts what the kernels rely on."""
     gates, states = range(program.gates), range(program.states)
     forward, backward = accesses(program.forward), accesses(program.backward)
     # Each once, and in place: a state is loaded before it is stored.

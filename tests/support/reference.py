@@ -1,4 +1,4 @@
-"""What every kernel is compared with: the plain RNN in a Python loop, autograd through it."""
+"""The reference for every kernel: the plain RNN in a Python loop, with autograd through it."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Hypothesis strategies: constructors' arguments and calls, sensible ones and mistaken ones."""
+"""Hypothesis strategies for constructors' arguments and calls, valid and invalid."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ __all__ = ["CELL_ARGUMENTS", "RNN_ARGUMENTS", "cell_calls", "constructions", "rn
 
 Change = Callable[[st.DrawFn, Call], Call]
 
-# Around the widths of tiles and panels, and small: an example is to take milliseconds.
+# Around the widths of tiles and panels, and small, so that an example takes milliseconds.
 SIZES = st.sampled_from([1, 2, 3, 5, 7, 8, 15, 17, 33])
 STEPS = st.sampled_from([1, 2, 3, 4, 5, 9])
 BATCHES = st.sampled_from([1, 2, 3, 7, 17, 0])
@@ -35,7 +35,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "bidirectional": FLAGS,
 }
 CELL_OPTIONS = {name: OPTIONS[name] for name in ("nonlinearity", "bias")}
-# What a module's attributes may be set to, also where its weights are otherwise.
+# Values for a module's attributes, which may contradict its weights.
 ATTRIBUTES = OPTIONS | {
     "input_size": SIZES,
     "hidden_size": SIZES,
@@ -46,9 +46,9 @@ ATTRIBUTES = OPTIONS | {
 
 
 def rnn_calls(attributes_change: bool) -> st.SearchStrategy[Call]:
-    """Calls of an RNN: a sensible one, often with a mistake or special numbers in it.
+    """Calls of an RNN: valid ones, often with a mistake or special numbers.
 
-    Packings are sound: a PackedSequence is not to be made by hand.
+    Packings are valid: a PackedSequence is not meant to be made by hand.
     """
     return _calls(_rnn_shapes(), attributes_change)
 
@@ -180,7 +180,7 @@ def constructions(
     required = {name: arguments[name] for name in names[count:2]}
     optional = {name: arguments[name] for name in names[max(2, count) :]}
     kwargs = draw(st.fixed_dictionaries(required, optional=optional))
-    # One missing, given twice, or never heard of.
+    # One missing, given twice, or unknown.
     mistake = draw(st.sampled_from([None] * 9 + [*names[:4], "unheard_of"]))
     if mistake in kwargs:
         del kwargs[mistake]

@@ -1,4 +1,4 @@
-"""How a layer goes through time: which step follows which, for its directions and packed rows."""
+"""The time order of a layer's steps, for both directions and packed rows."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Walk"]
+__all__ = ["TimeOrder"]
 
 
 @dataclass(frozen=True)
-class Walk:
-    """How a layer goes through time; ``reverse``: its directions are swapped."""
+class TimeOrder:
+    """The time order of a layer's steps; ``reverse``: its directions are swapped."""
 
     batch_sizes: Tensor | None
     nonlinearity: str
@@ -22,18 +22,24 @@ class Walk:
 
     @property
     def backward_in_time(self) -> list[bool]:
-        """For each direction."""
+        """Whether each direction runs backward in time."""
         return [self.reverse, not self.reverse][: 1 + self.bidirectional]
 
-    def opposite(self) -> Walk:
-        return Walk(self.batch_sizes, self.nonlinearity, self.bidirectional, not self.reverse)
+    def reversed(self) -> TimeOrder:
+        """Returns the opposite order."""
+        return TimeOrder(self.batch_sizes, self.nonlinearity, self.bidirectional, not self.reverse)
 
     def split(self, states: Tensor) -> tuple[Tensor, ...]:
-        """The directions' parts of ``(..., D·H)``."""
+        """Splits ``(..., D·H)`` into the parts of the directions."""
         return states.chunk(1 + self.bidirectional, -1)
 
-    def before(self, states: Tensor, initial: Tensor | None) -> list[Tensor]:
-        """What each step follows, by direction: a step of ``states``, or ``initial`` (zeros)."""
+    def previous(self, states: Tensor, initial: Tensor | None) -> list[Tensor]:
+        """Returns the previous states of every step, per direction.
+
+        Args:
+            states: ``(T, B, D·H)``, or packed ``(N, D·H)``.
+            initial: the states before the first step, ``(D, B, H)``; None for zeros.
+        """
         results = []
         for d, (y, backward) in enumerate(
             zip(self.split(states), self.backward_in_time, strict=True)
@@ -43,47 +49,47 @@ class Walk:
                 parts = [y[1:], first[None]] if backward else [first[None], y[:-1]]
                 results.append(torch.cat(parts))
             else:
-                rows = self._rows_before(backward).to(y.device)
+                rows = self._previous_rows(backward).to(y.device)
                 first = y.new_zeros(self._batch, y.size(-1)) if initial is None else initial[d]
                 results.append(torch.cat([first, y]).index_select(0, rows))
         return results
 
-    def add_before(self, states: Tensor, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The transposed map of ``before``: values for what each step follows are added there.
+    def add_to_previous(self, states: Tensor, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The transpose of ``previous``: adds each step's ``values`` to its previous step.
 
         Returns:
-            ``states`` with what belongs to a step, and ``(D, B, H)`` with what belongs to the
-            initial rows.
+            The sums, shaped like ``states``, and the values for the initial states, ``(D, B, H)``.
         """
-        sums, firsts = [], []
+        sums, initial = [], []
         for d, (y, value) in enumerate(zip(self.split(states), values, strict=True)):
             backward = self.backward_in_time[d]
             if self.batch_sizes is None:
                 none = y.new_zeros(1, *y.shape[1:])
                 parts = [none, value[:-1]] if backward else [value[1:], none]
                 sums.append(y + torch.cat(parts))
-                firsts.append(value[-1] if backward else value[0])
+                initial.append(value[-1] if backward else value[0])
             else:
-                rows = self._rows_before(backward).to(y.device)
+                rows = self._previous_rows(backward).to(y.device)
                 both = torch.cat([y.new_zeros(self._batch, y.size(-1)), y]).index_add(
                     0, rows, value
                 )
-                firsts.append(both[: self._batch])
+                initial.append(both[: self._batch])
                 sums.append(both[self._batch :])
-        return torch.cat(sums, -1), torch.stack(firsts)
+        return torch.cat(sums, -1), torch.stack(initial)
 
-    def first_rows(self, states: Tensor) -> list[Tensor]:
-        """The rows ``(B, H)`` that follow no other, by direction."""
+    def initial_rows(self, states: Tensor) -> list[Tensor]:
+        """Returns the states at each row's first step, ``(B, H)`` per direction."""
         return [
-            self._ends(y, at_last=backward)
+            self._end_values(y, at_last=backward)
             for y, backward in zip(self.split(states), self.backward_in_time, strict=True)
         ]
 
-    def last_rows(self, states: Tensor) -> list[Tensor]:
-        """The rows that no other follows."""
-        return self.opposite().first_rows(states)
+    def final_rows(self, states: Tensor) -> list[Tensor]:
+        """Returns the states at each row's last step, ``(B, H)`` per direction."""
+        return self.reversed().initial_rows(states)
 
-    def add_to_last_rows(self, states: Tensor, values: Tensor) -> Tensor:
+    def add_to_final_rows(self, states: Tensor, values: Tensor) -> Tensor:
+        """Returns ``states`` with ``values``, ``(D, B, H)``, added at each row's last step."""
         results = []
         for d, (y, backward) in enumerate(
             zip(self.split(states), self.backward_in_time, strict=True)
@@ -97,7 +103,7 @@ class Walk:
                 results.append(torch.cat([y[:-1], (y[-1] + values[d])[None]]))
         return torch.cat(results, -1)
 
-    def _ends(self, y: Tensor, at_last: bool) -> Tensor:
+    def _end_values(self, y: Tensor, at_last: bool) -> Tensor:
         if self.batch_sizes is None:
             return y[-1] if at_last else y[0]
         return y.index_select(0, self._end_rows(at_last).to(y.device))
@@ -113,7 +119,7 @@ class Walk:
         return self.batch_sizes.cumsum(0) - self.batch_sizes
 
     def _end_rows(self, at_last: bool) -> Tensor:
-        """The row of packed data at which each batch row starts or ends in time."""
+        """Returns the row of packed data at which each batch row starts or ends in time."""
         assert self.batch_sizes is not None
         batch = torch.arange(self._batch)
         if not at_last:
@@ -121,8 +127,8 @@ class Walk:
         lengths = (self.batch_sizes[:, None] > batch).sum(0)
         return self._offsets[lengths - 1] + batch
 
-    def _rows_before(self, backward: bool) -> Tensor:
-        """For each row of packed data, its index in the initial rows and, after these, the data."""
+    def _previous_rows(self, backward: bool) -> Tensor:
+        """Returns the index of each packed row's previous row, in initial rows followed by data."""
         assert self.batch_sizes is not None
         steps = torch.arange(len(self.batch_sizes)).repeat_interleave(self.batch_sizes)
         batch = torch.arange(len(steps)) - self._offsets[steps]
