@@ -97,7 +97,7 @@ class CTRNN(Recurrent):
             ``initial_state`` of shape ``(L·D, H)``. Default: ``False``
         bias, batch_first, dropout, bidirectional, device, dtype: as in :class:`rnn_ext.RNN`.
 
-    Inputs: input, hx, noise, return_states
+    Inputs: input, hx, noise, return_states, reset, reset_state
         * **input**: as in :class:`rnn_ext.RNN`.
         * **hx**: the initial x in form "current", where r starts from φ(x), else the initial r;
           ``(L·D, B, H)``, or ``(L·D, H)`` without a batch. Default: zeros, or ``initial_state``
@@ -105,6 +105,8 @@ class CTRNN(Recurrent):
           :class:`rnn_ext.Recurrent`. Default: None
         * **return_states**: whether x of the last layer at all steps is returned too, in form
           "current". Default: ``False``
+        * **reset**, **reset_state**: as in :class:`rnn_ext.Recurrent`, where reset_state is x or r,
+          as hx is. Default of reset_state: zeros, or ``initial_state``
 
     Outputs: output, h_n
         * **output**: r of the last layer at all steps, as in :class:`rnn_ext.RNN`.
@@ -198,6 +200,8 @@ class CTRNN(Recurrent):
         *,
         noise: Tensor | PackedSequence | None = None,
         return_states: bool = False,
+        reset: Tensor | None = None,
+        reset_state: Tensor | None = None,
     ) -> tuple[Any, ...]:
         """Runs the layers; see the class for the shapes."""
         data = input.data if isinstance(input, PackedSequence) else input
@@ -208,12 +212,17 @@ class CTRNN(Recurrent):
             if self.noise_std > 0:  # of each layer and direction on its own
                 shape = (hx.size(0), *data.shape[:-1], self.hidden_size)
                 noise = self.noise_std * data.new_empty(shape).normal_()
+        if reset is not None and reset_state is None:
+            reset_state = self._initial_state(input)
         if self.form != "current":
-            return super().forward(input, hx, noise=noise)
+            return super().forward(input, hx, reset=reset, reset_state=reset_state, noise=noise)
+        phi = _function_of(self.nonlinearity)
         output, _, *states = super().forward(
             input,
-            (_function_of(self.nonlinearity)(hx), hx),
+            (phi(hx), hx),
             return_states=return_states,
+            reset=reset,
+            reset_state=None if reset_state is None else (phi(reset_state), reset_state),
             noise=noise,
         )
         return output, *states

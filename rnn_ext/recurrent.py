@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ._core.cells.cell import Cell
-from ._core.recurrence import run_layer
+from ._core.recurrence import run_layer, run_layers
+from ._core.resets import as_states, read_reset
 from ._core.torch_private import is_any_autocast_enabled, read_parameters
 
 __all__ = ["Recurrent", "RecurrentCell"]
 
-# What forward names by itself, or will.
+# What forward names by itself.
 _RESERVED = ("input", "hx", "return_states", "reset", "reset_state")
 
 
@@ -84,11 +84,7 @@ class _Base(nn.Module):
     def _read_hx(self, hx: Any, shape: tuple[int, ...]) -> list[Tensor]:
         """Returns the initial states in a list, each of ``shape``."""
         names = ("y", *self.cell.states)
-        states = [hx] if isinstance(hx, Tensor) else list(hx)
-        if len(states) != len(names):
-            raise ValueError(
-                f"hx must be {len(names)} tensors, for {', '.join(names)}; got {len(states)}"
-            )
+        states = as_states("hx", hx, names)
         for name, state in zip(names, states, strict=True):
             if state.shape != shape:
                 raise ValueError(f"hx: expected {name} of shape {shape}, got {tuple(state.shape)}")
@@ -172,7 +168,7 @@ class Recurrent(_Base):
             all layers. A :class:`torch.nn.Parameter` is registered as it is and gets gradients,
             anything else becomes a buffer.
 
-    Inputs: input, hx, return_states, \**inputs
+    Inputs: input, hx, return_states, reset, reset_state, \**inputs
         * **input**: ``(T, B, I)``, ``(B, T, I)`` with ``batch_first``, ``(T, I)`` without a batch,
           or a :class:`~torch.nn.utils.rnn.PackedSequence`.
         * **hx**: the initial value of y and of each further state, ``(L·D, B, H)``, or
@@ -180,6 +176,13 @@ class Recurrent(_Base):
           Default: zeros
         * **return_states**: whether all steps of the last layer's further states are wanted.
           Default: ``False``
+        * **reset**: bool, ``(T, B)``, ``(B, T)`` with ``batch_first``, or ``(T,)`` without a batch:
+          where True, every state of that row is replaced before the step is computed, in all layers
+          and, by each direction, before it processes that step; not with packed input.
+          :ref:`resets` has a picture. Default: None
+        * **reset_state**: what they are replaced by, ``(L·D, B or 1, H)``, or
+          ``(T, L·D, B or 1, H)`` for values of each step; without the axis of B where input has no
+          batch. A tensor or a tuple, as hx is; gradients flow to it. Default: zeros
         * **inputs**: the cell's inputs by name. Each has the layout of input with H features, or
           broadcasts to it, and goes to every layer and direction; with one more axis in front, of
           L·D elements, each layer and direction has its own. For packed input: a PackedSequence, or
@@ -285,6 +288,8 @@ class Recurrent(_Base):
         hx: Tensor | Sequence[Tensor] | None = None,
         *,
         return_states: bool = False,
+        reset: Tensor | None = None,
+        reset_state: Tensor | Sequence[Tensor] | None = None,
         **inputs: Any,
     ) -> tuple[Any, ...]:
         """Runs the layers; see the class for the shapes."""
@@ -298,8 +303,12 @@ class Recurrent(_Base):
             data = self._time_major(data, has_batch)
             if data.size(0) == 0:
                 raise ValueError("Recurrent: input has no time steps")
-        batch = data.size(1) if packed is None else int(packed.batch_sizes[0])
         states = self.num_layers * self._directions
+        resets = read_reset(
+            *(reset, reset_state, input, self.batch_first, ("y", *self.cell.states)),
+            *(states, self.hidden_size),
+        )
+        batch = data.size(1) if packed is None else int(packed.batch_sizes[0])
         initial: Sequence[Tensor] = []
         if hx is not None:
             shape = (states, batch, self.hidden_size)
@@ -312,7 +321,10 @@ class Recurrent(_Base):
             zeros = data.new_zeros(states, batch, self.hidden_size)
             initial = [zeros] * (1 + len(self.cell.states))
         batch_sizes = None if packed is None else packed.batch_sizes
-        sequences, finals = self._run(data, initial, weights, operands, batch_sizes, return_states)
+        sequences, finals = run_layers(
+            *(self.cell, data, initial, weights, self._per_unit(), operands, batch_sizes),
+            *(self.bidirectional, return_states, self.dropout if self.training else 0.0, *resets),
+        )
         results: Sequence[Any]
         if packed is not None:
             finals = _reordered(finals, packed.unsorted_indices)
@@ -324,40 +336,6 @@ class Recurrent(_Base):
             results = [t.squeeze(1) for t in sequences]
             finals = [t.squeeze(1) for t in finals]
         return results[0], *finals, *results[1:]
-
-    def _run(
-        self,
-        input: Tensor,
-        initial: Sequence[Tensor],
-        weights: Sequence[Sequence[Tensor]],
-        inputs: Sequence[Tensor],
-        batch_sizes: Tensor | None,
-        return_states: bool,
-    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Runs the layers, time-major or packed.
-
-        Returns:
-            The output and, with ``return_states``, the last layer's further states, at all steps;
-            and the final states.
-        """
-        directions, states = self._directions, 1 + len(self.cell.states)
-        parameters = self._per_unit()
-        finals = []
-        sequences: Sequence[Tensor] = [input]
-        for layer, of_layer in enumerate(weights):
-            input = sequences[0]
-            if layer > 0 and self.dropout > 0:
-                input = F.dropout(input, self.dropout, self.training)
-            own = slice(layer * directions, (layer + 1) * directions)
-            is_last = layer == self.num_layers - 1
-            found = run_layer(
-                *(self.cell, input, [t[own] for t in initial]),
-                *(of_layer, parameters, [t[own] for t in inputs]),
-                *(batch_sizes, self.bidirectional, return_states and is_last),
-            )
-            finals.append(found[1 : 1 + states])
-            sequences = [found[0], *found[1 + states :]]
-        return sequences, [torch.cat(ts) for ts in zip(*finals, strict=True)]
 
     def _time_major(self, t: Tensor, has_batch: bool) -> Tensor:
         """Makes ``(…, T, B, ·)`` of what has the layout of a user's sequence."""

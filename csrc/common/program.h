@@ -194,11 +194,12 @@ class Program {
     }
   }
 
-  // Whether the code stores operand `index` of this kind.
+  // Whether the code loads or stores operand `index` of this kind.
+  static bool loads(const std::vector<Instruction>& code, Memory memory, int index) {
+    return reaches(code, Operation::load, memory, index);
+  }
   static bool stores(const std::vector<Instruction>& code, Memory memory, int index) {
-    return std::any_of(code.begin(), code.end(), [&](const Instruction& i) {
-      return i.operation == Operation::store && i.memory() == memory && i.c == index;
-    });
+    return reaches(code, Operation::store, memory, index);
   }
 
   bool keeps(int state) const { return kept_states >> state & 1; }
@@ -236,6 +237,13 @@ class Program {
   std::vector<Instruction> backward;
 
  private:
+  static bool reaches(const std::vector<Instruction>& code, Operation operation, Memory memory,
+                      int index) {
+    return std::any_of(code.begin(), code.end(), [&](const Instruction& i) {
+      return i.operation == operation && i.memory() == memory && i.c == index;
+    });
+  }
+
   bool stores_all(const std::vector<Instruction>& code, Memory memory) const {
     for (int i = 0; i < count(memory); ++i) {
       if (!stores(code, memory, i)) {

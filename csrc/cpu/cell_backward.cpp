@@ -2,9 +2,10 @@
 //
 // A step multiplies dv_{t+1} by a block of columns of W_hh into a slot, and runs the cell's
 // backward program on it, which gives du_t, dv_t, the gradients of the step's other operands, and
-// for each state what goes to the step before without passing W_hh. The rest is as in backward.cpp:
-// du and dv exist for two chunks of steps at a time, and reductions.h makes of them what is a
-// product over many rows.
+// for each state what goes to the step before without passing W_hh. Where that step resets a row,
+// the gradients of the states that the row starts from are taken out, to those of the reset states.
+// The rest is as in backward.cpp: du and dv exist for two chunks of steps at a time, and
+// reductions.h makes of them what is a product over many rows.
 #include <functional>
 
 #include "cpu/cell_recurrence.h"
@@ -40,7 +41,7 @@ class CellBackward {
         grad_parameters_(parameter_columns_),
         zeros_(p_.hidden_size),
         stored_zeros_(p_.hidden_size),
-        reductions_(p_, g_, program_.gates, !program_.merged, rows_, kernels) {
+        reductions_(p_, g_, program_.gates, !program_.merged, rows_, kernels, cell_.resets) {
     for (int parity = 0; parity < 2; ++parity) {
       dv_[parity] = Buffer<T>(rows_ * columns_);
       du_[parity] = program_.merged ? dv_[parity] : Buffer<T>(rows_ * columns_);
@@ -55,6 +56,11 @@ class CellBackward {
       const bool is_carried = Program::stores(program_.backward, Memory::grad_state, s);
       carried_.push_back(Buffer<T>(is_carried ? 2 * size : 0));
       final_.push_back(Buffer<T>(is_widened<S> && given_final(s) ? size : 0));
+      const bool is_read = Program::loads(program_.backward, Memory::state, s);
+      previous_.push_back(Buffer<S>(cell_.resets && is_read ? size : 0));
+      const std::int64_t sums = is_widened<S> ? reset_steps(s) * size : 0;
+      reset_sums_.push_back(Buffer<T>(sums));
+      std::fill_n(reset_sums_[s].data(), sums, T{0});
     }
     std::fill_n(zeros_.data(), p_.hidden_size, T{0});
     std::fill_n(stored_zeros_.data(), p_.hidden_size, S{});
@@ -75,6 +81,7 @@ class CellBackward {
     run_steps(p_.steps, p_.order().reversed(), chunk_rows_, share, pass);
     reductions_.finish(member);
     store_parameters(member);
+    store_reset_gradients(share);
   }
 
  private:
@@ -115,7 +122,17 @@ class CellBackward {
 
     // Rows of step t: their last one or not, and their first one or not.
     void advance(std::int64_t t, Range rows, bool ends, bool starts) {
+      const std::int64_t next = b.p_.order().next(t);
+      const bool cuts = b.cell_.resets && !ends;
       operands.move_to(t, b.p_.order().previous(t), turn);
+      if (b.cell_.resets && !starts) {
+        b.replace_states(t, rows, share.columns, operands);
+      }
+      for (int s = 1; s < b.program_.states && cuts; ++s) {
+        if (const Matrix<T> carried = b.in_turn(s, 1 - turn)) {
+          b.cut(s, next, rows, share.columns, carried.part(rows.begin, share.columns.begin));
+        }
+      }
       for (int s = 1; s < b.program_.states && ends; ++s) {
         operands.put(Memory::grad_next_state, s, b.final_gradient(s, rows, share.columns));
       }
@@ -130,6 +147,9 @@ class CellBackward {
       const Matrix<const S> seed = b.seed() ? b.seed().at(b.p_.steps, t) : Matrix<const S>{};
       b.tiles_.run(rows, share.columns, operands, member, [&](Range r, Range units, T* slots) {
         b.multiply(product, r, units, later, carried, seed, slots);
+        if (cuts) {
+          b.cut(0, next, r, units, {slots, b.tiles_.row_size(units.size()), 1});
+        }
       });
     }
 
@@ -217,9 +237,9 @@ class CellBackward {
     return state == 0 ? g_.output : cell_gradients_.sequences[state - 1];
   }
 
-  // The gradient of the output, where products add it.
+  // The gradient of the output, where products add it. It stays with the row where that is cut.
   Sequence<const S> seed() const {
-    return g_.output.column_stride == 1 ? g_.output : Sequence<const S>{};
+    return g_.output.column_stride == 1 && !cell_.resets ? g_.output : Sequence<const S>{};
   }
 
   // The gradient of the last value of a state, for these rows and columns.
@@ -234,8 +254,73 @@ class CellBackward {
 
   // What a step in this turn left for a state.
   Matrix<const T> carried(int state, int turn) const {
+    const Matrix<T> left = in_turn(state, turn);
+    return left ? left : zeros();
+  }
+  Matrix<T> in_turn(int state, int turn) const {
     const Matrix<T> turns = as_rows(carried_[state], p_.hidden_size);
-    return turns ? turns.part(turn * p_.steps.batch, 0) : zeros();
+    return turns ? turns.part(turn * p_.steps.batch, 0) : turns;
+  }
+
+  // Lets the code of step t read the states before it from copies, if it resets one of the rows.
+  void replace_states(std::int64_t t, Range rows, Range columns, OperandTable<S>& operands) const {
+    bool any = false;
+    cell_.resets.for_each(t, rows, [&](std::int64_t) { any = true; });
+    for (int s = 0; s < program_.states && any; ++s) {
+      if (!previous_[s].data()) {
+        continue;
+      }
+      const Matrix<const S> before = sequence(s).at(p_.steps, p_.order().previous(t));
+      const Matrix<const S> given = cell_.resets.states[s].at(p_.steps, t);
+      const Matrix<S> copy = as_rows(previous_[s], p_.hidden_size);
+      for (std::int64_t r = rows.begin; r < rows.end; ++r) {
+        const Matrix<const S> source = cell_.resets.at(t, r) ? given : before;
+        std::copy_n(source.row(r) + columns.begin, columns.size(), copy.row(r) + columns.begin);
+      }
+      operands.put(Memory::state, s, copy);
+    }
+  }
+
+  // Takes out of a state's gradients, which are of these rows and columns, those of the rows that
+  // are reset at step t.
+  void cut(int state, std::int64_t t, Range rows, Range columns, Matrix<T> gradients) const {
+    const Sequence<T> sums = reset_gradient(state);
+    cell_.resets.for_each(t, rows, [&](std::int64_t row) {
+      T* const from = gradients.row(row - rows.begin);
+      T* const to = sums ? sums.at(p_.steps, t).row(row) + columns.begin : nullptr;
+      for (std::int64_t c = 0; c < columns.size() && to; ++c) {
+        to[c] += from[c];
+      }
+      std::fill_n(from, columns.size(), T{0});
+    });
+  }
+
+  // The gradient of the values that a state takes where it is reset: in place, or in T.
+  Sequence<T> reset_gradient(int state) const {
+    const Sequence<S> target = reset_target(state);
+    if constexpr (is_widened<S>) {
+      const std::int64_t step = target.step_stride ? p_.steps.batch * p_.hidden_size : 0;
+      return {reset_sums_[state].data(), step, p_.hidden_size, 1};
+    } else {
+      return target;
+    }
+  }
+  Sequence<S> reset_target(int state) const {
+    return cell_.resets ? cell_gradients_.reset_states[state] : Sequence<S>{};
+  }
+  // The steps that it has: one for all, or each its own.
+  std::int64_t reset_steps(int state) const {
+    const Sequence<S> target = reset_target(state);
+    return !target ? 0 : target.step_stride == 0 ? 1 : p_.steps.count;
+  }
+
+  void store_reset_gradients(const StepShare& share) const {
+    for (int s = 0; s < program_.states && is_widened<S>; ++s) {
+      for (std::int64_t t = 0; t < reset_steps(s); ++t) {
+        write_back(kernels_, reset_gradient(s).at(p_.steps, t), reset_target(s).at(p_.steps, t),
+                   share.rows, share.columns);
+      }
+    }
   }
 
   Matrix<const T> zeros() const { return {zeros_.data(), 0, 1}; }
@@ -331,6 +416,9 @@ class CellBackward {
   Buffer<T> parameter_rows_[2];
   std::vector<Buffer<T>> carried_;  // in turns for each state, or none
   std::vector<Buffer<T>> final_;    // copies of the gradients of the last values
+  std::vector<Buffer<S>>
+      previous_;  // states before a step that resets a row, where code reads them
+  std::vector<Buffer<T>> reset_sums_;  // gradients of the reset states
   Buffer<T> grad_parameters_;
   Buffer<T> zeros_;
   Buffer<S> stored_zeros_;

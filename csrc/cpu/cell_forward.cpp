@@ -5,7 +5,8 @@
 // cache. The input projection of a chunk of steps is computed ahead of them, into scratch memory.
 //
 // A state stands in its tensor where it has one that holds the arithmetic type, or else in two
-// buffers in turns: other threads still read the last y while the next is written.
+// buffers in turns: other threads still read the last y while the next is written. With resets all
+// states stand in such buffers, where those of a row are replaced before the step that resets it.
 #include "cpu/cell_recurrence.h"
 #include "cpu/projection.h"
 
@@ -39,7 +40,7 @@ class CellForward {
     const std::int64_t size = p_.steps.batch * p_.hidden_size;
     for (int s = 0; s < program_.states; ++s) {
       initial_.push_back(Buffer<T>(is_widened<S> && given_initial(s) ? size : 0));
-      states_.push_back(Buffer<T>(is_widened<S> || !sequence(s) ? 2 * size : 0));
+      states_.push_back(Buffer<T>(is_in_place(s) ? 0 : 2 * size));
     }
     set_operands();
     tiles_.link(program_.forward, operands_);
@@ -96,6 +97,10 @@ class CellForward {
                             f.final_states_[s].part(ending.begin, share.columns.begin));
         }
       }
+      if (const std::int64_t next = f.p_.order().next(t);
+          f.cell_.resets && f.p_.steps.rows_or_none(next) > 0) {
+        f.reset(next, share, turn);
+      }
       previous = t;
       turn ^= 1;
     }
@@ -118,16 +123,14 @@ class CellForward {
       operands_.set(Memory::saved, i, cell_.saved[i]);
     }
     for (int s = 0; s < program_.states; ++s) {
-      const Sequence<T> turns = in_turns(s);
-      if constexpr (is_widened<S>) {
-        operands_.set(Places::Second::stored_state, s, sequence(s));
-      } else if (sequence(s)) {
+      if (is_in_place(s)) {
         operands_.set(Memory::state, s, sequence(s), When::previous);
         operands_.set(Memory::next_state, s, sequence(s));
-        continue;
+      } else {
+        operands_.set(Memory::state, s, in_turns(s), When::last_turn);
+        operands_.set(Memory::next_state, s, in_turns(s), When::turn);
+        operands_.set(Places::Second::stored_state, s, sequence(s));
       }
-      operands_.set(Memory::state, s, turns, When::last_turn);
-      operands_.set(Memory::next_state, s, turns, When::turn);
     }
     set_projection(operands_, {projected_.data(), 0, columns_, 1});
   }
@@ -144,7 +147,10 @@ class CellForward {
     return state == 0 ? p_.output : cell_.sequences[state - 1];
   }
 
-  // The last two steps of a state, where these are all that is kept.
+  // Whether a state stands where the call keeps it.
+  bool is_in_place(int state) const { return !is_widened<S> && !cell_.resets && sequence(state); }
+
+  // The last two steps of a state that does not.
   Sequence<T> in_turns(int state) const {
     return {states_[state].data(), p_.steps.batch * p_.hidden_size, p_.hidden_size, 1};
   }
@@ -152,11 +158,24 @@ class CellForward {
   // A state after step t.
   Matrix<const T> state(int state, std::int64_t t, int turn) const {
     if constexpr (!is_widened<S>) {
-      if (const Sequence<S> kept = sequence(state)) {
-        return kept.at(p_.steps, t);
+      if (is_in_place(state)) {
+        return sequence(state).at(p_.steps, t);
       }
     }
+    return in_turn(state, turn);
+  }
+  Matrix<T> in_turn(int state, int turn) const {
     return as_rows(states_[state], p_.hidden_size).part(turn * p_.steps.batch, 0);
+  }
+
+  // Replaces the states of this turn, from which step t starts, in the rows that it resets.
+  void reset(std::int64_t t, const StepShare& share, int turn) const {
+    cell_.resets.for_each(t, share.rows, [&](std::int64_t row) {
+      for (int s = 0; s < program_.states; ++s) {
+        kernels_.widen(cell_.resets.states[s].at(p_.steps, t).part(row, share.columns.begin), 1,
+                       share.columns.size(), in_turn(s, turn).part(row, share.columns.begin));
+      }
+    });
   }
 
   Matrix<const S> given_initial(int state) const {

@@ -18,7 +18,8 @@ class CellCall {
  public:
   CellCall(const Tensor& input, const std::vector<Tensor>& initial,
            const std::vector<Tensor>& weights, const std::vector<Tensor>& parameters,
-           const std::vector<Tensor>& inputs, const std::optional<Tensor>& batch_sizes,
+           const std::vector<Tensor>& inputs, const std::vector<Tensor>& reset_states,
+           const std::optional<Tensor>& reset, const std::optional<Tensor>& batch_sizes,
            const Tensor& program, bool bidirectional)
       : program(program_of(program)),
         dtype(dtype_of(input)),
@@ -51,6 +52,7 @@ class CellCall {
               : checked(t, "an input", {directions, steps.count, steps.batch, hidden_size});
       inputs_.push_back(broadcastable(operand));
     }
+    keep_resets(reset_states, reset);
   }
 
   template <class S>
@@ -92,6 +94,14 @@ class CellCall {
     for (int i = 0; i < program.saved; ++i) {
       cell.saved.push_back(saved.empty() ? Sequence<S>{} : sequence<S>(saved[i], direction));
     }
+    if (reset_) {
+      cell.resets.flags = view::matrix<const std::uint8_t>(*reset_);
+      for (int s = 0; s < program.states; ++s) {
+        cell.resets.states.push_back(reset_states_.empty()
+                                         ? Sequence<const S>{view::data<const S>(*zeros_), 0, 0, 1}
+                                         : of_direction<const S>(reset_states_[s], direction));
+      }
+    }
     return cell;
   }
 
@@ -103,12 +113,14 @@ class CellCall {
     return s;
   }
 
-  // Of a tensor (D, T, B, H), or packed (D, N, H), the part of a direction.
+  // Of a tensor (D, T, B, H), packed (D, N, H), or (D, 1, B, H) for all steps, the part of a
+  // direction.
   template <class S>
   Sequence<S> of_direction(const Tensor& t, std::int64_t direction) const {
     S* const data = view::data<S>(t) + direction * t.stride(0);
     return t.dim() == 3 ? Sequence<S>{data, 0, t.stride(1), view::column_stride(t)}
-                        : Sequence<S>{data, t.stride(1), t.stride(2), view::column_stride(t)};
+                        : Sequence<S>{data, t.size(1) == 1 ? 0 : t.stride(1), t.stride(2),
+                                      view::column_stride(t)};
   }
 
   std::int64_t rows() const { return steps.total_rows(); }
@@ -156,6 +168,30 @@ class CellCall {
   std::int64_t per_direction = 0;
 
  private:
+  void keep_resets(const std::vector<Tensor>& states, const std::optional<Tensor>& reset) {
+    require(reset || states.empty(), "reset_states need reset");
+    if (!reset) {
+      return;
+    }
+    require(!steps.batch_sizes, "packed input cannot be reset");
+    require(Device::of(*reset) == device && dtype_of(*reset) == aoti_torch_dtype_bool(),
+            "reset must be bool and on the input's device");
+    require_sizes(*reset, "reset", {steps.count, steps.batch});
+    reset_ = *reset;
+    require(states.empty() || static_cast<int>(states.size()) == program.states,
+            "expected a reset state for each state");
+    for (const Tensor& t : states) {
+      const bool is_constant = t.dim() == 4 && t.size(1) == 1;
+      reset_states_.push_back(with_unit_columns(
+          checked(t, "a reset state",
+                  {directions, is_constant ? 1 : steps.count, steps.batch, hidden_size})));
+    }
+    if (states.empty()) {
+      zeros_ = new_tensor({hidden_size});
+      torch::stable::zero_(*zeros_);
+    }
+  }
+
   void set_steps(const std::optional<Tensor>& batch_sizes) {
     if (!batch_sizes) {
       steps.count = input_.size(0);
@@ -191,6 +227,9 @@ class CellCall {
   std::vector<Tensor> initial_;
   std::vector<Tensor> parameters_;
   std::vector<Tensor> inputs_;
+  std::optional<Tensor> reset_;
+  std::vector<Tensor> reset_states_;
+  std::optional<Tensor> zeros_;  // in place of reset_states_
   std::vector<std::int64_t> sizes_;
   std::vector<std::int64_t> offsets_;
 };
@@ -207,10 +246,11 @@ std::size_t count_kept(const Program& program, std::uint64_t kept) {
 std::vector<Tensor> recurrence_forward(
     const Tensor& input, const std::vector<Tensor>& initial, const std::vector<Tensor>& weights,
     const std::vector<Tensor>& parameters, const std::vector<Tensor>& inputs,
+    const std::vector<Tensor>& reset_states, const std::optional<Tensor>& reset,
     const std::optional<Tensor>& batch_sizes, const Tensor& program, bool bidirectional,
     std::int64_t states, std::int64_t kept_states, std::int64_t kept_values) {
-  const CellCall call(input, initial, weights, parameters, inputs, batch_sizes, program,
-                      bidirectional);
+  const CellCall call(input, initial, weights, parameters, inputs, reset_states, reset, batch_sizes,
+                      program, bidirectional);
   require(states == call.program.states, "states must be as many as the cell's program has");
   require(kept_values == 0 || kept_values == call.program.saved,
           "kept_values must be 0, or as many as the cell's program keeps");
@@ -293,12 +333,14 @@ class GivenGradients {
 std::vector<Tensor> recurrence_backward(
     const std::vector<Tensor>& gradients, const std::vector<bool>& given, const Tensor& input,
     const std::vector<Tensor>& initial, const std::vector<Tensor>& weights,
-    const std::vector<Tensor>& parameters, const std::vector<Tensor>& inputs, const Tensor& output,
+    const std::vector<Tensor>& parameters, const std::vector<Tensor>& inputs,
+    const std::vector<Tensor>& reset_states, const Tensor& output,
     const std::vector<Tensor>& sequences, const std::vector<Tensor>& saved,
-    const std::optional<Tensor>& batch_sizes, const Tensor& program, bool bidirectional,
-    std::int64_t kept_states, const std::vector<bool>& output_mask) {
-  const CellCall call(input, initial, weights, parameters, inputs, batch_sizes, program,
-                      bidirectional);
+    const std::optional<Tensor>& reset, const std::optional<Tensor>& batch_sizes,
+    const Tensor& program, bool bidirectional, std::int64_t kept_states,
+    const std::vector<bool>& output_mask) {
+  const CellCall call(input, initial, weights, parameters, inputs, reset_states, reset, batch_sizes,
+                      program, bidirectional);
   require(!call.program.backward.empty(), "the cell has no derivative");
   const GivenGradients incoming(call, gradients, given);
   call.made_by_forward(output, "output");
@@ -317,9 +359,9 @@ std::vector<Tensor> recurrence_backward(
   const std::size_t first_weight = 1 + initial.size();
   const std::size_t first_parameter = first_weight + weights.size();
   const std::size_t first_input = first_parameter + parameters.size();
-  std::vector<std::optional<Tensor>> slots(first_input + inputs.size());
-  require(output_mask.size() == slots.size(),
-          "output_mask needs a flag for input and each initial state, weight, parameter and input");
+  const std::size_t first_reset = first_input + inputs.size();
+  std::vector<std::optional<Tensor>> slots(first_reset + reset_states.size());
+  require(output_mask.size() == slots.size(), "output_mask needs a flag for each operand");
   for (std::size_t i = 0; i < slots.size(); ++i) {
     if (!output_mask[i]) {
       continue;
@@ -334,6 +376,10 @@ std::vector<Tensor> recurrence_backward(
           sizes.size() == 2 ? call.new_tensor({sizes[0], sizes[1]}) : call.new_tensor({sizes[0]});
     } else if (i < first_input) {
       slots[i] = call.new_tensor({call.directions, call.hidden_size});
+    } else if (i >= first_reset) {
+      const std::int64_t steps = reset_states[i - first_reset].size(1);
+      slots[i] = call.new_tensor({call.directions, steps, call.steps.batch, call.hidden_size});
+      torch::stable::zero_(*slots[i]);
     } else {
       slots[i] = call.steps.batch_sizes
                      ? call.new_tensor({call.directions, call.rows(), call.hidden_size})
@@ -385,6 +431,11 @@ std::vector<Tensor> recurrence_backward(
             const auto& slot = slots[first_input + i];
             cell.inputs.push_back(slot ? call.of_direction<S>(*slot, d) : Sequence<S>{});
           }
+          for (int s = 0; s < call.program.states; ++s) {
+            const bool is_wanted = !reset_states.empty() && slots[first_reset + s];
+            cell.reset_states.push_back(is_wanted ? call.of_direction<S>(*slots[first_reset + s], d)
+                                                  : Sequence<S>{});
+          }
           tasks.push_back(std::move(task));
         }
         run_cell_backward(tasks, kernels, thread_limit(), torch_parallel_for);
@@ -408,13 +459,13 @@ std::vector<Tensor> recurrence_backward(
 void define_cell_ops(Library& m) {
   m.def(
       "recurrence_forward(Tensor input, Tensor[] initial, Tensor[] weights, Tensor[] parameters, "
-      "Tensor[] inputs, Tensor? batch_sizes, Tensor program, bool bidirectional, int states, "
-      "int kept_states, int kept_values) -> Tensor[]");
+      "Tensor[] inputs, Tensor[] reset_states, Tensor? reset, Tensor? batch_sizes, Tensor program, "
+      "bool bidirectional, int states, int kept_states, int kept_values) -> Tensor[]");
   m.def(
       "recurrence_backward(Tensor[] gradients, bool[] given, Tensor input, Tensor[] initial, "
-      "Tensor[] weights, Tensor[] parameters, Tensor[] inputs, Tensor output, Tensor[] sequences, "
-      "Tensor[] saved, Tensor? batch_sizes, Tensor program, bool bidirectional, "
-      "int kept_states, bool[] output_mask) -> Tensor[]");
+      "Tensor[] weights, Tensor[] parameters, Tensor[] inputs, Tensor[] reset_states, "
+      "Tensor output, Tensor[] sequences, Tensor[] saved, Tensor? reset, Tensor? batch_sizes, "
+      "Tensor program, bool bidirectional, int kept_states, bool[] output_mask) -> Tensor[]");
 }
 
 void implement_cell_ops(Library& m) {

@@ -21,6 +21,7 @@ struct CellOperands {
   std::vector<Matrix<const S>> initial;     // of the states from 1 on; null: zeros
   std::vector<Sequence<S>> sequences;       // likewise, of all steps; null where not kept
   std::vector<Sequence<S>> saved;           // null where not wanted
+  Resets<S> resets;
 };
 
 template <class S>
@@ -39,6 +40,7 @@ struct CellGradients {
   std::vector<Matrix<S>> initial;     // null: not wanted
   std::vector<Matrix<S>> parameters;  // one row each
   std::vector<Sequence<S>> inputs;
+  std::vector<Sequence<S>> reset_states;  // of all states; zeros at first; step stride 0: a sum
 };
 
 template <class S>

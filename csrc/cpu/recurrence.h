@@ -33,6 +33,27 @@ struct TangentTask {
   Sequence<S> tangent;     // linear, column stride 1; written
 };
 
+// Batch rows that start anew in the middle of a sequence: at a step where a row is reset, given
+// states take the place of those after the step before. The flags of a direction's first step are
+// not read.
+template <class S>
+struct Resets {
+  Matrix<const std::uint8_t> flags;       // of each step, for each row; null: none
+  std::vector<Sequence<const S>> states;  // column stride 1
+
+  constexpr explicit operator bool() const { return static_cast<bool>(flags); }
+  bool at(std::int64_t t, std::int64_t row) const { return *flags.part(t, row).data != 0; }
+  // Calls f(row) for those of these rows that are reset at step t.
+  template <class F>
+  void for_each(std::int64_t t, Range rows, F&& f) const {
+    for (std::int64_t r = rows.begin; r < rows.end; ++r) {
+      if (at(t, r)) {
+        f(r);
+      }
+    }
+  }
+};
+
 // One task for each direction of a layer. All have the same steps, of at least one row each.
 template <class S, class O>
 void run_forward(const std::vector<ForwardTask<S>>& tasks, const Kernels<S, O>& kernels,

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "cpu/recurrence.h"
 
@@ -43,9 +44,11 @@ class Reductions {
 
   // is_split: du and dv differ.
   Reductions(const Problem<S>& problem, const Gradients<S>& gradients, std::int64_t gates,
-             bool is_split, std::int64_t chunk_rows, const Kernels<S, O>& kernels)
+             bool is_split, std::int64_t chunk_rows, const Kernels<S, O>& kernels,
+             Resets<S> resets = {})
       : p_(problem),
         g_(gradients),
+        resets_(std::move(resets)),
         columns_(gates * problem.hidden_size),
         is_split_(is_split),
         kernels_(kernels) {
@@ -239,6 +242,14 @@ class Reductions {
       write(hx.part(carried, 0), at + carried, p_.steps.rows(t) - carried);
       ++t;
     }
+    for (t = chunk.first; resets_ && t <= chunk.last; ++t) {
+      if (t != order.step(0)) {
+        const std::int64_t at = p_.steps.offset(t) - p_.steps.offset(chunk.first);
+        resets_.for_each(t, {0, p_.steps.batch}, [&](std::int64_t row) {
+          write(resets_.states[0].at(p_.steps, t).part(row, 0), at + row, 1);
+        });
+      }
+    }
   }
 
   std::int64_t last_with_previous(const Chunk& chunk) const {
@@ -306,6 +317,7 @@ class Reductions {
 
   const Problem<S>& p_;
   const Gradients<S>& g_;
+  Resets<S> resets_;
   std::int64_t columns_;  // of u and of v
   bool is_split_;
   const Kernels<S, O>& kernels_;

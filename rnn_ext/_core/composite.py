@@ -47,6 +47,8 @@ def recurrence(
     inputs: Sequence[Tensor],
     batch_sizes: Tensor | None,
     bidirectional: bool,
+    reset: Tensor | None = None,
+    reset_states: Sequence[Tensor] = (),
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Runs ``step`` over a sequence.
 
@@ -57,6 +59,8 @@ def recurrence(
         weights: ``weight_ih``, ``weight_hh`` (, ``bias_ih``, ``bias_hh``) for each direction.
         inputs: ``(D, T, B, H)`` each, or packed ``(D, N, H)``.
         batch_sizes: rows of each step of packed input.
+        reset: ``(T, B)`` bool, where rows take other states than those of the step before.
+        reset_states: these, ``(D, T, B, H)`` each, or ``(D, 1, B, H)``; none for zeros.
 
     Returns:
         Every state at all steps, ``(T, B, D·H)`` or ``(N, D·H)``, and at the last, ``(D, B, H)``.
@@ -73,10 +77,14 @@ def recurrence(
         w_ih, w_hh, *biases = weights[d * per_direction : (d + 1) * per_direction]
         b_ih, b_hh = biases or (None, None)
         zeros = input.new_zeros(rows[0], w_hh.size(1))
+        given: list[Sequence[Tensor]] = [
+            t[d].expand(len(rows), -1, -1).unbind(0) for t in reset_states
+        ]
         history, last = _direction(
             *(step, by_step(F.linear(input, w_ih, b_ih)), rows),
             *([zeros] * states if initial is None else [t[d] for t in initial], w_hh, b_hh),
             *([by_step(t[d]) for t in inputs], d == 1),
+            *(reset, given or [[zeros] * len(rows)] * states),
         )
         join = torch.stack if batch_sizes is None else torch.cat
         histories.append([join(steps) for steps in history])
@@ -96,6 +104,8 @@ def _direction(
     b_hh: Tensor | None,
     inputs: Sequence[Sequence[Tensor]],
     reverse: bool,
+    reset: Tensor | None,
+    reset_states: Sequence[Sequence[Tensor]],
 ) -> tuple[list[list[Tensor]], list[Tensor]]:
     order = range(len(u) - 1, -1, -1) if reverse else range(len(u))
     states = [x[: rows[order[0]]] for x in initial]
@@ -110,6 +120,12 @@ def _direction(
         elif count > before:
             states = [
                 torch.cat([x, x0[before:count]]) for x, x0 in zip(states, initial, strict=True)
+            ]
+        if reset is not None:
+            is_reset = reset[t].unsqueeze(-1)
+            states = [
+                torch.where(is_reset, given[t], x)
+                for x, given in zip(states, reset_states, strict=True)
             ]
         v = F.linear(states[0], w_hh, b_hh)
         states = list(step(u[t], v, states, [x[t] for x in inputs]))

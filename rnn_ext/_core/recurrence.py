@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import composite, recurrence_ops
@@ -15,7 +16,7 @@ from .derivatives import in_places
 from .dispatch import KERNEL_DTYPES, cast_for_autocast
 from .torch_private import is_any_autocast_enabled, is_tracing, is_transformed
 
-__all__ = ["loop_reason", "run_layer"]
+__all__ = ["loop_reason", "run_layer", "run_layers"]
 
 _forward = torch.ops.rnn_ext.recurrence_forward.default
 
@@ -25,7 +26,7 @@ class Recurrence(NamedTuple):
 
     Attributes:
         cell: of each time step.
-        initial, weights, parameters, inputs: how many tensors of each the layer has.
+        initial, weights, parameters, inputs, reset_states: how many tensors of each the layer has.
         bidirectional: whether it also runs from the last step to the first.
         return_states: whether all steps of the states beside y are wanted.
     """
@@ -35,6 +36,7 @@ class Recurrence(NamedTuple):
     weights: int
     parameters: int
     inputs: int
+    reset_states: int
     bidirectional: bool
     return_states: bool
 
@@ -48,8 +50,8 @@ class Recurrence(NamedTuple):
         return 1 + self.states + (self.states - 1 if self.return_states else 0)
 
     def split(self, tensors: Sequence[Tensor]) -> list[Any]:
-        """Returns input and the lists of initial states, weights, parameters and inputs."""
-        counts = (self.initial, self.weights, self.parameters, self.inputs)
+        """Returns input and the lists of the other operands, as the op takes them."""
+        counts = (self.initial, self.weights, self.parameters, self.inputs, self.reset_states)
         return recurrence_ops.split(tensors, counts)
 
 
@@ -65,6 +67,50 @@ def loop_reason(tensors: Sequence[Tensor]) -> str:
     return ""
 
 
+def run_layers(
+    cell: Cell,
+    input: Tensor,
+    initial: Sequence[Tensor],
+    weights: Sequence[Sequence[Tensor]],
+    parameters: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    bidirectional: bool,
+    return_states: bool,
+    dropout: float,
+    reset: Tensor | None,
+    reset_states: Sequence[Tensor],
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Runs layers one after the other.
+
+    Args:
+        weights: of each layer.
+        dropout: probability of zeroing an element of the input of each layer but the first.
+        others: as in :func:`run_layer`; of states, inputs and reset states ``L·D`` in place of
+            ``D``.
+
+    Returns:
+        The output and, with ``return_states``, the last layer's further states, at all steps; and
+        the final states, ``(L·D, B, H)``.
+    """
+    directions, states = 2 if bidirectional else 1, 1 + len(cell.states)
+    finals = []
+    sequences: Sequence[Tensor] = [input]
+    for layer, of_layer in enumerate(weights):
+        input = sequences[0]
+        if layer > 0 and dropout > 0:
+            input = F.dropout(input, dropout)
+        own = slice(layer * directions, (layer + 1) * directions)
+        found = run_layer(
+            *(cell, input, [t[own] for t in initial], of_layer),
+            *(parameters, [t[own] for t in inputs], batch_sizes, bidirectional),
+            *(return_states and layer == len(weights) - 1, reset, [t[own] for t in reset_states]),
+        )
+        finals.append(found[1 : 1 + states])
+        sequences = [found[0], *found[1 + states :]]
+    return sequences, [torch.cat(ts) for ts in zip(*finals, strict=True)]
+
+
 def run_layer(
     cell: Cell,
     input: Tensor,
@@ -75,6 +121,8 @@ def run_layer(
     batch_sizes: Tensor | None,
     bidirectional: bool,
     return_states: bool,
+    reset: Tensor | None = None,
+    reset_states: Sequence[Tensor] = (),
 ) -> Sequence[Tensor]:
     """Runs one layer.
 
@@ -85,6 +133,9 @@ def run_layer(
         parameters: ``(H,)`` each.
         inputs: ``(D, T, B, H)``, or packed ``(D, N, H)`` each.
         batch_sizes: rows of each step of packed input, a CPU int64 tensor.
+        reset: ``(T, B)`` bool, where rows start anew; not with packed input.
+        reset_states: the states that they start from, ``(D, T, B, H)`` each, or ``(D, 1, B, H)``
+            for all steps; none for zeros.
 
     Returns:
         y at all steps, ``(T, B, D·H)`` or ``(N, D·H)``; each state at the last, ``(D, B, H)``; with
@@ -93,27 +144,47 @@ def run_layer(
     Raises:
         torch.OutOfMemoryError: no memory for the outputs or for scratch.
     """
-    tensors = (input, *initial, *weights, *parameters, *inputs)
+    if reset is not None:
+        initial = _reset_initial(initial, reset, reset_states, bidirectional)
+    tensors = (input, *initial, *weights, *parameters, *inputs, *reset_states)
     layer = Recurrence(
-        *(cell, len(initial), len(weights), len(parameters), len(inputs)),
+        *(cell, len(initial), len(weights), len(parameters), len(inputs), len(reset_states)),
         *(bidirectional, return_states),
     )
     if is_any_autocast_enabled():
         tensors = tuple(cast_for_autocast(tensors))
+    settings = (reset, batch_sizes)
     if loop_reason(tensors):
-        return _loop(layer, batch_sizes, tensors)
+        return _loop(layer, settings, tensors)
     if torch.compiler.is_compiling() or is_tracing():
         needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        return _call_forward(layer, batch_sizes, tensors, needs_grad)[0][: layer.results]
+        return _call_forward(layer, settings, tensors, needs_grad)[0][: layer.results]
     with memory_errors:
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-            results: tuple[Tensor, ...] = _Layer.apply(layer, batch_sizes, *tensors)
+            results: tuple[Tensor, ...] = _Layer.apply(layer, settings, *tensors)
             return results
-        return _call_forward(layer, batch_sizes, tensors, False)[0]
+        return _call_forward(layer, settings, tensors, False)[0]
+
+
+def _reset_initial(
+    initial: Sequence[Tensor], reset: Tensor, reset_states: Sequence[Tensor], bidirectional: bool
+) -> Sequence[Tensor]:
+    """Returns the states that each direction starts from if its first step may be reset."""
+    firsts = (0, -1) if bidirectional else (0,)
+    is_reset = torch.stack([reset[t] for t in firsts]).unsqueeze(-1)
+    if not reset_states:
+        return [state.masked_fill(is_reset, 0) for state in initial]
+    given = [torch.stack([x[t] for x, t in zip(s, firsts, strict=True)]) for s in reset_states]
+    before = initial or [x.new_zeros(()) for x in given]
+    return [torch.where(is_reset, x, state) for x, state in zip(given, before, strict=True)]
+
+
+# reset and batch_sizes.
+Settings = tuple[Tensor | None, Tensor | None]
 
 
 def _call_forward(
-    layer: Recurrence, batch_sizes: Tensor | None, tensors: Sequence[Tensor], is_recorded: bool
+    layer: Recurrence, settings: Settings, tensors: Sequence[Tensor], is_recorded: bool
 ) -> tuple[list[Tensor], int]:
     """Returns what the op returns, for backward too where that is recorded, and kept_states."""
     cell = layer.cell
@@ -123,7 +194,7 @@ def _call_forward(
     found: list[Tensor] = _forward(
         *(
             *layer.split(tensors),
-            batch_sizes,
+            *settings,
             layer.cell.program,
             layer.bidirectional,
             layer.states,
@@ -136,33 +207,35 @@ def _call_forward(
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, layer: Recurrence, batch_sizes: Tensor | None, *tensors: Tensor
+        ctx: Any, layer: Recurrence, settings: Settings, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        found, ctx.kept_states = _call_forward(layer, batch_sizes, tensors, True)
+        found, ctx.kept_states = _call_forward(layer, settings, tensors, True)
         ctx.layer, ctx.count = layer, len(tensors)
-        ctx.save_for_backward(batch_sizes, *tensors, found[0], *found[1 + layer.states :])
+        ctx.save_for_backward(*settings, *tensors, found[0], *found[1 + layer.states :])
         ctx.set_materialize_grads(False)
         return tuple(found[: layer.results])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         layer: Recurrence = ctx.layer
-        batch_sizes, *saved = ctx.saved_tensors
+        reset, batch_sizes, *saved = ctx.saved_tensors
         tensors, (output, *kept) = saved[: ctx.count], saved[ctx.count :]
         mask = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():
-            return None, None, *_differentiable_backward(layer, batch_sizes, tensors, grads, mask)
-        settings = (batch_sizes, layer.cell.program, layer.bidirectional, ctx.kept_states)
+            settings = (reset, batch_sizes)
+            return None, None, *_differentiable_backward(layer, settings, tensors, grads, mask)
+        flags = (layer.bidirectional, ctx.kept_states)
         with memory_errors:
             found = recurrence_ops.backward(
-                grads, layer.split(tensors), output, kept, settings, layer.states, mask
+                *(grads, layer.split(tensors), output, kept),
+                *((reset, batch_sizes, layer.cell.program, *flags), layer.states, mask),
             )
         return None, None, *found
 
 
 def _differentiable_backward(
     layer: Recurrence,
-    batch_sizes: Tensor | None,
+    settings: Settings,
     tensors: Sequence[Tensor],
     grads: Sequence[Tensor | None],
     mask: Sequence[bool],
@@ -170,7 +243,7 @@ def _differentiable_backward(
     """Returns the same gradients with a graph of their own: runs the layer again as a loop."""
     # Views, since one operand may be a function of another.
     operands = [t.view_as(t) for t in tensors]
-    results = _loop(layer, batch_sizes, operands)
+    results = _loop(layer, settings, operands)
     pairs = [
         (r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad
     ]
@@ -181,12 +254,11 @@ def _differentiable_backward(
     return list(in_places(found, mask))
 
 
-def _loop(
-    layer: Recurrence, batch_sizes: Tensor | None, tensors: Sequence[Tensor]
-) -> Sequence[Tensor]:
+def _loop(layer: Recurrence, settings: Settings, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """The layer in torch operations."""
     cell = layer.cell
-    input, initial, weights, parameters, inputs = layer.split(tensors)
+    reset, batch_sizes = settings
+    input, initial, weights, parameters, inputs, reset_states = layer.split(tensors)
     named = cell.parameters + cell.inputs
 
     def step(
@@ -200,6 +272,6 @@ def _loop(
 
     histories, finals = composite.recurrence(
         *(step, layer.states, input, initial or None, weights, inputs, batch_sizes),
-        layer.bidirectional,
+        *(layer.bidirectional, reset, reset_states),
     )
     return [histories[0], *finals, *(histories[1:] if layer.return_states else [])]

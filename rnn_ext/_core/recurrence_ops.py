@@ -22,6 +22,8 @@ def _(
     weights: list[Tensor],
     parameters: list[Tensor],
     inputs: list[Tensor],
+    reset_states: list[Tensor],
+    reset: Tensor | None,
     batch_sizes: Tensor | None,
     program: Tensor,
     bidirectional: bool,
@@ -50,9 +52,11 @@ def _(
     weights: list[Tensor],
     parameters: list[Tensor],
     inputs: list[Tensor],
+    reset_states: list[Tensor],
     output: Tensor,
     sequences: list[Tensor],
     saved: list[Tensor],
+    reset: Tensor | None,
     batch_sizes: Tensor | None,
     program: Tensor,
     bidirectional: bool,
@@ -62,7 +66,8 @@ def _(
     directions = 2 if bidirectional else 1
     # A parameter's gradient has a row for each direction.
     rows = [p.unsqueeze(0).expand(directions, -1) for p in parameters]
-    return empty_gradients([input, *initial, *weights, *rows, *inputs], output_mask)
+    operands = [input, *initial, *weights, *rows, *inputs, *reset_states]
+    return empty_gradients(operands, output_mask)
 
 
 def split(tensors: Sequence[Any], counts: Sequence[int]) -> list[Sequence[Any]]:
@@ -85,16 +90,17 @@ def backward(
     Args:
         grads: of the results of ``recurrence_forward``, from the first on; those that are missing
             at the end have none.
-        operands: input and the lists of initial states, weights, parameters and inputs.
+        operands: input and the lists of initial states, weights, parameters, inputs and reset
+            states.
         output, kept: what ``recurrence_forward`` returned, the final states aside.
-        settings: ``batch_sizes``, ``program``, ``bidirectional``, ``kept_states``.
+        settings: ``reset``, ``batch_sizes``, ``program``, ``bidirectional``, ``kept_states``.
         states: how many the cell has.
         mask: which gradients of the operands, in one list, are wanted.
 
     Returns:
         The gradients, None where they are not wanted.
     """
-    _, initial, weights, parameters, _ = operands
+    _, initial, weights, parameters, *_ = operands
     *_, kept_states = settings
     sequences = _count_states(kept_states)
     of_sequences = iter(grads[1 + states :])
@@ -119,25 +125,26 @@ def _count_states(kept_states: int) -> int:
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    input, *lists, batch_sizes, program, bidirectional, ctx.states, kept_states, _ = inputs
+    input, *lists, reset, batch_sizes, program, bidirectional, ctx.states, kept_states, _ = inputs
     ctx.counts = [len(tensors) for tensors in lists]
     ctx.flags = bidirectional, kept_states
     operands = [input, *(t for tensors in lists for t in tensors)]
-    ctx.save_for_backward(batch_sizes, program, *operands, output[0], *output[1 + ctx.states :])
+    kept = output[1 + ctx.states :]
+    ctx.save_for_backward(reset, batch_sizes, program, *operands, output[0], *kept)
     ctx.set_materialize_grads(False)
 
 
 def _op_backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
-    batch_sizes, program, *saved = ctx.saved_tensors
+    reset, batch_sizes, program, *saved = ctx.saved_tensors
     count = 1 + sum(ctx.counts)
     operands, (output, *kept) = saved[:count], saved[count:]
-    needs_input, *needs = ctx.needs_input_grad[:5]
+    needs_input, *needs = ctx.needs_input_grad[:6]
     mask = [needs_input, *(flag for flags in needs for flag in flags)]
     found = backward(
         *(grads, split(operands, ctx.counts), output, kept),
-        *((batch_sizes, program, *ctx.flags), ctx.states, mask),
+        *((reset, batch_sizes, program, *ctx.flags), ctx.states, mask),
     )
-    return (*split(found, ctx.counts), *[None] * 6)
+    return (*split(found, ctx.counts), *[None] * 7)
 
 
 torch.library.register_autograd(

@@ -193,7 +193,7 @@ def generate(rng: random.Random) -> list[Any]:
 
 
 def recurrence(rng: random.Random) -> tuple[Layer, Cell, list[Any], list[Any]]:
-    """A layer, its cell, the operands in front of batch_sizes, and those behind it."""
+    """A layer, its cell, the operands in front of reset, and the settings from it on."""
     a, cell = Layer.draw(rng), rng.choice(CELLS)
     rows, columns = [(a.inputs,), (a.hidden,), (), ()], cell.gates * a.hidden
     weights = [a.tensor(columns, *shape) for shape in rows[: 4 if a.biases else 2]]
@@ -205,7 +205,12 @@ def recurrence(rng: random.Random) -> tuple[Layer, Cell, list[Any], list[Any]]:
         [operand for _ in cell.inputs],
     ]
     sizes, _, bidirectional = a.settings(rng)
-    return a, cell, operands, [sizes, cell.program, bidirectional]
+    reset, reset_states = None, []
+    if sizes is None and rng.random() < 0.5:
+        reset = a.tensor(a.steps, a.batch) > 0
+        state = a.tensor(a.directions, rng.choice([1, a.steps]), a.batch, a.hidden)
+        reset_states = [state] * rng.choice([0, 1 + len(cell.states)])
+    return a, cell, [*operands, reset_states], [reset, sizes, cell.program, bidirectional]
 
 
 def recurrence_forward(rng: random.Random) -> list[Any]:

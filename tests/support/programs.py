@@ -139,8 +139,7 @@ def by_kernels(cell: Cell, run: Run, grads: Sequence[Tensor]) -> tuple[list[Tens
     everything = sum(1 << s for s in states[1:])
     output, *rest = torch.ops.rnn_ext.recurrence_forward(
         tensors.projection,
-        *call,
-        None,
+        *(*call, [], None, None),
         data,
         False,
         program.states,
@@ -158,11 +157,11 @@ def by_kernels(cell: Cell, run: Run, grads: Sequence[Tensor]) -> tuple[list[Tens
         grads,
         given,
         tensors.projection,
-        *call,
+        *(*call, []),
         output,
         sequences,
         saved,
-        None,
+        *(None, None),
         data,
         False,
         everything,
