@@ -163,7 +163,8 @@ tar -xf "$$folder/tree.tar" -C "$$folder/tree"
 sed 's/^torch==.*/$(if $(filter latest,$(TORCH)),torch>=2.10,torch==$(TORCH))/' constraints.txt \
     > "$$folder/constraints.txt"
 : > "$$folder/none"
-export PIP_CONSTRAINT="$$folder/none" PIP_BUILD_CONSTRAINT="$$folder/none" PIP_NO_CACHE_DIR=1
+export PIP_CONSTRAINT="$$folder/none" PIP_NO_CACHE_DIR=1
+unset PIP_BUILD_CONSTRAINT  # pip refuses it beside --no-build-isolation
 $(PYTHON) -m venv "$$folder/venv"
 cd "$$folder/tree"
 python="$$folder/venv/bin/python"
