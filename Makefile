@@ -79,6 +79,7 @@ bench: $(VENV)/ready ## measure anew what benchmarks/results holds: an hour on a
 	$(BENCH) grid --threads 2,1 --seq-len 1 --batch-size 1,8,32 --hidden-size 32,128,256,512,1024 \
 	    --json benchmarks/results/single-step.json
 	$(BENCH) cells --threads 2,1 --json benchmarks/results/cells.json
+	$(BENCH) recurrences --threads 2,1 --json benchmarks/results/recurrences.json
 	$(BENCH) call --threads 2,1 --json benchmarks/results/call.json
 
 # The first run compiles benchmarks/probe.cpp with the environment's ninja.

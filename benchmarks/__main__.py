@@ -21,9 +21,11 @@ from .machine import facts
 from .peers.pool import versions
 from .peers.report import format_peers
 from .real import real_cases
+from .recurrences import BASELINES, CELLS
 from .report import format_limits, format_report
 from .results import Run, read, write
 from .run import Plan, measure_limits, measure_rows
+from .start import measure_start
 
 __all__ = ["main"]
 
@@ -31,6 +33,7 @@ COMMANDS = {
     "grid": "rnn_ext.RNN against nn.RNN over a grid of shapes",
     "real": "the same for calls that public projects make",
     "cells": "rnn_ext.RNNCell against nn.RNNCell",
+    "recurrences": "rnn_ext.Recurrent and RecurrentCell against loops and plain RNNs",
     "call": "a small call against F.linear and against nn.RNN",
     "peers": "other runtimes: torch.compile, ONNX Runtime, OpenVINO, JAX, as far as installed",
     "limits": "what this machine allows at best: products, memory, barriers, calls",
@@ -41,10 +44,13 @@ COMMANDS = {
 SIZES: dict[str, tuple[tuple[int, ...], ...]] = {
     "grid": (SEQ_LENS, BATCH_SIZES, HIDDEN_SIZES),
     "cells": ((1,), (1, 8, 32), (16, 64, 256, 1024)),
+    "recurrences": ((100,), (1, 16), (32, 64, 128, 256)),
     "call": ((18,), (1,), (32,)),
     "peers": (SEQ_LENS, (1, 8, 32), (32, 128, 512)),
     "limits": ((1,), BATCH_SIZES, HIDDEN_SIZES),
 }
+
+NAMES = {"real": [case.name for case in real_cases()], "recurrences": list(CELLS)}
 
 DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(("seq_len", "batch_size", "hidden_size", "input_size", "threads")),
@@ -56,6 +62,7 @@ DEFAULTS: dict[str, Any] = {
     "mode": MODES,
     "device": "cpu",
     "tf32": False,
+    "compile": False,
     "memory": False,
     "seconds_per_cell": 2.0,
     "json": None,
@@ -111,8 +118,8 @@ def _add_flags(parser: argparse.ArgumentParser, command: str) -> None:
     add = parser.add_argument
     if command == "show":
         add("file", type=Path, metavar="FILE.json")
-    if command == "real":
-        choices = [case.name for case in real_cases()]
+    if command in NAMES:
+        choices = NAMES[command]
         add("names", nargs="*", metavar="NAME", help=f"some of {', '.join(choices)} (default: all)")
     if command in SIZES:
         for flag, default in zip(
@@ -133,6 +140,8 @@ def _add_flags(parser: argparse.ArgumentParser, command: str) -> None:
     if command in ("grid", "real", "peers"):
         add("--device", choices=("cpu", "cuda"), help="on a GPU all calls are timed hot")
         add("--tf32", action="store_true", help="on a GPU: let float32 products round to TF32")
+    if command == "recurrences":
+        add("--compile", action="store_true", help="also torch.compile of each loop: hours")
     if command in ("grid", "real", "show"):
         add("--plot", type=Path, metavar="FILE.png", help="draw the ratios")
     if command not in ("limits", "show"):
@@ -153,8 +162,8 @@ def _refusal(args: argparse.Namespace) -> str:
         return "--tf32 is for float32 on a GPU: give --device cuda, and no other --dtype"
     if args.memory and not memory.can_measure():
         return "--memory needs Linux, which tells the peak of resident memory: leave it out"
-    if unknown := set(args.names) - {case.name for case in real_cases()}:
-        return f"no real call is named {', '.join(sorted(unknown))}"
+    if unknown := set(args.names) - set(NAMES.get(args.command, ())):
+        return f"nothing to measure is named {', '.join(sorted(unknown))}"
     return ""
 
 
@@ -189,6 +198,8 @@ def _measure(args: argparse.Namespace) -> tuple[Run, int]:
     try:
         if args.command in ("grid", "real", "limits"):
             measure_limits(run, plan)
+        if args.command == "recurrences":
+            run.start_seconds = measure_start(args.names or NAMES["recurrences"])
         if args.command != "limits":
             status = measure_rows(run, plan, keep)
         run.complete = True
@@ -210,6 +221,8 @@ def _cases(args: argparse.Namespace) -> list[tuple[Case, str]]:
     if args.command == "cells":
         cells = [Case(1, batch, size, size, cell=True, hx="learned") for _, batch, size in sizes]
         return [(case, "nn.RNNCell") for case in cells]
+    if args.command == "recurrences":
+        return _recurrences(args.names or NAMES["recurrences"], sizes, args.compile)
     cases = [
         Case(
             *(seq_len, batch_size, args.input_size or hidden_size, hidden_size),
@@ -222,6 +235,17 @@ def _cases(args: argparse.Namespace) -> list[tuple[Case, str]]:
     ]
     baselines = ("F.linear", "nn.RNN") if args.command == "call" else ("nn.RNN",)
     return [(case, baseline) for case in cases for baseline in baselines]
+
+
+def _recurrences(
+    names: Sequence[str], sizes: Sequence[tuple[int, int, int]], compiled: bool
+) -> list[tuple[Case, str]]:
+    """Returns the layers, then single steps, which are compared with a step of the loop alone."""
+    steps = dict.fromkeys((batch, size) for _, batch, size in sizes)
+    baselines = (*BASELINES, *(["torch.compile"] if compiled else []))
+    layers = [Case(t, b, h, h, recurrence=name) for name in names for t, b, h in sizes]
+    cells = [Case(1, b, h, h, cell=True, recurrence=name) for name in names for b, h in steps]
+    return [(c, baseline) for c in layers for baseline in baselines] + [(c, "loop") for c in cells]
 
 
 if __name__ == "__main__":

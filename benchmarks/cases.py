@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+import rnn_ext
 from rnn_ext.bench.workload import Mode
 
 __all__ = [
@@ -40,6 +41,7 @@ class Case:
 
     ``hx`` is left out (``"zeros"``), passed (``"given"``), or passed and differentiated
     (``"learned"``). ``dropout`` acts in training alone. ``name`` says who makes such calls.
+    ``recurrence`` is the name in ``rnn_ext.cells`` of what a step computes, if not a plain RNN.
     """
 
     seq_len: int
@@ -57,9 +59,20 @@ class Case:
     hx: State = "zeros"
     name: str = ""
     cell: bool = False
+    recurrence: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name} {self.sizes}" if self.name else self.sizes
+        return f"{self.title} {self.sizes}" if self.title else self.sizes
+
+    @property
+    def title(self) -> str:
+        """Who makes such calls, or what a step computes; "" on the grid."""
+        return self.name or self.recurrence
+
+    @property
+    def gates(self) -> int:
+        """How many blocks of rows the weights have."""
+        return getattr(rnn_ext.cells, self.recurrence).gates if self.recurrence else 1
 
     @property
     def dtype_name(self) -> str:
@@ -76,7 +89,7 @@ class Case:
         """All but the sizes and the dtype, in words."""
         return ", ".join(
             [
-                self.nonlinearity,
+                *([] if self.recurrence else [self.nonlinearity]),
                 "cell" if self.cell else f"{self.num_layers} layer{'s' * (self.num_layers > 1)}",
                 *(["bidirectional"] if self.bidirectional else []),
                 *([] if self.layout == "batched" else [self.layout]),
@@ -113,6 +126,8 @@ class Case:
         # nn.RNN is the hungrier of the two: its peak is under 6 output-sized tensors in forward;
         # autograd keeps under 3 more for each layer. Input and gradient exist once more as copies.
         saved = 0 if mode == "forward" else 3 * self.num_layers
+        if self.recurrence:
+            saved *= 8 * self.gates  # by a loop that keeps the result of every operation
         row = (6 + saved) * self.output_size + 4 * self.input_size
         # Two modules; each with gradients, of which one set is copied; and a packed copy.
         elements = sum(self.lengths) * row + 6 * self._weights()
@@ -121,7 +136,11 @@ class Case:
 
     def _weights(self) -> int:
         """Elements of the weight matrices of all layers and directions."""
-        return self.output_size * sum(size + self.hidden_size for size in self.input_sizes)
+        return (
+            self.gates
+            * self.output_size
+            * sum(size + self.hidden_size for size in self.input_sizes)
+        )
 
 
 def shapes(

@@ -25,9 +25,9 @@ __all__ = [
 
 LEGEND = (
     "hot: each call again at once; cold: after other work, as in a program. ratio: how many times "
-    "as fast as torch rnn_ext is. GFLOP/s: of rnn_ext, hot; GEMM: these as a share of the fastest "
-    "matrix product; bound: what the least time that this machine allows is mostly spent on, and "
-    "that time as a share of rnn_ext's"
+    "as fast as the baseline rnn_ext is. GFLOP/s: of rnn_ext, hot; GEMM: these as a share of the "
+    "fastest matrix product; bound: what the least time that this machine allows is mostly spent "
+    "on, and that time as a share of rnn_ext's"
 )
 GPU_LEGEND = (
     "; a step: time of rnn_ext over T; kernels: those of rnn_ext that the call takes, or torch's op"
@@ -45,7 +45,7 @@ def format_report(run: Run) -> str:
     warning = scatter_warning(timings)
     legend = LEGEND + (GPU_LEGEND if run.roofline else "")
     end = [*([warning] if warning else []), *([legend] if timings else []), describe(run.machine)]
-    return "\n\n".join([*_limits(run), *tables, *end])
+    return "\n\n".join([*_limits(run), *tables, *_start(run), *end])
 
 
 def format_limits(run: Run) -> str:
@@ -75,9 +75,9 @@ def case_cells(row: Row, rows: Sequence[Row]) -> dict[str, str]:
     sizes = {"T": case.seq_len, "B": case.batch_size, "I": case.input_size, "H": case.hidden_size}
     cells = {key: str(size) for key, size in sizes.items()}
     if len({row.baseline for row in rows}) > 1:
-        cells = {"torch is": row.baseline, **cells}
-    if any(row.case.name for row in rows):
-        cells = {"name": case.name, "settings": case.settings, **cells}
+        cells = {"baseline": row.baseline, **cells}
+    if any(row.case.title for row in rows):
+        cells = {"name": case.title, "settings": case.settings, **cells}
     return cells
 
 
@@ -87,6 +87,16 @@ def markdown(rows: Sequence[dict[str, str]]) -> str:
     cells = [[row.get(column, "") for column in columns] for row in rows]
     options: dict[str, Any] = {"tablefmt": "pipe", "disable_numparse": True, "stralign": "right"}
     return str(tabulate(cells, list(columns), colalign=["right"] * len(columns), **options))
+
+
+def _start(run: Run) -> list[str]:
+    """A line on the time before the first result, where it was measured."""
+    seconds = {name: seconds_text(value) for name, value in run.start_seconds.items()}
+    if not seconds:
+        return []
+    own = seconds.pop("import")
+    calls = ", ".join(f"{name} {value}" for name, value in seconds.items())
+    return [f"import of rnn_ext after torch's: {own}; first call of a cell: {calls}"]
 
 
 def _limits(run: Run) -> list[str]:
@@ -179,7 +189,7 @@ def _time_cells(run: Run, row: Row, mode: Mode) -> dict[str, str]:
             cells |= _regime_cells(regime, timing)
         elif not run.roofline:
             cells |= dict.fromkeys(
-                (f"{regime}: torch", f"{regime}: rnn_ext", f"{regime}: ratio"), ""
+                (f"{regime}: baseline", f"{regime}: rnn_ext", f"{regime}: ratio"), ""
             )
     rate, share, bound = row.flop_rate(mode), run.gemm_share(row, mode), run.bound(row, mode)
     if rate and share:
@@ -195,7 +205,7 @@ def _time_cells(run: Run, row: Row, mode: Mode) -> dict[str, str]:
 
 def _regime_cells(regime: str, timing: Timing) -> dict[str, str]:
     return {
-        f"{regime}: torch": seconds_text(timing.baseline_seconds.median),
+        f"{regime}: baseline": seconds_text(timing.baseline_seconds.median),
         f"{regime}: rnn_ext": seconds_text(timing.rnn_ext_seconds.median),
         f"{regime}: ratio": f"{timing.ratio.median:.2f}",
     }

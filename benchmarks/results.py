@@ -102,7 +102,7 @@ class Run(msgspec.Struct):
 
     ``gemm`` has FLOP/s by threads and library. ``limits`` are those of each number of threads and
     of one; on a GPU there is a ``roofline`` instead. ``peers`` are the versions of the other
-    runtimes, None for those that are not installed.
+    runtimes, None for those that are not installed. ``start_seconds``: ``start.measure_start``.
     """
 
     command: str
@@ -114,6 +114,7 @@ class Run(msgspec.Struct):
     limits: dict[int, Limits] = {}
     roofline: Roofline | None = None
     peers: dict[str, str | None] = {}
+    start_seconds: dict[str, float] = {}
     summary: list[Summary] = []
     cells: list[Row] = []
     format: Literal["rnn_ext benchmarks 2"] = "rnn_ext benchmarks 2"

@@ -18,6 +18,7 @@ from .machine import available_memory
 from .measure import kernels, measure
 from .memory import LIBRARIES, MemoryProbeError, measure_memory
 from .peers.pool import Pool
+from .recurrences import measure_recurrence
 from .results import Measured, Row, Run
 
 __all__ = ["Plan", "measure_limits", "measure_rows"]
@@ -110,6 +111,8 @@ def _measure(row: Row, mode: Mode, seconds: float, plan: Plan, workers: Pool | N
     if workers:
         peer_seconds, notes = workers.measure(case, mode, seconds)
         return Measured(peer_seconds=peer_seconds, note="\n".join(notes))
+    if case.recurrence:
+        return measure_recurrence(case, mode, row.baseline, seconds)
     if row.baseline == "F.linear":
         timings = measure_linear(case, mode, seconds)
     else:

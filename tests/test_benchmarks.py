@@ -11,7 +11,7 @@ import torch
 from support.benchmarks import CASE, TINY, hot_and_cold, round_limits
 
 from benchmarks import call, plot, results, run
-from benchmarks.__main__ import main
+from benchmarks.__main__ import NAMES, main
 from benchmarks.cases import BATCH_SIZES, HIDDEN_SIZES, SEQ_LENS, Case, shapes
 from benchmarks.draw import build_pair, draw
 from benchmarks.machine import facts
@@ -206,10 +206,10 @@ def test_report_has_hot_and_cold_times_shares_and_what_was_skipped() -> None:
         "B": "1",
         "I": "32",
         "H": "32",
-        "hot: torch": "90.0 µs",
+        "hot: baseline": "90.0 µs",
         "hot: rnn_ext": "9.00 µs",
         "hot: ratio": "10.00",
-        "cold: torch": "180 µs",
+        "cold: baseline": "180 µs",
         "cold: rnn_ext": "18.0 µs",
         "cold: ratio": "10.00",
         "GFLOP/s": "7.28",
@@ -247,10 +247,17 @@ def test_rejects_a_plot_without_timings() -> None:
 # The commands from end to end
 
 
-@pytest.mark.parametrize("command", ["grid", "cells", "call"])
+@pytest.mark.parametrize("command", ["grid", "cells", "call", "recurrences"])
 def test_a_command_prints_what_it_stores(
-    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(
+        "benchmarks.__main__.measure_start", lambda names: dict.fromkeys(["import", *names], 0.25)
+    )
+    monkeypatch.setitem(NAMES, "recurrences", ["lif"])
     file = tmp_path / "run.json"
     flags = [*TINY, "--threads=1", f"--json={file}"]
     assert main([command, *flags]) == 0
@@ -258,9 +265,15 @@ def test_a_command_prints_what_it_stores(
     assert captured.err == "", "the progress bar is quiet where stderr is no terminal"
     found = results.read(file)
     assert found.complete
-    baselines = {"grid": ["nn.RNN"], "cells": ["nn.RNNCell"], "call": ["F.linear", "nn.RNN"]}
+    baselines = {
+        "grid": ["nn.RNN"],
+        "cells": ["nn.RNNCell"],
+        "call": ["F.linear", "nn.RNN"],
+        "recurrences": ["loop", "G x rnn_ext.RNN", "loop"],
+    }
     assert [row.baseline for row in found.cells] == baselines[command]
-    assert len(found.summary) == 4 * len(found.cells)
+    assert len(found.summary) == 4 * len(set(baselines[command]))
+    assert ("first call of a cell: lif 250 ms" in captured.out) == (command == "recurrences")
     assert main(["show", str(file)]) == 0
     assert capsys.readouterr().out == captured.out
 
