@@ -45,10 +45,11 @@ test-torch: ## the tests under another torch, which is removed after them (TORCH
 	@$(SHELL) -c "$$PREREQUISITES"
 	@$(SHELL) -c "$$TEST_TORCH"
 
-test-extras: $(VENV)/ready ## the tests that need ONNX, Opacus or Captum, which it installs first
+test-extras: $(VENV)/ready ## the tests that need ONNX, Opacus, Captum or torchrecurrent, which it installs first
 	$(PIP_INSTALL) -c constraints.txt --group extras
-	$(RUN)/python -c 'import captum, onnxruntime, onnxscript, opacus'
-	$(RUN)/python -m pytest tests/test_onnx.py tests/test_third_parties.py tests/test_doctests.py $(ARGS)
+	$(RUN)/python -c 'import captum, onnxruntime, onnxscript, opacus, torchrecurrent'
+	$(RUN)/python -m pytest tests/test_onnx.py tests/test_third_parties.py tests/test_published_cells.py \
+	    tests/test_doctests.py $(ARGS)
 
 build: $(VENV)/ready ## set up .venv and compile what changed
 

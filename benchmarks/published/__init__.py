@@ -1,0 +1,1 @@
+"""Published cells beside those of torchrecurrent: ``python -m benchmarks.published``."""

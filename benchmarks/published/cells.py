@@ -1,0 +1,181 @@
+"""Recurrent cells from papers as ``rnn_ext.cell``; ``docs/published-cells.md`` links the papers.
+
+In all of them, for each unit, u = W_ih x + b_ih and v = W_hh y + b_hh, a block of H rows for each
+gate.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rnn_ext import cell
+
+Gates = tuple[Tensor, ...]
+
+
+# One product in a step ----------------------------------------------------------------------------
+
+
+@cell(parameters=("epsilon",))
+def antisymmetric(u: Tensor, v: Tensor, y: Tensor, *, epsilon: Tensor) -> Tensor:
+    return y + epsilon * torch.tanh(u + v)
+
+
+@cell(gates=2, parameters=("epsilon",))
+def gated_antisymmetric(u: Gates, v: Gates, y: Tensor, *, epsilon: Tensor) -> Tensor:
+    return y + epsilon * torch.sigmoid(u[0] + v[0]) * torch.tanh(u[1] + v[1])
+
+
+@cell
+def addition_subtraction_twin_gated(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
+    return torch.sigmoid(u + v) * u + torch.sigmoid(u - v) * y
+
+
+@cell(gates=3, parameters=("w_a", "w_c", "b_a", "b_c"))
+def bistable(
+    u: Gates, v: Gates, y: Tensor, *, w_a: Tensor, w_c: Tensor, b_a: Tensor, b_c: Tensor
+) -> Tensor:
+    a = 1 + torch.tanh(u[0] + w_a * y + b_a)
+    c = torch.sigmoid(u[1] + w_c * y + b_c)
+    return c * y + (1 - c) * torch.tanh(u[2] + a * y)
+
+
+@cell(gates=3)
+def neuromodulated_bistable(u: Gates, v: Gates, y: Tensor) -> Tensor:
+    a = 1 + torch.tanh(u[0] + v[0])
+    c = torch.sigmoid(u[1] + v[1])
+    return c * y + (1 - c) * torch.tanh(u[2] + a * y)
+
+
+@cell(gates=3)
+def chaos_free(u: Gates, v: Gates, y: Tensor) -> Tensor:
+    theta, eta = torch.sigmoid(u[0] + v[0]), torch.sigmoid(u[1] + v[1])
+    return theta * torch.tanh(y) + eta * torch.tanh(u[2])
+
+
+@cell(parameters=("alpha", "beta"))
+def fast(u: Tensor, v: Tensor, y: Tensor, *, alpha: Tensor, beta: Tensor) -> Tensor:
+    return torch.sigmoid(alpha) * torch.tanh(u + v) + torch.sigmoid(beta) * y
+
+
+@cell(parameters=("zeta", "nu", "b_z", "b_h"))
+def fast_gated(
+    u: Tensor, v: Tensor, y: Tensor, *, zeta: Tensor, nu: Tensor, b_z: Tensor, b_h: Tensor
+) -> Tensor:
+    z, h = torch.tanh(u + v + b_z), torch.tanh(u + v + b_h)
+    return (torch.sigmoid(zeta) * (1 - z) + torch.sigmoid(nu)) * h + z * y
+
+
+@cell(parameters=("w", "b"))
+def independent(u: Tensor, v: Tensor, y: Tensor, *, w: Tensor, b: Tensor) -> Tensor:
+    return torch.tanh(u + w * y + b)
+
+
+@cell(gates=4, states=("output",), inputs=("x",))
+def intersection(
+    u: Gates, v: Gates, y: Tensor, output: Tensor, *, x: Tensor
+) -> tuple[Tensor, Tensor]:
+    depth, h, g_out, g_y = (a + b for a, b in zip(u, v, strict=True))
+    g_out, g_y = torch.sigmoid(g_out), torch.sigmoid(g_y)
+    output = g_out * x + (1 - g_out) * torch.relu(depth)
+    return g_y * y + (1 - g_y) * torch.tanh(h), output
+
+
+@cell(gates=2, parameters=("beta",))
+def just_another_network(u: Gates, v: Gates, y: Tensor, *, beta: Tensor) -> Tensor:
+    s = u[0] + v[0]
+    return torch.sigmoid(s) * y + (1 - torch.sigmoid(s - beta)) * torch.tanh(u[1] + v[1])
+
+
+@cell(gates=2)
+def light_recurrent_unit(u: Gates, v: Gates, y: Tensor) -> Tensor:
+    f = torch.sigmoid(u[1] + v[1])
+    return (1 - f) * y + f * torch.tanh(u[0])
+
+
+@cell(gates=2)
+def light_gru(u: Gates, v: Gates, y: Tensor) -> Tensor:
+    z = torch.sigmoid(u[0] + v[0])
+    return z * y + (1 - z) * torch.relu(u[1] + v[1])
+
+
+@cell(gates=5, states=("c", "h"))
+def memory_controlled_lstm(
+    u: Gates, v: Gates, y: Tensor, c: Tensor, h: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    f, i, o, control, g = (a + b for a, b in zip(u, v, strict=True))
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(control) * torch.tanh(c), c, torch.sigmoid(o) * torch.tanh(c)
+
+
+@cell(inputs=("latent",))
+def minimal_rnn(u: Tensor, v: Tensor, y: Tensor, *, latent: Tensor) -> Tensor:
+    gate = torch.sigmoid(u + v)
+    return gate * y + (1 - gate) * latent
+
+
+@cell(parameters=("update",))
+def minion_2(u: Tensor, v: Tensor, y: Tensor, *, update: Tensor) -> Tensor:
+    return update * y + (1 - update) * torch.tanh(u + v)
+
+
+@cell(gates=8, states=("c",))
+def architecture_search(u: Gates, v: Gates, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    g = [a + b for a, b in zip(u, v, strict=True)]
+    first = torch.tanh(torch.sigmoid(g[0]) * torch.relu(g[1]))
+    second = torch.tanh(torch.sigmoid(g[2]) + torch.relu(g[3]))
+    third = torch.tanh(torch.tanh(g[4]) * torch.sigmoid(g[5]))
+    fourth = torch.sigmoid(torch.tanh(g[6]) + torch.sigmoid(g[7]))
+    c = torch.tanh(first + c) * second
+    return torch.tanh(c * torch.tanh(third + fourth)), c
+
+
+@cell(gates=3, states=("c",))
+def original_lstm(u: Gates, v: Gates, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    c = c + torch.sigmoid(u[0] + v[0]) * torch.tanh(u[1] + v[1])
+    return torch.sigmoid(u[2] + v[2]) * torch.tanh(c), c
+
+
+@cell(gates=3, states=("c",))
+def recurrent_additive(u: Gates, v: Gates, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    c = torch.sigmoid(u[1] + v[1]) * u[0] + torch.sigmoid(u[2] + v[2]) * c
+    return torch.tanh(c), c
+
+
+@cell
+def simple_gated(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
+    f = torch.sigmoid(u + v)
+    return torch.tanh((1 - f) * u + f * y)
+
+
+@cell(gates=2)
+def stackable(u: Gates, v: Gates, y: Tensor) -> Tensor:
+    k = torch.sigmoid(u[1] + v[1])
+    return torch.tanh((1 - k) * y + k * torch.tanh(u[0]))
+
+
+@cell(gates=2)
+def typed_rnn(u: Gates, v: Gates, y: Tensor) -> Tensor:
+    f = torch.sigmoid(u[1])
+    return f * y + (1 - f) * u[0]
+
+
+@cell(gates=3)
+def typed_gru(u: Gates, v: Gates, y: Tensor) -> Tensor:
+    return torch.sigmoid(u[1]) * y + u[0] * torch.tanh(u[2])
+
+
+@cell(gates=3, states=("c",))
+def typed_lstm(u: Gates, v: Gates, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    f = torch.sigmoid(u[1])
+    c = f * c + (1 - f) * u[0]
+    return c * torch.tanh(u[2]), c
+
+
+@cell(states=("z",), parameters=("w", "b", "step", "alpha"))
+def undamped_oscillators(
+    u: Tensor, v: Tensor, y: Tensor, z: Tensor, *, w: Tensor, b: Tensor, step: Tensor, alpha: Tensor
+) -> tuple[Tensor, Tensor]:
+    z = z - step * (torch.tanh(u + w * y + b) + alpha * y)
+    return y + step * z, z

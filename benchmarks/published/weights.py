@@ -1,0 +1,214 @@
+"""What the cells' operands are in terms of torchrecurrent's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import rnn_ext
+from rnn_ext import Cell, Recurrent
+
+from . import cells
+
+__all__ = ["PUBLISHED", "Published", "as_ours"]
+
+
+Weights = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What ``Recurrent`` is called with: the four weights of its layer, and the operands."""
+
+    input: Tensor
+    weights: Weights
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+Convert = Callable[[Any, Tensor], Call]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A cell of torchrecurrent as ours.
+
+    Attributes:
+        cell: ours.
+        convert: from a cell of torchrecurrent and the input to the call of ours.
+        output: the state that torchrecurrent's layer returns.
+    """
+
+    cell: Cell
+    convert: Convert
+    output: str = "y"
+
+
+def as_ours(entry: Published, theirs: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Returns a function that computes what ``theirs(input)[0]`` is, from the same parameters.
+
+    Args:
+        entry: which cell.
+        theirs: a layer of torchrecurrent of that cell.
+    """
+    module: Any = theirs
+    first = entry.convert(
+        module.cells[0], module.cells[0].weight_ih.new_zeros(1, 1, module.input_size)
+    )
+    sizes = first.weights[0].size(1), first.weights[1].size(1)
+    layer = Recurrent(entry.cell, *sizes, device="meta", **first.parameters)
+    names = [f"{name}_l0" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    states = entry.cell.states
+    place = 0 if entry.output == "y" else 2 + len(states) + states.index(entry.output)
+
+    def run(input: Tensor) -> Tensor:
+        call = entry.convert(module.cells[0], input)
+        values = {**dict(zip(names, call.weights, strict=True)), **call.parameters}
+        keywords = {**call.inputs, "return_states": place > 0}
+        output: Tensor = functional_call(layer, values, (call.input,), keywords)[place]
+        return output
+
+    return run
+
+
+def _blocks(t: Tensor, layout: str, size: int) -> Tensor:
+    """Returns the blocks of ``size`` rows that ``layout`` names, of zeros where it says ``-``."""
+    blocks = t.split(size)
+    return torch.cat([torch.zeros_like(blocks[0]) if c == "-" else blocks[int(c)] for c in layout])
+
+
+def _weights(m: Any, ih: str, hh: str) -> Weights:
+    """Returns the weights with the blocks of their input and of their recurrent side so laid out.
+
+    A layout of ``-`` alone is that of a cell without recurrent weights.
+    """
+    size = m.hidden_size
+    if hh == "-" * len(hh):
+        like = m.weight_ih
+        recurrent = like.new_zeros(len(hh) * size, size), like.new_zeros(len(hh) * size)
+    else:
+        recurrent = _blocks(m.weight_hh, hh, size), _blocks(m.bias_hh, hh, size)
+    return _blocks(m.weight_ih, ih, size), recurrent[0], _blocks(m.bias_ih, ih, size), recurrent[1]
+
+
+def _plain(ih: str = "0", hh: str = "0", *parameters: str) -> Convert:
+    """The weights in another order; ``parameters`` have the same names in both."""
+    return lambda m, x: Call(
+        x, _weights(m, ih, hh), {name: getattr(m, name) for name in parameters}
+    )
+
+
+def _skew(m: Any, gates: int) -> Weights:
+    """The antisymmetric weight for each gate; only the last has a recurrent bias."""
+    skew = m.weight_hh - m.weight_hh.T - m.gamma * torch.eye(m.hidden_size).to(m.weight_hh)
+    w_ih, b_ih = m.weight_ih, m.bias_ih
+    bias = torch.cat([torch.zeros_like(m.bias_hh)] * (gates - 1) + [m.bias_hh])
+    return w_ih, torch.cat([skew] * gates), b_ih, bias
+
+
+def _antisymmetric(m: Any, x: Tensor) -> Call:
+    return Call(x, _skew(m, 1), {"epsilon": m.weight_ih.new_tensor(m.epsilon)})
+
+
+def _gated_antisymmetric(m: Any, x: Tensor) -> Call:
+    return Call(x, _skew(m, 2), {"epsilon": m.weight_ih.new_tensor(m.epsilon)})
+
+
+def _bistable(m: Any, x: Tensor) -> Call:
+    (w_a, w_c), (b_a, b_c) = m.weight_hh.chunk(2), m.bias_hh.chunk(2)
+    return Call(x, _weights(m, "012", "---"), {"w_a": w_a, "w_c": w_c, "b_a": b_a, "b_c": b_c})
+
+
+def _fast_gated(m: Any, x: Tensor) -> Call:
+    b_z, b_h = (m.bias_ih + m.bias_hh).chunk(2)
+    zeros = torch.zeros_like(b_z)
+    weights = m.weight_ih, m.weight_hh, zeros, zeros
+    return Call(x, weights, {"zeta": m.zeta, "nu": m.nu, "b_z": b_z, "b_h": b_h})
+
+
+def _independent(m: Any, x: Tensor) -> Call:
+    return Call(x, _weights(m, "0", "-"), {"w": m.vector_u, "b": m.bias_hh})
+
+
+def _intersection(m: Any, x: Tensor) -> Call:
+    return Call(x, _weights(m, "0123", "0123"), inputs={"x": x})
+
+
+def _minimal_rnn(m: Any, x: Tensor) -> Call:
+    latent = torch.tanh(F.linear(x, m.weight_ih, m.bias_ih))
+    weights = m.weight_mm, m.weight_hh, torch.zeros_like(m.bias_hh), m.bias_hh
+    return Call(latent, weights, inputs={"latent": latent})
+
+
+def _minion_2(m: Any, x: Tensor) -> Call:
+    weights = m.weight_ih, m.reset_coefficient * m.weight_hh, m.bias_ih, m.bias_hh
+    return Call(x, weights, {"update": m.weight_ih.new_tensor(m.update_coefficient)})
+
+
+def _peephole(m: Any, x: Tensor) -> Call:
+    parameters = dict(zip(("p_i", "p_f", "p_o"), m.weight_ph.chunk(3), strict=True))
+    return Call(x, _weights(m, "0123", "0123"), parameters)
+
+
+def _recurrent_additive(m: Any, x: Tensor) -> Call:
+    size = m.hidden_size
+    weight_hh, bias_ih, bias_hh = (
+        _blocks(t, "-01", size) for t in (m.weight_hh, m.bias_ih, m.bias_hh)
+    )
+    return Call(x, (m.weight_ih, weight_hh, bias_ih, bias_hh))
+
+
+def _with_previous_input(m: Any, x: Tensor) -> Call:
+    """The input of the step before is part of the input."""
+    _, w_hh, _, b_hh = _weights(m, "012", "---")
+    previous = torch.cat([torch.zeros_like(x[:1]), x[:-1]])
+    weight = torch.cat([m.weight_ih, m.weight_hh], 1)
+    return Call(torch.cat([x, previous], -1), (weight, w_hh, m.bias_ih + m.bias_hh, b_hh))
+
+
+def _undamped_oscillators(m: Any, x: Tensor) -> Call:
+    step = m.dt * torch.sigmoid(m.weight_ch)
+    parameters = {
+        "w": m.weight_hh,
+        "b": m.bias_hh,
+        "step": step,
+        "alpha": m.weight_ih.new_tensor(m.alpha),
+    }
+    return Call(x, _weights(m, "0", "-"), parameters)
+
+
+PUBLISHED = {
+    "AntisymmetricRNN": Published(cells.antisymmetric, _antisymmetric),
+    "GatedAntisymmetricRNN": Published(cells.gated_antisymmetric, _gated_antisymmetric),
+    "ATR": Published(cells.addition_subtraction_twin_gated, _plain()),
+    "BR": Published(cells.bistable, _bistable),
+    "NBR": Published(cells.neuromodulated_bistable, _plain("012", "01-")),
+    "CFN": Published(cells.chaos_free, _plain("012", "01-")),
+    "FastRNN": Published(cells.fast, _plain("0", "0", "alpha", "beta")),
+    "FastGRNN": Published(cells.fast_gated, _fast_gated),
+    "IndRNN": Published(cells.independent, _independent),
+    "IntersectionRNN": Published(cells.intersection, _intersection, output="output"),
+    "JANET": Published(cells.just_another_network, _plain("01", "01", "beta")),
+    "LightRU": Published(cells.light_recurrent_unit, _plain("01", "-0")),
+    "LiGRU": Published(cells.light_gru, _plain("01", "01")),
+    "MCLSTM": Published(cells.memory_controlled_lstm, _plain("01234", "01234"), output="h"),
+    "MinimalRNN": Published(cells.minimal_rnn, _minimal_rnn),
+    "MiRU2": Published(cells.minion_2, _minion_2),
+    "NAS": Published(cells.architecture_search, _plain("01234567", "01234567")),
+    "OriginalLSTM": Published(cells.original_lstm, _plain("012", "012")),
+    "PeepholeLSTM": Published(rnn_ext.cells.peephole_lstm, _peephole),
+    "RAN": Published(cells.recurrent_additive, _recurrent_additive),
+    "SGRN": Published(cells.simple_gated, _plain()),
+    "STAR": Published(cells.stackable, _plain("01", "-0")),
+    "TRNN": Published(cells.typed_rnn, _plain("01", "--")),
+    "TGRU": Published(cells.typed_gru, _with_previous_input),
+    "TLSTM": Published(cells.typed_lstm, _with_previous_input),
+    "UGRNN": Published(rnn_ext.cells.ugrnn, _plain("01", "01")),
+    "UnICORNN": Published(cells.undamped_oscillators, _undamped_oscillators),
+}
