@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ._core.cells.cell import Cell
 from ._core.recurrence import run_layer
+from ._core.stack import run_stack
 from ._core.torch_private import is_any_autocast_enabled, read_parameters
 
 __all__ = ["Recurrent", "RecurrentCell"]
@@ -340,24 +340,24 @@ class Recurrent(_Base):
             The output and, with ``return_states``, the last layer's further states, at all steps;
             and the final states.
         """
-        directions, states = self._directions, 1 + len(self.cell.states)
         parameters = self._per_unit()
-        finals = []
-        sequences: Sequence[Tensor] = [input]
-        for layer, of_layer in enumerate(weights):
-            input = sequences[0]
-            if layer > 0 and self.dropout > 0:
-                input = F.dropout(input, self.dropout, self.training)
-            own = slice(layer * directions, (layer + 1) * directions)
+
+        def run(input: Tensor, layer: int, own: slice) -> Sequence[Tensor]:
             is_last = layer == self.num_layers - 1
-            found = run_layer(
+            return run_layer(
                 *(self.cell, input, [t[own] for t in initial]),
-                *(of_layer, parameters, [t[own] for t in inputs]),
+                *(weights[layer], parameters, [t[own] for t in inputs]),
                 *(batch_sizes, self.bidirectional, return_states and is_last),
             )
-            finals.append(found[1 : 1 + states])
-            sequences = [found[0], *found[1 + states :]]
-        return sequences, [torch.cat(ts) for ts in zip(*finals, strict=True)]
+
+        output, finals, others = run_stack(
+            *(run, input),
+            num_layers=self.num_layers,
+            directions=self._directions,
+            states=1 + len(self.cell.states),
+            dropout=self.dropout if self.training else 0.0,
+        )
+        return [output, *others], finals
 
     def _time_major(self, t: Tensor, has_batch: bool) -> Tensor:
         """Makes ``(…, T, B, ·)`` of what has the layout of a user's sequence."""

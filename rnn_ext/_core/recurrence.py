@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from . import composite, recurrence_ops
-from .autograd import memory_errors
+from .autograd import is_differentiated, keep_unchanged, memory_errors, were_changed
 from .cells.cell import Cell
 from .derivatives import in_places
-from .dispatch import KERNEL_DTYPES, cast_for_autocast
+from .dtypes import KERNEL_DTYPES, cast_for_autocast
 from .torch_private import is_any_autocast_enabled, is_tracing, is_transformed
+from .vectorize import is_in_legacy_vmap, legacy_vmap
 
-__all__ = ["loop_reason", "run_layer"]
+__all__ = ["loop_reason", "run_layer", "run_plain_layer"]
 
 _forward = torch.ops.rnn_ext.recurrence_forward.default
 
@@ -112,6 +113,18 @@ def run_layer(
         return _call_forward(layer, batch_sizes, tensors, False)[0]
 
 
+def run_plain_layer(
+    input: Tensor,
+    initial: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    cell: Cell,
+    batch_sizes: Tensor | None,
+    bidirectional: bool,
+) -> Sequence[Tensor]:
+    """Runs one layer of a cell without operands; returns the output and the final states."""
+    return run_layer(cell, input, initial, weights, (), (), batch_sizes, bidirectional, False)
+
+
 def _call_forward(
     layer: Recurrence, batch_sizes: Tensor | None, tensors: Sequence[Tensor], is_recorded: bool
 ) -> tuple[list[Tensor], int]:
@@ -140,7 +153,9 @@ class _Layer(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         found, ctx.kept_states = _call_forward(layer, batch_sizes, tensors, True)
         ctx.layer, ctx.count = layer, len(tensors)
-        ctx.save_for_backward(batch_sizes, *tensors, found[0], *found[1 + layer.states :])
+        returned = found[1 + layer.states : layer.results]
+        kept = keep_unchanged(ctx, [found[0], *returned])
+        ctx.save_for_backward(batch_sizes, *tensors, *kept, *found[layer.results :])
         ctx.set_materialize_grads(False)
         return tuple(found[: layer.results])
 
@@ -150,14 +165,17 @@ class _Layer(torch.autograd.Function):
         batch_sizes, *saved = ctx.saved_tensors
         tensors, (output, *kept) = saved[: ctx.count], saved[ctx.count :]
         mask = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled():
+        if is_differentiated(*grads):
             return None, None, *_differentiable_backward(layer, batch_sizes, tensors, grads, mask)
+        if were_changed(ctx):
+            found, _ = _call_forward(layer, batch_sizes, tensors, True)
+            output, *kept = found[0], *found[1 + layer.states :]
         settings = (batch_sizes, layer.cell.program, layer.bidirectional, ctx.kept_states)
         with memory_errors:
-            found = recurrence_ops.backward(
+            gradients = recurrence_ops.backward(
                 grads, layer.split(tensors), output, kept, settings, layer.states, mask
             )
-        return None, None, *found
+        return None, None, *gradients
 
 
 def _differentiable_backward(
@@ -169,16 +187,23 @@ def _differentiable_backward(
 ) -> list[Tensor | None]:
     """Returns the same gradients with a graph of their own: runs the layer again as a loop."""
     # Views, since one operand may be a function of another.
-    operands = [t.view_as(t) for t in tensors]
-    results = _loop(layer, batch_sizes, operands)
-    pairs = [
-        (r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad
-    ]
+    with torch.enable_grad():
+        operands = [t.view_as(t) for t in tensors]
+        results = _loop(layer, batch_sizes, operands)
     wanted = [t for t, is_wanted in zip(operands, mask, strict=True) if is_wanted]
-    found = torch.autograd.grad(
-        [r for r, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True
-    )
-    return list(in_places(found, mask))
+
+    def gradients(*grads: Tensor | None) -> Sequence[Tensor | None]:
+        pairs = [
+            (r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad
+        ]
+        found = torch.autograd.grad(
+            *([r for r, _ in pairs], wanted, [g for _, g in pairs]),
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+        )
+        return in_places(found, mask)
+
+    return list(legacy_vmap(gradients, grads) if is_in_legacy_vmap(grads) else gradients(*grads))
 
 
 def _loop(
