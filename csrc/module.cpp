@@ -66,7 +66,7 @@ py::tuple plan(std::int64_t steps, std::int64_t batch, std::int64_t input_size,
 std::string find_obstacle(const Shape& input, const std::optional<Shape>& hx,
                           const std::vector<Shape>& weights,
                           const std::optional<Shape>& batch_sizes, bool is_step,
-                          std::int64_t num_layers, std::int64_t directions) {
+                          std::int64_t num_layers, std::int64_t directions, std::int64_t gates) {
   const auto traits_of = [](const Shape& s) {
     return rnn_ext::Traits{0, 0, 0, s.size(), s.data()};
   };
@@ -78,10 +78,10 @@ std::string find_obstacle(const Shape& input, const std::optional<Shape>& hx,
     sizes = {batch_sizes->data(), static_cast<std::int64_t>(batch_sizes->size())};
   }
   const rnn_ext::Traits hx_traits = hx ? traits_of(*hx) : rnn_ext::Traits{};
-  const rnn_ext::Obstacle obstacle =
-      rnn_ext::find_obstacle({num_layers, directions, static_cast<std::int64_t>(weights.size())},
-                             layout, true, traits_of(input), hx ? &hx_traits : nullptr, sizes,
-                             [&](std::int64_t i) { return traits_of(weights[i]); });
+  const rnn_ext::Obstacle obstacle = rnn_ext::find_obstacle(
+      {num_layers, directions, static_cast<std::int64_t>(weights.size()), gates}, layout, true,
+      traits_of(input), hx ? &hx_traits : nullptr, sizes,
+      [&](std::int64_t i) { return traits_of(weights[i]); });
   return obstacle == rnn_ext::Obstacle::batch_sizes ? "" : rnn_ext::text_of(obstacle);
 }
 
@@ -138,7 +138,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.attr("source_digest") = source_digest;
   m.def("build_info", &build_info);
   m.def("find_obstacle", &find_obstacle, py::arg("input"), py::arg("hx"), py::arg("weights"),
-        py::arg("batch_sizes"), py::arg("is_step"), py::arg("num_layers"), py::arg("directions"));
+        py::arg("batch_sizes"), py::arg("is_step"), py::arg("num_layers"), py::arg("directions"),
+        py::arg("gates") = 1);
   m.def("program_operations", [] {
     return std::vector<std::string>(rnn_ext::operation_names.begin(),
                                     rnn_ext::operation_names.end());

@@ -21,16 +21,20 @@ from ._core.cells.errors import CellError  # noqa: E402
 from .ctrnn import CTRNN  # noqa: E402
 from .embedding_rnn import EmbeddingRNN  # noqa: E402
 from .info import build_info, explain, release_scratch, uses_openmp  # noqa: E402
-from .modules import RNN, RNNCell  # noqa: E402
+from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell  # noqa: E402
 from .recurrent import Recurrent, RecurrentCell  # noqa: E402
 from .swap import replace_rnn, restore_rnn  # noqa: E402
 
 __all__ = [
     "CTRNN",
+    "GRU",
+    "LSTM",
     "RNN",
     "Cell",
     "CellError",
     "EmbeddingRNN",
+    "GRUCell",
+    "LSTMCell",
     "RNNCell",
     "Recurrent",
     "RecurrentCell",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ._core import dispatch, lookup
 from ._core.call import Call, weight_shapes
+from ._core.kinds import KINDS
 from ._core.torch_private import is_any_autocast_enabled
 
 __all__ = ["embedding_rnn", "embedding_rnn_generate", "rnn", "rnn_cell"]
@@ -109,7 +110,7 @@ def rnn(
         weights=weights,
         batch_sizes=batch_sizes,
         is_step=False,
-        nonlinearity=nonlinearity,
+        kind=KINDS[f"RNN_{nonlinearity.upper()}"],
         num_layers=num_layers,
         bidirectional=bidirectional,
         bias=bias,
@@ -178,7 +179,7 @@ def rnn_cell(
         weights=weights,
         batch_sizes=None,
         is_step=True,
-        nonlinearity=nonlinearity,
+        kind=KINDS[f"RNN_{nonlinearity.upper()}"],
         num_layers=1,
         bidirectional=False,
         bias=b_ih is not None,
@@ -187,7 +188,7 @@ def rnn_cell(
         hidden_size=hidden_size,
         dropout=0.0,
     )
-    h = dispatch.route(call).run()
+    (h,) = dispatch.route(call).run()
     return h if is_batched else h.squeeze(0)
 
 

@@ -11,10 +11,11 @@ from torch.nn.utils.rnn import PackedSequence
 from . import _C
 from ._core import cuda, dispatch, lookup, node
 from ._core.call import Call
+from ._core.cells.cell import Cell
 from ._core.dispatch import Path, Route
+from ._core.modules import Layers, Step
 from ._core.recurrence import loop_reason
 from .embedding_rnn import EmbeddingRNN
-from .modules import RNN, RNNCell
 from .recurrent import Recurrent, RecurrentCell
 
 __all__ = ["build_info", "explain", "release_scratch", "route_of", "uses_openmp"]
@@ -52,19 +53,23 @@ def release_scratch() -> int:
     return _C.release_scratch()
 
 
-def route_of(
-    module: RNN | RNNCell, input: Tensor | PackedSequence, hx: Tensor | None = None
-) -> Route:
-    """Returns the route of ``module(input, hx)``; runs nothing."""
-    return dispatch.route(module._call(input, hx))
+def route_of(module: Layers | Step, input: Tensor | PackedSequence, hx: Any = None) -> Route:
+    """Returns the route of ``module(input, hx)``; runs nothing.
+
+    Raises:
+        ValueError: torch's own module does not take these arguments, or the module's attributes.
+    """
+    call = module._call(input, hx)
+    if call is None:
+        raise ValueError(f"{type(module).__name__} takes no such call")
+    return dispatch.route(call)
 
 
-def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Tensor | None = None) -> str:
+def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Any = None) -> str:
     """Says in one line which path ``module(input, hx)`` takes, and why.
 
     Args:
-        module: an RNN, RNNCell, EmbeddingRNN, Recurrent or RecurrentCell of this package;
-            of any other module it says that it is none of them.
+        module: a module of this package; of any other it says that it is none.
         input, hx: what the module would be called with.
 
     Returns:
@@ -75,18 +80,31 @@ def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Tensor | None
         return _explain_embedding(module, input, hx)
     if isinstance(module, (Recurrent, RecurrentCell)):
         return _explain_recurrent(module, input)
-    if not isinstance(module, (RNN, RNNCell)):
+    if not isinstance(module, (Layers, Step)):
         return f"{type(module).__name__} is not an rnn_ext module: this package takes no part"
-    route = route_of(module, input, hx)
+    if isinstance(module, Layers) and module._own_check:
+        return f"torch's own op: {module._own_check} was overridden"
+    if isinstance(module, Layers) and module.proj_size:
+        return "torch's own op: proj_size is not 0"
+    call = module._call(input, hx)
+    if call is None:
+        return "torch's own op: an argument, or an attribute of the module, does not fit"
+    route = dispatch.route(call)
     if route.path is Path.TORCH:
         return f"torch's own op: {route.reason}"
-    if isinstance(module, RNN) and not module._fits(route):
+    if isinstance(module, Layers) and not module._fits(route):
         return "torch's own op: an attribute of the module does not fit the call"
-    if route.path in (Path.LOOP, Path.ONNX):
-        return route.path.value
-    call = route.call
-    kernels = (_cuda_kernels if call.input.is_cuda else _cpu_kernels)(call)
     reason = f" ({route.reason})" if route.reason else ""
+    if route.path in (Path.LOOP, Path.ONNX):
+        return f"{route.path.value}{reason}"
+    call = route.call
+    if call.kind.cell is not None:
+        kernels = _program_kernels(call.kind.cell, call.input.dtype, call.hidden_size)
+        return (
+            f"{kernels}{_stack(call.num_layers)}; {route.path.value}{reason}; "
+            "second derivatives as a loop"
+        )
+    kernels = (_cuda_kernels if call.input.is_cuda else _cpu_kernels)(call)
     return f"{kernels}{_stack(call.num_layers)}; {route.path.value}{reason}"
 
 
@@ -116,10 +134,14 @@ def _explain_recurrent(module: Recurrent | RecurrentCell, input: Tensor | Packed
     if reason:
         return f"a loop of torch operations: {reason}"
     layers = module.num_layers if isinstance(module, Recurrent) else 1
-    cell = module.cell
+    kernels = _program_kernels(module.cell, data.dtype, module.hidden_size)
+    return f"{kernels}{_stack(layers)}; second derivatives as a loop"
+
+
+def _program_kernels(cell: Cell, dtype: torch.dtype, hidden_size: int) -> str:
     return (
-        f"rnn_ext CPU kernels, {_C.isa()}, {str(data.dtype)[6:]}: program of cell {cell.name!r}, "
-        f"{cell.gates} x {module.hidden_size} columns{_stack(layers)}; second derivatives as a loop"
+        f"rnn_ext CPU kernels, {_C.isa()}, {str(dtype)[6:]}: program of cell {cell.name!r}, "
+        f"{cell.gates} x {hidden_size} columns"
     )
 
 

@@ -1,83 +1,21 @@
-"""``RNN`` and ``RNNCell``: what stands where ``torch.nn.RNN`` and ``torch.nn.RNNCell`` stood."""
+"""Drop-ins for ``torch.nn.RNN``, ``GRU``, ``LSTM`` and their cells."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NoReturn, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
-from torch.fx.proxy import Proxy, TraceError
 from torch.nn.utils.rnn import PackedSequence
 
-from ._core import dispatch, node
-from ._core.call import Call
-from ._core.torch_private import (
-    CHECKS_OF_FORWARD,
-    flat_weights,
-    is_any_autocast_enabled,
-    is_tracing,
-    preserve_version,
-    read_parameters,
-    remember_weight,
-)
+from ._core import node
+from ._core.kinds import KINDS, Kind
+from ._core.modules import Layers, Step
 
-__all__ = ["RNN", "RNNCell"]
-
-_NONLINEARITIES = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
-_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 
-def _fx_node(module: nn.Module, input: Any, hx: Any) -> Any:
-    """Records the call as one node of a torch.fx graph, as fx does for torch's own modules."""
-    name = type(module).__name__
-    if getattr(module.forward, "__func__", None) not in (RNN.forward, RNNCell.forward):
-        # A subclass calls this from its own forward, and the node would drop the rest of that.
-        raise TraceError(f"torch.fx cannot look into the forward of {name}: trace it as a leaf")
-    tracer: Any = (input if isinstance(input, Proxy) else hx).tracer
-    if tracer.root is module:
-        raise TraceError(f"torch.fx records {name} as one node: trace the model that calls it")
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, hx), {})
-
-
-def _to_batch_first(output: Tensor) -> Tensor:
-    """Returns the output as ``(B, T, ·)``; no view of it in eager mode, as from nn.RNN."""
-    if type(output) is not Tensor or dispatch.is_watched():
-        return output.transpose(0, 1)
-    with preserve_version(output):
-        return output.transpose_(0, 1)
-
-
-def _refuse_script(module: nn.Module) -> NoReturn:
-    raise NotImplementedError(
-        f"torch.jit.script cannot compile {type(module).__name__}: call rnn_ext.restore_rnn(model) "
-        "before it, which makes torch's own modules of ours, or use torch.jit.trace or torch.export"
-    )
-
-
-class _RefusesOpacusHooks:
-    """Where Opacus keeps the function that computes a layer's per-sample gradients.
-
-    Opacus calls a copy of the layer with its first input, and expects one result. The gradients of
-    a cell, which would run without hx, would be wrong without an error.
-    """
-
-    def __get__(self, module: Any, owner: Any) -> Callable[..., NoReturn]:
-        return partial(self.__set__, module)
-
-    def __set__(self, module: Any, *_: Any) -> NoReturn:
-        raise NotImplementedError(
-            "Opacus loses hx and h_n in this grad_sample_mode: use 'ew', which takes an RNN, "
-            "or 'no_op' with per-sample gradients from torch.func"
-        )
-
-    def __delete__(self, module: Any) -> None:
-        pass
-
-
-class RNN(nn.RNNBase):
+class RNN(Layers):
     r"""A multi-layer Elman RNN (Elman, 1990), the whole sequence in one call.
 
     Each layer computes, for each time step t,
@@ -183,115 +121,210 @@ class RNN(nn.RNNBase):
         self.nonlinearity = nonlinearity
         super().__init__("RNN_TANH" if nonlinearity == "tanh" else "RNN_RELU", *args, **kwargs)
 
-    # What torch.jit.script asks a module for first.
-    __prepare_scriptable__ = _refuse_script
-    ft_compute_sample_grad = _RefusesOpacusHooks()
-
-    # A method that nn.RNN's forward calls and that this class or module has of its own.
-    _own_check = ""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        for name in CHECKS_OF_FORWARD:
-            if getattr(cls, name) is not getattr(nn.RNNBase, name):
-                cls._own_check = name
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        remember_weight(self, name, value)
-        if name in CHECKS_OF_FORWARD:
-            self._own_check = name
+    _torchs = nn.RNN
+    _is_quantizable = False
 
     def flatten_parameters(self) -> None:
         """Does nothing: the weights stay where they are."""
+
+    def _kind(self) -> Kind | None:
+        # Not `nonlinearity`: nn.RNN ignores a later change of that, and old pickles lack it.
+        return KINDS[self.mode] if self.mode in ("RNN_TANH", "RNN_RELU") else None
 
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the layers; see the class for the shapes."""
-        if self._own_check:
-            return self._forward_of_torch(input, hx)
-        if not torch.compiler.is_compiling():
+        if not self._own_check and not torch.compiler.is_compiling():
             result = node.run_rnn(self, input, hx)
             if result is not None:
                 return result
-        if isinstance(input, Proxy) or isinstance(hx, Proxy):
-            return _fx_node(self, input, hx)
-        if not isinstance(input, PackedSequence):
-            dims = input.dim()
-            if dims not in (2, 3) or (hx is not None and hx.dim() != dims):
-                return self._forward_of_torch(input, hx)
-        route = dispatch.route(self._call(input, hx))
-        if not self._fits(route):
-            return self._forward_of_torch(input, hx)
-        output, h_n = route.run()
-        if isinstance(input, PackedSequence):
-            _, batch_sizes, sorted_indices, unsorted_indices = input
-            output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
-            return output, self.permute_hidden(h_n, unsorted_indices)
-        if input.dim() == 2:
-            return output.squeeze(1), h_n.squeeze(1)
-        return (_to_batch_first(output) if self.batch_first else output), h_n
-
-    _read_weights = flat_weights
-
-    def _call(self, input: Tensor | PackedSequence, hx: Tensor | None) -> Call:
-        """Returns the call that ``forward`` makes, time-major or packed."""
-        batch_sizes = None
-        if isinstance(input, PackedSequence):
-            input, batch_sizes, sorted_indices, _ = input
-            if hx is None:
-                states = self.num_layers * (2 if self.bidirectional else 1)
-                batch: Any = batch_sizes[0]
-                # torch.jit.trace would record an int as the batch of all later calls.
-                if torch.compiler.is_compiling() and sorted_indices is not None:
-                    batch = sorted_indices.size(0)  # an int would break the graph
-                elif torch.compiler.is_compiling() or not is_tracing():
-                    batch = int(batch)
-                hx = input.new_zeros(states, batch, self.hidden_size)
-            else:
-                hx = self.permute_hidden(hx, sorted_indices)
-        elif input.dim() == 2:
-            input = input.unsqueeze(1)
-            hx = None if hx is None else hx.unsqueeze(1)
-        elif self.batch_first:
-            input = input.transpose(0, 1)
-        # Not `nonlinearity`: nn.RNN ignores a later change of that, and old pickles lack it.
-        nonlinearity = _NONLINEARITIES.get(self.mode, "")
-        return Call(
-            *(input, hx, self._read_weights(), batch_sizes, False, nonlinearity),
-            *(self.num_layers, self.bidirectional, self.bias, self.training),
-            *(self.input_size, self.hidden_size, self.dropout),
-        )
-
-    def _fits(self, route: dispatch.Route) -> bool:
-        """Whether the checks of ``RNNBase`` and of torch's op let the call pass."""
-        call = route.call
-        if not call.nonlinearity or self.proj_size:
-            return False
-        if call.batch_sizes is None and type(self.batch_first) is not bool:
-            return False
-        if route.path is dispatch.Path.NODE:
-            return True  # the node has compared all of this
-        input, hx, batch_sizes = call.input, call.hx, call.batch_sizes
-        if batch_sizes is not None and input.dim() != 2:
-            return False
-        if input.dtype != call.weights[0].dtype and not is_any_autocast_enabled():
-            return False
-        # A graph cannot depend on the lengths; the op compares them.
-        is_recorded = hx is not None and (torch.compiler.is_compiling() or is_tracing())
-        batch = call.batch_size if batch_sizes is None or is_recorded else int(batch_sizes[0])
-        return input.size(-1) == self.input_size and (
-            hx is None or hx.shape == (call.states, batch, self.hidden_size)
-        )
-
-    def _forward_of_torch(self, input: Any, hx: Tensor | None) -> Any:
-        """Runs ``nn.RNN``'s own forward, which refuses what does not fit in its release's words."""
-        forward: Any = nn.RNN.forward
-        return forward(self, input, hx)
+        found: tuple[Tensor | PackedSequence, Tensor] = super().forward(input, hx)
+        return found
 
 
-class RNNCell(nn.RNNCellBase):
+class GRU(Layers):
+    r"""A multi-layer gated recurrent unit (Cho et al., 2014), the whole sequence in one call.
+
+    Each layer computes, for each time step t, with the reset after the product, as torch does,
+
+    .. math::
+        \begin{aligned}
+        r_t &= \sigma(W_{ir} x_t + b_{ir} + W_{hr} h_{t-1} + b_{hr}) \\
+        z_t &= \sigma(W_{iz} x_t + b_{iz} + W_{hz} h_{t-1} + b_{hz}) \\
+        n_t &= \tanh(W_{in} x_t + b_{in} + r_t \circ (W_{hn} h_{t-1} + b_{hn})) \\
+        h_t &= (1 - z_t) \circ n_t + z_t \circ h_{t-1}
+        \end{aligned}
+
+    where :math:`x_t` is the input or the output of the layer below. Constructor, parameters, their
+    initialization (the same draws for the same seed), ``state_dict``, results, errors and warnings
+    are those of :class:`torch.nn.GRU`.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device,
+            dtype: as in :class:`RNN`.
+
+    Inputs: input, hx
+        As in :class:`RNN`.
+
+    Outputs: output, h_n
+        As in :class:`RNN`.
+
+    Attributes:
+        weight_ih_l[k], weight_hh_l[k], bias_ih_l[k], bias_hh_l[k]: the parameters of layer k, of
+            shapes ``(3·H, I)`` (above the first layer ``(3·H, D·H)``), ``(3·H, H)``, ``(3·H,)``,
+            ``(3·H,)``, those of r, z and n one after the other; those of the reverse direction end
+            in ``_reverse``. All start from :math:`\mathcal{U}(-\sqrt{1/H}, \sqrt{1/H})`.
+
+    Raises:
+        RuntimeError, ValueError: as :class:`torch.nn.GRU` does, in its words.
+        torch.OutOfMemoryError: no memory for the result.
+
+    .. note::
+        float32, float64, bfloat16 and float16 on the CPU run on this package's kernels; every
+        other dtype and device, CUDA among them, runs on torch's own op. ``torch.func`` transforms,
+        forward-mode AD and second derivatives run as a loop of torch operations.
+        :func:`rnn_ext.explain` says which way a call goes.
+
+    .. note::
+        Results are the same bits for every number of threads, and a batch row's result does not
+        depend on the other rows, on padding or on packing.
+
+    .. note::
+        ``isinstance(module, torch.nn.GRU)`` is False, ``isinstance(module, torch.nn.RNNBase)`` is
+        True.
+
+    Example::
+
+        >>> gru = rnn_ext.GRU(10, 20, num_layers=2)
+        >>> output, h_n = gru(torch.randn(5, 3, 10), torch.randn(2, 3, 20))
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
+    """
+
+    _torchs = nn.GRU
+
+    @overload
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if "proj_size" in kwargs:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        super().__init__("GRU", *args, **kwargs)
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Runs the layers; see the class for the shapes."""
+        found: tuple[Tensor | PackedSequence, Tensor] = super().forward(input, hx)
+        return found
+
+
+class LSTM(Layers):
+    r"""A multi-layer long short-term memory (Hochreiter and Schmidhuber, 1997), in one call.
+
+    Each layer computes, for each time step t,
+
+    .. math::
+        \begin{aligned}
+        i_t &= \sigma(W_{ii} x_t + b_{ii} + W_{hi} h_{t-1} + b_{hi}) \\
+        f_t &= \sigma(W_{if} x_t + b_{if} + W_{hf} h_{t-1} + b_{hf}) \\
+        g_t &= \tanh(W_{ig} x_t + b_{ig} + W_{hg} h_{t-1} + b_{hg}) \\
+        o_t &= \sigma(W_{io} x_t + b_{io} + W_{ho} h_{t-1} + b_{ho}) \\
+        c_t &= f_t \circ c_{t-1} + i_t \circ g_t \\
+        h_t &= o_t \circ \tanh(c_t)
+        \end{aligned}
+
+    where :math:`x_t` is the input or the output of the layer below. Constructor, parameters, their
+    initialization (the same draws for the same seed), ``state_dict``, results, errors and warnings
+    are those of :class:`torch.nn.LSTM`.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device,
+            dtype: as in :class:`RNN`.
+        proj_size: size of a projection of h; other than 0 runs on torch's own op. Default: 0
+
+    Inputs: input, hx
+        * **input**: as in :class:`RNN`.
+        * **hx**: a tuple of the initial h and c, each as hx in :class:`RNN`. Default: zeros
+
+    Outputs: output, (h_n, c_n)
+        * **output**: h of the last layer at all steps, as in :class:`RNN`.
+        * **h_n**, **c_n**: final h and c of every layer and direction, shaped like those of ``hx``.
+
+    Attributes:
+        weight_ih_l[k], weight_hh_l[k], bias_ih_l[k], bias_hh_l[k]: the parameters of layer k, of
+            shapes ``(4·H, I)`` (above the first layer ``(4·H, D·H)``), ``(4·H, H)``, ``(4·H,)``,
+            ``(4·H,)``, those of i, f, g and o one after the other; those of the reverse direction
+            end in ``_reverse``. All start from :math:`\mathcal{U}(-\sqrt{1/H}, \sqrt{1/H})`.
+
+    Raises:
+        RuntimeError, ValueError: as :class:`torch.nn.LSTM` does, in its words.
+        torch.OutOfMemoryError: no memory for the result.
+
+    .. note::
+        What :class:`GRU` says of dtypes, devices, derivatives, bits and ``isinstance`` is true of
+        LSTM.
+
+    Example::
+
+        >>> lstm = rnn_ext.LSTM(10, 20, num_layers=2)
+        >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 10))
+        >>> output.shape, h_n.shape, c_n.shape
+        (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]), torch.Size([2, 3, 20]))
+    """
+
+    _torchs = nn.LSTM
+
+    # What nn.LSTM's forward calls of itself and nn.RNNBase does otherwise, or not at all.
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
+
+    @overload
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__("LSTM", *args, **kwargs)
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        """Runs the layers; see the class for the shapes."""
+        found: tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]] = super().forward(input, hx)
+        return found
+
+
+class RNNCell(Step):
     r"""One step of an Elman RNN, with the interface of :class:`torch.nn.RNNCell`.
 
     .. math::
@@ -321,8 +354,7 @@ class RNNCell(nn.RNNCellBase):
 
     __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]  # noqa: RUF012
     nonlinearity: str
-    __prepare_scriptable__ = _refuse_script
-    ft_compute_sample_grad = _RefusesOpacusHooks()
+    _torchs = nn.RNNCell
 
     def __init__(
         self,
@@ -336,14 +368,9 @@ class RNNCell(nn.RNNCellBase):
         super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
         self.nonlinearity = nonlinearity
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name == "qconfig":  # set in every module by torch.ao.quantization
-            warnings.warn(
-                f"torch.ao.quantization leaves {type(self).__name__} as it is: call "
-                "rnn_ext.restore_rnn(model) before it to quantize the cell",
-                stacklevel=2,
-            )
+    def _kind(self) -> Kind | None:
+        name = self.nonlinearity
+        return KINDS[f"RNN_{name.upper()}"] if name in ("tanh", "relu") else None
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Returns the next state; see the class for the shapes."""
@@ -351,28 +378,86 @@ class RNNCell(nn.RNNCellBase):
             result = node.run_cell(self, input, hx)
             if result is not None:
                 return result
-        if isinstance(input, Proxy) or isinstance(hx, Proxy):
-            return _fx_node(self, input, hx)
-        if (
-            input.dim() not in (1, 2)
-            or (hx is not None and hx.dim() not in (1, 2))
-            or self.nonlinearity not in ("tanh", "relu")
-        ):
-            forward: Any = nn.RNNCell.forward
-            return forward(self, input, hx)  # which refuses it, in the words of its release
-        h = dispatch.route(self._call(input, hx)).run()
-        return h if input.dim() == 2 else h.squeeze(0)
+        state: Tensor = super().forward(input, hx)
+        return state
 
-    def _call(self, input: Any, hx: Tensor | None) -> Call:
-        """Returns the call that ``forward`` makes, on a batch."""
-        if input.dim() == 1:
-            input = input.unsqueeze(0)
-            hx = None if hx is None else hx.unsqueeze(0)
-        weights = read_parameters(self, _CELL_WEIGHTS)
-        if weights[2] is None and weights[3] is None:
-            del weights[2:]
-        return Call(
-            *(input, hx, weights, None, True, self.nonlinearity),
-            *(1, False, len(weights) == 4, True),
-            *(self.input_size, self.hidden_size, 0.0),
-        )
+
+class GRUCell(Step):
+    r"""One step of a :class:`GRU`, with the interface of :class:`torch.nn.GRUCell`.
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: as in :class:`RNNCell`.
+
+    Inputs: input, hx
+        As in :class:`RNNCell`.
+
+    Output:
+        The next state, shaped like ``hx``.
+
+    Attributes:
+        weight_ih, weight_hh, bias_ih, bias_hh: of shapes ``(3·H, I)``, ``(3·H, H)``, ``(3·H,)``,
+            ``(3·H,)``, for r, z and n; all start from
+            :math:`\mathcal{U}(-\sqrt{1/H}, \sqrt{1/H})`.
+
+    Raises:
+        RuntimeError, ValueError: as :class:`torch.nn.GRUCell` does, in its words.
+    """
+
+    _torchs = nn.GRUCell
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Returns the next state; see the class for the shapes."""
+        state: Tensor = super().forward(input, hx)
+        return state
+
+
+class LSTMCell(Step):
+    r"""One step of an :class:`LSTM`, with the interface of :class:`torch.nn.LSTMCell`.
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: as in :class:`RNNCell`.
+
+    Inputs: input, hx
+        * **input**: as in :class:`RNNCell`.
+        * **hx**: a tuple of h and c, each as hx in :class:`RNNCell`. Default: zeros
+
+    Output:
+        A tuple of the next h and c.
+
+    Attributes:
+        weight_ih, weight_hh, bias_ih, bias_hh: of shapes ``(4·H, I)``, ``(4·H, H)``, ``(4·H,)``,
+            ``(4·H,)``, for i, f, g and o; all start from
+            :math:`\mathcal{U}(-\sqrt{1/H}, \sqrt{1/H})`.
+
+    Raises:
+        RuntimeError, ValueError: as :class:`torch.nn.LSTMCell` does, in its words.
+    """
+
+    _torchs = nn.LSTMCell
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the next h and c; see the class for the shapes."""
+        states: tuple[Tensor, Tensor] = super().forward(input, hx)
+        return states

@@ -1,4 +1,4 @@
-"""Exports a layer as the ONNX operator ``RNN``, for ``torch.onnx.export(..., dynamo=True)``.
+"""Exports a layer as ONNX's ``RNN``, ``GRU`` or ``LSTM``, for ``torch.onnx.export(dynamo=True)``.
 
 To export a model, nothing from this module is needed: its layers add the operator to the graph. An
 existing :class:`~torch.export.ExportedProgram` contains this package's op instead; pass
@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["rnn_layer", "translation_table"]
+__all__ = ["gated_layer", "rnn_layer", "translation_table"]
+
+# For each of ONNX's gates, which of torch's it is: z, r, h and i, o, f, c.
+_GATES = {"GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -50,12 +53,24 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         ]
         w_ih, w_hh, *biases = stacked
         bias = op.Concat(*biases, axis=1) if biases else None
-        attributes = _attributes(nonlinearity, bidirectional, weights[1].shape[0])
-        output, h_n = op.RNN(input, w_ih, w_hh, bias, None, hx, **attributes)
+        output, h_n = op.RNN(
+            *(input, w_ih, w_hh, bias, None, hx),
+            activations=[nonlinearity.capitalize()] * (2 if bidirectional else 1),
+            **_attributes(bidirectional, weights[1].shape[0]),
+        )
         # (T, D, B, H) to (T, B, D·H); zeros are sizes to keep.
         return op.Reshape(op.Transpose(output, perm=[0, 2, 1, 3]), [0, 0, -1]), h_n
 
-    return {torch.ops.rnn_ext.rnn_forward.default: rnn_forward}
+    def recurrence_forward(*_: Any) -> Any:
+        raise NotImplementedError(
+            "an ExportedProgram holds GRU, LSTM and other cells as programs that ONNX does not "
+            "know: give torch.onnx.export the model itself, whose GRU and LSTM become operators"
+        )
+
+    return {
+        torch.ops.rnn_ext.rnn_forward.default: rnn_forward,
+        torch.ops.rnn_ext.recurrence_forward.default: recurrence_forward,
+    }
 
 
 def rnn_layer(
@@ -68,18 +83,54 @@ def rnn_layer(
 ) -> tuple[Tensor, Tensor]:
     """Adds the operator for ``torch.ops.rnn_ext.rnn_forward`` to the graph; never packed."""
     assert batch_sizes is None
+    attributes = {"activations": [nonlinearity.capitalize()] * (2 if bidirectional else 1)}
+    return _record("RNN", input, [hx], 1, weights, bidirectional, attributes)
+
+
+def gated_layer(
+    kind: str,
+    input: Tensor,
+    initial: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bidirectional: bool,
+) -> tuple[Tensor, ...]:
+    """The same for a layer of the kind ``"GRU"`` or ``"LSTM"``: output and final states."""
+    order = _GATES[kind]
+    states = 2 if kind == "LSTM" else 1
+    weights = [_reordered(w, order) for w in weights]
+    attributes = {"linear_before_reset": 1} if kind == "GRU" else {}
+    return _record(
+        kind, input, initial or [None] * states, states, weights, bidirectional, attributes
+    )
+
+
+def _reordered(weight: Tensor, order: Sequence[int]) -> Tensor:
+    gates = weight.chunk(len(order))
+    return torch.cat([gates[i] for i in order])
+
+
+def _record(
+    kind: str,
+    input: Tensor,
+    initial: Sequence[Tensor | None],
+    states: int,
+    weights: Sequence[Tensor],
+    bidirectional: bool,
+    attributes: dict[str, Any],
+) -> tuple[Any, ...]:
     w_ih, w_hh, *biases = (torch.stack(group) for group in _by_parameter(weights, bidirectional))
     steps, batch = input.shape[:2]
-    directions, hidden_size, _ = w_hh.shape
-    output, h_n = torch.onnx.ops.symbolic_multi_out(
-        "RNN",
-        [input, w_ih, w_hh, torch.cat(biases, 1) if biases else None, None, hx],
-        _attributes(nonlinearity, bidirectional, hidden_size),
-        dtypes=(input.dtype, input.dtype),
-        shapes=((steps, directions, batch, hidden_size), (directions, batch, hidden_size)),
-        version=14,  # the oldest with this definition
+    directions, _, hidden_size = w_hh.shape
+    final = (directions, batch, hidden_size)
+    output, *finals = torch.onnx.ops.symbolic_multi_out(
+        kind,
+        [input, w_ih, w_hh, torch.cat(biases, 1) if biases else None, None, *initial],
+        attributes | _attributes(bidirectional, hidden_size),
+        dtypes=(input.dtype,) * (1 + states),
+        shapes=((steps, directions, batch, hidden_size), *(final,) * states),
+        version=14,  # the oldest with these definitions
     )
-    return output.transpose(1, 2).flatten(2), h_n
+    return output.transpose(1, 2).flatten(2), *finals
 
 
 def _by_parameter(weights: Sequence[Any], bidirectional: bool) -> list[list[Any]]:
@@ -88,9 +139,8 @@ def _by_parameter(weights: Sequence[Any], bidirectional: bool) -> list[list[Any]
     return [list(weights[index::count]) for index in range(count)]
 
 
-def _attributes(nonlinearity: str, bidirectional: bool, hidden_size: int) -> dict[str, Any]:
+def _attributes(bidirectional: bool, hidden_size: int) -> dict[str, Any]:
     return {
-        "activations": [nonlinearity.capitalize()] * (2 if bidirectional else 1),
         "direction": "bidirectional" if bidirectional else "forward",
         "hidden_size": hidden_size,
     }

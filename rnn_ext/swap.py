@@ -15,20 +15,24 @@ from ._core.torch_private import (
     compiled_wrapper_type,
     refresh_flat_weights,
 )
-from .modules import RNN, RNNCell
+from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
 __all__ = ["replace_rnn", "restore_rnn"]
 
 M = TypeVar("M", bound=nn.Module)
 Classes = Mapping[type, type]
 
-_OURS: Classes = {nn.RNN: RNN, nn.RNNCell: RNNCell}
+_OURS: Classes = {
+    nn.RNN: RNN,
+    nn.GRU: GRU,
+    nn.LSTM: LSTM,
+    nn.RNNCell: RNNCell,
+    nn.GRUCell: GRUCell,
+    nn.LSTMCell: LSTMCell,
+}
 _THEIRS: Classes = {ours: theirs for theirs, ours in _OURS.items()}
-_NAMES = {
-    nn.RNN: "torch.nn.RNN",
-    nn.RNNCell: "torch.nn.RNNCell",
-    RNN: "rnn_ext.RNN",
-    RNNCell: "rnn_ext.RNNCell",
+_NAMES: Mapping[type, str] = {theirs: f"torch.nn.{theirs.__name__}" for theirs in _OURS} | {
+    ours: f"rnn_ext.{ours.__name__}" for ours in _THEIRS
 }
 
 # Where torch derives a class for one module (or for one kind) from the class that it had.
@@ -41,17 +45,17 @@ _logger = logging.getLogger("rnn_ext")
 
 
 def replace_rnn(model: M, *, report: bool = False) -> M:
-    """Turns every ``nn.RNN`` and ``nn.RNNCell`` in a model into ours, in place.
+    """Turns every RNN, GRU, LSTM of ``torch.nn`` and their cells in a model into ours, in place.
 
     Only the class of these modules changes. The module objects stay, with their parameters (an
     optimizer made before goes on training them), parametrizations, hooks, buffers and training
-    mode, and so does every reference to them. ``isinstance(m, nn.RNN)`` is False afterwards. An
-    ``init`` function that asks for ``nn.RNN`` then skips them in ``model.apply(init)``, without an
+    mode, and so does every reference to them. ``isinstance(m, nn.LSTM)`` is False afterwards. An
+    ``init`` function that asks for ``nn.LSTM`` then skips them in ``model.apply(init)``, without an
     error: apply it before the swap, or ask for ``nn.RNNBase``, which is right before and after.
 
-    Left alone are subclasses of the two, modules whose ``forward`` (or a method that it calls) was
-    replaced on the instance, TorchScript, whatever a ``torch.compile`` wrapper holds, and modules
-    in a plain list, tuple or dict, which torch does not count as parts of the model.
+    Left alone are subclasses of torch's modules, modules whose ``forward`` (or a method that it
+    calls) was replaced on the instance, TorchScript, whatever a ``torch.compile`` wrapper holds,
+    and modules in a plain list, tuple or dict, which torch does not count as parts of the model.
 
     Args:
         model: any module; it may be an RNN itself.
@@ -74,7 +78,7 @@ def replace_rnn(model: M, *, report: bool = False) -> M:
 
 
 def restore_rnn(model: M, *, report: bool = False) -> M:
-    """Turns every :class:`rnn_ext.RNN` and :class:`rnn_ext.RNNCell` in a model into torch's.
+    """Turns every RNN, GRU, LSTM of this package and their cells in a model into torch's.
 
     The inverse of :func:`replace_rnn`, also for modules that were ours from the start; arguments,
     result and errors are the same.
@@ -87,8 +91,13 @@ def _swap(model: M, classes: Classes, report: bool) -> M:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     lines = list(_swap_each(model, classes))
     if not lines:
-        names = " or ".join(_NAMES[cls] for cls in classes)
-        lines = [(logging.INFO, f"{type(model).__name__}: there is no {names} in it")]
+        *names, last = (_NAMES[cls] for cls in classes)
+        lines = [
+            (
+                logging.INFO,
+                f"{type(model).__name__}: there is no {', '.join(names)} or {last} in it",
+            )
+        ]
     for level, line in lines:
         if report:
             print(line)

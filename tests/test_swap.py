@@ -18,19 +18,22 @@ DOUBLE = torch.float64
 
 
 class Net(nn.Module):
-    """A stack, a cell in a container, and other recurrent layers."""
+    """A stack, a cell in a container, and layers and cells of other kinds."""
 
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.RNN(3, 4, 2, bidirectional=True, dtype=DOUBLE)
         self.decoder = nn.ModuleDict({"cell": nn.RNNCell(8, 4, dtype=DOUBLE)})
         self.gru = nn.GRU(4, 4, dtype=DOUBLE)
-        self.lstm = nn.LSTMCell(4, 4, dtype=DOUBLE)
+        self.lstm = nn.LSTM(4, 4, 2, dtype=DOUBLE)
+        self.gru_cell = nn.GRUCell(4, 4, dtype=DOUBLE)
+        self.lstm_cell = nn.LSTMCell(4, 4, dtype=DOUBLE)
 
     def forward(self, x: Tensor) -> Tensor:
         output, _ = self.encoder(x)
         h = torch.stack([self.decoder["cell"](step) for step in output])
-        return self.lstm(self.gru(h)[0][-1])[0]
+        h, (_, c_n) = self.lstm(self.gru(h)[0])
+        return self.lstm_cell(self.gru_cell(h[-1]) + c_n[-1])[0]
 
 
 @pytest.fixture
@@ -63,10 +66,10 @@ def test_every_rnn_and_cell_is_swapped_in_place_and_back(x: Tensor) -> None:
     expected = trained(model, x)
 
     assert rnn_ext.replace_rnn(model) is model
-    assert type(model.encoder) is rnn_ext.RNN
-    assert type(model.decoder["cell"]) is rnn_ext.RNNCell
-    assert type(model.gru) is nn.GRU
-    assert type(model.lstm) is nn.LSTMCell
+    kinds = {name: type(m).__name__ for name, m in before.items() if hasattr(m, "hidden_size")}
+    assert len(kinds) == 6
+    for name, kind in kinds.items():
+        assert type(model.get_submodule(name)) is getattr(rnn_ext, kind)
     assert_close_fp64(trained(model, x), expected)
 
     def unchanged() -> bool:
@@ -80,14 +83,15 @@ def test_every_rnn_and_cell_is_swapped_in_place_and_back(x: Tensor) -> None:
 
     assert unchanged()
     assert rnn_ext.restore_rnn(model) is model
-    assert type(model.encoder) is nn.RNN
-    assert type(model.decoder["cell"]) is nn.RNNCell
+    for name, kind in kinds.items():
+        assert type(model.get_submodule(name)) is getattr(nn, kind)
     assert unchanged()
     assert_same_bits(trained(model, x), expected)
 
 
-@pytest.mark.parametrize(("theirs", "ours"), [(nn.RNN, rnn_ext.RNN), (nn.RNNCell, rnn_ext.RNNCell)])
-def test_the_root_itself_is_swapped(theirs: type[nn.Module], ours: type[nn.Module]) -> None:
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"])
+def test_the_root_itself_is_swapped(kind: str) -> None:
+    theirs, ours = getattr(nn, kind), getattr(rnn_ext, kind)
     module = theirs(3, 4)
     assert rnn_ext.replace_rnn(module) is module
     assert type(module) is ours
@@ -285,12 +289,14 @@ def test_restoring_calls_torchs_flatten_parameters(monkeypatch: pytest.MonkeyPat
         (
             rnn_ext.replace_rnn,
             lambda: nn.Linear(3, 4),
-            "Linear: there is no torch.nn.RNN or torch.nn.RNNCell in it",
+            "Linear: there is no torch.nn.RNN, torch.nn.GRU, torch.nn.LSTM, torch.nn.RNNCell, "
+            "torch.nn.GRUCell or torch.nn.LSTMCell in it",
         ),
         (
             rnn_ext.restore_rnn,
             lambda: nn.Linear(3, 4),
-            "Linear: there is no rnn_ext.RNN or rnn_ext.RNNCell in it",
+            "Linear: there is no rnn_ext.RNN, rnn_ext.GRU, rnn_ext.LSTM, rnn_ext.RNNCell, "
+            "rnn_ext.GRUCell or rnn_ext.LSTMCell in it",
         ),
     ],
 )
@@ -432,6 +438,10 @@ def test_a_line_names_the_module_and_both_classes(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.splitlines() == [
         "encoder: torch.nn.RNN is now rnn_ext.RNN",
         "decoder.cell: torch.nn.RNNCell is now rnn_ext.RNNCell",
+        "gru: torch.nn.GRU is now rnn_ext.GRU",
+        "lstm: torch.nn.LSTM is now rnn_ext.LSTM",
+        "gru_cell: torch.nn.GRUCell is now rnn_ext.GRUCell",
+        "lstm_cell: torch.nn.LSTMCell is now rnn_ext.LSTMCell",
         "RNNCell: torch.nn.RNNCell is now rnn_ext.RNNCell",
     ]
 

@@ -74,6 +74,7 @@ struct Stack {
   std::int64_t layers = 1;
   std::int64_t directions = 1;
   std::int64_t weights = 0;  // of all layers
+  std::int64_t gates = 1;    // blocks of hidden_size rows in each weight
 
   std::int64_t per_direction() const { return weights / (layers * directions); }
   bool is_complete() const {
@@ -140,13 +141,15 @@ Obstacle find_obstacle(const Stack& stack, Layout layout, bool has_kernels, cons
   if (weight_hh.dim != 2) {
     return Obstacle::weight_shape;
   }
-  const std::int64_t hidden_size = weight_hh.sizes[0];
+  const std::int64_t hidden_size = weight_hh.sizes[1];
   std::int64_t features = input.sizes[input.dim - 1];
   const double rows = static_cast<double>(input.sizes[0]) *
                       (layout == Layout::sequence ? static_cast<double>(input.sizes[1]) : 1);
-  if (!is_addressable(rows, 2 * static_cast<double>(hidden_size), static_cast<double>(features))) {
+  const double columns = static_cast<double>(stack.gates) * static_cast<double>(hidden_size);
+  if (!is_addressable(rows, 2 * columns, static_cast<double>(features))) {
     return Obstacle::too_large;
   }
+  const std::int64_t gate_rows = stack.gates * hidden_size;
   std::int64_t i = 0;
   for (std::int64_t layer = 0; layer < stack.layers; ++layer) {
     for (std::int64_t direction = 0; direction < stack.directions; ++direction) {
@@ -155,9 +158,9 @@ Obstacle find_obstacle(const Stack& stack, Layout layout, bool has_kernels, cons
         if (!w.matches(input)) {
           return Obstacle::weight_kind;
         }
-        if (!(place == 0   ? w.has_sizes(hidden_size, features)
-              : place == 1 ? w.has_sizes(hidden_size, hidden_size)
-                           : w.has_sizes(hidden_size))) {
+        if (!(place == 0   ? w.has_sizes(gate_rows, features)
+              : place == 1 ? w.has_sizes(gate_rows, hidden_size)
+                           : w.has_sizes(gate_rows))) {
           return Obstacle::weight_shape;
         }
       }

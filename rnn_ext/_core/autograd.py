@@ -20,7 +20,15 @@ from .torch_private import (
 )
 from .vectorize import is_in_legacy_vmap
 
-__all__ = ["higher_order_backward", "memory_errors", "rnn_cell", "rnn_layer"]
+__all__ = [
+    "higher_order_backward",
+    "is_differentiated",
+    "keep_unchanged",
+    "memory_errors",
+    "rnn_cell",
+    "rnn_layer",
+    "were_changed",
+]
 
 # Looked up once. None has autograd of its own.
 _rnn_forward = torch.ops.rnn_ext._rnn_forward.default
@@ -114,30 +122,44 @@ def _save(
     weights: Sequence[Tensor],
 ) -> None:
     # x, h and the weights, nothing else: φ' is a function of h.
-    ctx.version = None
-    if type(output) is Tensor:
-        # The output may be changed in place before backward, as nn.RNN allows. Torch would refuse
-        # such a saved tensor, so that this saves the data under another version. An empty tensor
-        # with the output's version shows a change.
-        ctx.version = output.detach()
-        ctx.version.data = _EMPTY if output.is_cpu else output.new_empty(0)
-        ctx.saved_version = output._version
-        output = output.data
+    (output,) = keep_unchanged(ctx, [output])
     ctx.save_for_backward(input, hx, batch_sizes, output, *weights)
 
 
 _EMPTY = torch.empty(0)
 
 
+def keep_unchanged(ctx: Any, results: Sequence[Tensor]) -> list[Tensor]:
+    """Returns what to save of results that may be changed in place, as torch's RNNs allow.
+
+    Torch would refuse a saved tensor that was changed, so this saves the data under another
+    version. An empty tensor with the result's version shows a change.
+    """
+    ctx.versions = []
+    kept = []
+    for result in results:
+        if type(result) is Tensor:
+            version = result.detach()
+            version.data = _EMPTY if result.is_cpu else result.new_empty(0)
+            ctx.versions.append((version, result._version))
+            result = result.data
+        kept.append(result)
+    return kept
+
+
+def were_changed(ctx: Any) -> bool:
+    """Whether a result was changed in place since ``keep_unchanged``."""
+    return any(version._version != saved for version, saved in ctx.versions)
+
+
 def _saved(ctx: Any) -> tuple[Any, ...]:
     """Returns input, hx, batch_sizes, the output or None if it was changed, and the weights."""
     input, hx, batch_sizes, output, *weights = ctx.saved_tensors
-    if ctx.version is not None and ctx.version._version != ctx.saved_version:
-        output = None
-    return input, hx, batch_sizes, output, weights
+    return input, hx, batch_sizes, None if were_changed(ctx) else output, weights
 
 
-def _is_differentiated(*grads: Tensor | None) -> bool:
+def is_differentiated(*grads: Tensor | None) -> bool:
+    """Whether backward is to be differentiated again, or is under vmap."""
     return torch.is_grad_enabled() or are_functorch_transforms_active() or is_in_legacy_vmap(grads)
 
 
@@ -172,7 +194,7 @@ class _RNNLayer(torch.autograd.Function):
         nonlinearity, bidirectional = ctx.settings
         mask = ctx.needs_input_grad[3:]
         with memory_errors:
-            if _is_differentiated(grad_output, grad_h_n):
+            if is_differentiated(grad_output, grad_h_n):
                 # Without the output, whose saved data has no graph for second derivatives.
                 found = higher_order_backward(
                     *(grad_output, grad_h_n, input, hx, weights, None, batch_sizes),
@@ -207,7 +229,7 @@ class _RNNCell(torch.autograd.Function):
         input, hx, _, output, weights = _saved(ctx)
         mask = ctx.needs_input_grad[1:]
         with memory_errors:
-            if _is_differentiated(grad_output):
+            if is_differentiated(grad_output):
                 found = higher_order_backward(
                     *(grad_output, None, input, hx, weights, None, None),
                     *(ctx.nonlinearity, False, True, mask),

@@ -7,22 +7,25 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from .kinds import Kind
+
 __all__ = ["Call", "weight_shapes"]
 
 
 class Call(NamedTuple):
     """All layers over a sequence, or one step of a cell.
 
-    ``csrc/eager/`` takes these fields in this order.
+    ``csrc/eager/`` takes these fields in this order, but for ``kind`` and ``cx``.
 
     Args:
         input: ``(T, B, I)``; packed ``(N, I)``; ``(B, I)`` for a step.
         hx: ``(L·D, B, H)``, or ``(B, H)`` for a step; None for zeros, but not with packed input.
+        cx: an LSTM's second state, as hx.
         weights: ``weight_ih``, ``weight_hh`` and, with ``bias``, ``bias_ih``, ``bias_hh``, for each
             direction of each layer.
         batch_sizes: rows of each step of packed input.
         is_step: whether this is one step of a cell.
-        nonlinearity: ``'tanh'`` or ``'relu'``.
+        kind: RNN of either nonlinearity, GRU or LSTM.
         num_layers, bidirectional, bias, training, input_size, hidden_size: the module's attributes,
             which may be anything that a user has set.
         dropout: probability of zeroing an element between layers, while ``training``.
@@ -33,7 +36,7 @@ class Call(NamedTuple):
     weights: list[Any]
     batch_sizes: Tensor | None
     is_step: bool
-    nonlinearity: str
+    kind: Kind
     num_layers: int
     bidirectional: bool
     bias: bool
@@ -41,6 +44,12 @@ class Call(NamedTuple):
     input_size: int
     hidden_size: int
     dropout: float
+    cx: Tensor | None = None
+
+    @property
+    def initial(self) -> list[Tensor]:
+        """The initial states; none for zeros."""
+        return [t for t in (self.hx, self.cx) if t is not None]
 
     @property
     def directions(self) -> int:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from .. import _C, onnx
-from . import autograd, composite, cuda, derivatives, node
+from . import autograd, composite, cuda, derivatives, node, recurrence
 from .call import Call
+from .dtypes import KERNEL_DTYPES, cast_for_autocast
+from .stack import run_stack
 from .torch_private import (
     is_any_autocast_enabled,
     is_batchedtensor,
@@ -24,9 +25,7 @@ from .torch_private import (
 )
 from .vectorize import loops_over_samples
 
-__all__ = ["KERNEL_DTYPES", "Path", "Route", "cast_for_autocast", "is_watched", "route"]
-
-KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+__all__ = ["Path", "Route", "is_watched", "route"]
 
 
 class Path(enum.Enum):
@@ -35,31 +34,33 @@ class Path(enum.Enum):
     ========= ====================================================== =============================
     Path      taken                                                  what runs
     ========= ====================================================== =============================
-    NODE      eagerly on the CPU, under the torch release that       the op, and an autograd node,
-              ``csrc/eager/`` was built for                          both called from C++
-    FUNCTION  eagerly elsewhere: other releases, CUDA, tensor        the op, and
-              subclasses, function modes                             ``torch.autograd.Function``
-    TRANSFORM under ``torch.func`` and forward-mode AD; a vmap over  the op, and Functions with
-              weights or packed input calls it once a sample: slow   rules for transforms
+    NODE      by an RNN, eagerly on the CPU, under the torch release the op, and an autograd node,
+              that ``csrc/eager/`` was built for                     both called from C++
+    FUNCTION  eagerly elsewhere: GRU and LSTM, other releases, CUDA, the op, and
+              tensor subclasses, function modes                      ``torch.autograd.Function``
+    TRANSFORM by an RNN under ``torch.func`` and forward-mode AD; a  the op, and Functions with
+              vmap over weights or packed input calls it once a      rules for transforms
+              sample: slow
     GRAPH     recorded by torch.compile, torch.export or             the registered op
               torch.jit.trace
-    LOOP      under ``torch.func`` inside torch.compile, and under   torch's ops, a step at a time
-              ``torch.func.functionalize``: slow
-    ONNX      under torch.onnx.export(dynamo=True)                   ONNX's operator RNN
+    LOOP      by an RNN under ``torch.func`` inside torch.compile    torch's ops, a step at a time
+              and under ``torch.func.functionalize``; by GRU and
+              LSTM under any transform: slow
+    ONNX      under torch.onnx.export(dynamo=True)                   ONNX's operator
     TORCH     the kernels do not support it, or it is a mistake      torch's own op, or its error
     ========= ====================================================== =============================
 
     Backward of NODE and FUNCTION runs the backward op. With ``create_graph`` it runs as a Function
-    that can be differentiated again, and with ``is_grads_batched`` under torch's older vmap; both
-    are in ``derivatives.py``, on fused kernels.
+    that can be differentiated again, and with ``is_grads_batched`` under torch's older vmap: for an
+    RNN on fused kernels (``derivatives.py``), for GRU and LSTM as a loop (``recurrence.py``).
     """
 
     NODE = "autograd node in C++"
     FUNCTION = "autograd Function in Python"
     TRANSFORM = "torch.func or forward-mode AD"
     GRAPH = "recorded as an op"
-    LOOP = "a loop over time: torch.func inside torch.compile, or functionalize"
-    ONNX = "recorded as ONNX's RNN"
+    LOOP = "a loop over time"
+    ONNX = "recorded as ONNX's operator"
     TORCH = "torch's own op"
 
 
@@ -80,34 +81,47 @@ class Route(NamedTuple):
             return "torch"
         return cuda.plan_of(self.call).regime if self.call.input.is_cuda else "cpu"
 
-    def run(self) -> Any:
+    def run(self) -> Sequence[Tensor]:
         """Runs the call.
 
         Returns:
-            ``(output, h_n)``, or the next state for a step of a cell.
+            The output and the final states, or the next states for a step of a cell.
         """
         call = self.call
         if self.path is Path.TORCH:
             return _run_torchs_op(call)
         if call.is_step:
-            if self.path in _STEPS:
-                return _STEPS[self.path](*_layer_operands(call))
-            return _run_step_as_layer(_LAYERS[self.path], *_layer_operands(call))
-        if call.num_layers == 1:
-            return _LAYERS[self.path](*_layer_operands(call))
-        return _run_layers(call, _LAYERS[self.path])
+            return _run_step(call, self.path)
+        run, initial = _layer_of(call, self.path), call.initial
+        per_layer = len(call.weights) // call.num_layers
+
+        def run_layer(input: Tensor, layer: int, own: slice) -> Sequence[Tensor]:
+            weights = call.weights[layer * per_layer : (layer + 1) * per_layer]
+            return run(input, [t[own] for t in initial], weights)
+
+        output, finals, _ = run_stack(
+            *(run_layer, call.input),
+            num_layers=call.num_layers,
+            directions=call.directions,
+            states=call.kind.states,
+            dropout=call.dropout if call.training else 0.0,
+        )
+        return output, *finals
 
 
 def route(call: Call) -> Route:
     """Chooses how a call goes; runs nothing."""
     if is_any_autocast_enabled():
         call = _cast_for_cpu_autocast(call)
-    if not torch.compiler.is_compiling() and node.takes(*call):
+    is_rnn = call.kind.cell is None
+    if is_rnn and not torch.compiler.is_compiling() and node.takes(*call):
         return Route(call, Path.NODE)
     reason = _refusal(call)
     if reason:
         return Route(call, Path.TORCH, reason)
     if call.input.is_cuda:
+        if not is_rnn:
+            return Route(call, Path.TORCH, f"no CUDA kernel for {call.kind.name}")
         choice = cuda.choose(call)
         reason = choice.reason
         if not choice.ours:
@@ -127,8 +141,9 @@ def is_watched() -> bool:
 
 def _refusal(call: Call) -> str:
     """Says why torch's op has to take the call, as far as attributes, dtype and devices tell."""
-    input, hx, weights = call.input, call.hx, call.weights
-    if any(map(overrides_operations, (input, hx, *weights))):
+    input, weights = call.input, call.weights
+    states = call.initial
+    if any(map(overrides_operations, (input, *states, *weights))):
         return "a tensor subclass overrides torch's operations"
     if not (input.is_cpu or input.is_cuda):
         return f"no kernel for device type {input.device.type}"
@@ -136,9 +151,9 @@ def _refusal(call: Call) -> str:
         return "autocast is on"
     if input.dtype not in KERNEL_DTYPES:
         return f"no {'CUDA' if input.is_cuda else 'CPU'} kernel for {input.dtype}"
-    for tensor in [input, *weights] if hx is None else [input, hx, *weights]:
+    for tensor in (input, *states, *weights):
         if tensor is None or tensor.device != input.device:
-            return "a weight or hx is missing or on another device than input"
+            return "a weight or state is missing or on another device than input"
         if tensor.layout is not torch.strided:
             return f"no kernel for layout {tensor.layout}"
     if not call.is_step:
@@ -148,24 +163,28 @@ def _refusal(call: Call) -> str:
             return "bias, bidirectional or training is no bool, or num_layers no int"
         if not weights or len(weights) != call.states * (4 if call.bias else 2):
             return "num_layers, bidirectional and bias do not fit the weights"
-    if hx is None and weights[1].size(0) != call.hidden_size:
+    if not states and weights[1].size(0) != call.kind.gates * call.hidden_size:
         return "hidden_size does not fit the weights"
     return ""
 
 
 def _obstacle(call: Call) -> str:
     """Says why the kernels do not take these dtypes and shapes."""
-    input, hx, weights, batch_sizes = call.input, call.hx, call.weights, call.batch_sizes
-    if any(t.dtype != input.dtype for t in (weights if hx is None else [hx, *weights])):
-        return "input, hx and weights differ in dtype"
+    input, weights, batch_sizes = call.input, call.weights, call.batch_sizes
+    if any(t.dtype != input.dtype for t in (*call.initial, *weights)):
+        return "input, states and weights differ in dtype"
     if any(type(size) is not int for size in (*input.shape, *weights[0].shape)):
         return ""  # to compare symbolic sizes would fix them; the op compares them when it runs
+    hx_shape, *others = (t.shape for t in call.initial) if call.initial else (None,)
+    if any(shape != hx_shape for shape in others):
+        return "the states differ in shape"
     return _C.find_obstacle(
         input.shape,
-        None if hx is None else hx.shape,
+        hx_shape,
         [w.shape for w in weights],
         None if batch_sizes is None else batch_sizes.tolist(),
-        *(call.is_step, call.num_layers, call.directions),
+        call.is_step,
+        *(call.num_layers, call.directions, call.kind.gates),
     )
 
 
@@ -177,17 +196,18 @@ def _watched_route(call: Call) -> Route:
         if call.batch_sizes is None:
             return Route(call, Path.ONNX)
     if torch.compiler.is_compiling() or is_tracing():
-        return Route(call, Path.LOOP if is_transformed() else Path.GRAPH)
+        if is_transformed():
+            return Route(call, Path.LOOP, "torch.func while a graph is recorded")
+        return Route(call, Path.GRAPH)
     if is_functionalized():
-        return Route(call, Path.LOOP)
+        return Route(call, Path.LOOP, "torch.func.functionalize")
+    if call.kind.cell is not None:
+        return Route(call, Path.LOOP, "torch.func or forward-mode AD")
     operands = [call.input, call.hx, *call.weights]
     are_batched = [t is not None and is_batchedtensor(t) for t in operands]
     if loops_over_samples(2, are_batched, call.batch_sizes is not None):
         return Route(call, Path.TRANSFORM, "once a sample: vmap over weights or packed input")
     return Route(call, Path.TRANSFORM)
-
-
-Layer = Callable[..., tuple[Tensor, Tensor]]
 
 
 def _run_node(*operands: Any) -> tuple[Tensor, Tensor]:
@@ -207,17 +227,18 @@ def _as_torch_function(run: Callable[..., Any]) -> Callable[..., Any]:
     they would be views that autograd protects.
     """
 
-    def call(input: Tensor, hx: Tensor | None, weights: list[Any], *others: Any) -> Any:
-        tensors = (input, hx, *weights)
+    def call(input: Tensor, initial: Any, weights: list[Any], *others: Any) -> Any:
+        states = initial if isinstance(initial, list) else (initial,)
+        tensors = (input, *states, *weights)
         if has_torch_function(tensors):
-            return handle_torch_function(run, tensors, input, hx, weights, *others)
-        return run(input, hx, weights, *others)
+            return handle_torch_function(run, tensors, input, initial, weights, *others)
+        return run(input, initial, weights, *others)
 
     return call
 
 
-# How a layer runs on each path, and a step where it is not a layer of one step.
-_LAYERS: dict[Path, Layer] = {
+# How a layer of an RNN runs on each path, and a step where it is not a layer of one step.
+_RNN_LAYERS: dict[Path, Callable[..., tuple[Tensor, Tensor]]] = {
     Path.NODE: _run_node,
     Path.FUNCTION: _as_torch_function(autograd.rnn_layer),
     Path.TRANSFORM: derivatives.rnn_layer,
@@ -225,77 +246,69 @@ _LAYERS: dict[Path, Layer] = {
     Path.LOOP: composite.rnn_layer,
     Path.ONNX: onnx.rnn_layer,
 }
-_STEPS: dict[Path, Callable[..., Tensor]] = {
+_RNN_STEPS: dict[Path, Callable[..., Tensor]] = {
     Path.NODE: _run_node_step,
     Path.FUNCTION: _as_torch_function(autograd.rnn_cell),
 }
+_run_cell_layer = _as_torch_function(recurrence.run_plain_layer)
+
+# (input, initial states, weights) -> output and final states.
+Layer = Callable[[Tensor, list[Tensor], list[Any]], Sequence[Tensor]]
 
 
-def _run_step_as_layer(run_layer: Layer, input: Tensor, hx: Tensor | None, *others: Any) -> Tensor:
-    output, _ = run_layer(input.unsqueeze(0), None if hx is None else hx.unsqueeze(0), *others)
-    return output.squeeze(0)
+def _layer_of(call: Call, path: Path) -> Layer:
+    """Returns what runs a layer of a call."""
+    kind = call.kind
+    if kind.cell is None:
+        run_rnn = _RNN_LAYERS[path]
+
+        def run(input: Tensor, initial: list[Tensor], weights: list[Any]) -> Sequence[Tensor]:
+            hx = initial[0] if initial else None
+            settings = (call.batch_sizes, kind.nonlinearity, call.bidirectional)
+            return run_rnn(input, hx, weights, *settings)
+
+    elif path is Path.ONNX:
+
+        def run(input: Tensor, initial: list[Tensor], weights: list[Any]) -> Sequence[Tensor]:
+            return onnx.gated_layer(kind.name, input, initial, weights, call.bidirectional)
+
+    else:
+
+        def run(input: Tensor, initial: list[Tensor], weights: list[Any]) -> Sequence[Tensor]:
+            settings = (kind.cell, call.batch_sizes, call.bidirectional)
+            return _run_cell_layer(input, initial, weights, *settings)
+
+    return run
 
 
-def _layer_operands(call: Call) -> tuple[Any, ...]:
-    return (
-        *(call.input, call.hx, call.weights),
-        *(call.batch_sizes, call.nonlinearity, call.bidirectional),
-    )
+def _run_step(call: Call, path: Path) -> Sequence[Tensor]:
+    if call.kind.cell is None and path in _RNN_STEPS:
+        settings = (None, call.kind.nonlinearity, False)
+        return (_RNN_STEPS[path](call.input, call.hx, call.weights, *settings),)
+    run = _layer_of(call, path)
+    _, *finals = run(call.input.unsqueeze(0), [t.unsqueeze(0) for t in call.initial], call.weights)
+    return [t.squeeze(0) for t in finals]
 
 
-def _run_layers(call: Call, run_layer: Layer) -> tuple[Tensor, Tensor]:
-    input, hx, directions = call.input, call.hx, call.directions
-    per_layer = len(call.weights) // call.num_layers
-    finals = []
-    for layer in range(call.num_layers):
-        if layer > 0 and call.training and call.dropout > 0:
-            input = F.dropout(input, call.dropout)
-        input, h_n = run_layer(
-            input,
-            None if hx is None else hx[layer * directions : (layer + 1) * directions],
-            call.weights[layer * per_layer : (layer + 1) * per_layer],
-            call.batch_sizes,
-            call.nonlinearity,
-            call.bidirectional,
-        )
-        finals.append(h_n)
-    return input, torch.cat(finals)
-
-
-def _run_torchs_op(call: Call) -> Any:
-    input, hx, weights, batch_sizes = call.input, call.hx, call.weights, call.batch_sizes
-    is_tanh = call.nonlinearity == "tanh"
+def _run_torchs_op(call: Call) -> Sequence[Tensor]:
+    input, weights, kind = call.input, call.weights, call.kind
+    states = call.initial
+    if not states:
+        shape = (call.batch_size, call.hidden_size)
+        zeros = input.new_zeros(shape if call.is_step else (call.states, *shape))
+        states = [zeros] * kind.states
+    hx = states[0] if kind.states == 1 else tuple(states)
     if call.is_step:
-        if hx is None:
-            hx = input.new_zeros(input.size(0), call.hidden_size)
-        step = torch.rnn_tanh_cell if is_tanh else torch.rnn_relu_cell
-        return step(input, hx, *weights, *[None] * (4 - len(weights)))
-    if hx is None:
-        hx = input.new_zeros(call.states, call.batch_size, call.hidden_size)
-    run = torch.rnn_tanh if is_tanh else torch.rnn_relu
+        found = kind.step(input, hx, *weights, *[None] * (4 - len(weights)))
+        return found if isinstance(found, tuple) else (found,)
+    sizes = () if call.batch_sizes is None else (call.batch_sizes,)
     settings = (weights, call.bias, call.num_layers, call.dropout, call.training)
-    if batch_sizes is None:
-        return run(input, hx, *settings, call.bidirectional, False)
-    return run(input, batch_sizes, hx, *settings, call.bidirectional)
+    batch_first = (False,) if call.batch_sizes is None else ()
+    return kind.layers(input, *sizes, hx, *settings, call.bidirectional, *batch_first)
 
 
 def _cast_for_cpu_autocast(call: Call) -> Call:
     if not call.input.is_cpu:
         return call
-    input, hx, *weights = cast_for_autocast([call.input, call.hx, *call.weights])
-    return call._replace(input=input, hx=hx, weights=weights)
-
-
-def cast_for_autocast(tensors: Sequence[Any]) -> list[Any]:
-    """Casts as autocast on the first one's device does for torch's own op: all but float64."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
-
-    def cast(t: Any) -> Any:
-        if t is None or not t.is_floating_point() or t.dtype == torch.float64:
-            return t
-        return t.to(dtype)
-
-    return [cast(t) for t in tensors]
+    input, hx, cx, *weights = cast_for_autocast([call.input, call.hx, call.cx, *call.weights])
+    return call._replace(input=input, hx=hx, cx=cx, weights=weights)

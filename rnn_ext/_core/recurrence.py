@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import composite, recurrence_ops
-from .autograd import memory_errors
+from .autograd import is_differentiated, keep_unchanged, memory_errors, were_changed
 from .cells.cell import Cell
 from .derivatives import in_places
-from .dispatch import KERNEL_DTYPES, cast_for_autocast
+from .dtypes import KERNEL_DTYPES, cast_for_autocast
+from .stack import run_stack
 from .torch_private import is_any_autocast_enabled, is_tracing, is_transformed
+from .vectorize import is_in_legacy_vmap, legacy_vmap
 
-__all__ = ["loop_reason", "run_layer", "run_layers"]
+__all__ = ["loop_reason", "run_layer", "run_layers", "run_plain_layer"]
 
 _forward = torch.ops.rnn_ext.recurrence_forward.default
 
@@ -93,22 +94,22 @@ def run_layers(
         The output and, with ``return_states``, the last layer's further states, at all steps; and
         the final states, ``(L·D, B, H)``.
     """
-    directions, states = 2 if bidirectional else 1, 1 + len(cell.states)
-    finals = []
-    sequences: Sequence[Tensor] = [input]
-    for layer, of_layer in enumerate(weights):
-        input = sequences[0]
-        if layer > 0 and dropout > 0:
-            input = F.dropout(input, dropout)
-        own = slice(layer * directions, (layer + 1) * directions)
-        found = run_layer(
-            *(cell, input, [t[own] for t in initial], of_layer),
+
+    def run(input: Tensor, layer: int, own: slice) -> Sequence[Tensor]:
+        return run_layer(
+            *(cell, input, [t[own] for t in initial], weights[layer]),
             *(parameters, [t[own] for t in inputs], batch_sizes, bidirectional),
             *(return_states and layer == len(weights) - 1, reset, [t[own] for t in reset_states]),
         )
-        finals.append(found[1 : 1 + states])
-        sequences = [found[0], *found[1 + states :]]
-    return sequences, [torch.cat(ts) for ts in zip(*finals, strict=True)]
+
+    output, finals, others = run_stack(
+        *(run, input),
+        num_layers=len(weights),
+        directions=2 if bidirectional else 1,
+        states=1 + len(cell.states),
+        dropout=dropout,
+    )
+    return [output, *others], finals
 
 
 def run_layer(
@@ -183,6 +184,18 @@ def _reset_initial(
 Settings = tuple[Tensor | None, Tensor | None]
 
 
+def run_plain_layer(
+    input: Tensor,
+    initial: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    cell: Cell,
+    batch_sizes: Tensor | None,
+    bidirectional: bool,
+) -> Sequence[Tensor]:
+    """Runs one layer of a cell without operands; returns the output and the final states."""
+    return run_layer(cell, input, initial, weights, (), (), batch_sizes, bidirectional, False)
+
+
 def _call_forward(
     layer: Recurrence, settings: Settings, tensors: Sequence[Tensor], is_recorded: bool
 ) -> tuple[list[Tensor], int]:
@@ -211,7 +224,9 @@ class _Layer(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         found, ctx.kept_states = _call_forward(layer, settings, tensors, True)
         ctx.layer, ctx.count = layer, len(tensors)
-        ctx.save_for_backward(*settings, *tensors, found[0], *found[1 + layer.states :])
+        returned = found[1 + layer.states : layer.results]
+        kept = keep_unchanged(ctx, [found[0], *returned])
+        ctx.save_for_backward(*settings, *tensors, *kept, *found[layer.results :])
         ctx.set_materialize_grads(False)
         return tuple(found[: layer.results])
 
@@ -221,16 +236,19 @@ class _Layer(torch.autograd.Function):
         reset, batch_sizes, *saved = ctx.saved_tensors
         tensors, (output, *kept) = saved[: ctx.count], saved[ctx.count :]
         mask = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled():
-            settings = (reset, batch_sizes)
+        settings = (reset, batch_sizes)
+        if is_differentiated(*grads):
             return None, None, *_differentiable_backward(layer, settings, tensors, grads, mask)
+        if were_changed(ctx):
+            found, _ = _call_forward(layer, settings, tensors, True)
+            output, *kept = found[0], *found[1 + layer.states :]
         flags = (layer.bidirectional, ctx.kept_states)
         with memory_errors:
-            found = recurrence_ops.backward(
+            gradients = recurrence_ops.backward(
                 *(grads, layer.split(tensors), output, kept),
                 *((reset, batch_sizes, layer.cell.program, *flags), layer.states, mask),
             )
-        return None, None, *found
+        return None, None, *gradients
 
 
 def _differentiable_backward(
@@ -242,16 +260,23 @@ def _differentiable_backward(
 ) -> list[Tensor | None]:
     """Returns the same gradients with a graph of their own: runs the layer again as a loop."""
     # Views, since one operand may be a function of another.
-    operands = [t.view_as(t) for t in tensors]
-    results = _loop(layer, settings, operands)
-    pairs = [
-        (r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad
-    ]
+    with torch.enable_grad():
+        operands = [t.view_as(t) for t in tensors]
+        results = _loop(layer, settings, operands)
     wanted = [t for t, is_wanted in zip(operands, mask, strict=True) if is_wanted]
-    found = torch.autograd.grad(
-        [r for r, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True
-    )
-    return list(in_places(found, mask))
+
+    def gradients(*grads: Tensor | None) -> Sequence[Tensor | None]:
+        pairs = [
+            (r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad
+        ]
+        found = torch.autograd.grad(
+            *([r for r, _ in pairs], wanted, [g for _, g in pairs]),
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+        )
+        return in_places(found, mask)
+
+    return list(legacy_vmap(gradients, grads) if is_in_legacy_vmap(grads) else gradients(*grads))
 
 
 def _loop(layer: Recurrence, settings: Settings, tensors: Sequence[Tensor]) -> Sequence[Tensor]:

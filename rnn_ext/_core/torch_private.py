@@ -250,13 +250,14 @@ def compiled_wrapper_type() -> type[nn.Module] | None:
 # Modules ------------------------------------------------------------------------------------------
 
 
-# The methods of nn.RNN that its forward calls.
+# The methods of torch's RNNs that their forward calls.
 CHECKS_OF_FORWARD = (
     "_update_flat_weights",
     "_weights_have_changed",
     "check_forward_args",
     "check_hidden_size",
     "check_input",
+    "get_expected_cell_size",
     "get_expected_hidden_size",
     "permute_hidden",
 )
