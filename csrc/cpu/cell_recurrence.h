@@ -371,15 +371,21 @@ class TileRunner {
   template <class Multiply>
   void run(Range rows, Range columns, const OperandTable<S>& operands, const Team::Member& member,
            Multiply multiply) const {
+    for_each_tile(rows, columns, member, [&](Range r, Range units, T* slots) {
+      multiply(r, units, slots);
+      kernels_.run_program({code_.data(), static_cast<std::int64_t>(code_.size()), operands.data(),
+                            slots, slot_count_, r.begin, units.begin, r.size(), units.size()});
+    });
+  }
+  // f(rows, units, slots) for each of them.
+  template <class F>
+  void for_each_tile(Range rows, Range columns, const Team::Member& member, F f) const {
     T* const slots = slots_.data() + member.rank() * slots_size();
     for (std::int64_t c = columns.begin; c < columns.end; c += units_) {
       const Range units = Range{c, c + units_}.below(columns.end);
       for (std::int64_t row = rows.begin; row < rows.end; row += most_rows_) {
         const Range r = Range{row, row + most_rows_}.below(rows.end);
-        multiply(r, units, slots);
-        kernels_.run_program({code_.data(), static_cast<std::int64_t>(code_.size()),
-                              operands.data(), slots, slot_count_, r.begin, units.begin, r.size(),
-                              units.size()});
+        f(r, units, slots);
       }
     }
   }

@@ -100,14 +100,21 @@ def run_layers(
         input = sequences[0]
         if layer > 0 and dropout > 0:
             input = F.dropout(input, dropout)
-        own = slice(layer * directions, (layer + 1) * directions)
+
+        def own(tensors: Sequence[Tensor], dim: int, first: int = layer * directions) -> Any:
+            if len(weights) == 1:
+                return tensors
+            return [t.narrow(dim, first, directions) for t in tensors]
+
         found = run_layer(
-            *(cell, input, [t[own] for t in initial], of_layer),
-            *(parameters, [t[own] for t in inputs], batch_sizes, bidirectional),
-            *(return_states and layer == len(weights) - 1, reset, [t[own] for t in reset_states]),
+            *(cell, input, own(initial, 0), of_layer, parameters, own(inputs, 0)),
+            *(batch_sizes, bidirectional, return_states and layer == len(weights) - 1),
+            *(reset, own(reset_states, -3)),
         )
         finals.append(found[1 : 1 + states])
         sequences = [found[0], *found[1 + states :]]
+    if len(finals) == 1:
+        return sequences, finals[0]
     return sequences, [torch.cat(ts) for ts in zip(*finals, strict=True)]
 
 
@@ -134,8 +141,8 @@ def run_layer(
         inputs: ``(D, T, B, H)``, or packed ``(D, N, H)`` each.
         batch_sizes: rows of each step of packed input, a CPU int64 tensor.
         reset: ``(T, B)`` bool, where rows start anew; not with packed input.
-        reset_states: the states that they start from, ``(D, T, B, H)`` each, or ``(D, 1, B, H)``
-            for all steps; none for zeros.
+        reset_states: the states that they start from, ``(T, D, B or 1, H)`` each, or
+            ``(D, B or 1, H)`` for all steps; none for zeros.
 
     Returns:
         y at all steps, ``(T, B, D·H)`` or ``(N, D·H)``; each state at the last, ``(D, B, H)``; with
@@ -144,8 +151,6 @@ def run_layer(
     Raises:
         torch.OutOfMemoryError: no memory for the outputs or for scratch.
     """
-    if reset is not None:
-        initial = _reset_initial(initial, reset, reset_states, bidirectional)
     tensors = (input, *initial, *weights, *parameters, *inputs, *reset_states)
     layer = Recurrence(
         *(cell, len(initial), len(weights), len(parameters), len(inputs), len(reset_states)),
@@ -164,19 +169,6 @@ def run_layer(
             results: tuple[Tensor, ...] = _Layer.apply(layer, settings, *tensors)
             return results
         return _call_forward(layer, settings, tensors, False)[0]
-
-
-def _reset_initial(
-    initial: Sequence[Tensor], reset: Tensor, reset_states: Sequence[Tensor], bidirectional: bool
-) -> Sequence[Tensor]:
-    """Returns the states that each direction starts from if its first step may be reset."""
-    firsts = (0, -1) if bidirectional else (0,)
-    is_reset = torch.stack([reset[t] for t in firsts]).unsqueeze(-1)
-    if not reset_states:
-        return [state.masked_fill(is_reset, 0) for state in initial]
-    given = [torch.stack([x[t] for x, t in zip(s, firsts, strict=True)]) for s in reset_states]
-    before = initial or [x.new_zeros(()) for x in given]
-    return [torch.where(is_reset, x, state) for x, state in zip(given, before, strict=True)]
 
 
 # reset and batch_sizes.
