@@ -310,10 +310,10 @@ class Linker {
       *operands[k] = home(*operands[k]);
     }
     // As 1 - y·y, of the derivative of tanh. The product is overwritten, so nothing else reads it.
-    if (i.operation == Operation::affine && i.a == i.dst && !code_.empty() &&
+    if (i.operation == Operation::affine && i.x == -1 && i.a == i.dst && !code_.empty() &&
         code_.back().operation == Operation::mul && code_.back().dst == i.a) {
       const Instruction& mul = code_.back();
-      i = {Operation::mul_affine, i.dst, mul.a, mul.b, 0, i.x, i.y};
+      i = {Operation::subtract_product, i.dst, mul.a, mul.b, 0, 0, i.y};
       code_.pop_back();
     }
     code_.push_back(i);
