@@ -58,8 +58,8 @@ enum class Operation : std::uint8_t {
   where,
   fma,
   // Not in a program, but in the code that kernels run:
-  copy,        // dst = a
-  mul_affine,  // dst = (a·b)·x + y
+  copy,              // dst = a
+  subtract_product,  // dst = y - a·b
 };
 
 inline constexpr std::array<const char*, 35> operation_names = {

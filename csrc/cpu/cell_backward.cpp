@@ -115,6 +115,9 @@ class CellBackward {
       advance(carried.from(starting.begin), false, true);
       advance(ending.below(starting.begin), true, false);
       advance(ending.from(starting.begin), true, true);
+      if (b.cell_.resets) {
+        b.cut_states(t, starting, share.columns, turn);
+      }
       b.store_initial(starting, share.columns, turn);
       later = dv.values.part(b.p_.steps.offset(t) - first, 0);
       turn ^= 1;
@@ -125,19 +128,17 @@ class CellBackward {
       const std::int64_t next = b.p_.order().next(t);
       const bool cuts = b.cell_.resets && !ends;
       operands.move_to(t, b.p_.order().previous(t), turn);
-      if (b.cell_.resets && !starts) {
-        b.replace_states(t, rows, share.columns, operands);
-      }
-      for (int s = 1; s < b.program_.states && cuts; ++s) {
-        if (const Matrix<T> carried = b.in_turn(s, 1 - turn)) {
-          b.cut(s, next, rows, share.columns, carried.part(rows.begin, share.columns.begin));
-        }
+      if (cuts) {
+        b.cut_states(next, rows, share.columns, 1 - turn);
       }
       for (int s = 1; s < b.program_.states && ends; ++s) {
         operands.put(Memory::grad_next_state, s, b.final_gradient(s, rows, share.columns));
       }
       for (int s = 0; s < b.program_.states && starts; ++s) {
         operands.put(Memory::state, s, b.initial(s));
+      }
+      if (b.cell_.resets) {
+        b.replace_states(t, rows, share.columns, starts, operands);
       }
       // The product is the gradient of y: W_hhᵀ dv of the next step, what reaches it without W_hh,
       // and the gradient of the output.
@@ -153,10 +154,14 @@ class CellBackward {
       });
     }
 
-    void end(const Chunk& chunk, bool) {
+    void end(const Chunk& chunk, bool is_last) {
       member.barrier();
-      b.reductions_.initial_gradient(chunk, dv, true, member,
-                                     [&](Range columns) { return b.recurrent_product(columns); });
+      if (!b.cell_.resets) {
+        b.reductions_.initial_gradient(chunk, dv, true, member,
+                                       [&](Range columns) { return b.recurrent_product(columns); });
+      } else if (is_last) {
+        b.store_first(later, b.carried(0, 1 - turn), share, member);
+      }
       const Rows du = b.rows_of(b.du_[chunk_parity], b.rounded_du_);
       b.reductions_.run(chunk, du, dv, accumulate, member);
       b.add_parameters(chunk, as_rows(b.parameter_rows_[chunk_parity], b.parameter_columns_),
@@ -263,14 +268,16 @@ class CellBackward {
   }
 
   // Lets the code of step t read the states before it from copies, if it resets one of the rows.
-  void replace_states(std::int64_t t, Range rows, Range columns, OperandTable<S>& operands) const {
+  void replace_states(std::int64_t t, Range rows, Range columns, bool starts,
+                      OperandTable<S>& operands) const {
     bool any = false;
     cell_.resets.for_each(t, rows, [&](std::int64_t) { any = true; });
     for (int s = 0; s < program_.states && any; ++s) {
       if (!previous_[s].data()) {
         continue;
       }
-      const Matrix<const S> before = sequence(s).at(p_.steps, p_.order().previous(t));
+      const Matrix<const S> before =
+          starts ? initial(s) : sequence(s).at(p_.steps, p_.order().previous(t));
       const Matrix<const S> given = cell_.resets.states[s].at(p_.steps, t);
       const Matrix<S> copy = as_rows(previous_[s], p_.hidden_size);
       for (std::int64_t r = rows.begin; r < rows.end; ++r) {
@@ -281,6 +288,14 @@ class CellBackward {
     }
   }
 
+  // Cuts what a step in this turn left for the states from 1 on.
+  void cut_states(std::int64_t t, Range rows, Range columns, int turn) const {
+    for (int s = 1; s < program_.states; ++s) {
+      if (const Matrix<T> left = in_turn(s, turn)) {
+        cut(s, t, rows, columns, left.part(rows.begin, columns.begin));
+      }
+    }
+  }
   // Takes out of a state's gradients, which are of these rows and columns, those of the rows that
   // are reset at step t.
   void cut(int state, std::int64_t t, Range rows, Range columns, Matrix<T> gradients) const {
@@ -372,6 +387,25 @@ class CellBackward {
                         cell_gradients_.initial[s - 1].part(rows.begin, columns.begin));
       }
     }
+  }
+
+  // With resets, the gradient of y before the first step, from its dv and what reaches it without
+  // W_hh: that of the initial y, or of what a row took instead.
+  void store_first(const Matrix<const T>& dv, const Matrix<const T>& carried,
+                   const StepShare& share, const Team::Member& member) const {
+    if (!g_.hx && !reset_target(0)) {
+      return;
+    }
+    Product<S> product;
+    product.inner = columns_;
+    tiles_.for_each_tile(share.rows, share.columns, member, [&](Range r, Range units, T* slots) {
+      multiply(product, r, units, dv, carried, {}, slots);
+      const Matrix<T> gradient{slots, tiles_.row_size(units.size()), 1};
+      cut(0, p_.order().step(0), r, units, gradient);
+      if (g_.hx) {
+        kernels_.narrow(gradient, r.size(), units.size(), g_.hx.part(r.begin, units.begin));
+      }
+    });
   }
 
   // A member owns columns of the parameters' gradients, and adds up the chunk's rows in order.

@@ -53,6 +53,9 @@ class CellForward {
         readable(kernels_, given_initial(s), share.rows, share.columns, initial_copy(s));
       }
     }
+    if (cell_.resets) {
+      start_in_turn(share);
+    }
     member.barrier();
     Pass pass{*this, member, share, operands_};
     run_steps(p_.steps, p_.order(), projection_.chunk_rows(), share, pass);
@@ -78,6 +81,9 @@ class CellForward {
 
     void step(std::int64_t t, Range carried, Range starting, Range ending) {
       const Matrix<const T> u = projected.at(f.p_.steps, t);
+      if (f.cell_.resets && carried.empty()) {
+        std::swap(carried, starting);
+      }
       if (!carried.empty()) {
         operands.move_to(t, previous, turn);
         f.advance(carried, share.columns, u, f.state(0, previous, 1 - turn), operands, member,
@@ -168,6 +174,16 @@ class CellForward {
     return as_rows(states_[state], p_.hidden_size).part(turn * p_.steps.batch, 0);
   }
 
+  // With resets, the first step goes on from states in turn as all others do.
+  void start_in_turn(const StepShare& share) const {
+    for (int s = 0; s < program_.states; ++s) {
+      for (std::int64_t r = share.rows.begin; r < share.rows.end; ++r) {
+        std::copy_n(initial(s).row(r) + share.columns.begin, share.columns.size(),
+                    in_turn(s, 1).row(r) + share.columns.begin);
+      }
+    }
+    reset(p_.order().step(0), share, 1);
+  }
   // Replaces the states of this turn, from which step t starts, in the rows that it resets.
   void reset(std::int64_t t, const StepShare& share, int turn) const {
     cell_.resets.for_each(t, share.rows, [&](std::int64_t row) {

@@ -99,7 +99,7 @@ class CellCall {
       for (int s = 0; s < program.states; ++s) {
         cell.resets.states.push_back(reset_states_.empty()
                                          ? Sequence<const S>{view::data<const S>(*zeros_), 0, 0, 1}
-                                         : of_direction<const S>(reset_states_[s], direction));
+                                         : reset_state<const S>(reset_states_[s], direction));
       }
     }
     return cell;
@@ -113,14 +113,19 @@ class CellCall {
     return s;
   }
 
-  // Of a tensor (D, T, B, H), packed (D, N, H), or (D, 1, B, H) for all steps, the part of a
-  // direction.
+  // Of a tensor (D, T, B, H), or packed (D, N, H), the part of a direction.
   template <class S>
   Sequence<S> of_direction(const Tensor& t, std::int64_t direction) const {
     S* const data = view::data<S>(t) + direction * t.stride(0);
     return t.dim() == 3 ? Sequence<S>{data, 0, t.stride(1), view::column_stride(t)}
-                        : Sequence<S>{data, t.size(1) == 1 ? 0 : t.stride(1), t.stride(2),
-                                      view::column_stride(t)};
+                        : Sequence<S>{data, t.stride(1), t.stride(2), view::column_stride(t)};
+  }
+  // Of a tensor (T, D, B, H), or (D, B, H) for all steps, where B may be 1 for all rows.
+  template <class S>
+  Sequence<S> reset_state(const Tensor& t, std::int64_t direction) const {
+    const std::int64_t first = t.dim() - 3;
+    return {view::data<S>(t) + direction * t.stride(first), first == 1 ? t.stride(0) : 0,
+            t.size(first + 1) == 1 ? 0 : t.stride(first + 1), view::column_stride(t)};
   }
 
   std::int64_t rows() const { return steps.total_rows(); }
@@ -181,10 +186,10 @@ class CellCall {
     require(states.empty() || static_cast<int>(states.size()) == program.states,
             "expected a reset state for each state");
     for (const Tensor& t : states) {
-      const bool is_constant = t.dim() == 4 && t.size(1) == 1;
+      const std::int64_t rows = t.dim() > 1 && t.size(t.dim() - 2) == 1 ? 1 : steps.batch;
       reset_states_.push_back(with_unit_columns(
-          checked(t, "a reset state",
-                  {directions, is_constant ? 1 : steps.count, steps.batch, hidden_size})));
+          t.dim() == 4 ? checked(t, "a reset state", {steps.count, directions, rows, hidden_size})
+                       : checked(t, "a reset state", {directions, rows, hidden_size})));
     }
     if (states.empty()) {
       zeros_ = new_tensor({hidden_size});
@@ -377,8 +382,10 @@ std::vector<Tensor> recurrence_backward(
     } else if (i < first_input) {
       slots[i] = call.new_tensor({call.directions, call.hidden_size});
     } else if (i >= first_reset) {
-      const std::int64_t steps = reset_states[i - first_reset].size(1);
-      slots[i] = call.new_tensor({call.directions, steps, call.steps.batch, call.hidden_size});
+      slots[i] = reset_states[i - first_reset].dim() == 3
+                     ? call.new_state()
+                     : call.new_tensor(
+                           {call.steps.count, call.directions, call.steps.batch, call.hidden_size});
       torch::stable::zero_(*slots[i]);
     } else {
       slots[i] = call.steps.batch_sizes
@@ -433,7 +440,7 @@ std::vector<Tensor> recurrence_backward(
           }
           for (int s = 0; s < call.program.states; ++s) {
             const bool is_wanted = !reset_states.empty() && slots[first_reset + s];
-            cell.reset_states.push_back(is_wanted ? call.of_direction<S>(*slots[first_reset + s], d)
+            cell.reset_states.push_back(is_wanted ? call.reset_state<S>(*slots[first_reset + s], d)
                                                   : Sequence<S>{});
           }
           tasks.push_back(std::move(task));

@@ -3,11 +3,11 @@
 // input is (T, B, I), or packed (N, I) with batch_sizes. initial has a tensor (D, B, H) for each
 // state, or is empty for zeros. weights are weight_ih (G·H, I), weight_hh (G·H, H) and, where the
 // layer has them, bias_ih, bias_hh (G·H), for each direction. parameters are (H,); inputs are
-// (D, T, B, H), or packed (D, N, H). reset (T, B) bool says where a row does not go on from the
-// step before, but from reset_states: a tensor (D, T, B, H), or (D, 1, B, H) for all steps, for
-// each state, or none for zeros. The flags of a direction's first step are not read: initial is
-// what it starts from. kept_states is a set of bits: the states from 1 on of which all steps are
-// wanted. states is how many the program has, y among them.
+// (D, T, B, H), or packed (D, N, H). reset (T, B) bool says where a row starts anew, from
+// reset_states instead of the states before the step: a tensor (T, D, B, H), or (D, B, H) for all
+// steps, where B may be 1 for all rows, for each state, or none for zeros. kept_states is a set of
+// bits: the states from 1 on of which all steps are wanted. states is how many the program has, y
+// among them.
 //
 // recurrence_forward returns the output (T, B, D·H) or (N, D·H), the final states (D, B, H), then
 // like output the kept states and the kept_values values that backward needs: all that the program
@@ -15,7 +15,8 @@
 // recurrence_backward takes the gradients of output, the final states and all steps of the states
 // from 1 on; `given` says which of these `gradients` has. sequences are the states in
 // kept_states, those that the program reads among them. It returns what output_mask asks for of the
-// gradients of input, initial, weights, parameters, as (D, H), inputs and reset_states.
+// gradients of input, initial, weights, parameters, as (D, H), inputs and, for each row,
+// reset_states.
 #pragma once
 
 #include "common/ops.h"

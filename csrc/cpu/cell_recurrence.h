@@ -310,10 +310,10 @@ class Linker {
       *operands[k] = home(*operands[k]);
     }
     // As 1 - y·y, of the derivative of tanh. The product is overwritten, so nothing else reads it.
-    if (i.operation == Operation::affine && i.a == i.dst && !code_.empty() &&
+    if (i.operation == Operation::affine && i.x == -1 && i.a == i.dst && !code_.empty() &&
         code_.back().operation == Operation::mul && code_.back().dst == i.a) {
       const Instruction& mul = code_.back();
-      i = {Operation::mul_affine, i.dst, mul.a, mul.b, 0, i.x, i.y};
+      i = {Operation::subtract_product, i.dst, mul.a, mul.b, 0, 0, i.y};
       code_.pop_back();
     }
     code_.push_back(i);
@@ -371,15 +371,21 @@ class TileRunner {
   template <class Multiply>
   void run(Range rows, Range columns, const OperandTable<S>& operands, const Team::Member& member,
            Multiply multiply) const {
+    for_each_tile(rows, columns, member, [&](Range r, Range units, T* slots) {
+      multiply(r, units, slots);
+      kernels_.run_program({code_.data(), static_cast<std::int64_t>(code_.size()), operands.data(),
+                            slots, slot_count_, r.begin, units.begin, r.size(), units.size()});
+    });
+  }
+  // f(rows, units, slots) for each of them.
+  template <class F>
+  void for_each_tile(Range rows, Range columns, const Team::Member& member, F f) const {
     T* const slots = slots_.data() + member.rank() * slots_size();
     for (std::int64_t c = columns.begin; c < columns.end; c += units_) {
       const Range units = Range{c, c + units_}.below(columns.end);
       for (std::int64_t row = rows.begin; row < rows.end; row += most_rows_) {
         const Range r = Range{row, row + most_rows_}.below(rows.end);
-        multiply(r, units, slots);
-        kernels_.run_program({code_.data(), static_cast<std::int64_t>(code_.size()),
-                              operands.data(), slots, slot_count_, r.begin, units.begin, r.size(),
-                              units.size()});
+        f(r, units, slots);
       }
     }
   }

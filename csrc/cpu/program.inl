@@ -39,10 +39,8 @@ class TileProgram {
                    [x = constant(i.x), y = constant(i.y)](V a) { return multiply_add(a, x, y); });
       case Operation::copy:
         return map(i, [](V a) { return a; });
-      case Operation::mul_affine:
-        return map(i, [x = constant(i.x), y = constant(i.y)](V a, V b) {
-          return multiply_add(a * b, x, y);
-        });
+      case Operation::subtract_product:
+        return map(i, [y = constant(i.y)](V a, V b) { return subtract_product(y, a, b); });
       case Operation::neg:
         return map(i, [](V a) { return -a; });
       case Operation::abs:

@@ -33,12 +33,11 @@ struct TangentTask {
   Sequence<S> tangent;     // linear, column stride 1; written
 };
 
-// Batch rows that start anew in the middle of a sequence: at a step where a row is reset, given
-// states take the place of those after the step before. The flags of a direction's first step are
-// not read.
+// Batch rows that start anew: at a step where a row is reset, it takes given states instead of
+// those after the step before, or of the initial ones.
 template <class S>
 struct Resets {
-  Matrix<const std::uint8_t> flags;       // of each step, for each row; null: none
+  Matrix<const std::uint8_t> flags;       // of each step, for each row; null: no resets
   std::vector<Sequence<const S>> states;  // column stride 1
 
   constexpr explicit operator bool() const { return static_cast<bool>(flags); }

@@ -243,12 +243,10 @@ class Reductions {
       ++t;
     }
     for (t = chunk.first; resets_ && t <= chunk.last; ++t) {
-      if (t != order.step(0)) {
-        const std::int64_t at = p_.steps.offset(t) - p_.steps.offset(chunk.first);
-        resets_.for_each(t, {0, p_.steps.batch}, [&](std::int64_t row) {
-          write(resets_.states[0].at(p_.steps, t).part(row, 0), at + row, 1);
-        });
-      }
+      const std::int64_t at = p_.steps.offset(t) - p_.steps.offset(chunk.first);
+      resets_.for_each(t, {0, p_.steps.batch}, [&](std::int64_t row) {
+        write(resets_.states[0].at(p_.steps, t).part(row, 0), at + row, 1);
+      });
     }
   }
 

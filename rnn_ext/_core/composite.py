@@ -60,7 +60,8 @@ def recurrence(
         inputs: ``(D, T, B, H)`` each, or packed ``(D, N, H)``.
         batch_sizes: rows of each step of packed input.
         reset: ``(T, B)`` bool, where rows take other states than those of the step before.
-        reset_states: these, ``(D, T, B, H)`` each, or ``(D, 1, B, H)``; none for zeros.
+        reset_states: these, ``(T, D, B or 1, H)`` each, or ``(D, B or 1, H)`` for all steps; none
+            for zeros.
 
     Returns:
         Every state at all steps, ``(T, B, D·H)`` or ``(N, D·H)``, and at the last, ``(D, B, H)``.
@@ -78,7 +79,7 @@ def recurrence(
         b_ih, b_hh = biases or (None, None)
         zeros = input.new_zeros(rows[0], w_hh.size(1))
         given: list[Sequence[Tensor]] = [
-            t[d].expand(len(rows), -1, -1).unbind(0) for t in reset_states
+            t[:, d].unbind(0) if t.dim() == 4 else [t[d]] * len(rows) for t in reset_states
         ]
         history, last = _direction(
             *(step, by_step(F.linear(input, w_ih, b_ih)), rows),

@@ -99,7 +99,8 @@ def run_layers(
         return run_layer(
             *(cell, input, [t[own] for t in initial], weights[layer]),
             *(parameters, [t[own] for t in inputs], batch_sizes, bidirectional),
-            *(return_states and layer == len(weights) - 1, reset, [t[own] for t in reset_states]),
+            *(return_states and layer == len(weights) - 1, reset),
+            [t[..., own, :, :] for t in reset_states],
         )
 
     output, finals, others = run_stack(
@@ -135,8 +136,8 @@ def run_layer(
         inputs: ``(D, T, B, H)``, or packed ``(D, N, H)`` each.
         batch_sizes: rows of each step of packed input, a CPU int64 tensor.
         reset: ``(T, B)`` bool, where rows start anew; not with packed input.
-        reset_states: the states that they start from, ``(D, T, B, H)`` each, or ``(D, 1, B, H)``
-            for all steps; none for zeros.
+        reset_states: the states that they start from, ``(T, D, B or 1, H)`` each, or
+            ``(D, B or 1, H)`` for all steps; none for zeros.
 
     Returns:
         y at all steps, ``(T, B, D·H)`` or ``(N, D·H)``; each state at the last, ``(D, B, H)``; with
@@ -145,8 +146,6 @@ def run_layer(
     Raises:
         torch.OutOfMemoryError: no memory for the outputs or for scratch.
     """
-    if reset is not None:
-        initial = _reset_initial(initial, reset, reset_states, bidirectional)
     tensors = (input, *initial, *weights, *parameters, *inputs, *reset_states)
     layer = Recurrence(
         *(cell, len(initial), len(weights), len(parameters), len(inputs), len(reset_states)),
@@ -165,19 +164,6 @@ def run_layer(
             results: tuple[Tensor, ...] = _Layer.apply(layer, settings, *tensors)
             return results
         return _call_forward(layer, settings, tensors, False)[0]
-
-
-def _reset_initial(
-    initial: Sequence[Tensor], reset: Tensor, reset_states: Sequence[Tensor], bidirectional: bool
-) -> Sequence[Tensor]:
-    """Returns the states that each direction starts from if its first step may be reset."""
-    firsts = (0, -1) if bidirectional else (0,)
-    is_reset = torch.stack([reset[t] for t in firsts]).unsqueeze(-1)
-    if not reset_states:
-        return [state.masked_fill(is_reset, 0) for state in initial]
-    given = [torch.stack([x[t] for x, t in zip(s, firsts, strict=True)]) for s in reset_states]
-    before = initial or [x.new_zeros(()) for x in given]
-    return [torch.where(is_reset, x, state) for x, state in zip(given, before, strict=True)]
 
 
 # reset and batch_sizes.

@@ -64,9 +64,10 @@ def _(
     output_mask: list[bool],
 ) -> list[Tensor]:
     directions = 2 if bidirectional else 1
-    # A parameter's gradient has a row for each direction.
+    # A parameter's gradient has a row for each direction, a reset state's one for each batch row.
     rows = [p.unsqueeze(0).expand(directions, -1) for p in parameters]
-    operands = [input, *initial, *weights, *rows, *inputs, *reset_states]
+    resets = [r.expand(*r.shape[:-2], input.size(1), -1) for r in reset_states]
+    operands = [input, *initial, *weights, *rows, *inputs, *resets]
     return empty_gradients(operands, output_mask)
 
 
@@ -100,7 +101,7 @@ def backward(
     Returns:
         The gradients, None where they are not wanted.
     """
-    _, initial, weights, parameters, *_ = operands
+    _, initial, weights, parameters, inputs, reset_states = operands
     *_, kept_states = settings
     sequences = _count_states(kept_states)
     of_sequences = iter(grads[1 + states :])
@@ -117,6 +118,11 @@ def backward(
     for i in range(first, first + len(parameters)):
         rows = results[i]
         results[i] = None if rows is None else rows.sum(0)  # over directions
+    first += len(parameters) + len(inputs)
+    for i, state in enumerate(reset_states, first):
+        rows = results[i]
+        if rows is not None and state.size(-2) == 1:
+            results[i] = rows.sum(-2, keepdim=True)
     return results
 
 

@@ -33,8 +33,8 @@ def read_reset(
         count: layers times directions, L·D.
 
     Returns:
-        ``(T, B)`` or None, and for each state ``(L·D, T, B, H)`` or ``(L·D, 1, B, H)``; none of
-        these for zeros.
+        ``(T, B)`` or None, and for each state ``(T, L·D, B or 1, H)``, or ``(L·D, B or 1, H)`` for
+        all steps; none of these for zeros.
 
     Raises:
         ValueError: a shape, dtype or device does not fit; or input is packed.
@@ -78,12 +78,11 @@ def as_states(what: str, given: Tensor | Sequence[Tensor], names: Sequence[str])
 
 def _read_state(name: str, state: Tensor, input: Tensor, shape: tuple[int, ...]) -> Tensor:
     steps, batch, count, hidden_size = shape
-    value = state if input.dim() == 3 else state.unsqueeze(-2)
-    if value.dim() == 3:
-        value = value.unsqueeze(0)
-    fits = value.dim() == 4 and value.size(0) in (1, steps) and value.size(2) in (1, batch)
-    if not fits or (value.size(1), value.size(3)) != (count, hidden_size):
-        expected = (count, *((batch,) if input.dim() == 3 else ()), hidden_size)
+    has_batch = input.dim() == 3
+    value = state if has_batch else state.unsqueeze(-2)
+    of_step = ((count, batch, hidden_size), (count, 1, hidden_size))
+    if value.shape not in of_step and value.shape not in [(steps, *s) for s in of_step]:
+        expected = of_step[0] if has_batch else (count, hidden_size)
         raise ValueError(
             f"reset_state: expected {name} of shape {expected}, or {(steps, *expected)} for values "
             f"of each step, got {tuple(state.shape)}"
@@ -92,4 +91,4 @@ def _read_state(name: str, state: Tensor, input: Tensor, shape: tuple[int, ...])
         raise ValueError(f"reset_state: {name} is on {value.device}, input on {input.device}")
     if value.dtype != input.dtype and not is_any_autocast_enabled():
         raise ValueError(f"reset_state: {name} is {value.dtype}, input is {input.dtype}")
-    return value.transpose(0, 1).expand(-1, -1, batch, -1)
+    return value

@@ -208,7 +208,8 @@ def recurrence(rng: random.Random) -> tuple[Layer, Cell, list[Any], list[Any]]:
     reset, reset_states = None, []
     if sizes is None and rng.random() < 0.5:
         reset = a.tensor(a.steps, a.batch) > 0
-        state = a.tensor(a.directions, rng.choice([1, a.steps]), a.batch, a.hidden)
+        each: list[int] = rng.choice([[], [a.steps]])
+        state = a.tensor(*each, a.directions, rng.choice([1, a.batch]), a.hidden)
         reset_states = [state] * rng.choice([0, 1 + len(cell.states)])
     return a, cell, [*operands, reset_states], [reset, sizes, cell.program, bidirectional]
 
