@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support import twins
+from support import KINDS, flat, twins
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -53,11 +53,10 @@ def gradients(
     torch.manual_seed(1)
     x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
     leaves = [x, *module.parameters()]
-    output, h_n = module(pack_padded_sequence(x, [5, 3]) if layer == "packed" else x)
-    y = output.data if layer == "packed" else output
-    change(y)
-    change(h_n)
-    loss = y.square().sum() + (y * 3).sin().sum() + h_n.square().sum()
+    y, *finals = flat(module(pack_padded_sequence(x, [5, 3]) if layer == "packed" else x))
+    for result in (y, *finals):
+        change(result)
+    loss = y.square().sum() + (y * 3).sin().sum() + sum(t.square().sum() for t in finals)
     grads = torch.autograd.grad(loss, leaves, create_graph=order == 2)
     if order == 1:
         return list(grads)
@@ -67,8 +66,13 @@ def gradients(
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("name", CHANGES)
-def test_gradients_are_nn_rnns_after_a_change(name: str, layer: str, order: int) -> None:
-    theirs, ours = twins(3, 4, dtype=torch.float64, **LAYERS[layer])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_torchs_after_a_change(
+    kind: str, name: str, layer: str, order: int, node: str
+) -> None:
+    if kind != "RNN" and node == "C++":
+        pytest.skip("only RNN has a node in C++")
+    theirs, ours = twins(3, 4, kind=kind, dtype=torch.float64, **LAYERS[layer])
     expected = gradients(theirs, layer, CHANGES[name], order)
     actual = gradients(ours, layer, CHANGES[name], order)
     for a, b in zip(actual, expected, strict=True):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_close_fp64, outcome
+from support import assert_close_fp64, flat, outcome
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
@@ -21,8 +21,9 @@ from torch.testing._internal.common_utils import noncontiguous_like
 import rnn_ext
 
 REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.RNN: rnn_ext.RNN,
-    nn.RNNCell: rnn_ext.RNNCell,
+    getattr(nn, name): getattr(rnn_ext, name)
+    for kind in ("RNN", "GRU", "LSTM")
+    for name in (kind, f"{kind}Cell")
 }
 INFOS = {info.module_cls: info for info in module_db if info.module_cls in REPLACEMENTS}
 
@@ -45,11 +46,6 @@ def samples(training: bool = True, **options: Any) -> Iterator[Any]:
             yield *(m.train(training) for m in pair), sample
 
 
-def flat(result: Any) -> list[torch.Tensor]:
-    parts = result if type(result) is tuple else (result,)
-    return [p.data if isinstance(p, PackedSequence) else p for p in parts]
-
-
 def results(module: nn.Module, sample: Any, contiguous: bool = True) -> list[torch.Tensor]:
     """What forward returns, and the gradients of every argument and parameter."""
     args = [noncontiguous(a) if not contiguous else a for a in sample.forward_input.args]
@@ -59,7 +55,9 @@ def results(module: nn.Module, sample: Any, contiguous: bool = True) -> list[tor
     return [*(p.detach() for p in parts), *torch.autograd.grad(parts, wanted, upstream)]
 
 
-def noncontiguous(value: torch.Tensor | PackedSequence) -> Any:
+def noncontiguous(value: Any) -> Any:
+    if type(value) is tuple:
+        return tuple(map(noncontiguous, value))
     if isinstance(value, PackedSequence):
         return value._replace(data=noncontiguous(value.data))
     result = noncontiguous_like(value)
@@ -91,16 +89,19 @@ def test_samples_pass_their_own_reference() -> None:
 def test_samples_pass_gradcheck_and_gradgradcheck() -> None:
     """Over input, hx and all parameters at once."""
     for _, ours, sample in samples():
-        args = sample.forward_input.args
-        function = partial(call_with, ours, [name for name, _ in ours.named_parameters()])
-        tensors = (*ours.parameters(), *args)
+        names = [name for name, _ in ours.named_parameters()]
+        input, *states = flat(sample.forward_input.args)
+        function = partial(call_with, ours, names)
+        tensors = (*ours.parameters(), input, *states)
         assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
         assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
 
 
 def call_with(module: nn.Module, names: list[str], *tensors: torch.Tensor) -> Any:
     weights = dict(zip(names, tensors, strict=False))
-    return torch.func.functional_call(module, weights, tensors[len(names) :])
+    input, *states = tensors[len(names) :]
+    arguments = (input, tuple(states)) if len(states) > 1 else (input, *states)
+    return tuple(flat(torch.func.functional_call(module, weights, arguments)))
 
 
 def saved_and_loaded(module: nn.Module) -> nn.Module:
@@ -168,7 +169,7 @@ def test_forward_depends_on_the_mode_exactly_where_torchs_does() -> None:
         for module in (theirs, ours):
             del module.training
             errors.append(outcome(partial(module, *sample.forward_input.args)).error)
-        assert errors == [AttributeError if isinstance(theirs, nn.RNN) else None] * 2
+        assert errors == [AttributeError if isinstance(theirs, nn.RNNBase) else None] * 2
 
 
 def test_error_samples_raise_nn_rnns_errors() -> None:

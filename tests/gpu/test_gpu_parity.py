@@ -69,7 +69,7 @@ def test_sizes_next_to_those_of_the_kernels(
 def test_options_and_layouts(case: Case) -> None:
     """Layers, directions, biases, forms, batch_first, strides, initial states, gradients given."""
     problem, exact, theirs = expected(case)
-    ours = problem.to(DEVICE).run(case.module(rnn_ext.RNN).to(DEVICE))
+    ours = problem.to(DEVICE).run(case.module(rnn_ext).to(DEVICE))
     errors = errors_of({name: t.cpu() for name, t in ours.items()}, theirs, exact)
     assert_as_exact_as_nn_rnn(case, errors, "GPU")
 

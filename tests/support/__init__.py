@@ -2,13 +2,14 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 import rnn_ext
 from rnn_ext import _C
@@ -54,11 +55,28 @@ def using_threads(count: int, split: str | None = None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def twins(*args: Any, **kwargs: Any) -> tuple[nn.RNN, rnn_ext.RNN]:
-    """`nn.RNN` and ours with the same arguments and the same weights."""
-    theirs, ours = nn.RNN(*args, **kwargs), rnn_ext.RNN(*args, **kwargs)
+# The kinds of layers, and the states of each; a cell's class is named after its layer's.
+KINDS: Mapping[str, tuple[str, ...]] = {"RNN": ("h",), "GRU": ("h",), "LSTM": ("h", "c")}
+
+
+def twins(*args: Any, kind: str = "RNN", **kwargs: Any) -> tuple[Any, Any]:
+    """A module of torch's, of the class that `kind` names, and ours with the same weights."""
+    theirs, ours = getattr(nn, kind)(*args, **kwargs), getattr(rnn_ext, kind)(*args, **kwargs)
     ours.load_state_dict(theirs.state_dict())
     return theirs, ours
+
+
+def flat(result: Any) -> list[Tensor]:
+    """The tensors that a module returns (packed: the data), in order."""
+    if type(result) in (tuple, list):
+        return [t for part in result for t in flat(part)]
+    return [result.data if isinstance(result, PackedSequence) else result]
+
+
+def hx_of(kind: str, *shape: int, **kwargs: Any) -> Any:
+    """Random initial states of a kind of layer or cell, as its forward takes them."""
+    states = [torch.randn(*shape, **kwargs) for _ in KINDS[kind.removesuffix("Cell")]]
+    return states[0] if len(states) == 1 else tuple(states)
 
 
 def layer_weights(

@@ -2,7 +2,7 @@
 
 import random
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import combinations
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from support import MORE_THREADS_THAN_CORES, SIZES
+from support import KINDS, MORE_THREADS_THAN_CORES, SIZES, flat
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Case:
     hidden_size: int
     num_layers: int = 1
     bidirectional: bool = False
+    kind: str = "RNN"
     nonlinearity: str = "tanh"
     bias: bool = True
     dtype: torch.dtype = torch.float32
@@ -45,7 +46,7 @@ class Case:
                 f"H{self.hidden_size}",
                 f"L{self.num_layers}",
                 "bi" if self.bidirectional else "uni",
-                self.nonlinearity,
+                self.nonlinearity if self.kind == "RNN" else self.kind,
                 "bias" if self.bias else "nobias",
                 str(self.dtype).removeprefix("torch."),
                 self.form + ("_first" if self.batch_first else ""),
@@ -65,18 +66,28 @@ class Case:
     def directions(self) -> int:
         return 2 if self.bidirectional else 1
 
-    def module(self, cls: Callable[..., nn.Module]) -> nn.Module:
-        """An RNN of the class `cls` (ours or torch's), weights not yet set."""
-        return cls(
+    @property
+    def is_smooth(self) -> bool:
+        return self.nonlinearity == "tanh"
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        return KINDS[self.kind]
+
+    def module(self, library: Any) -> nn.Module:
+        """The layer of `library` (`rnn_ext` or `torch.nn`), weights not yet set."""
+        options = {"nonlinearity": self.nonlinearity} if self.kind == "RNN" else {}
+        module: nn.Module = getattr(library, self.kind)(
             self.input_size,
             self.hidden_size,
             self.num_layers,
-            nonlinearity=self.nonlinearity,
             bias=self.bias,
             batch_first=self.batch_first,
             bidirectional=self.bidirectional,
             dtype=self.dtype,
+            **options,
         )
+        return module
 
 
 FACTORS: Mapping[str, tuple[Any, ...]] = {
@@ -86,6 +97,7 @@ FACTORS: Mapping[str, tuple[Any, ...]] = {
     "hidden_size": SIZES,
     "num_layers": (1, 2, 3),
     "bidirectional": (False, True),
+    "kind": tuple(KINDS),
     "nonlinearity": ("tanh", "relu"),
     "bias": (True, False),
     "dtype": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
@@ -107,6 +119,8 @@ MAX_PRODUCTS = 40_000_000
 def _feasible(choice: Mapping[str, Any]) -> bool:
     """Whether the factors chosen so far, with the others at their smallest, are a sensible case."""
     if choice.get("form") == "unbatched" and choice.get("batch", 1) != 1:
+        return False
+    if choice.get("kind", "RNN") != "RNN" and choice.get("nonlinearity", "tanh") != "tanh":
         return False
     hidden_size, directions = choice.get("hidden_size", 1), 1 + choice.get("bidirectional", False)
     states = choice.get("seq_len", 1) * choice.get("batch", 1) * hidden_size * directions
@@ -197,12 +211,15 @@ class Problem:
 
         leaves = {"input": draw(case.input_layout, shapes["input"])}
         if case.hx_layout != "none":
-            leaves["hx"] = draw(case.hx_layout, shapes["hx"])
+            for state in case.states:
+                leaves[f"{state}x"] = draw(case.hx_layout, shapes["hx"])
         bound = case.hidden_size**-0.5
-        for name, parameter in case.module(nn.RNN).named_parameters():
+        for name, parameter in case.module(nn).named_parameters():
             value = torch.rand(parameter.shape, generator=rng, dtype=case.dtype)
             leaves[name] = (2 * value - 1) * bound
-        wanted = {"output": ("output",), "h_n": ("h_n",)}.get(case.upstream, ("output", "h_n"))
+        finals = tuple(f"{state}_n" for state in case.states)
+        wanted = {"output": ("output",), "h_n": finals}.get(case.upstream, ("output", *finals))
+        shapes |= dict.fromkeys(finals, shapes["hx"])
         upstream = {name: draw(case.upstream, shapes[name]) for name in wanted}
         return cls(case, leaves, upstream, packing, shapes)
 
@@ -224,34 +241,36 @@ class Problem:
                 value = value.detach().t().contiguous().t()
             parameter.data = value.detach()
             leaves[name] = parameter
-        output, h_n = self.call(module, leaves)
-        return self.results(leaves, output, h_n)
+        return self.results(leaves, self.call(module, leaves))
 
-    def call(self, module: nn.Module, leaves: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Output (packed: its data) and h_n of `module`, whose weights are set already."""
-        x, hx = self.arguments(leaves)
-        if self.packing is None:
-            return module(x, hx)
-        _, *packing = self.packing
-        output, h_n = module(PackedSequence(x, *packing), hx)
-        return output.data, h_n
+    def call(self, module: nn.Module, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Output (packed: its data) and final states of `module`, whose weights are set already."""
+        x, initial = self.arguments(leaves)
+        if self.packing is not None:
+            _, *packing = self.packing
+            x = PackedSequence(x, *packing)
+        hx = initial[0] if len(initial) == 1 else tuple(initial) or None
+        return self.named(flat(module(x, hx)))
 
-    def arguments(self, leaves: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """`input` (packed: its data) and `hx` as views of their leaves."""
+    def named(self, produced: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The output and the final states by name."""
+        names = ("output", *(f"{state}_n" for state in self.case.states))
+        return dict(zip(names, produced, strict=True))
+
+    def arguments(self, leaves: Mapping[str, Tensor]) -> tuple[Any, list[Tensor]]:
+        """`input` (packed: its data) and initial states as views of their leaves."""
         x = viewed(self.case.input_layout, leaves["input"], self.shapes["input"])
-        if "hx" not in leaves:
-            return x, None
-        return x, viewed(self.case.hx_layout, leaves["hx"], self.shapes["hx"])
+        names = [f"{state}x" for state in self.case.states if f"{state}x" in leaves]
+        return x, [viewed(self.case.hx_layout, leaves[n], self.shapes["hx"]) for n in names]
 
     def results(
-        self, leaves: Mapping[str, Tensor], output: Tensor, h_n: Tensor
+        self, leaves: Mapping[str, Tensor], produced: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """The forward's results and the gradients of `leaves` for the upstream gradients."""
-        produced = {"output": output, "h_n": h_n}
         grads = torch.autograd.grad(
             [produced[name] for name in self.upstream],
             list(leaves.values()),
-            self.upstream_gradients(output.dtype),
+            self.upstream_gradients(produced["output"].dtype),
         )
         named = {f"grad_{name}": grad for name, grad in zip(leaves, grads, strict=True)}
         return {name: t.detach() for name, t in produced.items()} | named
@@ -263,14 +282,14 @@ class Problem:
         ]
 
     def typical_gradients(
-        self, leaves: Mapping[str, Tensor], output: Tensor, h_n: Tensor
+        self, leaves: Mapping[str, Tensor], produced: Mapping[str, Tensor]
     ) -> dict[str, float]:
         """The largest gradients of `leaves` over upstream gradients of random signs."""
-        produced = {"output": output, "h_n": h_n}
         largest = dict.fromkeys((f"grad_{name}" for name in leaves), 0.0)
         for _ in range(2):
             signed = [
-                g * (2 * torch.randint_like(g, 2) - 1) for g in self.upstream_gradients(h_n.dtype)
+                g * (2 * torch.randint_like(g, 2) - 1)
+                for g in self.upstream_gradients(produced["output"].dtype)
             ]
             grads = torch.autograd.grad(
                 [produced[name] for name in self.upstream],
@@ -312,7 +331,6 @@ def _shapes(case: Case, packing: PackedSequence | None) -> dict[str, tuple[int, 
         "input": (*lead, case.input_size),
         "hx": state,
         "output": (*lead, case.directions * case.hidden_size),
-        "h_n": state,
     }
 
 

@@ -1,6 +1,7 @@
 """The accuracy of a layer's results: a case's fp64 reference, nn.RNN's errors, the bounds."""
 
 import functools
+import math
 import sys
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from support import using_threads
 from support.cases import Case, Problem
-from support.reference import reference_rnn
+from support.reference import reference_layers
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,8 @@ def expected(case: Case) -> tuple[Problem, Exact, dict[str, Tensor]]:
         problem = Problem.of(case, attempt)
         with using_threads(1):  # tensors this small gain nothing from torch's own threads
             exact = run_reference(problem)
-            theirs = problem.run(case.module(nn.RNN))
-        smooth = case.nonlinearity == "tanh" or case.dtype != torch.float32
-        if smooth or exact.nearest_to_kink > 4e-6:
+            theirs = problem.run(case.module(nn))
+        if case.is_smooth or case.dtype != torch.float32 or exact.nearest_to_kink > 4e-6:
             return problem, exact, theirs
     raise AssertionError(f"no draw of {case} is clear of the kink: make it smaller")
 
@@ -80,18 +80,19 @@ def expected(case: Case) -> tuple[Problem, Exact, dict[str, Tensor]]:
 def run_reference(problem: Problem) -> Exact:
     case, packing = problem.case, problem.packing
     exact = {name: leaf.double().requires_grad_() for name, leaf in problem.leaves.items()}
-    x, hx = problem.arguments(exact)
+    x, initial = problem.arguments(exact)
     if case.form == "unbatched":
-        x, hx = x.unsqueeze(1), None if hx is None else hx.unsqueeze(1)
+        x, initial = x.unsqueeze(1), [t.unsqueeze(1) for t in initial]
     elif case.batch_first and packing is None:
         x = x.transpose(0, 1)
-    if packing is not None and packing.sorted_indices is not None and hx is not None:
-        hx = hx[:, packing.sorted_indices]
+    if packing is not None and packing.sorted_indices is not None:
+        initial = [t[:, packing.sorted_indices] for t in initial]
     preactivations: list[Tensor] = []
-    output, h_n = reference_rnn(
+    output, *finals = reference_layers(
         x,
-        hx,
-        [leaf for name, leaf in exact.items() if name not in ("input", "hx")],
+        initial,
+        [leaf for name, leaf in exact.items() if name.startswith(("weight_", "bias_"))],
+        kind=case.kind,
         nonlinearity=case.nonlinearity,
         num_layers=case.num_layers,
         bias=case.bias,
@@ -100,17 +101,20 @@ def run_reference(problem: Problem) -> Exact:
         preactivations=preactivations,
     )
     if case.form == "unbatched":
-        output, h_n = output.squeeze(1), h_n.squeeze(1)
+        output, finals = output.squeeze(1), [t.squeeze(1) for t in finals]
     elif case.batch_first and packing is None:
         output = output.transpose(0, 1)
     if packing is not None and packing.unsorted_indices is not None:
-        h_n = h_n[:, packing.unsorted_indices]
-    z = torch.cat([z.abs().flatten() for z in preactivations])
-    nearest = (z.where(z > 0, torch.inf).min() / z.square().mean().sqrt()).item()
+        finals = [t[:, packing.unsorted_indices] for t in finals]
+    produced = problem.named([output, *finals])
+    nearest = math.inf
+    if not case.is_smooth:
+        z = torch.cat([z.abs().flatten() for z in preactivations])
+        nearest = (z.where(z > 0, torch.inf).min() / z.square().mean().sqrt()).item()
     scales = {}
     if case.dtype != torch.float64:
-        scales = problem.typical_gradients(exact, output, h_n)
-    results = problem.results(exact, output, h_n)
+        scales = problem.typical_gradients(exact, produced)
+    results = problem.results(exact, produced)
     for name, result in results.items():
         scales[name] = max(scales.get(name, 0.0), result.abs().max().item())
     return Exact(results, scales, nearest)
@@ -135,7 +139,7 @@ def assert_as_exact_as_nn_rnn(case: Case, errors: tuple[Error, ...], where: str)
             bound = 1e-9 * error.scale
         elif case.dtype == torch.float32:
             bound = 8 * error.theirs_max + 64 * error.eps * error.scale
-        elif case.nonlinearity == "relu" and error.name.startswith("grad"):
+        elif not case.is_smooth and error.name.startswith("grad"):
             continue
         else:
             # Twice nn.RNN's, and one unit in the last place of stored values: a tensor of few
