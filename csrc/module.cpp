@@ -1,4 +1,4 @@
-// The Python module rnn_ext._C: what the package asks of the binary beside the ops.
+// The Python module rnn_ext._C: the functions of the binary other than the ops.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/stable/c/shim.h>
@@ -127,7 +127,7 @@ void force_plan(std::optional<std::uint16_t> groups, int threads, bool direction
 
 }  // namespace
 
-// All state is atomic or a thread's own, so that Python without a GIL may stay without it.
+// All state is atomic or thread-local, so the module is safe in free-threaded Python.
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   try {
     const char* cap = std::getenv("RNN_EXT_ISA");

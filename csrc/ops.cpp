@@ -1,4 +1,4 @@
-// Registration of the ops. Their fake kernels and autograd are in rnn_ext/ops.py.
+// Registers the ops. Their fake kernels and autograd are in rnn_ext/_core/ops.py.
 #include "common/ops.h"
 
 #include "cpu/cell_ops.h"

@@ -1,4 +1,4 @@
-// A file of its own: the header changes with every source, and pybind11 is slow to compile.
+// In a file of its own: the header changes with every source, and pybind11 is slow to compile.
 #include "rnn_ext_source_digest.h"
 
 extern const char* const source_digest;

@@ -36,8 +36,11 @@ def on_any_machine(text: str) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES_WITH_PYTHON, ids=lambda page: page.name)
-def test_python_runs_and_prints_what_the_page_says(page: Path) -> None:
-    """A text block that follows a Python block is what that block prints."""
+def test_python_runs_and_prints_what_the_page_says(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text block after a Python block is the output of that block."""
+    monkeypatch.chdir(tmp_path)  # for files that the page writes
     torch.set_num_threads(1 if page.stem.startswith("tutorial") else 2)
     names: dict[str, Any] = {}
     printed: str | None = None

@@ -1,6 +1,5 @@
-// A call's tensors, checked, in the form that problems are cut from: what the drivers of all
-// devices share. The checks keep memory safe; what a user did wrong is told at the functional
-// border, in Python.
+// The tensors of a call, checked, from which the drivers of all devices make problems. The checks
+// keep memory safe; Python reports users' errors.
 #pragma once
 
 #include <optional>
@@ -17,7 +16,7 @@ inline Traits traits_of(const Tensor& t) {
   return {dtype_of(t), device.type, device.index, sizes.size(), sizes.data()};
 }
 
-// A copy, since the caller may change the tensor after it was checked.
+// A copy, since the caller may change the tensor after the check.
 inline std::vector<std::int64_t> read_batch_sizes(const Tensor& t) {
   require(Device::of(t).type == aoti_torch_device_type_cpu() && t.dim() == 1 &&
               dtype_of(t) == aoti_torch_dtype_int64(),
@@ -27,7 +26,7 @@ inline std::vector<std::int64_t> read_batch_sizes(const Tensor& t) {
   return {data, data + readable.numel()};
 }
 
-// Why the kernels do not take these tensors.
+// Returns why the kernels do not take these tensors.
 inline Obstacle obstacle_of(const Tensor& input, const std::optional<Tensor>& hx,
                             const std::vector<Tensor>& weights, const Stack& stack, Layout layout,
                             const BatchSizes& batch_sizes) {
@@ -38,7 +37,7 @@ inline Obstacle obstacle_of(const Tensor& input, const std::optional<Tensor>& hx
                        [&](std::int64_t i) { return traits_of(weights[i]); });
 }
 
-// The time axis of packed input; `offsets` gets where each step starts.
+// Returns the time axis of packed input; `offsets` receives where each step starts.
 inline Steps packed_steps(const std::vector<std::int64_t>& batch_sizes,
                           std::vector<std::int64_t>& offsets) {
   offsets.reserve(batch_sizes.size());
@@ -62,7 +61,7 @@ void set_weights(Problem<T>& p, const Tensor* weights, std::int64_t count) {
   }
 }
 
-// Owns whatever had to be copied.
+// Owns copies, where a tensor had to be copied.
 class Call {
  public:
   Call(const Tensor& input, const std::optional<Tensor>& hx, const std::vector<Tensor>& weights,
@@ -134,7 +133,7 @@ class Call {
     require_output(output, "output");
     require(output.is_contiguous(), "output must be contiguous, as rnn_forward made it");
   }
-  // What a backward call brings beside the operands of its forward.
+  // The operands of a backward call in addition to those of its forward.
   void check_backward(const Tensor& output, const std::optional<Tensor>& grad_output,
                       const std::optional<Tensor>& grad_h_n) const {
     require_states(output);

@@ -1,23 +1,22 @@
-// What differs between releases of torch's headers, or is not promised by them: all of it is here.
-// They are read as those of 2.10 (TORCH_TARGET_VERSION), so that one binary serves that and all
-// later releases.
+// All that differs between releases of torch's headers, or that they do not promise. They are read
+// as those of 2.10 (TORCH_TARGET_VERSION), so that one binary runs on that and all later releases.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/shim_utils.h>
 
-// Throws where a call of torch's C interface fails. 2.13 named it anew.
+// Throws if a call of torch's C interface failed. Torch 2.13 renamed it.
 #if !defined(STABLE_TORCH_ERROR_CODE_CHECK)
 #define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
 #endif
 
-// Why the last call of that interface failed. Torch before 2.13 does not have it.
+// Returns why the last call of that interface failed. Torch before 2.13 does not have it.
 extern "C" [[gnu::weak, gnu::visibility("default")]] const char*
 torch_exception_get_what_without_backtrace();
 
 namespace rnn_ext {
 
-// What STABLE_TORCH_LIBRARY passes to its block.
+// The argument that STABLE_TORCH_LIBRARY passes to its block.
 using Library = torch::stable::detail::StableLibrary;
 
 // Arguments and results of torch_call_dispatcher.

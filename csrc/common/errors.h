@@ -1,4 +1,4 @@
-// Errors in words that Python passes on: ours, and those of torch beneath its C interface.
+// Error messages that Python passes on: ours, and those of torch, which its C interface hides.
 #pragma once
 
 #include <initializer_list>
@@ -26,7 +26,7 @@ void require(bool condition, const Parts&... parts) {
   }
 }
 
-// An error's type does not cross the C interface: whether the text is one of out of memory.
+// The C interface does not carry an error's type: whether the text is one of out of memory.
 inline bool is_out_of_memory(std::string_view text) {
   for (const std::string_view part :
        {"out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED"}) {
@@ -37,7 +37,8 @@ inline bool is_out_of_memory(std::string_view text) {
   return false;
 }
 
-// `op` with torch's own words for what torch threw in it, of which its headers tell only the place.
+// Runs `op`; if torch throws inside it, throws with torch's own message, of which torch's headers
+// give only the source line.
 template <auto op>
 struct WithTorchsWords;
 

@@ -8,8 +8,8 @@
 
 namespace rnn_ext {
 
-// The gradients that a backward call returns: one slot for input, hx and each weight, filled where
-// output_mask asks for it.
+// The gradients that a backward call returns: one slot for input, hx and each weight, filled if
+// output_mask requests it.
 class GradientSlots {
  public:
   GradientSlots(const Call& call, const std::vector<Tensor>& weights,

@@ -1,4 +1,4 @@
-// The 16-bit number types. Values are stored in them; all arithmetic is float's.
+// The 16-bit number types. Values are stored in them; arithmetic is in float.
 #pragma once
 
 #include <bit>
@@ -67,7 +67,7 @@ struct ArithmeticOf<Half> {
 };
 }  // namespace detail
 
-// The type that values stored as S are computed in.
+// The arithmetic type for values stored as S.
 template <class S>
 using Arithmetic = typename detail::ArithmeticOf<S>::type;
 

@@ -3,14 +3,14 @@
 // One call covers one layer in all its directions over the whole sequence. input is (T, B, I), or
 // packed (N, I) with batch_sizes; hx is (D, B, H); weights are weight_ih, weight_hh and, where the
 // layer has them, bias_ih, bias_hh for each direction; output is (T, B, D·H) or (N, D·H).
-// rnn_backward returns the gradients that output_mask asks for, in the order input, hx, weights.
+// rnn_backward returns the gradients that output_mask requests, in the order input, hx, weights.
 //
-// The ops with an underscore have no autograd: rnn_ext/autograd.py calls them, which spares a small
-// call the way through torch's. Those of the cell do one step, (B, I) and (B, H) to (B, H).
-// _rnn_tangent, of which rnn_ext/derivatives.py makes all further derivatives, is the recurrence
-// y_t = φ'(z_t) (seed_t + W y_{t-1}), in a layer's directions or, with reverse, in the opposite
-// ones; output is the layer's, initial what stands before the first y, and matrices has a W for
-// each.
+// The ops with an underscore have no autograd of their own: rnn_ext/_core/autograd.py calls them,
+// which saves a small call torch's overhead. Those of the cell compute one step, (B, I) and (B, H)
+// to (B, H). rnn_ext/_core/derivatives.py builds all higher derivatives on _rnn_tangent. It is the
+// recurrence y_t = φ'(z_t) (seed_t + W y_{t-1}), in a layer's directions or, with reverse, in the
+// opposite ones; output is the layer's, initial is y before the first step, and matrices has one W
+// per direction.
 #pragma once
 
 #include <algorithm>

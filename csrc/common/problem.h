@@ -15,8 +15,8 @@ enum class Nonlinearity { tanh, relu };
 // As Python names them.
 inline constexpr const char* nonlinearity_names[] = {"tanh", "relu"};
 
-// The time axis: how many batch rows each step has, and where step t starts in a tensor that
-// holds the rows of all steps one after the other.
+// The time axis: how many batch rows each step has, and where step t starts in a tensor that holds
+// the rows of all steps consecutively.
 struct Steps {
   std::int64_t count = 0;
   std::int64_t batch = 0;                       // rows of the longest step
@@ -27,7 +27,7 @@ struct Steps {
   constexpr std::int64_t offset(std::int64_t t) const {
     return batch_offsets ? batch_offsets[t] : t * batch;
   }
-  // Rows of step t, or 0 where t lies outside the sequence.
+  // Rows of step t, or 0 if t is outside of the sequence.
   constexpr std::int64_t rows_or_none(std::int64_t t) const {
     return t >= 0 && t < count ? rows(t) : 0;
   }
@@ -41,7 +41,7 @@ struct TimeOrder {
 
   // The s-th step in this order.
   constexpr std::int64_t step(std::int64_t s) const { return reverse ? count - 1 - s : s; }
-  // The steps processed before and after step t; outside of [0, count) there is none.
+  // The steps before and after step t in this order; -1 or `count` if there is none.
   constexpr std::int64_t previous(std::int64_t t) const { return reverse ? t + 1 : t - 1; }
   constexpr std::int64_t next(std::int64_t t) const { return reverse ? t - 1 : t + 1; }
   constexpr TimeOrder reversed() const { return {count, !reverse}; }
@@ -55,7 +55,7 @@ struct Matrix {
   std::int64_t column_stride = 1;
 
   constexpr T* row(std::int64_t r) const { return data + r * row_stride; }
-  // The matrix whose first element is this one's (r, c).
+  // The matrix whose first element is element (r, c) of this one.
   constexpr Matrix part(std::int64_t r, std::int64_t c) const {
     return {data + r * row_stride + c * column_stride, row_stride, column_stride};
   }
@@ -101,8 +101,8 @@ struct Problem {
   Matrix<const T> hx;         // (batch, hidden), column stride 1; null: zeros
   Matrix<const T> weight_ih;  // (hidden, input)
   Matrix<const T> weight_hh;  // (hidden, hidden)
-  // In place of input, W_ih and biases: each row's W_ih x + b is the row of `table` that its token
-  // names.
+  // Instead of input, W_ih and biases: the W_ih x + b of a row is the row of `table` with its
+  // token's number.
   const std::int64_t* tokens = nullptr;  // one for each row of each step
   Matrix<const T> table;                 // (any, hidden), column stride 1
   Matrix<const T> bias_ih;               // one row each; null: none
@@ -112,20 +112,20 @@ struct Problem {
   TimeOrder order() const { return {steps.count, reverse}; }
 };
 
-// The gradients that go into and come out of a backward call; null where absent or not wanted.
+// The gradients that a backward call reads and writes; null if absent or not wanted.
 template <class T>
 struct Gradients {
   Sequence<const T> output;  // any strides, 0 included
   Matrix<const T> h_n;       // column stride 1
 
   Sequence<T> input;          // linear, column stride 1
-  bool add_to_input = false;  // the other direction has been there already
+  bool add_to_input = false;  // the other direction has written it already
   Matrix<T> hx;
   Matrix<T> weight_ih;
   Matrix<T> weight_hh;
   Matrix<T> bias_ih;  // one row each
   Matrix<T> bias_hh;
-  Matrix<T> table;  // of zeros where no token names a row; column stride 1
+  Matrix<T> table;  // zeros in rows without a token; column stride 1
 };
 
 }  // namespace rnn_ext

@@ -122,8 +122,8 @@ class Program {
   static constexpr std::int64_t instruction_size = 7;
   static constexpr std::int64_t most_slots = 256;
 
-  // Throws std::invalid_argument for what is not a program: whatever it then holds, no instruction
-  // leaves its slots or names memory that a call does not have.
+  // Throws std::invalid_argument if the values are not a program. After this check, every
+  // instruction stays in its slots and in memory that the call has.
   Program(const std::int64_t* values, std::int64_t count) {
     const auto check = [](bool holds) {
       if (!holds) {
@@ -158,7 +158,7 @@ class Program {
       for (std::int64_t i = 0; i < length; ++i, at += instruction_size) {
         check(at[0] >= 0 && at[0] < static_cast<std::int64_t>(operation_names.size()));
         const auto operation = static_cast<Operation>(at[0]);
-        // A load names its memory in a and b, a store in b and c: after this both do in b and c.
+        // A load names its memory in a and b, a store in b and c; after this, both do in b and c.
         const bool loads = operation == Operation::load;
         const std::int64_t places[4] = {at[1], loads ? 0 : at[2], loads ? at[2] : at[3],
                                         loads ? at[3] : at[4]};
@@ -184,7 +184,7 @@ class Program {
     };
     read(forward, forward_length, forward_slots, true);
     read(backward, backward_length, backward_slots, false);
-    // What a call returns is written by some instruction.
+    // Every result of a call is written by some instruction.
     check(stores_all(forward, Memory::next_state) && stores_all(forward, Memory::saved));
     if (backward_length > 0) {
       check(stores_all(backward, Memory::grad_recurrent) &&
@@ -204,7 +204,7 @@ class Program {
 
   bool keeps(int state) const { return kept_states >> state & 1; }
 
-  // How many operands of this kind a call has.
+  // Returns how many operands of this kind a call has.
   int count(Memory memory) const {
     switch (memory) {
       case Memory::projection:
@@ -271,7 +271,7 @@ class Program {
     }
   }
 
-  // The same as count(), but for states that backward has no values of.
+  // The same as count(), except for states whose values backward does not have.
   int size_of(Memory memory, bool is_forward, int index) const {
     const bool is_state = memory == Memory::state || memory == Memory::next_state;
     return is_state && !is_forward && index > 0 && index < states && !keeps(index) ? 0

@@ -1,4 +1,4 @@
-// Whether the kernels take a call: one answer for the ops, for the choice of a route in Python, and
+// Whether the kernels take a call: one check for the ops, for the choice of a route in Python, and
 // for the autograd node. It reads sizes, dtypes and devices, throws nothing and includes no torch.
 #pragma once
 
@@ -9,11 +9,11 @@
 
 namespace rnn_ext {
 
-// How steps lie in input and output: (T, B, ·), packed (N, ·) with the rows of each step, or one
-// step (B, ·) with an hx (B, H).
+// The layout of steps in input and output: (T, B, ·), packed (N, ·) with the rows of each step, or
+// one step (B, ·) with an hx (B, H).
 enum class Layout { sequence, packed, step };
 
-// A tensor as far as the check looks at it. `dtype` and `device_type` are torch's numbers.
+// The traits of a tensor that the check reads. `dtype` and `device_type` are torch's numbers.
 struct Traits {
   std::int32_t dtype = 0;
   std::int32_t device_type = 0;
@@ -90,7 +90,8 @@ struct BatchSizes {
 
   std::int64_t first() const { return count > 0 ? data[0] : 0; }
 
-  // Whether they fit `rows` of input. No sum overflows: each size is compared with the rows left.
+  // Whether the sizes fit `rows` of input. No sum overflows: each size is compared with the rows
+  // left.
   Obstacle find_obstacle(std::int64_t rows) const {
     std::int64_t limit = first();
     for (std::int64_t t = 0; t < count; ++t) {
@@ -107,8 +108,8 @@ struct BatchSizes {
   }
 };
 
-// Whether all products and sums of a call's sizes fit 64 bits: in bytes, with tiles filled up, and
-// for all buffers together. An expanded tensor can have sizes that no memory holds.
+// Whether all products and sums of a call's sizes fit into 64 bits: in bytes, with tiles filled up,
+// and for all buffers together. An expanded tensor can have sizes that exceed any memory.
 inline bool is_addressable(double rows, double hidden_size, double features) {
   constexpr double padding = 128;
   constexpr double most_elements = 0x1p48;
@@ -116,8 +117,8 @@ inline bool is_addressable(double rows, double hidden_size, double features) {
          most_elements;
 }
 
-// Why the kernels do not take these layers; `weight(i)` gives the traits of the i-th weight, and
-// `hx` is null for zeros.
+// Returns why the kernels do not take these layers. `weight(i)` returns the traits of the i-th
+// weight; `hx` is null for zeros.
 template <class Weight>
 Obstacle find_obstacle(const Stack& stack, Layout layout, bool has_kernels, const Traits& input,
                        const Traits* hx, const BatchSizes& batch_sizes, const Weight& weight) {

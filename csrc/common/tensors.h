@@ -1,4 +1,4 @@
-// Torch tensors as the drivers ask for, make and check them.
+// Allocates, checks and reads torch tensors for the drivers.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -16,8 +16,8 @@ namespace rnn_ext {
 
 using torch::stable::Tensor;
 
-// A dtype or device as torch's C interface numbers it: to compare these numbers takes one call,
-// where Tensor::scalar_type and Tensor::is_cpu take up to ten.
+// A dtype or device as torch's C interface numbers it. Comparing these numbers takes one call,
+// Tensor::scalar_type and Tensor::is_cpu take up to ten.
 inline std::int32_t dtype_of(const Tensor& t) {
   std::int32_t dtype = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
@@ -37,8 +37,8 @@ struct Device {
   bool operator==(const Device&) const = default;
 };
 
-// Calls f with a value of the type that tensors of this dtype hold; false for those without
-// kernels.
+// Calls f with a value of the type that tensors of this dtype store; returns false if there are no
+// kernels for it.
 template <class F>
 bool with_type(std::int32_t dtype, F&& f) {
   if (dtype == aoti_torch_dtype_float32()) {
@@ -55,10 +55,10 @@ bool with_type(std::int32_t dtype, F&& f) {
   return true;
 }
 
-// Torch's C interface tells of a failed allocation only that it failed.
+// If an allocation fails, torch's C interface reports only that it failed.
 inline Tensor empty(std::initializer_list<std::int64_t> sizes, std::int32_t dtype, Device device) {
   std::int64_t strides[4] = {};
-  std::uint64_t count = 1;  // may wrap where a size is 0, or where torch then refuses the sizes
+  std::uint64_t count = 1;  // may wrap if a size is 0, or for sizes that torch then rejects
   for (auto i = static_cast<std::ptrdiff_t>(sizes.size()); i-- > 0;) {
     strides[i] = static_cast<std::int64_t>(count);
     count *= static_cast<std::uint64_t>(std::max<std::int64_t>(1, sizes.begin()[i]));

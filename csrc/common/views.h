@@ -1,4 +1,4 @@
-// Torch tensors as the kernels take them: pointers and strides.
+// Torch tensors as the kernels' pointers and strides.
 #pragma once
 
 #include "common/problem.h"
@@ -32,7 +32,7 @@ Matrix<T> row(const Tensor& t) {
   return {data<T>(t), 0, t.stride(0)};
 }
 
-// The states of a direction: of (D, B, H) its part, of (B, H) all.
+// The states of a direction: its part of (D, B, H), all of (B, H).
 template <class T>
 Matrix<T> slice(const Tensor& t, std::int64_t direction) {
   return t.dim() == 2
@@ -40,7 +40,7 @@ Matrix<T> slice(const Tensor& t, std::int64_t direction) {
              : Matrix<T>{data<T>(t) + direction * t.stride(0), t.stride(1), column_stride(t)};
 }
 
-// A batch of one has no row stride of its own: its steps may lie as rows do.
+// A batch of one has no row stride of its own, so its steps may be used as rows.
 template <class T>
 Sequence<T> sequence(const Tensor& t) {
   return t.dim() == 2 ? Sequence<T>{data<T>(t), 0, t.stride(0), column_stride(t)}

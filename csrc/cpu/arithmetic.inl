@@ -1,5 +1,5 @@
-// What a machine does in a few instructions, over a vector type. Special values as torch's
-// functions of the same names have them.
+// Functions that take a few instructions, over a vector type. Special values are those of torch's
+// functions of the same names.
 
 template <class T>
 inline Vector<T> operator-(Vector<T> x) {
@@ -34,7 +34,7 @@ inline Vector<T> not_equal(Vector<T> a, Vector<T> b) {
   return blend(a == b, Vector<T>::broadcast(0), Vector<T>::broadcast(1));
 }
 
-// b where a is not zero (NaN is not), c elsewhere.
+// b where a is not zero (NaN is not zero), c elsewhere.
 template <class T>
 inline Vector<T> select(Vector<T> a, Vector<T> b, Vector<T> c) {
   return blend(a == Vector<T>::broadcast(0), c, b);
@@ -58,7 +58,7 @@ inline Vector<T> sign(Vector<T> x) {
 }
 
 // To the nearest integer, ties to even. From 2²³ (double: 2⁵²) on all numbers are integers; below,
-// a sum with that has no room for a fraction.
+// adding and subtracting that number rounds away the fraction.
 template <class T>
 inline Vector<T> round(Vector<T> x) {
   const Vector<T> limit = Vector<T>::broadcast(1 / std::numeric_limits<T>::epsilon());

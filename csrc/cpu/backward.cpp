@@ -2,12 +2,12 @@
 //
 //   dz_t = (dy_t + W_hhᵀ dz_{t+1}) φ'(z_t)
 //
-// and what follows from dz, in reductions.h.
+// and the gradients that follow from dz (reductions.h).
 //
-// The sequence is walked in chunks of steps, from the end. dz exists for two chunks at a time (the
-// one at hand and the one before it, whose first step the recurrence goes on from); once a
-// chunk's dz is complete, everything that is a product over many rows is done for all of it.
-// Where values are stored in 16 bits, the recurrence's dz is kept in T.
+// The sequence is processed in chunks of steps, from the end. dz exists for two chunks at a time:
+// the current and the previous one, from whose first step the recurrence continues. When a chunk's
+// dz is complete, all products over many rows are computed for it. If values are stored in 16 bits,
+// the recurrence's dz is kept in T.
 #include <algorithm>
 #include <functional>
 
@@ -50,15 +50,15 @@ class Backward {
   }
 
  private:
-  // One member's way through the steps.
+  // One member's loop over the steps.
   struct Pass {
     const Backward& b;
     const Team::Member& member;
     const StepShare& share;
     int parity = 0;
-    std::int64_t first = 0;      // row of the chunk at hand
+    std::int64_t first = 0;      // row of the current chunk
     Rows dz = {};                // of the chunk
-    Matrix<const T> later = {};  // dz of the step processed before
+    Matrix<const T> later = {};  // dz of the previous step
     bool accumulate = false;
 
     void begin(const Chunk& chunk) {
@@ -129,7 +129,7 @@ class Backward {
     const Matrix<const S> dy = g_.output ? g_.output.at(p_.steps, t) : Matrix<const S>{};
     const Matrix<const S> last = ending ? g_.h_n : Matrix<const S>{};
     if (dy && last) {
-      // Nothing is multiplied where rows end, so that the order of this sum is that of any other.
+      // Rows that end skip the product, so that the order of this sum is the same as for any other.
       const Matrix<T> sum = as_rows(joined_, p_.hidden_size);
       for (std::int64_t b = rows.begin; b < rows.end; ++b) {
         const S *const from_dy = dy.row(b), *const from_last = last.row(b);
@@ -167,8 +167,8 @@ class Backward {
   const Gradients<S>& g_;
   const Kernels<S, O>& kernels_;
   std::int64_t chunk_rows_;
-  std::int64_t rows_;    // that a chunk has at most
-  Buffer<T> weight_hh_;  // packed; without memory where the weight is read in place
+  std::int64_t rows_;    // maximum of a chunk
+  Buffer<T> weight_hh_;  // packed; without memory if the weight is read in place
   Buffer<T> dz_[2];
   Buffer<O> rounded_dz_;
   Buffer<T> joined_;

@@ -42,7 +42,7 @@ std::int64_t seconds() {
 double quota_of(const std::string& folder, bool is_version_2) {
   double quota = 0, period = 0;
   if (is_version_2) {
-    std::ifstream(folder + "/cpu.max") >> quota >> period;  // "max" is no number
+    std::ifstream(folder + "/cpu.max") >> quota >> period;  // "max" is not a number
   } else {
     std::ifstream(folder + "/cpu.cfs_quota_us") >> quota;  // -1: none
     std::ifstream(folder + "/cpu.cfs_period_us") >> period;

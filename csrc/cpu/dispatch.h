@@ -1,4 +1,4 @@
-// From a call to the kernels that serve it, in this process as it is now.
+// Selects the kernels for a call.
 #pragma once
 
 #include <new>
@@ -28,7 +28,7 @@ inline int thread_limit() {
   return available_threads(static_cast<int>(torch::stable::get_num_threads()));
 }
 
-// Runs f with scratch memory failures told in words.
+// Runs f; a failed allocation of scratch memory becomes an error with a message.
 template <class F>
 void guarded(F&& f) {
   try {

@@ -6,14 +6,15 @@
 namespace rnn_ext::cpu {
 
 struct Driver {
-  // h_n may be the output itself, where that is one step.
+  // h_n may be the output itself if there is one step.
   static void forward(const Call& call, const Tensor& output, const Tensor& h_n);
-  // The gradients of input, hx and each weight that output_mask asks for, in this order.
+  // The gradients of input, hx and each weight that output_mask requests, in this order.
   static std::vector<Tensor> backward(const Call& call, const std::optional<Tensor>& grad_output,
                                       const std::optional<Tensor>& grad_h_n,
                                       const std::vector<Tensor>& weights, const Tensor& output,
                                       const std::vector<bool>& output_mask);
-  // `seed` and `tangent` hold all directions; these walk time the other way where `reverse`.
+  // `seed` and `tangent` hold all directions. With `reverse`, each direction runs in the opposite
+  // time order.
   static void tangent(const Call& call, const Tensor& seed, const Tensor& output,
                       const Tensor& tangent, bool reverse);
 };

@@ -1,5 +1,5 @@
-// How a thread does floating-point arithmetic: how it rounds, and whether subnormal numbers count
-// as zeros. torch.set_flush_denormal changes it for the calling thread alone.
+// A thread's settings of floating-point arithmetic: its rounding, and whether subnormal numbers
+// count as zeros. torch.set_flush_denormal changes them for the calling thread only.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,7 @@ struct FloatControl {
   }
 };
 
-// Gives this thread another control register until the scope ends.
+// Sets another control register for this thread until the scope ends.
 class FloatControlScope {
  public:
   explicit FloatControlScope(FloatControl control) { control.apply(); }

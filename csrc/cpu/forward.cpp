@@ -1,10 +1,9 @@
 // h_t = φ(W_ih x_t + b + W_hh h_{t-1}) for a whole sequence.
 //
-// The pre-activation never has a tensor of its own: the input projection of a chunk of steps is
-// written where h_t will be, while the chunk is still in cache the recurrence adds W_hh h_{t-1}
-// to it, applies φ and overwrites it. Where values are stored in 16 bits, the chunk stands in
-// scratch memory and each h_t is rounded into the output, while the recurrence goes on from the
-// unrounded one.
+// There is no tensor for the pre-activation: the input projection of a chunk of steps is written
+// to the memory of h_t. While the chunk is in cache, the recurrence adds W_hh h_{t-1} to it,
+// applies φ and overwrites it. If values are stored in 16 bits, the chunk is in scratch memory;
+// each h_t is rounded into the output, and the recurrence continues from the unrounded one.
 #include <algorithm>
 #include <cstring>
 
@@ -45,7 +44,7 @@ class Forward {
   }
 
  private:
-  // One member's way through the steps.
+  // One member's loop over the steps.
   struct Pass {
     const Forward& f;
     const Team::Member& member;
@@ -74,13 +73,13 @@ class Forward {
       f.store(chunk, h, share);
       if (is_widened<S> && !is_last) {
         previous = f.carry(f.p_.reverse ? chunk.first : chunk.last, previous, share);
-        // Before that is read, and the chunk's memory used again.
+        // Before that is read, and before the chunk's memory is reused.
         (f.projection_.keeps_rows() ? share.group : member).barrier();
       }
     }
   };
 
-  // Where a chunk's states stand until they are stored.
+  // Where a chunk's states are until they are stored.
   Sequence<T> states(const Chunk& chunk, const StepShare& share) const {
     if constexpr (is_widened<S>) {
       return projection_.in_scratch(states_, p_.hidden_size, chunk, share);
@@ -118,8 +117,8 @@ class Forward {
     return product_by(p_.weight_hh.transposed(), columns, panels);
   }
 
-  // What stands for a missing hx: nothing where its product can be left out. It means zeros, but
-  // W_hh times zeros is NaN where W_hh is not finite, and that has to show.
+  // The zeros of a missing hx; none if its product can be left out. W_hh times zeros is NaN if W_hh
+  // is not finite, and the result must show that.
   Matrix<const T> implied_state() const {
     const T* products = from_zeros_.data();
     const bool finite =
@@ -127,7 +126,7 @@ class Forward {
     return finite ? Matrix<const T>{} : Matrix<const T>{zeros_.data(), 0, 1};
   }
 
-  // Brings a member's states of a chunk to the output.
+  // Writes a member's states of a chunk to the output.
   void store(const Chunk& chunk, const Sequence<T>& h, const StepShare& share) const {
     if (!is_widened<S>) {
       return;
@@ -164,7 +163,7 @@ class Forward {
     kernels_.product(product);
   }
 
-  // Keeps aside the state that the next chunk starts from.
+  // Saves the state that the next chunk starts from.
   Matrix<const T> carry(std::int64_t t, Matrix<const T> h, const StepShare& share) const {
     const Matrix<T> carried = as_rows(carried_, p_.hidden_size);
     const Range rows = share.rows.below(p_.steps.rows(t));
@@ -179,7 +178,7 @@ class Forward {
   Matrix<S> h_n_;
   const Kernels<S, O>& kernels_;
   Projection<S, O> projection_;
-  Buffer<T> weight_hh_;  // packed; without memory where the weight is read in place
+  Buffer<T> weight_hh_;  // packed; without memory if the weight is read in place
   Buffer<T> zeros_;
   Buffer<T> from_zeros_;  // W_hh times zeros
   Buffer<T> states_;

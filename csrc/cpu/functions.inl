@@ -22,7 +22,7 @@ inline Vector<T> polynomial(const T (&coefficients)[n], Vector<T> x) {
   return sum;
 }
 
-// The same, two terms at a time: half the latency for x², if that is needed anyway.
+// The same, two terms at a time: half the latency if x² is computed anyway.
 template <class T, std::size_t n>
 inline Vector<T> polynomial(const T (&coefficients)[n], Vector<T> x, Vector<T> square) {
   const auto term = [&](std::size_t i) { return Vector<T>::broadcast(coefficients[i]); };
@@ -54,7 +54,7 @@ struct ExpConstants<float> {
   static constexpr float minus_one = -18.0f;  // e⁻¹⁸ - 1 rounds to -1
   // A sum with 1.5 · 2²³ rounds to an integer, and holds it in its low bits.
   static constexpr float round_to_int = 12582912.0f;
-  // What a float's exponent has for 2⁰: n + round_to_int + bias ends as the exponent of 2ⁿ.
+  // The exponent bits of a float's 2⁰: n + round_to_int + bias ends in the exponent of 2ⁿ.
   static constexpr float bias = 127.0f;
   // ln 2 in two parts; n times the first is exact.
   static constexpr float ln2_high = 0.693145752f;
@@ -106,7 +106,7 @@ inline Reduced<T> reduced(Vector<T> x) {
   return {n, r, polynomial(K::q, r, r2) * r2};
 }
 
-// eˣ, and what its rounding lost: nothing to speak of where the result is subnormal.
+// eˣ, and its rounding error: negligible if the result is subnormal.
 template <class T>
 struct Exponential {
   Vector<T> value;
@@ -142,7 +142,7 @@ inline Vector<T> expm1(Vector<T> x) {
   using K = ExpConstants<T>;
   const V bounded = at_least(at_most(x, V::broadcast(K::highest)), V::broadcast(K::minus_one));
   const Reduced<T> e = reduced(bounded);
-  // Half of the result, as 2ⁿ may overflow where that does not.
+  // Half of the result, since 2ⁿ may overflow although the result does not.
   const V power = power_of_two(e.n + V::broadcast(K::round_to_int + K::bias - 1));
   const V less_half = power - V::broadcast(T(0.5));
   const V sum = multiply_add(power, e.r, less_half);
@@ -152,8 +152,8 @@ inline Vector<T> expm1(Vector<T> x) {
   return blend(magnitude(x) < tiny, x, half + half);
 }
 
-// 1 / (1 + e⁻ˣ), or eˣ / (1 + eˣ): whichever needs e to no positive power. What numerator and
-// denominator lost in rounding is added to first order.
+// 1 / (1 + e⁻ˣ), or eˣ / (1 + eˣ): whichever uses a non-positive power of e. The rounding errors of
+// numerator and denominator are corrected to first order.
 template <class T>
 inline Vector<T> sigmoid(Vector<T> x) {
   using V = Vector<T>;
@@ -289,7 +289,7 @@ inline Vector<T> sin_of_sum(Vector<T> x) {
   const V first = multiply_add(n, -part(0), x);
   const V second = multiply_add(n, -part(1), first);
   const V third = multiply_add(n, -part(2), second);
-  // What the third difference lost in rounding, and the last part.
+  // The rounding error of the third difference, and the last part.
   const V lost = multiply_add(n, part(2), third - second);
   const V r = third - multiply_add(n, part(3), lost);
 

@@ -1,4 +1,4 @@
-// The products: of rows that lie anywhere, and of the rows of two packed operands.
+// The products: for rows at any address, and for the rows of two packed operands.
 
 template <class S, class O>
 void packed_product(const Product<S, O>& p) {

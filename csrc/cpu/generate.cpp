@@ -12,11 +12,11 @@
 namespace rnn_ext::cpu {
 namespace {
 
-// Weights of fewer values are multiplied in less time than it takes threads to meet.
+// Smaller weights are multiplied in less time than threads take to meet.
 constexpr std::int64_t few_weights = std::int64_t{1} << 16;
 
-// Where `draw`, from [0, 1), falls among these scores, of which NaN counts as the lowest. `weights`
-// has room for twice as many.
+// Returns the index that `draw`, in [0, 1), selects by these scores; NaN counts as the lowest.
+// `weights` has room for twice as many.
 std::int64_t choose(const float* scores, std::int64_t count, const Sampling& sampling, double draw,
                     double* weights) {
   constexpr double lowest = -std::numeric_limits<double>::infinity();
@@ -96,7 +96,7 @@ class Generator {
       }
       multiply(x, out_weight_, characters, task_.out_bias, scores_.data(), Finish::none);
       member.barrier();
-      // Every member draws for itself: all see the same scores.
+      // Every member draws by itself: all have the same scores.
       token = choose(scores_.data(), task_.vocab_size, task_.sampling, task_.draws[next],
                      weights_.data() + 2 * member.rank() * task_.vocab_size);
       if (member.is_leader()) {
@@ -165,7 +165,7 @@ class Generator {
   Buffer<float> out_weight_;
   std::vector<Buffer<float>> states_[2];  // of each layer, in turns
   Buffer<float> scores_;
-  Buffer<double> weights_;  // of each member, what choose() needs
+  Buffer<double> weights_;  // of each member, scratch memory of choose()
 };
 
 }  // namespace

@@ -14,11 +14,11 @@
 
 namespace rnn_ext::cpu {
 
-// How a character is drawn from the scores.
+// How to draw a character from the scores.
 struct Sampling {
   double temperature = 0;   // 0: the likeliest
-  std::int64_t top_k = 1;   // of the likeliest so many
-  std::int64_t never = -1;  // a character that is not to be drawn; -1: none
+  std::int64_t top_k = 1;   // 0: from all; else from the likeliest
+  std::int64_t never = -1;  // a character that is never drawn; -1: none
 };
 
 struct GenerateTask {

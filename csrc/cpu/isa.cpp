@@ -12,8 +12,8 @@ namespace rnn_ext::cpu {
 namespace {
 
 #if defined(__x86_64__)
-// What the processor has, and the operating system saves between threads. __builtin_cpu_supports
-// would ask the compiler's run-time library, which not every distribution of clang brings.
+// The features of the processor whose registers the operating system saves. __builtin_cpu_supports
+// would need the compiler's run-time library, which some distributions of clang lack.
 struct Registers {
   unsigned a = 0, b = 0, c = 0, d = 0;
 
@@ -68,7 +68,7 @@ const Level levels[] = {
 #endif
 };
 
-// A name that another machine's build knows is a valid cap here too.
+// The name of a level in another machine's build is a valid cap here, too.
 const char* const known_names[] = {"generic", "avx2", "avx512", "avx512_bf16"};
 
 const KernelSet* best(const std::string& cap) {

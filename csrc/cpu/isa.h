@@ -1,4 +1,4 @@
-// Which kernel set serves this process.
+// The kernel set that this process uses.
 #pragma once
 
 #include <string>
@@ -8,14 +8,14 @@
 
 namespace rnn_ext::cpu {
 
-// The set in use: at first the best one that the machine has, capped by RNN_EXT_ISA.
+// The set in use: by default the best one for this machine, capped by RNN_EXT_ISA.
 const KernelSet& kernels();
 
-// All levels in this binary, and those of them that this machine can run, from the lowest up.
+// All levels in this binary, and those that this machine can run, from the lowest up.
 std::vector<std::string> compiled_isas();
 std::vector<std::string> available_isas();
 
-// Caps the level. Throws std::invalid_argument, naming the valid levels, where `cap` is none.
+// Caps the level. Throws std::invalid_argument, which names the valid levels, if `cap` is not one.
 void cap_isa(const std::string& cap);
 
 }  // namespace rnn_ext::cpu

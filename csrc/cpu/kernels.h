@@ -19,11 +19,11 @@ namespace rnn_ext::cpu {
 
 inline constexpr std::int64_t reduction_block = 256;
 
-// Which rule of the cell a product ends with.
+// Which rule of the cell is applied after a product.
 enum class Finish { none, activate, chain };
 
-// C[r, c] = finish(init[r, c] + Σ_k A[r, k] B[k, c] + seed[r, c]), B packed in column panels or,
-// for few rows, read where it is.
+// C[r, c] = finish(init[r, c] + Σ_k A[r, k] B[k, c] + seed[r, c]). B is packed in column panels or,
+// for few rows, read in place.
 template <class S, class O = Arithmetic<S>>
 struct Product {
   using T = Arithmetic<S>;
@@ -43,9 +43,9 @@ struct Product {
   Nonlinearity nonlinearity = Nonlinearity::tanh;
   const S* seed = nullptr;  // null: zero
   std::int64_t seed_stride = 0;
-  const S* h = nullptr;  // what `chain` needs: the step's own output
+  const S* h = nullptr;  // the step's own output, for `chain`
   std::int64_t h_stride = 0;
-  S* stored = nullptr;  // where C goes too, rounded to S; null, and always where S is T: nowhere
+  S* stored = nullptr;  // a copy of C, rounded to S; null for none, and always if S is T
   std::int64_t stored_stride = 0;
 };
 
@@ -64,7 +64,7 @@ struct OuterProduct {
   bool accumulate = false;
 };
 
-// The memory behind a place: the values of a step, from its first row and unit.
+// The memory of a place: the values of a step, from its first row and unit.
 template <class S>
 struct Operand {
   using T = Arithmetic<S>;
@@ -86,9 +86,9 @@ struct Operand {
   }
 };
 
-// Code to run on a tile of rows and units. Its dst, a, b and c are places: the slots and, behind
-// them, the operands. A load reads any operand and a store writes any; the other instructions take
-// operands as they take slots, so these hold T at column stride 1.
+// Code to run on a tile of rows and units. Its dst, a, b and c are places: the slots, followed by
+// the operands. A load reads any operand and a store writes any; the other instructions use
+// operands like slots, so these hold T at column stride 1.
 template <class S>
 struct ProgramTile {
   using T = Arithmetic<S>;
@@ -127,8 +127,8 @@ struct Kernels {
                std::int64_t inner, std::int64_t at);
   void (*pack_operand)(Matrix<const S> w, std::int64_t columns, std::int64_t rows, O* panels,
                        std::int64_t inner, std::int64_t at);
-  // The columns of B = Wᵀ that belong to `units` units of each gate, for W (gates·hidden, inner): a
-  // gate's columns after the other's, each gate's filled up with zeros to whole vectors.
+  // The columns of B = Wᵀ that belong to `units` units of each gate, for W (gates·hidden, inner):
+  // one gate's columns after another's, each filled up with zeros to whole vectors.
   void (*pack_gates)(Matrix<const S> w, std::int64_t gates, std::int64_t hidden, std::int64_t units,
                      std::int64_t inner, T* panels);
   // A for OuterProduct: tile_rows values for each k, successive tiles tile_rows·inner apart.
@@ -155,7 +155,7 @@ struct KernelSet {
   Kernels<double> f64;
   Kernels<BFloat16> bf16;
   Kernels<Half> f16;
-  // Null where the machine has no products of bfloat16.
+  // Null if the machine has no products of bfloat16.
   const Kernels<BFloat16, BFloat16>* bf16_products = nullptr;
 };
 

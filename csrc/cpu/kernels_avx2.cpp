@@ -17,7 +17,7 @@
 namespace rnn_ext::cpu {
 namespace {
 
-// 12 accumulators of 16 registers.
+// 12 of 16 registers are accumulators.
 constexpr int tile_rows = 6;
 constexpr int tile_vectors = 2;
 

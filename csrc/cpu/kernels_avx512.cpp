@@ -10,7 +10,7 @@
                              apply_to = function)
 #else
 #pragma GCC push_options
-// GCC takes the undefined operands inside its own intrinsics for ours (GCC bug 105593).
+// GCC mistakes the undefined operands inside its own intrinsics for ours (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,fma")

@@ -1,7 +1,7 @@
 // The kernels for AVX-512 with products of bfloat16 (Cooper Lake, Sapphire Rapids, Zen 4 and
-// later): those of kernels_avx512.cpp, and products over many steps that take bfloat16 as it is
-// stored, two terms at a time and so at twice the rate of float. The instruction takes subnormal
-// numbers for zeros and rounds after each of the two terms.
+// later): those of kernels_avx512.cpp, and products over many steps that take bfloat16 as stored,
+// two terms at a time, at twice the rate of float. The instruction treats subnormal numbers as
+// zeros and rounds after each of the two terms.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -14,7 +14,7 @@
     apply_to = function)
 #else
 #pragma GCC push_options
-// GCC takes the undefined operands inside its own intrinsics for ours (GCC bug 105593).
+// GCC mistakes the undefined operands inside its own intrinsics for ours (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma")
@@ -51,7 +51,7 @@ struct Terms {
     std::memcpy(&pair, a, sizeof(pair));
     return Pairs::broadcast(pair);
   }
-  // Of a pair that only its first value is there of.
+  // For a pair of which only the first value exists.
   static Pairs broadcast_last(const BFloat16* a) { return Pairs::broadcast(a->bits); }
 };
 
@@ -71,7 +71,7 @@ struct Terms {
 #pragma GCC pop_options
 #endif
 
-// Filled in when the library is loaded, on whatever machine: for which the code must be baseline.
+// Filled in when the library is loaded, on any machine, so this code must be baseline.
 namespace rnn_ext::cpu {
 namespace {
 

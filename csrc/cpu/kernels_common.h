@@ -3,7 +3,7 @@
 // ISA level. So common/cell.h, whose rules must be inlined into the kernels, comes after.
 #pragma once
 
-// Results are promised to the bit: whichever tile computes a value, and under every compiler.
+// Results are promised to the bit, for every tile that computes a value and every compiler.
 #if defined(__FAST_MATH__)
 #error "rnn_ext does not keep its promises under -ffast-math: build without it"
 #endif

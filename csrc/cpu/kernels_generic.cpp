@@ -5,7 +5,7 @@
 namespace rnn_ext::cpu {
 namespace {
 
-// 8 accumulators: what 16 vector registers hold beside B and the broadcast.
+// 8 accumulators fit into 16 vector registers together with B and the broadcast.
 constexpr int tile_rows = 4;
 constexpr int tile_vectors = 2;
 

@@ -1,8 +1,8 @@
 // Packing into panels and tiles, conversion, and column sums.
 
-// target[k·line + c] = w[c][k] for a vector of columns c, of which `present` are there and the
-// others zero: the source is read along its rows, a vector's worth of rows at a time, so that both
-// sides stay within a few cache lines.
+// target[k·line + c] = w[c][k] for a vector of columns c, of which `present` exist and the others
+// are zero. The source is read along its rows, as many rows at a time as a vector has values, so
+// that both sides use few cache lines.
 template <class S>
 inline void pack_vector_transposed(Matrix<const S> w, std::int64_t present, std::int64_t inner,
                                    Arithmetic<S>* target, std::int64_t line) {
@@ -96,7 +96,7 @@ void pack_tiles(Matrix<const T> a, std::int64_t rows, std::int64_t inner, T* til
       const T* source = a.row(k) + row;
       T* target = tiles + k * tile_rows;
       if (present == tile_rows) {
-        std::memcpy(target, source, tile_rows * sizeof(T));  // of constant size: no call
+        std::memcpy(target, source, tile_rows * sizeof(T));  // of constant size, so without a call
       } else {
         std::copy_n(source, present, target);
       }

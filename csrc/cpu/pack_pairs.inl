@@ -1,7 +1,7 @@
-// Packing for products of pairs of bfloat16: of two successive terms of a sum, the values of a
-// column (in a panel) or of a row (in a tile) stand side by side.
+// Packing for products of pairs of bfloat16: the values of two successive terms of a sum are
+// adjacent, for a column (in a panel) or a row (in a tile).
 
-// The values of 16 columns in two successive rows; a null row is one of zeros.
+// The values of 16 columns in two successive rows; a null row is zero.
 inline __m512i interleaved(const BFloat16* even, const BFloat16* odd, int columns) {
   const auto load = [&](const BFloat16* p) __attribute__((always_inline)) {
     const auto present = static_cast<__mmask16>((1u << columns) - 1);

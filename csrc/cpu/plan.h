@@ -1,9 +1,9 @@
-// Who computes what: pure arithmetic, no memory, no threads.
+// Which thread computes what: pure arithmetic, no memory, no threads.
 //
-// The threads that share a step h_t = φ(z_t + h_{t-1} W_hhᵀ) form groups. A group has some of the
-// batch rows, which never wait for those of another; its members share the columns of h_t, where
-// each keeps only its part of W_hh in its own cache but all must meet after every step. The model
-// below counts the cycles of the slowest thread; it decides time, never results.
+// The threads that share a step h_t = φ(z_t + h_{t-1} W_hhᵀ) form groups. Each group has some of
+// the batch rows and never waits for another group. The members of a group share the columns of
+// h_t: each keeps only its part of W_hh in its cache, but all meet after every step. The model
+// below counts the cycles of the slowest thread; it affects time, never results.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@
 namespace rnn_ext::cpu {
 
 struct Plan {
-  std::uint16_t groups = 1;  // of a direction's threads: as many as these share batch rows only
+  std::uint16_t groups = 1;  // groups of a direction's threads; groups share the batch rows
   // The two directions of a layer at the same time, on half of the threads each.
   bool directions_at_once = false;
   int threads = 1;
@@ -23,7 +23,7 @@ struct Plan {
   int threads_of_a_direction() const { return directions_at_once ? threads / 2 : threads; }
 };
 
-// What the plan needs to know of a call.
+// The facts about a call that a plan depends on.
 struct Shape {
   std::int64_t steps;
   std::int64_t batch;
@@ -39,7 +39,7 @@ struct Shape {
 
   bool operator==(const Shape&) const = default;
   std::int64_t panels() const { return (hidden_size + panel_columns - 1) / panel_columns; }
-  // Cache lines of a row of so many columns.
+  // Cache lines of a row with so many columns.
   double lines(double columns) const {
     return std::ceil(columns * static_cast<double>(element_size) / 64);
   }
@@ -47,9 +47,9 @@ struct Shape {
 
 namespace cost {
 
-// Measured on Zen 4 (3.7 GHz, 32 KiB L1, 1 MiB L2 a core) with two threads; each further one moves
-// the line on which all are counted once more. What passes between cores costs up to eight times
-// as much when they share no L3: 130 to 1000 cycles a barrier, 3000 to 8000 a team.
+// Measured on Zen 4 (3.7 GHz, 32 KiB L1, 1 MiB L2 a core) with two threads; each further thread
+// adds one more transfer of the line that counts all of them. Transfers between cores take up to
+// eight times as long if they share no L3: 130 to 1000 cycles per barrier, 3000 to 8000 per team.
 inline double barrier_cycles(int members) { return members > 1 ? 400.0 * members : 0; }
 inline double team_cycles(int threads) { return threads > 1 ? 5200 + barrier_cycles(threads) : 0; }
 inline constexpr double line_from_core_cycles = 20;  // a cache line that another core wrote
@@ -58,7 +58,8 @@ inline constexpr double activation_cycles = 20;  // of a line's tanh
 inline constexpr double l1_bytes = 28 << 10;
 inline constexpr double l2_bytes = 768 << 10;
 
-// Cycles of a multiply-add with one line of B, and of fetching that line from where `bytes` live.
+// Cycles of a multiply-add with one line of B, and of fetching that line from the memory that holds
+// `bytes`.
 inline constexpr double multiply_add_cycles = 1;
 inline double fetch_cycles(double bytes) {
   return bytes <= l1_bytes ? 1 : bytes <= l2_bytes ? 2 : 2.5;
@@ -87,7 +88,7 @@ inline double step_cycles(const Shape& s, double rows, double columns) {
 struct Choice {
   int groups;
   int members;    // of each group
-  double cycles;  // but for those of calling the team together
+  double cycles;  // except for starting the team
 
   int threads() const { return groups * members; }
 };
@@ -95,11 +96,11 @@ struct Choice {
 inline Choice judge(const Shape& s, int groups, int members) {
   const auto ceil_div = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
   const auto hidden_size = static_cast<double>(s.hidden_size);
-  // Of the thread that has the most.
+  // Of the thread with the most work.
   const std::int64_t rows = ceil_div(s.batch, groups);
   const std::int64_t panels = ceil_div(s.panels(), members);
   const std::int64_t columns = std::min(s.hidden_size, panels * s.panel_columns);
-  // Every thread packs a part of the weights, and needs those of its columns.
+  // Every thread packs a part of the weights and uses those of its columns.
   const double weight_lines =
       static_cast<double>((s.input_size + s.hidden_size) * s.element_size) * hidden_size / 64;
   const double foreign_lines = weight_lines * (groups - 1) / (groups * members);
@@ -135,7 +136,7 @@ inline Plan make_plan(const Shape& s, int threads) {
   };
   const Choice alone = judge(s, 1, 1);
   if (threads == 1 || alone.cycles <= cost::team_cycles(2)) {
-    return plan(alone, false);  // no team, of any size, is called together in that time
+    return plan(alone, false);  // no team, of any size, can be started in that time
   }
   const Choice all = choose(s, threads);
   if (s.independent_directions) {
@@ -148,21 +149,22 @@ inline Plan make_plan(const Shape& s, int threads) {
   return plan(all, false);
 }
 
-// Rows whose input projection is computed just ahead of the steps that use them: few enough to stay
-// in cache, enough to make the product efficient.
+// Rows whose input projection is computed ahead of the steps that use them: few enough to stay in
+// cache, enough for an efficient product.
 inline std::int64_t projection_rows(std::int64_t hidden_size) {
   return std::clamp<std::int64_t>(65536 / std::max<std::int64_t>(1, hidden_size), 64, 2048);
 }
 
-// Rows whose weight gradients are added up at a time, at most: a multiple of the reduction block. A
-// chunk is whole steps, so the order of that sum depends on the batch too; never on the threads.
+// The maximum of rows whose weight gradients are summed at a time: a multiple of the reduction
+// block. A chunk is whole steps, so the order of that sum depends on the batch, too, but never on
+// the threads.
 inline std::int64_t gradient_rows(std::int64_t hidden_size) {
   constexpr std::int64_t block = 256;
   return std::clamp<std::int64_t>(65536 / std::max<std::int64_t>(1, hidden_size) / block, 1, 8) *
          block;
 }
 
-// Tiles of rows that an unpacked weight is read for at most.
+// The maximum of row tiles for which a weight is read in place.
 inline constexpr std::int64_t most_tiles_in_place = 2;
 
 // The steps t of one chunk, in time order.

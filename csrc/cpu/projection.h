@@ -17,7 +17,7 @@ template <class S, class O>
 class Projection {
   using T = Arithmetic<S>;
   static constexpr bool takes_stored = std::is_same_v<S, O>;
-  // A W_ih of fewer values stays in a cache while it is packed for the whole call.
+  // A smaller W_ih stays in a cache while it is packed for the whole call.
   static constexpr std::int64_t few_weights = std::int64_t{1} << 18;
 
  public:
@@ -49,10 +49,10 @@ class Projection {
   std::int64_t buffered_rows() const {
     return std::min(std::max(chunk_rows_, p_.steps.batch), p_.steps.total_rows());
   }
-  // Whether each group computes its own batch rows from first to last.
+  // Whether each group computes its own batch rows in all steps.
   bool keeps_rows() const { return keeps_rows_; }
 
-  // Packs the weight and adds up the biases: these columns of each gate.
+  // Packs the weight and sums the biases: these columns of each gate.
   void pack(Range columns) const {
     if (columns.empty()) {
       return;
@@ -75,8 +75,8 @@ class Projection {
     }
   }
 
-  // Writes the chunk's projection to u: each member for its rows and columns of the steps or, where
-  // these differ in rows, for an even share of the chunk's.
+  // Writes the chunk's projection to u. Each member writes its rows and columns of the steps or, if
+  // steps differ in rows, an even share of the chunk's rows.
   void run(const Chunk& chunk, const Sequence<T>& u, const StepShare& share,
            const Team::Member& member) const {
     if (p_.tokens) {
@@ -103,9 +103,9 @@ class Projection {
     }
   }
 
-  // A chunk in scratch memory of `columns` values a row. A group that keeps to its batch rows has
-  // those of all steps side by side, in a part that is its own through all chunks: none writes into
-  // another's cache, or has to wait for it.
+  // A chunk in scratch memory, `columns` values a row. A group that keeps to its batch rows has
+  // those of all steps in one part of the memory, the same for all chunks: no group writes into
+  // another's cache or waits for it.
   template <class U>
   Sequence<U> in_scratch(const Buffer<U>& buffer, std::int64_t columns, const Chunk& chunk,
                          const StepShare& share) const {
@@ -153,7 +153,8 @@ class Projection {
     return weight_.from(gate * panels_of_a_gate_ + column * filled(kernels_, p_.input_size));
   }
 
-  // From the table: a member's rows and columns, which nobody else reads before the state is there.
+  // From the table: a member's rows and columns, which no other member reads before the state is
+  // complete.
   void look_up(const Chunk& chunk, const Sequence<T>& u, const StepShare& share) const {
     for (std::int64_t t = chunk.first; t <= chunk.last; ++t) {
       const Matrix<T> target = u.at(p_.steps, t);
@@ -168,8 +169,8 @@ class Projection {
     }
   }
 
-  // A panel of W_ih at a time, which is packed, used and forgotten: a packed copy of all of it
-  // would be written to memory and read again for this one use.
+  // Packs, uses and discards a panel of W_ih at a time: a packed copy of all of it would be written
+  // to memory and read again for a single use.
   void project_panels(std::int64_t rows, Matrix<const O> x, Matrix<T> u,
                       const Team::Member& member) const {
     const Range own = column_share(kernels_, columns_, member);

@@ -15,10 +15,10 @@ namespace rnn_ext::cpu {
 // Frees the blocks that no running call uses, and returns their bytes.
 std::size_t release_scratch();
 
-// Hands out uninitialised, cache-line-aligned memory to the call that this thread runs.
+// Allocates uninitialised, cache-line-aligned memory for the call that this thread runs.
 class Scratch {
  public:
-  // Gives back everything taken in it when it ends. The outermost scope of a thread is a call.
+  // Frees everything allocated within it when it ends. The outermost scope of a thread is a call.
   class Scope {
    public:
     Scope();
@@ -37,7 +37,7 @@ class Scratch {
   };
   using Memory = std::unique_ptr<void, Free>;
 
-  // What is kept between calls.
+  // Kept between calls.
   struct Block {
     Memory memory;
     std::size_t size = 0;
@@ -67,7 +67,7 @@ class Scratch {
   void* overflow(std::size_t bytes);
 
   std::unique_ptr<Block> block_;   // during a call
-  std::vector<Memory> overflows_;  // what the block has no room for
+  std::vector<Memory> overflows_;  // allocations that do not fit into the block
   std::size_t used_ = 0;
   std::size_t most_used_ = 0;
 };
@@ -88,7 +88,7 @@ class Buffer {
   }
 
   T* data() const { return data_; }
-  // The values from `offset` on; null where there is no memory.
+  // The values from `offset` on; null if there is no memory.
   T* from(std::int64_t offset) const { return data_ ? data_ + offset : nullptr; }
 
  private:

@@ -1,4 +1,4 @@
-// What holds for the whole process: threads, and a plan forced by tests.
+// Settings of the whole process: threads, and a plan forced by tests.
 #pragma once
 
 #include <optional>
@@ -8,17 +8,16 @@
 namespace rnn_ext::cpu {
 
 // How many threads a call may use: torch's own setting, capped by the cores that this process may
-// use (more would only wait for each other), and 1 in a forked child, where the pool's threads do
-// not exist.
+// use (more threads would only wait for each other), and 1 in a forked child, where the pool's
+// threads do not exist.
 int available_threads(int torch_threads);
 
 // Whether torch's pool runs the bodies of one parallel_for at the same time, which a team needs.
-// False until said.
+// False until it is set.
 void set_pool_is_concurrent(bool concurrent);
 
-// Makes every call use this plan, whatever its size, so that small tests reach all of them; nullopt
-// for the plan that the cost model finds. Where its directions can run at once, each has half of
-// its groups.
+// Makes every call use this plan, whatever its size, so that small tests reach all plans; nullopt
+// for the plan of the cost model. If directions can run at once, each has half of its groups.
 void force_plan(std::optional<Plan> plan);
 
 // The plan of a call on at most `threads` threads.

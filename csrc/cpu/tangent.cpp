@@ -1,13 +1,13 @@
-// The linear recurrence that all higher derivatives are made of,
+// The linear recurrence behind all higher derivatives,
 //
 //   y_t = φ'(z_t) (s_t + W y_{t-1}), with φ' in terms of the states h,
 //
-// for a whole sequence. With W = W_hh it is the tangent of the states, where s has what a change of
-// the input, of the weights and of hx brings in; backward in time and with W_hhᵀ it is the gradient
-// of the pre-activations, where s is the gradient of the output.
+// for a whole sequence. With W = W_hh it computes the tangent of the states; s is then the
+// contribution of the tangents of input, weights and hx. Backward in time and with W = W_hhᵀ it
+// computes the gradient of the pre-activations; s is then the gradient of the output.
 //
-// Members share the steps as in the forward pass. Where values are stored in 16 bits, the
-// recurrence goes on from the unrounded y of the last step.
+// Members share the steps as in the forward pass. If values are stored in 16 bits, the recurrence
+// continues from the unrounded y of the previous step.
 #include "cpu/recurrence.h"
 
 namespace rnn_ext::cpu {
@@ -48,7 +48,7 @@ class Tangent {
   }
 
  private:
-  // One member's way through the steps.
+  // One member's loop over the steps.
   struct Pass {
     const Tangent& f;
     const StepShare& share;
@@ -105,7 +105,7 @@ class Tangent {
   const Kernels<S, O>& kernels_;
   Buffer<T> weight_hh_;  // packed; without memory where the weight is read in place
   Buffer<T> hx_;
-  Buffer<T> steps_[2];  // y of the step at hand and of the one before it
+  Buffer<T> steps_[2];  // y of the current step and of the previous one
 };
 
 }  // namespace

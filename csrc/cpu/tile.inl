@@ -5,7 +5,7 @@
 // limit is one fused multiply-add per B load and MR: flops for tall tiles, cache bandwidth of B for
 // a single row.
 
-// Terms<O> says how many terms of the sum a multiply-add takes of operands of type O, and in which
+// Terms<O>: how many terms of the sum a multiply-add computes for operands of type O, and its
 // registers.
 
 template <class S>
@@ -27,7 +27,7 @@ struct Out {
   std::int64_t stored_stride = 0;
 };
 
-// Calls f with the rule that a tile ends with: rule(z, h) -> result.
+// Calls f with the rule that finishes a tile: rule(z, h) -> result.
 template <class S, class F>
 [[gnu::always_inline]] inline void with_rule(const Out<S>& out, F&& f) {
   using V = Vector<Arithmetic<S>>;
@@ -128,7 +128,7 @@ template <class S, int MR, int NV>
   }
 }
 
-// The lines of B that a tile of NV vectors takes: of a packed panel.
+// The lines of B for a tile of NV vectors: of a packed panel.
 template <class O>
 struct PanelLines {
   const O* b;
@@ -140,8 +140,8 @@ struct PanelLines {
   }
 };
 
-// A is read in place with a row stride (PackedA false), or as a packed tile, of which `inner`
-// counts what it is filled up to.
+// A is read in place with a row stride (PackedA false), or as a packed tile whose inner dimension
+// is filled up to `inner`.
 template <class S, class O, int MR, int NV, bool PackedA, class Lines>
 void tile(const O* a, std::int64_t a_stride, Lines lines, std::int64_t inner, const Out<S>& out) {
   using V = Vector<Arithmetic<S>>;
@@ -219,7 +219,7 @@ struct PanelShape {
     vectors = (columns + width - 1) / width;
     last = columns - (vectors - 1) * width;
   }
-  // Values that a packed panel of B holds for each k.
+  // Values of a packed panel of B for each k.
   std::int64_t line() const { return vectors * Vector<T>::width; }
 };
 

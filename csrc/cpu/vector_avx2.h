@@ -236,7 +236,8 @@ inline __m256d load_halves(const double* first, const double* second) {
 inline __m256d low_pairs(__m256 a, __m256 b) { return _mm256_castps_pd(_mm256_unpacklo_ps(a, b)); }
 inline __m256d high_pairs(__m256 a, __m256 b) { return _mm256_castps_pd(_mm256_unpackhi_ps(a, b)); }
 
-// r[k][c] = source[c][k]. Halves are joined as they are loaded, which leaves two shuffles a vector.
+// r[k][c] = source[c][k]. Halves are joined when they are loaded, so two shuffles per vector
+// suffice.
 template <class S>
 [[gnu::always_inline]] inline void load_transposed(const S* source, std::int64_t stride,
                                                    Vector<float> (&r)[8]) {

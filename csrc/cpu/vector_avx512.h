@@ -1,7 +1,7 @@
 // 64-byte vectors, and the tile that their registers hold: AVX-512 F, DQ, BW, VL. Included inside
 // the anonymous namespace of one translation unit, under its target pragma.
 
-// 24 accumulators of 32 registers.
+// 24 of 32 registers are accumulators.
 constexpr int tile_rows = 6;
 constexpr int tile_vectors = 4;
 
@@ -229,8 +229,9 @@ inline __m512d low_pairs(__m512 a, __m512 b) { return _mm512_castps_pd(_mm512_un
 inline __m512d high_pairs(__m512 a, __m512 b) { return _mm512_castps_pd(_mm512_unpackhi_ps(a, b)); }
 
 // r[k] = element k of 16 rows. load(i, j, half): the halves, 0 or 1, of rows i and j. Halves are
-// joined as they are loaded, which leaves three shuffles a vector where whole rows would take four;
-// both halves of a row at once, since 16 rows may all fall into one set of the cache.
+// joined when they are loaded, so three shuffles per vector suffice where whole rows would need
+// four. Both halves of a row are loaded at once, since 16 rows may all fall into one set of the
+// cache.
 template <class Load>
 [[gnu::always_inline]] inline void transpose_rows(Load load, Vector<float> (&r)[16]) {
   __m512 quarters[4][4];  // of rows i, i + 4, i + 8, i + 12
@@ -261,8 +262,8 @@ template <class Load>
 template <class S>
 [[gnu::always_inline]] inline void load_transposed(const S* source, std::int64_t stride,
                                                    Vector<float> (&r)[16]) {
-  // Four addresses and three strides: the compiler would form 16 addresses, and keep most of them
-  // in memory.
+  // Four addresses and three strides: otherwise the compiler would form 16 addresses and keep most
+  // of them in memory.
   const S* groups[4];
   for (int i = 0; i < 4; ++i) {
     groups[i] = source + 4 * i * stride;

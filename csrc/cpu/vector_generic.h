@@ -42,7 +42,8 @@ struct Vector {
   friend Vector operator-(Vector a, Vector b) { return {a.v - b.v}; }
   friend Vector operator*(Vector a, Vector b) { return {a.v * b.v}; }
   friend Vector operator/(Vector a, Vector b) { return {a.v / b.v}; }
-  // a·b + c and c - a·b: rounded once where every machine has the instruction, twice elsewhere.
+  // a·b + c and c - a·b: rounded once if every machine of this kind has the instruction, else
+  // twice.
 #if defined(__aarch64__)
   friend Vector multiply_add(Vector a, Vector b, Vector c) {
     if constexpr (sizeof(T) == 4) {
@@ -66,7 +67,7 @@ struct Vector {
   friend Vector zero_where_not_positive(Vector value, Vector where) {
     return {(where.v <= Lanes{}) ? Lanes{} : value.v};
   }
-  // x where it is NaN.
+  // x, if it is NaN.
   friend Vector at_most(Vector x, Vector bound) { return {(x.v > bound.v) ? bound.v : x.v}; }
   friend Vector at_least(Vector x, Vector bound) { return {(x.v < bound.v) ? bound.v : x.v}; }
   friend Vector square_root(Vector x) {

@@ -1,4 +1,4 @@
-// What the kernels are written in: arithmetic on one value, lanes of 16 bytes, shared memory.
+// The primitives of the kernels: arithmetic on one value, lanes of 16 bytes, shared memory.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -12,7 +12,7 @@
 
 namespace rnn_ext::cuda {
 
-// The number type that cells compute with.
+// The arithmetic type of cells.
 template <class T>
 struct Number {
   T value;
@@ -49,7 +49,7 @@ __device__ S narrow(Arithmetic<S> x) {
   }
 }
 
-// As many values as one access to memory can bring.
+// As many values as one memory access can load.
 template <class T>
 struct alignas(16) Lanes {
   static constexpr int width = 16 / sizeof(T);

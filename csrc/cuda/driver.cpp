@@ -1,5 +1,5 @@
-// Translates a call from torch tensors to passes over time and back. What is a product over all
-// steps is torch's matrix product: the input projection, dx and the weight gradients.
+// Translates a call from torch tensors to passes over time and back. Products over all steps are
+// torch's matrix products: the input projection, dx and the weight gradients.
 #include "cuda/driver.h"
 
 #include <array>
@@ -42,7 +42,7 @@ void sum_rows(const Tensor& t, Tensor& target) {
   torch::stable::sum_out(target, t, torch::headeronly::IntHeaderOnlyArrayRef(&rows, 1));
 }
 
-// W_ih of all directions, one above the other.
+// W_ih of all directions, stacked by rows.
 Tensor stacked_weights_ih(const Call& call) {
   if (call.directions == 1) {
     return call.weight(0, 0);
@@ -56,8 +56,9 @@ Tensor stacked_weights_ih(const Call& call) {
   return stacked;
 }
 
-// A call on its device: the walk in device memory, the plan, and whatever else has to live until
-// the kernels are launched. (Memory that is given back goes to later work on the same stream.)
+// A call on its device: its time axis in device memory, the plan, and everything else that must
+// live until the kernels are launched. (Memory that is freed then goes to later work on the same
+// stream.)
 class Execution {
  public:
   explicit Execution(const Call& call) : call_(call), current_(call.device), steps_(call.steps) {
@@ -76,7 +77,7 @@ class Execution {
     steps_.batch_offsets = on_device(call.steps.batch_offsets);
   }
 
-  Walk walk(bool descends) const { return {steps_, descends}; }
+  PassOrder order(bool descends) const { return {steps_, descends}; }
 
   template <class S>
   const S* contiguous(const Tensor& t) {
@@ -114,7 +115,7 @@ void run_forward(const Call& call, const Tensor& output, const Tensor& h_n) {
     const Problem<S> problem = call.problem<S>(output, d);
     nonlinearity = problem.nonlinearity;
     ForwardPass<S> pass;
-    pass.walk = execution.walk(problem.reverse);
+    pass.order = execution.order(problem.reverse);
     pass.hidden_size = call.hidden_size;
     pass.weight = execution.contiguous<S>(call.weight(d, 1));
     pass.bias_ih = problem.bias_ih;
@@ -130,7 +131,7 @@ void run_forward(const Call& call, const Tensor& output, const Tensor& h_n) {
 // The tensors of a BackwardPass, all directions in each.
 struct Recurrence {
   std::vector<Tensor> matrices = {};
-  bool reverse = false;  // each direction in the order opposite to its own
+  bool reverse = false;  // each direction in the opposite time order
   Tensor output;
   std::optional<Tensor> grad_output;
   std::optional<Tensor> grad_h_n = std::nullopt;
@@ -152,7 +153,7 @@ void run_recurrence(const Call& call, const Recurrence& tensors) {
       return sequence;
     };
     BackwardPass<S> pass;
-    pass.walk = execution.walk(problem.reverse != tensors.reverse);
+    pass.order = execution.order(problem.reverse != tensors.reverse);
     pass.hidden_size = call.hidden_size;
     pass.weight = execution.contiguous<S>(tensors.matrices[d]);
     pass.states = {problem.output.data, problem.output.step_stride, problem.output.row_stride, 1};
@@ -180,8 +181,8 @@ Tensor part(const Call& call, const Tensor& sequences, std::int64_t d) {
   return narrowed(flat(sequences), 1, d * call.hidden_size, call.hidden_size);
 }
 
-// Σ_t dz_tᵀ h_{t-1}, written to `target`. Where all steps have the same rows, the h_{t-1} are rows
-// of output, but for those that hx has.
+// Σ_t dz_tᵀ h_{t-1}, written to `target`. If all steps have the same rows, the h_{t-1} are rows of
+// output, except for those of hx.
 void gradient_of_weight_hh(const Call& call, std::int64_t d, const Tensor& dz, const Tensor& output,
                            const std::optional<Tensor>& previous, Tensor& target) {
   const Tensor own = part(call, dz, d);
@@ -200,7 +201,7 @@ void gradient_of_weight_hh(const Call& call, std::int64_t d, const Tensor& dz, c
     multiply(transposed(narrowed(own, 0, reverse ? rest : 0, batch)), states_of(*call.hx(), d), to);
   };
   if (!call.hx()) {
-    add_rest(target);  // of no rows: zeros
+    add_rest(target);  // zero rows: zeros
   } else if (rest == 0) {
     add_first(target);
   } else {
@@ -265,7 +266,7 @@ std::vector<Tensor> Driver::backward(const Call& call, const std::optional<Tenso
   if (grad_h_n) {
     recurrence.grad_h_n = with_unit_columns(*grad_h_n);
   }
-  // Among steps of different lengths no view finds the states before each.
+  // If steps differ in length, no view contains the previous states.
   if (call.steps.batch_sizes &&
       (slots.weight(0, 1) || (call.directions == 2 && slots.weight(1, 1)))) {
     recurrence.previous = call.new_output();

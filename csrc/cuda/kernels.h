@@ -1,8 +1,8 @@
-// What the driver launches: passes over time, as plain pointers into device memory.
+// The driver's launches: passes over time, as plain pointers into device memory.
 //
-// Each direction of a layer is one pass; all passes of a call have the same sizes and run side by
-// side, as an axis of the grid. What is a product over all steps (the input projection before a
-// forward pass, dx and the weight gradients after a backward one) is the driver's.
+// Each direction of a layer is one pass. All passes of a call have the same sizes and run
+// concurrently, as an axis of the grid. The driver computes the products over all steps: the input
+// projection before a forward pass, dx and the weight gradients after a backward one.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,21 +15,22 @@
 
 namespace rnn_ext::cuda {
 
-// The order in which a pass takes the steps. `steps` points into device memory.
-struct Walk {
+// The time order of a pass. `steps` points into device memory.
+struct PassOrder {
   Steps steps;
   bool descends = false;
 
-  // The i-th step of the walk, and its neighbors in it; they may lie outside the sequence.
+  // The i-th step in this order, and the steps before and after step t; these may be outside of
+  // the sequence.
   constexpr std::int64_t time(std::int64_t i) const { return descends ? steps.count - 1 - i : i; }
-  constexpr std::int64_t before(std::int64_t t) const { return descends ? t + 1 : t - 1; }
-  constexpr std::int64_t after(std::int64_t t) const { return descends ? t - 1 : t + 1; }
+  constexpr std::int64_t previous(std::int64_t t) const { return descends ? t + 1 : t - 1; }
+  constexpr std::int64_t next(std::int64_t t) const { return descends ? t - 1 : t + 1; }
 };
 
 // h_t = φ(states_t + b_ih + b_hh + W_hh h_{t-1}), where states_t is W_ih x_t before and h_t after.
 template <class S>
 struct ForwardPass {
-  Walk walk;
+  PassOrder order;
   std::int64_t hidden_size = 0;
   const S* weight = nullptr;  // W_hh, contiguous
   Matrix<const S> bias_ih;    // one row each; null: none
@@ -44,7 +45,7 @@ struct ForwardPass {
 // for dy, and W times what comes before the first y for grad_h_n.
 template <class S>
 struct BackwardPass {
-  Walk walk;
+  PassOrder order;
   std::int64_t hidden_size = 0;
   const S* weight = nullptr;      // W_hhᵀ or W, contiguous
   Sequence<const S> states;       // h_t
@@ -52,8 +53,7 @@ struct BackwardPass {
   Matrix<const S> grad_h_n;       // null: zeros
   Sequence<S> dz;
   Matrix<S> grad_hx;  // null: not wanted
-  // What receives h_{t-1}, and the hx that it starts with, for the gradient of W_hh; null: not
-  // wanted.
+  // Receives h_{t-1}, starting with hx, for the gradient of W_hh; null: not wanted.
   Sequence<S> previous;
   Matrix<const S> hx;
 };
@@ -65,8 +65,8 @@ template <class Pass>
 cudaError_t run_steps(const Plan& plan, Nonlinearity nonlinearity, std::span<const Pass> directions,
                       cudaStream_t stream);
 
-// Brings host values to device memory as arguments of kernels: no copy from pageable memory, which
-// would wait for the device and which a CUDA graph cannot record.
+// Copies host values to device memory as arguments of kernels. A copy from pageable memory would
+// wait for the device, and a CUDA graph cannot record it.
 cudaError_t upload(std::span<const std::int64_t> values, std::int64_t* target, cudaStream_t stream);
 
 }  // namespace rnn_ext::cuda

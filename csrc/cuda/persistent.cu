@@ -3,11 +3,11 @@
 //   grid      (groups of a few batch rows, directions); blocks never wait for each other
 //   block     each thread keeps the weights of some columns over a slice of the inner length, in
 //             registers and, where those do not suffice, in shared memory; the states of the
-//             block's rows stand in shared memory
-//   step      every thread multiplies its weights with the states, which it reads as broadcasts;
-//             the slices' sums are added up and finished into the new states; two barriers
-//   bound by  the latency of these phases; the other operands of step t + 1 are on their way from
-//             memory while step t is computed, untouched until then
+//             block's rows are in shared memory
+//   step      every thread multiplies its weights by the states, which it reads as broadcasts;
+//             then the slices' sums are added and finished to the new states; two barriers
+//   bound by  the latency of these phases; the other operands of step t + 1 are loaded while step t
+//             is computed, and not used before
 #include <iterator>
 #include <utility>
 
@@ -45,7 +45,8 @@ __global__ void __launch_bounds__(persistent_shapes<typename Rule::T>[shape_inde
   T* const shared_weights = shared_memory<T>();
   T* const states = shared_weights + shape.shared_weights();
   T* const partial_sums = states + state_values;
-  // Where lane 0 of this thread's shared weights stands: neighbors read neighboring lanes.
+  // The address of lane 0 of this thread's shared weights: neighboring threads read neighboring
+  // lanes.
   const auto shared_weight = [&](int k, int c) {
     return shared_weights + ((k / width * columns_per_thread + c) * threads + thread) * width;
   };
@@ -62,7 +63,7 @@ __global__ void __launch_bounds__(persistent_shapes<typename Rule::T>[shape_inde
     for (int k = 0; k < shape.inner_registers; ++k) {
       weights[c][k] = weight(k);
     }
-    // One at a time: as many loads in flight as there are weights would need as many registers.
+    // One at a time: loading all weights at once would need as many registers.
 #pragma unroll 1
     for (int k = 0; k < shape.inner_shared; ++k) {
       shared_weight(k, c)[k % width] = weight(shape.inner_registers + k);
@@ -85,14 +86,14 @@ __global__ void __launch_bounds__(persistent_shapes<typename Rule::T>[shape_inde
   for (int at = thread; at < state_values; at += threads) {
     states[at] = 0;
   }
-  for_own(rule.walk.steps.batch,
+  for_own(rule.order.steps.batch,
           [&](int, int at, std::int64_t r) { states[at] = rule.initial(r, own_column); });
 
   const T constant = has_column ? rule.constant(own_column) : T{0};
   Operands operands[elements];
   Operands next_operands[elements] = {};
   const auto load_next = [&](std::int64_t i) {
-    const std::int64_t t = rule.walk.time(i);
+    const std::int64_t t = rule.order.time(i);
     for_own(rule.rows(t),
             [&](int e, int, std::int64_t r) { next_operands[e] = rule.load(t, r, own_column); });
   };
@@ -100,7 +101,7 @@ __global__ void __launch_bounds__(persistent_shapes<typename Rule::T>[shape_inde
   load_next(0);
   __syncthreads();
   for (std::int64_t i = 0; i < count; ++i) {
-    const std::int64_t t = rule.walk.time(i);
+    const std::int64_t t = rule.order.time(i);
     const std::int64_t rows = rule.rows(t);
 #pragma unroll
     for (int e = 0; e < elements; ++e) {
@@ -174,12 +175,12 @@ template <int shape_index, class Rule>
 cudaError_t run(const Directions<Rule>& directions, unsigned direction_count, cudaStream_t stream) {
   using T = typename Rule::T;
   constexpr PersistentShape shape = persistent_shapes<T>[shape_index];
-  const std::int64_t groups = ceil_div(directions.of[0].walk.steps.batch, shape.rows);
+  const std::int64_t groups = ceil_div(directions.of[0].order.steps.batch, shape.rows);
   return launch(persistent<Rule, shape_index>, dim3(static_cast<unsigned>(groups), direction_count),
                 shape.threads, shape.shared_values() * sizeof(T), stream, directions);
 }
 
-// Calls the one of run<0>, run<1>, … that the plan asks for.
+// Calls run<i> for the i that the plan selects.
 template <class Rule, int... indices>
 cudaError_t run_shape(int shape, std::integer_sequence<int, indices...>,
                       const Directions<Rule>& directions, unsigned count, cudaStream_t stream) {

@@ -1,8 +1,8 @@
 // Which kernel runs a call, in which shape: pure arithmetic over the limits of a device.
 //
 // Persistent kernels keep all of W_hh in the registers and the shared memory of one block, which
-// walks its own batch rows through all of time; that ends where W_hh no longer fits. Step kernels,
-// one launch for each step, cover every size.
+// computes its batch rows in all time steps. They require that W_hh fits. Step kernels, one launch
+// for each step, work for every size.
 #pragma once
 
 #include <cstddef>
@@ -34,8 +34,8 @@ struct PersistentShape {
   constexpr int shared_values() const { return shared_weights() + states() + partial_sums(); }
 };
 
-// The shape of a step kernel: a block computes a tile of rows × columns of h_t and takes the inner
-// length in slabs, of which each of `slices` groups of threads has its part.
+// The shape of a step kernel: a block computes a tile of rows × columns of h_t. It reads the inner
+// length in slabs, which `slices` groups of threads divide between them.
 struct StepShape {
   int rows;
   int columns;
@@ -66,17 +66,17 @@ inline constexpr PersistentShape persistent_shapes<double>[] = {
     {128, 2, 256, 4, 16, 0},
 };
 
-// Small tiles keep many multiprocessors busy, large ones read less.
+// Small tiles keep many multiprocessors busy; large ones read less memory.
 inline constexpr StepShape step_shapes[] = {{4, 16, 256, 64}, {16, 32, 64, 8}, {64, 64, 16, 1}};
 
-// What the plan needs to know of a device.
+// The limits of a device that a plan depends on.
 struct Limits {
   std::int64_t multiprocessors;
-  std::int64_t shared_bytes;  // that one block may have
-  std::int64_t registers;     // of 32 bits, that one block may have
+  std::int64_t shared_bytes;  // the maximum of one block
+  std::int64_t registers;     // of 32 bits; the maximum of one block
 };
 
-// What the plan needs to know of a call.
+// The facts about a call that a plan depends on.
 struct CallSizes {
   std::int64_t batch;
   std::int64_t hidden_size;
@@ -120,7 +120,7 @@ constexpr Plan make_plan(const CallSizes& call, const Limits& limits) {
     const StepShape& large = step_shapes[2];
     const std::int64_t tiles = ceil_div(call.batch, large.rows) *
                                ceil_div(call.hidden_size, large.columns) * call.directions;
-    // A tile of more rows than there are would multiply by nothing.
+    // The additional rows of a taller tile would be empty.
     best.shape = call.batch <= step_shapes[0].rows ? 0 : tiles >= limits.multiprocessors ? 2 : 1;
   }
   return best;

@@ -1,10 +1,9 @@
-// What one element of a step is made of, whichever kernel walks it over time.
+// How one element of a step is computed, in every kernel.
 //
-// A rule is a pass and a cell. For step t, batch row r and column c it says which state the product
-// with the weights starts from, loads the other operands ahead of that product, and finishes the
-// sum into a new state. Loading does no arithmetic, which would wait for what is loaded. Rows r
-// that step t has are "carried" where the step before it in the walk has them too; the others start
-// at t.
+// A rule is a pass and a cell. For step t, batch row r and column c it selects the state that is
+// multiplied by the weights, loads the other operands before that product, and finishes the sum to
+// a new state. Loading involves no arithmetic, which would wait for the loaded values. A row of
+// step t is "carried" if the previous step has it, too; other rows start at t.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -18,39 +17,39 @@ struct Forward : ForwardPass<S> {
   using T = Arithmetic<S>;
   using Operands = S;  // W_ih x_t
 
-  __host__ __device__ std::int64_t step_count() const { return this->walk.steps.count; }
-  // The rows that a step has to do with.
-  __device__ std::int64_t rows(std::int64_t t) const { return this->walk.steps.rows(t); }
+  __host__ __device__ std::int64_t step_count() const { return this->order.steps.count; }
+  // The rows that take part in a step.
+  __device__ std::int64_t rows(std::int64_t t) const { return this->order.steps.rows(t); }
   __device__ bool keeps_state(std::int64_t t, std::int64_t r) const { return r < rows(t); }
 
   // The state of row r before its first step.
   __device__ T initial(std::int64_t r, std::int64_t c) const {
     return this->hx ? widen(this->hx.row(r)[c]) : T{0};
   }
-  // The states that row r brings into step t; null: zeros.
+  // The previous states of row r at step t; null: zeros.
   __device__ const S* source(std::int64_t t, std::int64_t r) const {
-    const std::int64_t before = this->walk.before(t);
-    if (r < this->walk.steps.rows_or_none(before)) {
-      return this->states.at(this->walk.steps, before).row(r);
+    const std::int64_t before = this->order.previous(t);
+    if (r < this->order.steps.rows_or_none(before)) {
+      return this->states.at(this->order.steps, before).row(r);
     }
     return this->hx ? this->hx.row(r) : nullptr;
   }
 
-  // What column c adds in every step and row.
+  // The summand of column c in every step and row.
   __device__ T constant(std::int64_t c) const {
     return this->bias_ih ? widen(this->bias_ih.data[c * this->bias_ih.column_stride]) +
                                widen(this->bias_hh.data[c * this->bias_hh.column_stride])
                          : T{0};
   }
   __device__ Operands load(std::int64_t t, std::int64_t r, std::int64_t c) const {
-    return this->states.at(this->walk.steps, t).row(r)[c];
+    return this->states.at(this->order.steps, t).row(r)[c];
   }
 
   __device__ T finish(std::int64_t t, std::int64_t r, std::int64_t c, T constant, Operands x,
                       T sum) const {
     const S h = narrow<S>(Cell::activate(Number<T>{widen(x) + constant + sum}).value);
-    this->states.at(this->walk.steps, t).row(r)[c] = h;
-    if (r >= this->walk.steps.rows_or_none(this->walk.after(t))) {
+    this->states.at(this->order.steps, t).row(r)[c] = h;
+    if (r >= this->order.steps.rows_or_none(this->order.next(t))) {
       this->h_n.row(r)[c] = h;
     }
     return widen(h);
@@ -66,25 +65,26 @@ struct Backward : BackwardPass<S> {
     S h;
   };
 
-  // After the last step of the walk comes one outside the sequence: the gradient of hx.
+  // After the last step follows one outside of the sequence, for the gradient of hx.
   __host__ __device__ std::int64_t step_count() const {
-    return this->walk.steps.count + (this->grad_hx ? 1 : 0);
+    return this->order.steps.count + (this->grad_hx ? 1 : 0);
   }
   __device__ std::int64_t carried(std::int64_t t) const {
-    return this->walk.steps.rows_or_none(this->walk.before(t));
+    return this->order.steps.rows_or_none(this->order.previous(t));
   }
   __device__ std::int64_t rows(std::int64_t t) const {
-    const std::int64_t own = this->walk.steps.rows_or_none(t);
+    const std::int64_t own = this->order.steps.rows_or_none(t);
     const std::int64_t before = carried(t);
     return own > before ? own : before;
   }
   __device__ bool keeps_state(std::int64_t t, std::int64_t r) const {
-    return r < this->walk.steps.rows_or_none(t);
+    return r < this->order.steps.rows_or_none(t);
   }
 
   __device__ T initial(std::int64_t, std::int64_t) const { return 0; }
   __device__ const S* source(std::int64_t t, std::int64_t r) const {
-    return r < carried(t) ? this->dz.at(this->walk.steps, this->walk.before(t)).row(r) : nullptr;
+    return r < carried(t) ? this->dz.at(this->order.steps, this->order.previous(t)).row(r)
+                          : nullptr;
   }
 
   __device__ T constant(std::int64_t) const { return 0; }
@@ -93,13 +93,13 @@ struct Backward : BackwardPass<S> {
       return {};
     }
     const Matrix<const S> dy =
-        this->grad_output ? this->grad_output.at(this->walk.steps, t) : Matrix<const S>{};
+        this->grad_output ? this->grad_output.at(this->order.steps, t) : Matrix<const S>{};
     return {dy ? dy.row(r)[c * dy.column_stride] : S{},
-            this->states.at(this->walk.steps, t).row(r)[c]};
+            this->states.at(this->order.steps, t).row(r)[c]};
   }
 
   __device__ T finish(std::int64_t t, std::int64_t r, std::int64_t c, T, Operands x, T sum) const {
-    const Steps& steps = this->walk.steps;
+    const Steps& steps = this->order.steps;
     const bool is_carried = r < carried(t);
     if (!keeps_state(t, r)) {
       if (this->grad_hx) {
@@ -117,9 +117,9 @@ struct Backward : BackwardPass<S> {
     this->dz.at(steps, t).row(r)[c] = dz;
     if (this->previous) {
       if (is_carried) {
-        this->previous.at(steps, this->walk.before(t)).row(r)[c] = x.h;
+        this->previous.at(steps, this->order.previous(t)).row(r)[c] = x.h;
       }
-      if (r >= steps.rows_or_none(this->walk.after(t))) {
+      if (r >= steps.rows_or_none(this->order.next(t))) {
         this->previous.at(steps, t).row(r)[c] = this->hx.row(r)[c];
       }
     }
@@ -151,7 +151,8 @@ cudaError_t with_rules(Nonlinearity nonlinearity, std::span<const Pass> passes, 
   });
 }
 
-constexpr std::size_t granted_shared_bytes = 48 << 10;  // to every kernel, without asking
+// Available to every kernel without a request.
+constexpr std::size_t granted_shared_bytes = 48 << 10;
 
 template <class Kernel, class... Arguments>
 cudaError_t launch(Kernel* kernel, dim3 grid, int threads, std::size_t shared, cudaStream_t stream,

@@ -5,8 +5,8 @@
 namespace rnn_ext::cuda {
 namespace {
 
-// Torch's current stream of a device. The symbol exists in CUDA builds of torch only, so it is
-// looked up in the library that is loaded there: the same binary serves the CPU builds.
+// Torch's current stream of a device. Only CUDA builds of torch have the symbol, so it is looked up
+// in the loaded libraries: the same binary runs on the CPU builds.
 cudaStream_t current_stream(std::int32_t device_index) {
   using GetStream = AOTITorchError (*)(std::int32_t, void**);
   static const auto get_stream = [] {
@@ -34,7 +34,7 @@ void require_success(cudaError_t error, const char* what) {
 }
 
 CurrentDevice::CurrentDevice(const Device& device) : index_(index_on_cuda(device)), guard_(index_) {
-  // The runtime in this binary is not torch's own copy.
+  // The runtime in this binary is separate from torch's own copy.
   require_success(cudaSetDevice(index_), "choosing the CUDA device");
   stream_ = current_stream(index_);
 }
@@ -45,7 +45,7 @@ Limits limits_of(std::int32_t device_index) {
   const auto attribute = [&](cudaDeviceAttr name) {
     int value = 0;
     const cudaError_t error = cudaDeviceGetAttribute(&value, name, device_index);
-    // Among the reasons: a driver older than the runtime in this binary.
+    // A possible reason is a driver older than the runtime in this binary.
     require(error == cudaSuccess, "the CUDA kernels cannot run here: ", cudaGetErrorString(error));
     return value;
   };

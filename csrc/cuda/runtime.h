@@ -1,5 +1,4 @@
-// The device that a call runs on: what the driver asks of torch and of the CUDA runtime beside
-// launching kernels.
+// The device of a call: the driver's calls of torch and of the CUDA runtime, except for launches.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,13 +9,13 @@
 
 namespace rnn_ext::cuda {
 
-// Throws where `error` is one, in words that name what failed.
+// Throws if `error` is an error; the message names what failed.
 void require_success(cudaError_t error, const char* what);
 
-// What a plan needs to know of a device. Throws where the runtime cannot use it.
+// The limits of a device that a plan depends on. Throws if the runtime cannot use the device.
 Limits limits_of(std::int32_t device_index);
 
-// Makes a device the current one while it lives.
+// Makes a device the current one until the scope ends.
 class CurrentDevice {
  public:
   explicit CurrentDevice(const Device& device);

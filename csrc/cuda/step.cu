@@ -10,8 +10,8 @@
 
 namespace rnn_ext::cuda {
 
-// A row of a slab in shared memory is longer by one access, so that threads which read one column
-// of it from several rows meet different banks.
+// A row of a slab in shared memory has a padding of one access, so that threads which read one
+// column of it from several rows use different banks.
 template <class T>
 constexpr int padding = Lanes<T>::width;
 
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(StepShape::threads, 2)
 
   const Rule& rule = directions.of[blockIdx.y];
   const std::int64_t hidden_size = rule.hidden_size;
-  const std::int64_t t = rule.walk.time(i);
+  const std::int64_t t = rule.order.time(i);
   const std::int64_t rows = rule.rows(t);
   const auto column_tiles = static_cast<unsigned>(ceil_div(hidden_size, shape.columns));
   const std::int64_t first_row = std::int64_t{blockIdx.x / column_tiles} * shape.rows;
@@ -126,7 +126,7 @@ cudaError_t run(const Directions<Rule>& directions, unsigned direction_count, cu
   constexpr StepShape shape = step_shapes[shape_index];
   const Rule& rule = directions.of[0];
   const std::int64_t tiles =
-      ceil_div(rule.walk.steps.batch, shape.rows) * ceil_div(rule.hidden_size, shape.columns);
+      ceil_div(rule.order.steps.batch, shape.rows) * ceil_div(rule.hidden_size, shape.columns);
   const dim3 grid(static_cast<unsigned>(tiles), direction_count);
   for (std::int64_t i = 0; i < rule.step_count(); ++i) {
     const cudaError_t error =

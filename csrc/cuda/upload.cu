@@ -1,11 +1,11 @@
-// Host values to device memory, as arguments of kernels.
+// Copies host values to device memory as arguments of kernels.
 #include <algorithm>
 
 #include "cuda/rules.cuh"
 
 namespace rnn_ext::cuda {
 
-// Half of what every device takes as arguments of a kernel.
+// Half of the bytes that every device accepts as arguments of a kernel.
 constexpr int chunk_values = 256;
 
 struct Chunk {

@@ -94,14 +94,14 @@ struct Case {
       const double difference = std::abs(wide(actual) - expected);
       worst = difference <= worst ? worst : difference;  // NaN counts
     };
-    const Walk walk{steps, reverse};
+    const PassOrder order{steps, reverse};
     std::vector<double> h(hidden_size), dh(hidden_size);
     for (std::int64_t r = 0; r < steps.batch; ++r) {
       const auto at = [&](std::int64_t t) { return (offsets[t] + r) * hidden_size; };
       std::vector<std::int64_t> own;
       for (std::int64_t i = 0; i < steps.count; ++i) {
-        if (r < steps.rows(walk.time(i))) {
-          own.push_back(walk.time(i));
+        if (r < steps.rows(order.time(i))) {
+          own.push_back(order.time(i));
         }
       }
       for (std::int64_t c = 0; c < hidden_size; ++c) {
