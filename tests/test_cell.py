@@ -209,3 +209,28 @@ def test_changed_weights_are_seen_by_the_next_call() -> None:
     for cell in (theirs, ours):
         cell.weight_ih.data.mul_(2)
     assert_close_fp64((ours(x),), (theirs(x),))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradient_of_the_weights_of_one_row_is_an_exact_outer_product(
+    dtype: torch.dtype, isa: str
+) -> None:
+    cell = rnn_ext.RNNCell(67, 45, dtype=dtype)
+    x, hx = torch.randn(1, 67, dtype=dtype), torch.randn(1, 45, dtype=dtype)
+    cell(x, hx).sum().backward()
+    dz = cell.bias_ih.grad
+    assert torch.equal(cell.weight_ih.grad, torch.outer(dz, x[0]))
+    assert torch.equal(cell.weight_hh.grad, torch.outer(dz, hx[0]))
+
+
+def test_gradient_of_one_row_is_added_to_that_of_the_other_steps(isa: str) -> None:
+    # Weight gradients are summed over 1280 rows at a time at this hidden size.
+    ours, theirs = (library.RNN(3, 45, dtype=torch.float64) for library in (rnn_ext, nn))
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(1281, 1, 3, dtype=torch.float64)
+    for module in (ours, theirs):
+        module(x)[0].sum().backward()
+    for name, parameter in ours.named_parameters():
+        # 1281 terms a sum, in another order: some eps of float64 of the largest.
+        expected = theirs.get_parameter(name).grad
+        assert (parameter.grad - expected).abs().max() < 1e-13 * expected.abs().max(), name

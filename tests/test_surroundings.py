@@ -40,7 +40,9 @@ CELL_NAMES = {
 OF_PYTHON = {
     "__annotations__",
     "__doc__",
+    "__firstlineno__",
     "__module__",
+    "__static_attributes__",
     "__annotate_func__",
     "__annotations_cache__",
 }

@@ -23,9 +23,36 @@ void product(const Product<S, O>& p) {
   packed_product(p);
 }
 
+// G (+)= a bᵀ: the packed operands are plain vectors then, and G is written row by row.
+template <class T>
+void outer_product_of_vectors(const OuterProduct<T>& p) {
+  using V = Vector<T>;
+  for (std::int64_t row = 0; row < p.rows; ++row) {
+    const V a = V::broadcast(p.a[row]);
+    T* const g = p.g + row * p.g_stride;
+    const auto add = [&](std::int64_t column, auto... count) __attribute__((always_inline)) {
+      const V product = multiply_add(a, V::load(p.b + column), V::broadcast(0));
+      (p.accumulate ? V::load(g + column, count...) + product : product)
+          .store(g + column, count...);
+    };
+    std::int64_t column = 0;
+    for (; column + V::width <= p.columns; column += V::width) {
+      add(column);
+    }
+    if (column < p.columns) {
+      add(column, static_cast<int>(p.columns - column));
+    }
+  }
+}
+
 template <class O>
 void outer_product(const OuterProduct<O>& p) {
   using T = Arithmetic<O>;
+  if constexpr (std::is_same_v<O, T>) {
+    if (p.inner == 1) {
+      return outer_product_of_vectors(p);
+    }
+  }
   constexpr std::int64_t panel_columns = tile_vectors * Vector<T>::width;
   // A B of fewer values stays in the second-level cache, so that G can be written along its rows.
   constexpr std::int64_t few_values = 65536;
