@@ -1,4 +1,4 @@
-"""Parity with torch over the grid of options, sizes, layouts, ISA levels and thread counts."""
+"""Parity with torch over the grid of kinds, options, sizes, layouts, ISA levels and threads."""
 
 import functools
 import itertools

@@ -9,15 +9,21 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
-from support import ISA_LEVELS, PLANS, outcome, using_isa, using_threads
+from support import ISA_LEVELS, KINDS, PLANS, outcome, using_isa, using_threads
 from support.calls import Call, Data, Observation, largest, observe
-from support.strategies import CELL_ARGUMENTS, RNN_ARGUMENTS, cell_calls, constructions, rnn_calls
+from support.strategies import (
+    cell_arguments,
+    cell_calls,
+    constructions,
+    layer_arguments,
+    layer_calls,
+)
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import rnn_ext
-from rnn_ext import RNN, RNNCell
-from rnn_ext._core import dispatch
+from rnn_ext import RNN
+from rnn_ext._core.dtypes import KERNEL_DTYPES
 
 WIDE = {torch.float64, torch.complex128}
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -56,6 +62,7 @@ def compare(
         return
     assert actual.outcome == expected.outcome
     assert actual.facts == expected.facts
+    assert actual.contiguous >= expected.contiguous
     if len(call.devices) > 1:
         return  # torch lets some such calls pass to its meta kernels, which compute no values
     different = [name for name, b in expected.values.items() if not equal(actual.values[name], b)]
@@ -106,14 +113,16 @@ def _construct(cls: type[nn.Module], arguments: Arguments, traits: dict[str, Any
 
 
 CALLS = [
-    pytest.param(nn.RNN, RNN, rnn_calls(attributes_change=True), id="RNN"),
-    pytest.param(nn.RNNCell, RNNCell, cell_calls(), id="RNNCell"),
-    # It has no attributes, only the weights.
-    pytest.param(nn.RNN, FunctionalRNN, rnn_calls(attributes_change=False), id="functional"),
+    pytest.param(getattr(nn, name), getattr(rnn_ext, name), calls, id=name)
+    for kind in KINDS
+    for name, calls in ((kind, layer_calls(kind, True)), (f"{kind}Cell", cell_calls(kind)))
 ]
+# It has no attributes: the weights themselves say what they are.
+CALLS += [pytest.param(nn.RNN, FunctionalRNN, layer_calls("RNN", False), id="functional")]
 CONSTRUCTIONS = [
-    pytest.param(nn.RNN, RNN, constructions(RNN_ARGUMENTS), id="RNN"),
-    pytest.param(nn.RNNCell, RNNCell, constructions(CELL_ARGUMENTS), id="RNNCell"),
+    pytest.param(getattr(nn, name), getattr(rnn_ext, name), constructions(arguments), id=name)
+    for kind in KINDS
+    for name, arguments in ((kind, layer_arguments(kind)), (f"{kind}Cell", cell_arguments(kind)))
 ]
 
 
@@ -136,7 +145,7 @@ def check_call(
     call = data.draw(calls)
     isa = data.draw(st.sampled_from(ISA_LEVELS))
     # A plan changes nothing for torch's own op, and a second thread makes calls this small slow.
-    has_plan = call.kwargs["dtype"] in dispatch.KERNEL_DTYPES
+    has_plan = call.kwargs["dtype"] in KERNEL_DTYPES
     split = data.draw(st.sampled_from(PLANS)) if has_plan else None
     names = f"nn.{theirs.__name__}, {ours.__name__}"
     note(f"replay: compare({names}, {call}, {isa!r}, {split!r})")

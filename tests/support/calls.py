@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from support import Outcome, outcome
+from support import Outcome, flat, outcome
 from support.cases import base_shape, viewed
 
 MODES = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}
@@ -43,7 +43,7 @@ class Call:
 
     Args:
         args, kwargs: of the constructor.
-        input, hx: of forward; hx is left out where None.
+        input, hx, cx: of forward; hx is left out where None, and cx makes a pair of it.
         lengths: of the sequences, if they are packed; `input` is then the packed data.
         attributes: set after construction.
         weights: index of a weight -> how it is `altered`.
@@ -56,12 +56,13 @@ class Call:
     kwargs: dict[str, Any]
     input: Data
     hx: Data | None = None
+    cx: Data | None = None
     lengths: tuple[int, ...] | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
     weights: dict[int, str] = field(default_factory=dict)
     frozen: tuple[int, ...] = ()
     mode: str = "grad"
-    upstream: tuple[str, ...] = ("output", "h_n")
+    upstream: tuple[str, ...] = ("output", "h_n", "c_n")
 
     @property
     def devices(self) -> set[str]:
@@ -86,7 +87,7 @@ class Call:
 
     @property
     def _data(self) -> list[Data]:
-        return [data for data in (self.input, self.hx) if data is not None]
+        return [data for data in (self.input, self.hx, self.cx) if data is not None]
 
 
 @dataclass
@@ -95,7 +96,8 @@ class Observation:
 
     Args:
         outcome: error or none, and warnings.
-        facts: types, shapes, contiguity, where gradients flow, the random state: all but values.
+        facts: types, shapes, where gradients flow, the random state: all but values.
+        contiguous: the results that are.
         values: results and gradients by name.
         scales: the largest element of each, of a gradient also under upstream gradients of other
             signs: one of few elements may come out small only because large terms cancel.
@@ -104,6 +106,7 @@ class Observation:
 
     outcome: Outcome = field(default_factory=lambda: Outcome(None, "", ()))
     facts: dict[str, Any] = field(default_factory=dict)
+    contiguous: set[str] = field(default_factory=set)
     values: dict[str, Tensor] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
     nearest_to_kink: float = math.inf
@@ -143,8 +146,11 @@ def _run(seen: Observation, cls: type[nn.Module], call: Call, exact: bool) -> No
     arguments: list[Any] = [x if call.lengths is None else _packed(x, call.lengths)]
     leaves = {"input": x}
     if call.hx is not None:
-        leaves["hx"] = call.hx.tensor(rng, exact)
-        arguments.append(leaves["hx"])
+        arguments.append(call.hx.tensor(rng, exact))
+        leaves["hx"] = arguments[-1]
+        if call.cx is not None:
+            leaves["cx"] = call.cx.tensor(rng, exact)
+            arguments[-1] = leaves["hx"], leaves["cx"]
     leaves |= dict(module.named_parameters())
     kinks = _Kinks()
     with MODES[call.mode](), kinks if exact else nullcontext():
@@ -191,13 +197,10 @@ def _packed(data: Tensor, lengths: tuple[int, ...]) -> PackedSequence:
 
 def _produced(seen: Observation, result: Any) -> dict[str, Tensor]:
     seen.facts["type"] = type(result)
-    if isinstance(result, Tensor):
-        return {"output": result}
-    output, h_n = result
-    if isinstance(output, PackedSequence):
-        output, *packing = output
+    if type(result) is tuple and isinstance(result[0], PackedSequence):
+        _, *packing = result[0]
         seen.facts["packing"] = [None if t is None else t.tolist() for t in packing]
-    return {"output": output, "h_n": h_n}
+    return dict(zip(("output", "h_n", "c_n"), flat(result), strict=False))
 
 
 def _gradients(
@@ -215,8 +218,10 @@ def _gradients(
 def _keep(seen: Observation, tensors: dict[str, Tensor]) -> None:
     for name, t in tensors.items():
         facts = (type(t), t.shape, t.dtype, t.device, t.requires_grad, t.is_inference())
+        seen.facts[name] = facts
         # A caller may view() a result; for a gradient contiguity is not promised.
-        seen.facts[name] = facts if name.startswith("grad_") else (*facts, t.is_contiguous())
+        if t.is_contiguous() and not name.startswith("grad_"):
+            seen.contiguous.add(name)
         if not t.is_meta:
             seen.values[name] = t.detach()
             seen.scales[name] = largest(t)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from support.calls import Call, Data
 
-__all__ = ["CELL_ARGUMENTS", "RNN_ARGUMENTS", "cell_calls", "constructions", "rnn_calls"]
+__all__ = ["cell_arguments", "cell_calls", "constructions", "layer_arguments", "layer_calls"]
 
 Change = Callable[[st.DrawFn, Call], Call]
 
@@ -34,34 +34,41 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "dropout": st.sampled_from([0.0, 0.5, 1.0]),
     "bidirectional": FLAGS,
 }
-CELL_OPTIONS = {name: OPTIONS[name] for name in ("nonlinearity", "bias")}
 # Values for a module's attributes, which may contradict its weights.
 ATTRIBUTES = OPTIONS | {
     "input_size": SIZES,
     "hidden_size": SIZES,
-    "mode": st.sampled_from(["RNN_TANH", "RNN_RELU", "LSTM"]),
+    "mode": st.sampled_from(["RNN_TANH", "RNN_RELU", "GRU", "LSTM"]),
     "proj_size": st.sampled_from([0, 1]),
     "training": st.sampled_from([True, 0, None]),
 }
 
 
-def rnn_calls(attributes_change: bool) -> st.SearchStrategy[Call]:
-    """Calls of an RNN: valid ones, often with a mistake or special numbers.
+def layer_calls(kind: str, attributes_change: bool) -> st.SearchStrategy[Call]:
+    """Calls of a layer: valid ones, often with a mistake or special numbers.
 
     Packings are valid: a PackedSequence is not meant to be made by hand.
     """
-    return _calls(_rnn_shapes(), attributes_change)
+    partly = [("output",), ("h_n",), ("h_n", "c_n")]
+    return _calls(_layer_shapes(kind), attributes_change, partly)
 
 
-def cell_calls() -> st.SearchStrategy[Call]:
-    """Calls of an RNNCell, like `rnn_calls`."""
-    return _calls(_cell_shapes(), attributes_change=True)
+def cell_calls(kind: str) -> st.SearchStrategy[Call]:
+    """Calls of a cell, like `layer_calls`."""
+    # Not c alone: ours multiplies the gradient of h then, which is zero, where torch multiplies
+    # nothing and thus has no NaN.
+    return _calls(_cell_shapes(kind), True, [("output",)])
+
+
+def _of_kind(kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that this kind of layer has."""
+    return {name: o for name, o in options.items() if name != "nonlinearity" or kind == "RNN"}
 
 
 @st.composite
-def _rnn_shapes(draw: st.DrawFn) -> Call:
+def _layer_shapes(draw: st.DrawFn, kind: str) -> Call:
     input_size, hidden_size, steps = draw(SIZES), draw(SIZES), draw(STEPS)
-    kwargs = draw(st.fixed_dictionaries({}, optional=OPTIONS))
+    kwargs = draw(st.fixed_dictionaries({}, optional=_of_kind(kind, OPTIONS)))
     form = draw(st.sampled_from(["batched", "unbatched", "packed"]))
     batch: tuple[int, ...] = () if form == "unbatched" else (draw(BATCHES),)
     lengths = None
@@ -72,30 +79,43 @@ def _rnn_shapes(draw: st.DrawFn) -> Call:
     else:
         lead = (*batch, steps) if kwargs.get("batch_first") else (steps, *batch)
     states = kwargs.get("num_layers", 1) * (2 if kwargs.get("bidirectional") else 1)
+    hx = Data((states, *batch, hidden_size))
     return Call(
         args=(input_size, hidden_size),
         kwargs=kwargs,
         input=Data((*lead, input_size)),
-        hx=Data((states, *batch, hidden_size)),
+        hx=hx,
+        cx=hx if kind == "LSTM" else None,
         lengths=lengths,
     )
 
 
 @st.composite
-def _cell_shapes(draw: st.DrawFn) -> Call:
+def _cell_shapes(draw: st.DrawFn, kind: str) -> Call:
     input_size, hidden_size = draw(SIZES), draw(SIZES)
     batch = draw(st.just(()) | st.tuples(BATCHES))
+    options = {name: OPTIONS[name] for name in ("nonlinearity", "bias")}
+    hx = Data((*batch, hidden_size))
     return Call(
         args=(input_size, hidden_size),
-        kwargs=draw(st.fixed_dictionaries({}, optional=CELL_OPTIONS)),
+        kwargs=draw(st.fixed_dictionaries({}, optional=_of_kind(kind, options))),
         input=Data((*batch, input_size)),
-        hx=Data((*batch, hidden_size)),
+        hx=hx,
+        cx=hx if kind == "LSTM" else None,
     )
 
 
 @st.composite
-def _calls(draw: st.DrawFn, shapes: st.SearchStrategy[Call], attributes_change: bool) -> Call:
-    """Calls of these shapes, with all else drawn, and up to two changes made to it."""
+def _calls(
+    draw: st.DrawFn,
+    shapes: st.SearchStrategy[Call],
+    attributes_change: bool,
+    partly: list[tuple[str, ...]],
+) -> Call:
+    """Calls of these shapes, with all else drawn, and up to two changes made to it.
+
+    Gradients arrive at all results, or at one of the sets of `partly`.
+    """
     call = draw(shapes)
     place: dict[str, Any] = {
         "dtype": draw(DTYPES),
@@ -106,15 +126,17 @@ def _calls(draw: st.DrawFn, shapes: st.SearchStrategy[Call], attributes_change: 
         layout = draw(LAYOUTS) if len(data.shape) > 1 else "contiguous"
         return replace(data, layout=layout, needs_grad=draw(FLAGS), **place)
 
+    has_hx = draw(FLAGS)
     call = replace(
         call,
         kwargs=call.kwargs | place,
         input=detailed(call.input),
-        hx=detailed(call.hx) if call.hx is not None and draw(FLAGS) else None,
+        hx=detailed(call.hx) if call.hx is not None and has_hx else None,
+        cx=detailed(call.cx) if call.cx is not None and has_hx else None,
         attributes=draw(st.sampled_from([{}, {"training": False}])),
         frozen=tuple(draw(st.lists(WEIGHTS, max_size=3))),
         mode=draw(st.sampled_from(["grad"] * 8 + ["no_grad", "inference"])),
-        upstream=draw(st.sampled_from([("output", "h_n"), ("output",), ("h_n",)])),
+        upstream=draw(st.sampled_from([("output", "h_n", "c_n"), *partly])),
     )
     changes = [_special_data, _special_weight, _mistaken_data, _mistaken_weight]
     changes += [_mistaken_attribute] if attributes_change else []
@@ -166,7 +188,8 @@ def _with(call: Call, name: str, data: Data) -> Call:
 
 
 def _input_or_hx(draw: st.DrawFn, call: Call) -> str:
-    return "input" if call.hx is None else draw(st.sampled_from(["input", "hx"]))
+    names = [n for n in ("input", "hx", "cx") if getattr(call, n) is not None]
+    return draw(st.sampled_from(names))
 
 
 @st.composite
@@ -194,25 +217,30 @@ def _or_else(usual: st.SearchStrategy[Any], *mistakes: Any) -> st.SearchStrategy
     return st.integers(0, 15).flatmap(lambda n: st.sampled_from(mistakes) if n == 7 else usual)
 
 
-CELL_ARGUMENTS = {
+_ARGUMENTS = {
     "input_size": _or_else(SIZES, 0, -1, 2.0, None, "3", True),
     "hidden_size": _or_else(SIZES, 0, -1, 2.0, None, "3", True),
-    "bias": _or_else(FLAGS, 1, 0, None, "yes"),
-    "nonlinearity": _or_else(OPTIONS["nonlinearity"], "gelu", "Tanh", None, 1),
-    "device": _or_else(st.none(), "cpu", "meta", "nowhere", 1.5),
-    "dtype": _or_else(st.none() | DTYPES, torch.int64, torch.bool, "float32"),
-}
-# In nn.RNN's order. `proj_size` by name is an error whatever it is.
-RNN_ARGUMENTS = {
-    "input_size": CELL_ARGUMENTS["input_size"],
-    "hidden_size": CELL_ARGUMENTS["hidden_size"],
     "num_layers": _or_else(OPTIONS["num_layers"], 0, -1, 2.0, None, "3", True),
-    "nonlinearity": CELL_ARGUMENTS["nonlinearity"],
-    "bias": CELL_ARGUMENTS["bias"],
+    "nonlinearity": _or_else(OPTIONS["nonlinearity"], "gelu", "Tanh", None, 1),
+    "bias": _or_else(FLAGS, 1, 0, None, "yes"),
     "batch_first": _or_else(FLAGS, 1, 0, None, "yes"),
     "dropout": _or_else(OPTIONS["dropout"], 1, -0.1, 1.5, math.nan, True, None, "a", 1j),
     "bidirectional": _or_else(FLAGS, 1, 0, None, "yes"),
     "proj_size": _or_else(st.just(0), 1, -1, None),
-    "device": CELL_ARGUMENTS["device"],
-    "dtype": CELL_ARGUMENTS["dtype"],
+    "device": _or_else(st.none(), "cpu", "meta", "nowhere", 1.5),
+    "dtype": _or_else(st.none() | DTYPES, torch.int64, torch.bool, "float32"),
 }
+
+
+def layer_arguments(kind: str) -> dict[str, st.SearchStrategy[Any]]:
+    """Arguments in the order of a layer's constructor.
+
+    Other than to an LSTM, `proj_size` by name is an error whatever it is.
+    """
+    return _of_kind(kind, _ARGUMENTS)
+
+
+def cell_arguments(kind: str) -> dict[str, st.SearchStrategy[Any]]:
+    """Arguments in the order of a cell's constructor."""
+    names = ("input_size", "hidden_size", "bias", "nonlinearity", "device", "dtype")
+    return _of_kind(kind, {name: _ARGUMENTS[name] for name in names})
