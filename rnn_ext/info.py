@@ -11,8 +11,10 @@ from torch.nn.utils.rnn import PackedSequence
 from . import _C
 from ._core import cuda, dispatch, lookup, node
 from ._core.call import Call
+from ._core.cells.cell import Cell
 from ._core.dispatch import Path, Route
 from ._core.recurrence import loop_reason
+from ._core.resets import RNN_CELLS
 from .embedding_rnn import EmbeddingRNN
 from .modules import RNN, RNNCell
 from .recurrent import Recurrent, RecurrentCell
@@ -59,13 +61,19 @@ def route_of(
     return dispatch.route(module._call(input, hx))
 
 
-def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Tensor | None = None) -> str:
+def explain(
+    module: nn.Module,
+    input: Tensor | PackedSequence,
+    hx: Tensor | None = None,
+    *,
+    reset: Tensor | None = None,
+) -> str:
     """Says in one line how ``module(input, hx)`` goes, and why.
 
     Args:
         module: an RNN, RNNCell, EmbeddingRNN, Recurrent or RecurrentCell of this package;
             of any other module it says that it is none of them.
-        input, hx: what the module would be called with.
+        input, hx, reset: what the module would be called with.
 
     Returns:
         The kernels, threads and kind of autograd node that the call would take, as things stand
@@ -74,7 +82,8 @@ def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Tensor | None
     if isinstance(module, EmbeddingRNN):
         return _explain_embedding(module, input, hx)
     if isinstance(module, (Recurrent, RecurrentCell)):
-        return _explain_recurrent(module, input)
+        layers = module.num_layers if isinstance(module, Recurrent) else 1
+        return _explain_program(module, module.cell, input, layers)
     if not isinstance(module, (RNN, RNNCell)):
         return f"{type(module).__name__} is not an rnn_ext module: this package takes no part"
     route = route_of(module, input, hx)
@@ -82,6 +91,9 @@ def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Tensor | None
         return f"torch's own op: {route.reason}"
     if isinstance(module, RNN) and not module._fits(route):
         return "torch's own op: an attribute of the module does not fit the call"
+    if reset is not None:
+        cell = RNN_CELLS[route.call.nonlinearity]
+        return _explain_program(module, cell, input, route.call.num_layers)
     if route.path in (Path.LOOP, Path.ONNX):
         return route.path.value
     call = route.call
@@ -110,13 +122,16 @@ def _explain_embedding(
     return f"embedding, then RNN ({reason}): {explain(module.rnn, input, hx)}"
 
 
-def _explain_recurrent(module: Recurrent | RecurrentCell, input: Tensor | PackedSequence) -> str:
+def _explain_program(
+    module: Recurrent | RecurrentCell | RNN | RNNCell,
+    cell: Cell,
+    input: Tensor | PackedSequence,
+    layers: int,
+) -> str:
     data = input.data if isinstance(input, PackedSequence) else input
     reason = loop_reason([data, *module.parameters(), *module.buffers()])
     if reason:
         return f"a loop of torch operations: {reason}"
-    layers = module.num_layers if isinstance(module, Recurrent) else 1
-    cell = module.cell
     return (
         f"rnn_ext CPU kernels, {_C.isa()}, {str(data.dtype)[6:]}: program of cell {cell.name!r}, "
         f"{cell.gates} x {module.hidden_size} columns{_stack(layers)}; second derivatives as a loop"

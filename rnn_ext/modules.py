@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ._core import dispatch, node
 from ._core.call import Call
+from ._core.resets import read_reset, run_rnn
 from ._core.torch_private import (
     CHECKS_OF_FORWARD,
     flat_weights,
@@ -30,16 +31,16 @@ _NONLINEARITIES = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def _fx_node(module: nn.Module, input: Any, hx: Any) -> Any:
+def _fx_node(module: nn.Module, input: Any, hx: Any, **options: Any) -> Any:
     """Records the call as one node of a torch.fx graph, as fx does for torch's own modules."""
     name = type(module).__name__
     if getattr(module.forward, "__func__", None) not in (RNN.forward, RNNCell.forward):
         # A subclass calls this from its own forward, and the node would drop the rest of that.
         raise TraceError(f"torch.fx cannot look into the forward of {name}: trace it as a leaf")
-    tracer: Any = (input if isinstance(input, Proxy) else hx).tracer
+    tracer: Any = next(t for t in (input, hx, *options.values()) if isinstance(t, Proxy)).tracer
     if tracer.root is module:
         raise TraceError(f"torch.fx records {name} as one node: trace the model that calls it")
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, hx), {})
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, hx), options)
 
 
 def _to_batch_first(output: Tensor) -> Tensor:
@@ -104,10 +105,13 @@ class RNN(nn.RNNBase):
             Default: ``False``
         device, dtype: of the parameters.
 
-    Inputs: input, hx
+    Inputs: input, hx, reset, reset_state
         * **input**: ``(T, B, I)``, ``(B, T, I)`` with ``batch_first``, ``(T, I)`` without a batch,
           or a :class:`~torch.nn.utils.rnn.PackedSequence`, which goes to the kernels as it is.
         * **hx**: initial states ``(L·D, B, H)``, or ``(L·D, H)`` without a batch. Default: zeros
+        * **reset**, **reset_state**: where rows start anew, and from what, as in
+          :class:`rnn_ext.Recurrent`; keywords, which ``nn.RNN`` does not have. Such a call runs as
+          the program of a cell: with the same bits, but see the notes there. Default: None
 
     Outputs: output, h_n
         * **output**: the last layer's states, shaped like input with ``D·H`` features; a
@@ -206,17 +210,26 @@ class RNN(nn.RNNBase):
         """Does nothing: the weights stay where they are."""
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        reset: Tensor | None = None,
+        reset_state: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the layers; see the class for the shapes."""
+        has_reset = reset is not None or reset_state is not None
         if self._own_check:
-            return self._forward_of_torch(input, hx)
-        if not torch.compiler.is_compiling():
+            result = self._forward_of_torch(input, hx)
+            if not has_reset:
+                return result
+        if not has_reset and not torch.compiler.is_compiling():
             result = node.run_rnn(self, input, hx)
             if result is not None:
                 return result
-        if isinstance(input, Proxy) or isinstance(hx, Proxy):
-            return _fx_node(self, input, hx)
+        if isinstance(input, Proxy) or isinstance(hx, Proxy) or isinstance(reset, Proxy):
+            options = {"reset": reset, "reset_state": reset_state} if has_reset else {}
+            return _fx_node(self, input, hx, **options)
         if not isinstance(input, PackedSequence):
             dims = input.dim()
             if dims not in (2, 3) or (hx is not None and hx.dim() != dims):
@@ -224,7 +237,15 @@ class RNN(nn.RNNBase):
         route = dispatch.route(self._call(input, hx))
         if not self._fits(route):
             return self._forward_of_torch(input, hx)
-        output, h_n = route.run()
+        output: Any
+        if has_reset:
+            resets = read_reset(
+                *(reset, reset_state, input, self.batch_first, ("h",)),
+                *(route.call.states, self.hidden_size),
+            )
+            output, h_n = run_rnn(route.call, *resets)
+        else:
+            output, h_n = route.run()
         if isinstance(input, PackedSequence):
             _, batch_sizes, sorted_indices, unsorted_indices = input
             output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)

@@ -1,4 +1,4 @@
-"""Reads ``reset`` and ``reset_state`` of a layer's forward."""
+"""``reset`` and ``reset_state`` of a layer's forward."""
 
 from __future__ import annotations
 
@@ -9,9 +9,38 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from ..cells import elman
+from .call import Call
+from .cells.cell import cell
+from .recurrence import run_layers
 from .torch_private import is_any_autocast_enabled
 
-__all__ = ["as_states", "read_reset"]
+__all__ = ["RNN_CELLS", "as_states", "read_reset", "run_rnn"]
+
+
+@cell
+def relu(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
+    """A plain RNN with relu."""
+    return torch.relu(u + v)
+
+
+# The cells that compute what the RNN of a nonlinearity does, to the bit.
+RNN_CELLS = {"tanh": elman, "relu": relu}
+
+
+def run_rnn(
+    call: Call, reset: Tensor | None, reset_states: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Runs the layers of an RNN with resets; see :func:`read_reset` for these."""
+    size = len(call.weights) // call.num_layers
+    weights = [call.weights[i : i + size] for i in range(0, len(call.weights), size)]
+    initial = [] if call.hx is None else [call.hx]
+    dropout = call.dropout if call.training else 0.0
+    (output,), (h_n,) = run_layers(
+        *(RNN_CELLS[call.nonlinearity], call.input, initial, weights, [], [], None),
+        *(call.bidirectional, False, dropout, reset, reset_states),
+    )
+    return output, h_n
 
 
 def read_reset(
