@@ -327,7 +327,8 @@ class RNNCell(nn.RNNCellBase):
 
     Inputs: input, hx
         * **input**: ``(B, I)``, or ``(I,)`` without a batch.
-        * **hx**: ``(B, H)``, or ``(H,)`` without a batch. Default: zeros
+        * **hx**: ``(B, H)``, or ``(H,)`` without a batch. Default: zeros. To start rows anew, give
+          ``torch.where(done.unsqueeze(-1), 0.0, h)``
 
     Output:
         The next state, shaped like ``hx``.
