@@ -65,12 +65,18 @@ def route_of(module: Layers | Step, input: Tensor | PackedSequence, hx: Any = No
     return dispatch.route(call)
 
 
-def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Any = None) -> str:
+def explain(
+    module: nn.Module,
+    input: Tensor | PackedSequence,
+    hx: Any = None,
+    *,
+    reset: Tensor | None = None,
+) -> str:
     """Says in one line which path ``module(input, hx)`` takes, and why.
 
     Args:
         module: a module of this package; of any other it says that it is none.
-        input, hx: what the module would be called with.
+        input, hx, reset: what the module would be called with.
 
     Returns:
         The kernels, threads and kind of autograd node that the call would take, as things stand
@@ -89,7 +95,7 @@ def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Any = None) -
     call = module._call(input, hx)
     if call is None:
         return "torch's own op: an argument, or an attribute of the module, does not fit"
-    route = dispatch.route(call)
+    route = dispatch.route(call._replace(reset=reset))
     if route.path is Path.TORCH:
         return f"torch's own op: {route.reason}"
     if isinstance(module, Layers) and not module._fits(route):
@@ -98,7 +104,7 @@ def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Any = None) -
     if route.path in (Path.LOOP, Path.ONNX):
         return f"{route.path.value}{reason}"
     call = route.call
-    if call.kind.cell is not None:
+    if call.is_program:
         kernels = _program_kernels(call.kind.cell, call.input.dtype, call.hidden_size)
         return (
             f"{kernels}{_stack(call.num_layers)}; {route.path.value}{reason}; "

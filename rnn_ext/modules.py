@@ -42,10 +42,14 @@ class RNN(Layers):
             Default: ``False``
         device, dtype: of the parameters.
 
-    Inputs: input, hx
+    Inputs: input, hx, reset, reset_state
         * **input**: ``(T, B, I)``, ``(B, T, I)`` with ``batch_first``, ``(T, I)`` without a batch,
           or a :class:`~torch.nn.utils.rnn.PackedSequence`, which goes to the kernels as it is.
         * **hx**: initial states ``(L·D, B, H)``, or ``(L·D, H)`` without a batch. Default: zeros
+        * **reset**, **reset_state**: where rows start anew, and from what, as in
+          :class:`rnn_ext.Recurrent`; give them by keyword, as ``nn.RNN`` has no such arguments.
+          The call then runs as the program of a cell, with the same bits; the notes there hold for
+          it. Default: None
 
     Outputs: output, h_n
         * **output**: the last layer's states, shaped like input with ``D·H`` features; a
@@ -131,15 +135,23 @@ class RNN(Layers):
         # Not `nonlinearity`: nn.RNN ignores a later change of that, and old pickles lack it.
         return KINDS[self.mode] if self.mode in ("RNN_TANH", "RNN_RELU") else None
 
+    # reset and reset_state are not keyword-only: torch.onnx.export(dynamo=False) gives every
+    # argument by position.
     def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        reset: Tensor | None = None,
+        reset_state: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the layers; see the class for the shapes."""
-        if not self._own_check and not torch.compiler.is_compiling():
+        has_reset = reset is not None or reset_state is not None
+        if not has_reset and not self._own_check and not torch.compiler.is_compiling():
             result = node.run_rnn(self, input, hx)
             if result is not None:
                 return result
-        found: tuple[Tensor | PackedSequence, Tensor] = super().forward(input, hx)
+        found: tuple[Tensor | PackedSequence, Tensor]
+        found = super().forward(input, hx, reset, reset_state)
         return found
 
 
@@ -164,7 +176,7 @@ class GRU(Layers):
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device,
             dtype: as in :class:`RNN`.
 
-    Inputs: input, hx
+    Inputs: input, hx, reset, reset_state
         As in :class:`RNN`.
 
     Outputs: output, h_n
@@ -227,10 +239,15 @@ class GRU(Layers):
         super().__init__("GRU", *args, **kwargs)
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        reset: Tensor | None = None,
+        reset_state: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the layers; see the class for the shapes."""
-        found: tuple[Tensor | PackedSequence, Tensor] = super().forward(input, hx)
+        found: tuple[Tensor | PackedSequence, Tensor]
+        found = super().forward(input, hx, reset, reset_state)
         return found
 
 
@@ -258,9 +275,10 @@ class LSTM(Layers):
             dtype: as in :class:`RNN`.
         proj_size: size of a projection of h; other than 0 runs on torch's own op. Default: 0
 
-    Inputs: input, hx
-        * **input**: as in :class:`RNN`.
+    Inputs: input, hx, reset, reset_state
+        * **input**, **reset**: as in :class:`RNN`.
         * **hx**: a tuple of the initial h and c, each as hx in :class:`RNN`. Default: zeros
+        * **reset_state**: a tuple for h and c, each as in :class:`RNN`. Default: zeros
 
     Outputs: output, (h_n, c_n)
         * **output**: h of the last layer at all steps, as in :class:`RNN`.
@@ -317,10 +335,15 @@ class LSTM(Layers):
         super().__init__("LSTM", *args, **kwargs)
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        reset: Tensor | None = None,
+        reset_state: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
         """Runs the layers; see the class for the shapes."""
-        found: tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]] = super().forward(input, hx)
+        found: tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]
+        found = super().forward(input, hx, reset, reset_state)
         return found
 
 
@@ -339,7 +362,8 @@ class RNNCell(Step):
 
     Inputs: input, hx
         * **input**: ``(B, I)``, or ``(I,)`` without a batch.
-        * **hx**: ``(B, H)``, or ``(H,)`` without a batch. Default: zeros
+        * **hx**: ``(B, H)``, or ``(H,)`` without a batch. Default: zeros. To start rows anew, give
+          ``torch.where(done.unsqueeze(-1), 0.0, h)``
 
     Output:
         The next state, shaped like ``hx``.

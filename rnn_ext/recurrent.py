@@ -179,7 +179,7 @@ class Recurrent(_Base):
         * **reset**: bool, ``(T, B)``, ``(B, T)`` with ``batch_first``, or ``(T,)`` without a batch:
           where True, every state of that row is replaced before the step is computed, in all layers
           and, by each direction, before it processes that step; not with packed input.
-          :ref:`resets` has a picture. Default: None
+          :doc:`resets` has a picture. Default: None
         * **reset_state**: what they are replaced by, ``(L·D, B or 1, H)``, or
           ``(T, L·D, B or 1, H)`` for values of each step; without the axis of B where input has no
           batch. A tensor or a tuple, as hx is; gradients flow to it. Default: zeros
@@ -376,6 +376,9 @@ class RecurrentCell(_Base):
         * **hx**: y and each further state, ``(B, H)``, or ``(H,)`` without a batch: a tensor for a
           cell without further states, else a tuple. Default: zeros
         * **inputs**: the cell's inputs by name; each broadcasts to ``(B, H)``, or ``(H,)``.
+
+    There is no ``reset`` here: to start rows anew, call with
+    ``torch.where(done.unsqueeze(-1), 0.0, y)`` in place of each state.
 
     Output:
         The next y, or a tuple of y and the further states, shaped like hx.

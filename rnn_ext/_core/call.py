@@ -15,7 +15,7 @@ __all__ = ["Call", "weight_shapes"]
 class Call(NamedTuple):
     """All layers over a sequence, or one step of a cell.
 
-    ``csrc/eager/`` takes these fields in this order, but for ``kind`` and ``cx``.
+    ``csrc/eager/`` takes these fields in this order, down to ``dropout`` and without ``kind``.
 
     Args:
         input: ``(T, B, I)``; packed ``(N, I)``; ``(B, I)`` for a step.
@@ -29,6 +29,8 @@ class Call(NamedTuple):
         num_layers, bidirectional, bias, training, input_size, hidden_size: the module's attributes,
             which may be anything that a user has set.
         dropout: probability of zeroing an element between layers, while ``training``.
+        reset: ``(T, B)`` bool, where rows start anew; not for a step or packed input.
+        reset_states: what they start from, as :func:`rnn_ext._core.resets.read_reset` returns it.
     """
 
     input: Tensor
@@ -45,11 +47,18 @@ class Call(NamedTuple):
     hidden_size: int
     dropout: float
     cx: Tensor | None = None
+    reset: Tensor | None = None
+    reset_states: Sequence[Tensor] = ()
 
     @property
     def initial(self) -> list[Tensor]:
         """The initial states; none for zeros."""
         return [t for t in (self.hx, self.cx) if t is not None]
+
+    @property
+    def is_program(self) -> bool:
+        """Whether kernels run the kind's cell as a program."""
+        return not self.kind.is_compiled or self.reset is not None
 
     @property
     def directions(self) -> int:

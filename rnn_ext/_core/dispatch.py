@@ -97,7 +97,8 @@ class Route(NamedTuple):
 
         def run_layer(input: Tensor, layer: int, own: slice) -> Sequence[Tensor]:
             weights = call.weights[layer * per_layer : (layer + 1) * per_layer]
-            return run(input, [t[own] for t in initial], weights)
+            reset_states = [t[..., own, :, :] for t in call.reset_states]
+            return run(input, [t[own] for t in initial], weights, reset_states)
 
         output, finals, _ = run_stack(
             *(run_layer, call.input),
@@ -113,7 +114,9 @@ def route(call: Call) -> Route:
     """Chooses how a call goes; runs nothing."""
     if is_any_autocast_enabled():
         call = _cast_for_cpu_autocast(call)
-    is_rnn = call.kind.cell is None
+    if call.reset is not None:
+        return _route_of_program(call)
+    is_rnn = call.kind.is_compiled
     if is_rnn and not torch.compiler.is_compiling() and node.takes(*call):
         return Route(call, Path.NODE)
     reason = _refusal(call)
@@ -132,6 +135,16 @@ def route(call: Call) -> Route:
     if obstacle:
         return Route(call, Path.TORCH, obstacle)
     return Route(call, Path.FUNCTION, reason)
+
+
+def _route_of_program(call: Call) -> Route:
+    """The route of a call that torch's own op could not run."""
+    reason = recurrence.loop_reason([call.input, *call.initial, *call.weights, *call.reset_states])
+    if reason:
+        return Route(call, Path.LOOP, reason)
+    if torch.compiler.is_compiling() or is_tracing():
+        return Route(call, Path.GRAPH)
+    return Route(call, Path.FUNCTION)
 
 
 def is_watched() -> bool:
@@ -163,7 +176,7 @@ def _refusal(call: Call) -> str:
             return "bias, bidirectional or training is no bool, or num_layers no int"
         if not weights or len(weights) != call.states * (4 if call.bias else 2):
             return "num_layers, bidirectional and bias do not fit the weights"
-    if not states and weights[1].size(0) != call.kind.gates * call.hidden_size:
+    if not states and weights[1].size(0) != call.kind.cell.gates * call.hidden_size:
         return "hidden_size does not fit the weights"
     return ""
 
@@ -184,7 +197,7 @@ def _obstacle(call: Call) -> str:
         [w.shape for w in weights],
         None if batch_sizes is None else batch_sizes.tolist(),
         call.is_step,
-        *(call.num_layers, call.directions, call.kind.gates),
+        *(call.num_layers, call.directions, call.kind.cell.gates),
     )
 
 
@@ -201,7 +214,7 @@ def _watched_route(call: Call) -> Route:
         return Route(call, Path.GRAPH)
     if is_functionalized():
         return Route(call, Path.LOOP, "torch.func.functionalize")
-    if call.kind.cell is not None:
+    if call.is_program:
         return Route(call, Path.LOOP, "torch.func or forward-mode AD")
     operands = [call.input, call.hx, *call.weights]
     are_batched = [t is not None and is_batchedtensor(t) for t in operands]
@@ -252,41 +265,48 @@ _RNN_STEPS: dict[Path, Callable[..., Tensor]] = {
 }
 _run_cell_layer = _as_torch_function(recurrence.run_plain_layer)
 
-# (input, initial states, weights) -> output and final states.
-Layer = Callable[[Tensor, list[Tensor], list[Any]], Sequence[Tensor]]
+# (input, initial states, weights, states after resets) -> output and final states.
+Layer = Callable[[Tensor, list[Tensor], list[Any], list[Tensor]], Sequence[Tensor]]
 
 
 def _layer_of(call: Call, path: Path) -> Layer:
     """Returns what runs a layer of a call."""
     kind = call.kind
-    if kind.cell is None:
+    if not call.is_program:
         run_rnn = _RNN_LAYERS[path]
 
-        def run(input: Tensor, initial: list[Tensor], weights: list[Any]) -> Sequence[Tensor]:
+        def run(
+            input: Tensor, initial: list[Tensor], weights: list[Any], _: list[Tensor]
+        ) -> Sequence[Tensor]:
             hx = initial[0] if initial else None
             settings = (call.batch_sizes, kind.nonlinearity, call.bidirectional)
             return run_rnn(input, hx, weights, *settings)
 
     elif path is Path.ONNX:
 
-        def run(input: Tensor, initial: list[Tensor], weights: list[Any]) -> Sequence[Tensor]:
+        def run(
+            input: Tensor, initial: list[Tensor], weights: list[Any], _: list[Tensor]
+        ) -> Sequence[Tensor]:
             return onnx.gated_layer(kind.name, input, initial, weights, call.bidirectional)
 
     else:
 
-        def run(input: Tensor, initial: list[Tensor], weights: list[Any]) -> Sequence[Tensor]:
-            settings = (kind.cell, call.batch_sizes, call.bidirectional)
+        def run(
+            input: Tensor, initial: list[Tensor], weights: list[Any], reset_states: list[Tensor]
+        ) -> Sequence[Tensor]:
+            settings = (kind.cell, call.batch_sizes, call.bidirectional, call.reset, reset_states)
             return _run_cell_layer(input, initial, weights, *settings)
 
     return run
 
 
 def _run_step(call: Call, path: Path) -> Sequence[Tensor]:
-    if call.kind.cell is None and path in _RNN_STEPS:
+    if call.kind.is_compiled and path in _RNN_STEPS:
         settings = (None, call.kind.nonlinearity, False)
         return (_RNN_STEPS[path](call.input, call.hx, call.weights, *settings),)
     run = _layer_of(call, path)
-    _, *finals = run(call.input.unsqueeze(0), [t.unsqueeze(0) for t in call.initial], call.weights)
+    initial = [t.unsqueeze(0) for t in call.initial]
+    _, *finals = run(call.input.unsqueeze(0), initial, call.weights, [])
     return [t.squeeze(0) for t in finals]
 
 

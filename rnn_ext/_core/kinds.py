@@ -7,9 +7,10 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from .. import cells
-from .cells.cell import Cell
+from .cells.cell import Cell, cell
 from .cells.errors import CellError
 
 __all__ = ["KINDS", "Kind"]
@@ -21,30 +22,37 @@ class Kind(NamedTuple):
     Attributes:
         name: of torch's module, and of ONNX's operator.
         nonlinearity: ``'tanh'`` or ``'relu'`` for an RNN, else empty.
-        cell: the program that the kernels run; None for an RNN, which they have compiled.
+        cell: what a step computes, as the program that the kernels run; those of an RNN are
+            compiled, so that it runs the program only where a call has resets.
         layers, step: torch's own ops.
     """
 
     name: str
     nonlinearity: str
-    cell: Cell | None
+    cell: Cell
     layers: Callable[..., Any]
     step: Callable[..., Any]
 
     @property
-    def gates(self) -> int:
-        return 1 if self.cell is None else self.cell.gates
+    def is_compiled(self) -> bool:
+        return bool(self.nonlinearity)
 
     @property
     def states(self) -> int:
         """How many states a unit has: LSTM has h and c."""
-        return 1 if self.cell is None else 1 + len(self.cell.states)
+        return 1 + len(self.cell.states)
+
+
+@cell
+def relu_rnn(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
+    """A plain RNN with relu."""
+    return torch.relu(u + v)
 
 
 # By nn.RNNBase.mode.
 KINDS = {
-    "RNN_TANH": Kind("RNN", "tanh", None, torch.rnn_tanh, torch.rnn_tanh_cell),
-    "RNN_RELU": Kind("RNN", "relu", None, torch.rnn_relu, torch.rnn_relu_cell),
+    "RNN_TANH": Kind("RNN", "tanh", cells.elman, torch.rnn_tanh, torch.rnn_tanh_cell),
+    "RNN_RELU": Kind("RNN", "relu", relu_rnn, torch.rnn_relu, torch.rnn_relu_cell),
     "GRU": Kind("GRU", "", cells.gru, torch.gru, torch.gru_cell),
     "LSTM": Kind("LSTM", "", cells.lstm, torch.lstm, torch.lstm_cell),
 }
@@ -52,6 +60,5 @@ KINDS = {
 # Traced here, since no call can do it while it is recorded as a graph itself. A release of torch
 # that lacks what tracing needs says so in the first call.
 for _kind in KINDS.values():
-    if _kind.cell is not None:
-        with suppress(CellError):
-            _ = _kind.cell.program
+    with suppress(CellError):
+        _ = _kind.cell.program

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import dispatch
 from .call import Call
 from .kinds import KINDS, Kind
+from .resets import read_reset
 from .torch_private import (
     CHECKS_OF_FORWARD,
     flat_weights,
@@ -30,13 +31,17 @@ __all__ = ["Layers", "Step"]
 _STEP_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def _find_proxy(input: Any, hx: Any) -> Proxy | None:
-    """Returns the argument that torch.fx traces."""
-    arguments = (input, *hx) if isinstance(hx, (tuple, list)) else (input, hx)
-    return next((a for a in arguments if isinstance(a, Proxy)), None)
+def _find_proxy(*arguments: Any) -> Proxy | None:
+    """Returns an argument that torch.fx traces."""
+    for argument in arguments:
+        if isinstance(argument, Proxy):
+            return argument
+        if isinstance(argument, (tuple, list)) and (proxy := _find_proxy(*argument)) is not None:
+            return proxy
+    return None
 
 
-def _fx_node(module: Layers | Step, proxy: Any, input: Any, hx: Any) -> Any:
+def _fx_node(module: Layers | Step, proxy: Any, input: Any, hx: Any, **options: Any) -> Any:
     """Records the call as one node of a torch.fx graph, as fx does for torch's own modules."""
     name = type(module).__name__
     if not getattr(module.forward, "__module__", "").startswith("rnn_ext."):
@@ -45,7 +50,7 @@ def _fx_node(module: Layers | Step, proxy: Any, input: Any, hx: Any) -> Any:
     tracer = proxy.tracer
     if tracer.root is module:
         raise TraceError(f"torch.fx records {name} as one node: trace the model that calls it")
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, hx), {})
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, hx), options)
 
 
 def _to_batch_first(output: Tensor) -> Tensor:
@@ -147,17 +152,26 @@ class Layers(_Module, nn.RNNBase):
         """Returns the kind of the layers; None where torch's forward has to refuse it."""
         return KINDS[self._torchs.__name__]
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
+    def forward(
+        self, input: Any, hx: Any = None, reset: Any = None, reset_state: Any = None
+    ) -> Any:
         """Runs the layers; see the class for the shapes."""
+        has_reset = reset is not None or reset_state is not None
         if self._own_check:
-            return self._forward_of_torch(input, hx)
-        proxy = _find_proxy(input, hx)
+            return self._forward_of_torch(input, hx, has_reset)
+        proxy = _find_proxy(input, hx, reset, reset_state)
         if proxy is not None:
-            return _fx_node(self, proxy, input, hx)
+            options = {"reset": reset, "reset_state": reset_state} if has_reset else {}
+            return _fx_node(self, proxy, input, hx, **options)
         call = self._call(input, hx)
+        if call is not None and has_reset:
+            names = ("h", *call.kind.cell.states)
+            size = call.states, self.hidden_size
+            resets = read_reset(reset, reset_state, input, self.batch_first, names, *size)
+            call = call._replace(reset=resets[0], reset_states=resets[1])
         route = None if call is None else dispatch.route(call)
         if route is None or not self._fits(route):
-            return self._forward_of_torch(input, hx)
+            return self._forward_of_torch(input, hx, has_reset)
         output, *finals = route.run()
         if isinstance(input, PackedSequence):
             _, batch_sizes, sorted_indices, unsorted_indices = input
@@ -226,10 +240,16 @@ class Layers(_Module, nn.RNNBase):
         shape = (call.states, batch, self.hidden_size)
         return input.size(-1) == self.input_size and all(t.shape == shape for t in states)
 
-    def _forward_of_torch(self, input: Any, hx: Any) -> Any:
+    def _forward_of_torch(self, input: Any, hx: Any, has_reset: bool) -> Any:
         """Runs the forward of torch's own class."""
         forward: Any = self._torchs.forward
-        return forward(self, input, hx)
+        result = forward(self, input, hx)
+        if has_reset:
+            raise NotImplementedError(
+                f"{type(self).__name__}: this call needs torch's own op, which has no resets; "
+                "rnn_ext.explain says why"
+            )
+        return result
 
 
 class Step(_Module, nn.RNNCellBase):

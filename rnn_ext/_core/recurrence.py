@@ -177,9 +177,12 @@ def run_plain_layer(
     cell: Cell,
     batch_sizes: Tensor | None,
     bidirectional: bool,
+    reset: Tensor | None,
+    reset_states: Sequence[Tensor],
 ) -> Sequence[Tensor]:
     """Runs one layer of a cell without operands; returns the output and the final states."""
-    return run_layer(cell, input, initial, weights, (), (), batch_sizes, bidirectional, False)
+    settings = ((), (), batch_sizes, bidirectional, False, reset, reset_states)
+    return run_layer(cell, input, initial, weights, *settings)
 
 
 def _call_forward(

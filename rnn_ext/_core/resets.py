@@ -1,4 +1,4 @@
-"""Reads ``reset`` and ``reset_state`` of a layer's forward."""
+"""``reset`` and ``reset_state`` of a layer's forward."""
 
 from __future__ import annotations
 
