@@ -117,12 +117,11 @@ def _read_operand(
 
     With ``copies`` it has one more axis in front, of that size, which ``value`` may have as well.
     """
-    value = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else like.dtype)
-    full = (copies, *shape)
+    if not isinstance(value, Tensor):
+        value = torch.as_tensor(value, dtype=like.dtype)
+    full = (copies, *shape) if copies else shape
     try:
-        if not copies or value.dim() < len(full):
-            value = value.expand(shape)
-        return value.expand(full) if copies else value
+        return value.expand(full)
     except RuntimeError:
         expected = f"{shape} or {full}" if copies else f"{shape}"
         raise ValueError(
@@ -131,6 +130,8 @@ def _read_operand(
 
 
 def _check_names(what: str, expected: Sequence[str], given: Mapping[str, Any]) -> None:
+    if len(given) == len(expected) and all(map(given.__contains__, expected)):
+        return
     missing = [name for name in expected if name not in given]
     if missing:
         raise TypeError(f"{what} needs {', '.join(f'{name}=' for name in missing)}")
@@ -340,23 +341,26 @@ class Recurrent(_Base):
             The output and, with ``return_states``, the last layer's further states, at all steps;
             and the final states.
         """
-        directions, states = self._directions, 1 + len(self.cell.states)
+        states = 1 + len(self.cell.states)
         parameters = self._per_unit()
         finals = []
         sequences: Sequence[Tensor] = [input]
-        for layer, of_layer in enumerate(weights):
+        operands = [_by_layer(tensors, self.num_layers) for tensors in (initial, inputs)]
+        for layer, (of_layer, own_initial, own_inputs) in enumerate(
+            zip(weights, *operands, strict=True)
+        ):
             input = sequences[0]
             if layer > 0 and self.dropout > 0:
                 input = F.dropout(input, self.dropout, self.training)
-            own = slice(layer * directions, (layer + 1) * directions)
             is_last = layer == self.num_layers - 1
             found = run_layer(
-                *(self.cell, input, [t[own] for t in initial]),
-                *(of_layer, parameters, [t[own] for t in inputs]),
+                *(self.cell, input, own_initial, of_layer, parameters, own_inputs),
                 *(batch_sizes, self.bidirectional, return_states and is_last),
             )
             finals.append(found[1 : 1 + states])
             sequences = [found[0], *found[1 + states :]]
+        if self.num_layers == 1:
+            return sequences, finals[0]
         return sequences, [torch.cat(ts) for ts in zip(*finals, strict=True)]
 
     def _time_major(self, t: Tensor, has_batch: bool) -> Tensor:
@@ -375,6 +379,14 @@ class Recurrent(_Base):
         shape = (*data.shape[:-1], self.hidden_size)
         value = _read_operand(name, value, data, shape, self.num_layers * self._directions)
         return value if packed is not None else self._time_major(value, data.dim() == 3)
+
+
+def _by_layer(tensors: Sequence[Tensor], layers: int) -> Sequence[Sequence[Tensor]]:
+    """Returns the parts ``(D, …)`` of tensors ``(L·D, …)`` that each layer has."""
+    if layers == 1:
+        return [tensors]
+    parts = [t.chunk(layers) for t in tensors]
+    return [[of_tensor[layer] for of_tensor in parts] for layer in range(layers)]
 
 
 def _reordered(states: Sequence[Tensor], indices: Tensor | None) -> Sequence[Tensor]:

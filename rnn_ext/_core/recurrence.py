@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import composite, recurrence_ops
+from . import composite, node, recurrence_ops
 from .autograd import memory_errors
 from .cells.cell import Cell
 from .derivatives import in_places
@@ -41,6 +41,11 @@ class Recurrence(NamedTuple):
     @property
     def states(self) -> int:
         return 1 + len(self.cell.states)
+
+    @property
+    def returned_states(self) -> int:
+        """The states of which all steps are returned beside y, a bit each."""
+        return (1 << self.states) - 2 if self.return_states else 0
 
     @property
     def results(self) -> int:
@@ -100,9 +105,17 @@ def run_layer(
     )
     if is_any_autocast_enabled():
         tensors = tuple(cast_for_autocast(tensors))
+    is_captured = torch.compiler.is_compiling() or is_tracing()
+    if not is_captured:
+        found: Sequence[Tensor] | None = node.run_recurrence(
+            *(layer, tensors, batch_sizes, cell.program, layer[1:5], bidirectional, layer.states),
+            *(layer.results, layer.returned_states, cell.kept_states, cell.kept_values),
+        )
+        if found is not None:
+            return found
     if loop_reason(tensors):
         return _loop(layer, batch_sizes, tensors)
-    if torch.compiler.is_compiling() or is_tracing():
+    if is_captured:
         needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         return _call_forward(layer, batch_sizes, tensors, needs_grad)[0][: layer.results]
     with memory_errors:
@@ -117,7 +130,7 @@ def _call_forward(
 ) -> tuple[list[Tensor], int]:
     """Returns what the op returns, for backward too where that is recorded, and kept_states."""
     cell = layer.cell
-    kept_states = (1 << layer.states) - 2 if layer.return_states else 0
+    kept_states = layer.returned_states
     if is_recorded:
         kept_states |= cell.kept_states
     found: list[Tensor] = _forward(
@@ -146,18 +159,34 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        layer: Recurrence = ctx.layer
         batch_sizes, *saved = ctx.saved_tensors
-        tensors, (output, *kept) = saved[: ctx.count], saved[ctx.count :]
+        tensors, kept = saved[: ctx.count], saved[ctx.count :]
         mask = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled():
-            return None, None, *_differentiable_backward(layer, batch_sizes, tensors, grads, mask)
-        settings = (batch_sizes, layer.cell.program, layer.bidirectional, ctx.kept_states)
-        with memory_errors:
-            found = recurrence_ops.backward(
-                grads, layer.split(tensors), output, kept, settings, layer.states, mask
-            )
-        return None, None, *found
+        settings = (ctx.layer, batch_sizes, tensors, kept, ctx.kept_states)
+        return None, None, *_backward(*settings, grads, mask)
+
+
+def _backward(
+    layer: Recurrence,
+    batch_sizes: Tensor | None,
+    tensors: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    kept_states: int,
+    grads: Sequence[Tensor | None],
+    mask: Sequence[bool],
+) -> list[Tensor | None]:
+    """Returns the gradients of ``tensors``, with a graph of their own where that is recorded."""
+    if torch.is_grad_enabled():
+        return _differentiable_backward(layer, batch_sizes, tensors, grads, mask)
+    output, *kept = kept
+    settings = (batch_sizes, layer.cell.program, layer.bidirectional, kept_states)
+    with memory_errors:
+        return recurrence_ops.backward(
+            grads, layer.split(tensors), output, kept, settings, layer.states, mask
+        )
+
+
+node.set_recurrence_backward(_backward)
 
 
 def _differentiable_backward(
