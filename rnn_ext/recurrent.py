@@ -113,12 +113,11 @@ def _read_operand(
 
     With ``copies`` it has one more axis in front, of that size, which ``value`` may have as well.
     """
-    value = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else like.dtype)
-    full = (copies, *shape)
+    if not isinstance(value, Tensor):
+        value = torch.as_tensor(value, dtype=like.dtype)
+    full = (copies, *shape) if copies else shape
     try:
-        if not copies or value.dim() < len(full):
-            value = value.expand(shape)
-        return value.expand(full) if copies else value
+        return value.expand(full)
     except RuntimeError:
         expected = f"{shape} or {full}" if copies else f"{shape}"
         raise ValueError(
@@ -127,6 +126,8 @@ def _read_operand(
 
 
 def _check_names(what: str, expected: Sequence[str], given: Mapping[str, Any]) -> None:
+    if len(given) == len(expected) and all(map(given.__contains__, expected)):
+        return
     missing = [name for name in expected if name not in given]
     if missing:
         raise TypeError(f"{what} needs {', '.join(f'{name}=' for name in missing)}")

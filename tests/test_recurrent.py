@@ -10,10 +10,11 @@ import torch
 from support import assert_same_bits, using_threads
 from support.programs import Run, plain_loop
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 import rnn_ext
 from rnn_ext import Cell, Recurrent, RecurrentCell, cells
+from rnn_ext._core import node
 
 ALL = [getattr(cells, name) for name in cells.__all__ if isinstance(getattr(cells, name), Cell)]
 # A spiking cell's result jumps where a membrane potential meets its threshold, and its gradient is
@@ -416,3 +417,63 @@ def test_explain_says_what_runs() -> None:
 
     torch.func.grad(loss)(x)
     assert lines == ["a loop of torch operations: torch.func or forward-mode AD"]
+
+
+@pytest.mark.skipif(not node.is_loaded, reason="needs the autograd node in C++")
+@pytest.mark.parametrize("cell", [cells.lstm, cells.leaky_current], ids=lambda c: c.name)
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_node_in_cpp_gives_what_the_one_in_python_does(
+    cell: Cell, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = layer_of(cell, bidirectional=True)
+    x: Any = torch.randn(SEQ_LEN, BATCH, INPUT).double()
+    noise: Any = operands(cell, SEQ_LEN, BATCH)
+    if packed:
+        x = pack_padded_sequence(x, torch.tensor([6, 5, 5, 2]))
+        noise = {k: pack_padded_sequence(v, torch.tensor([6, 5, 5, 2])) for k, v in noise.items()}
+
+    def run() -> list[Tensor]:
+        results = layer(x, return_states=True, **noise)
+        names.append(results[1].grad_fn.name())
+        results = [t.data if packed and isinstance(t, PackedSequence) else t for t in results]
+        return [*results, *gradients(results[:-1], list(layer.parameters()))]
+
+    names: list[str] = []
+    found = run()
+    monkeypatch.setattr(node, "run_recurrence", lambda *_: None)
+    assert_same_bits(found, run())
+    assert names == ["RecurrenceBackward", "_LayerBackward"]
+
+
+def test_the_graph_is_freed_and_kept_as_asked() -> None:
+    layer = layer_of(cells.gru)
+    output, _ = layer(torch.randn(SEQ_LEN, BATCH, INPUT).double())
+    weights = list(layer.parameters())
+    first = torch.autograd.grad(output.sum(), weights, retain_graph=True)
+    assert_same_bits(first, torch.autograd.grad(output.sum(), weights))
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(output.sum(), weights)
+    output, _ = layer(torch.randn(SEQ_LEN, BATCH, INPUT).double())
+    output.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_compiled_autograd_gives_the_gradients_of_an_eager_call() -> None:
+    @rnn_ext.cell
+    def sine(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
+        return torch.sin(u + v)
+
+    @rnn_ext.cell
+    def square(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
+        return torch.square(u + v)
+
+    x = torch.randn(SEQ_LEN, BATCH, INPUT).double()
+    torch._dynamo.reset()
+    # Of the same shapes, so that both may find the same compiled graph.
+    for cell in (sine, square):
+        layer = layer_of(cell)
+        expected = torch.autograd.grad(layer(x)[0].sum(), list(layer.parameters()))
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+            layer(x)[0].sum().backward()
+        assert_same_bits([p.grad for p in layer.parameters()], expected)

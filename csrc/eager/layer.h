@@ -1,17 +1,9 @@
 // One layer, or one step of a cell, as an eager call on the CPU that autograd records.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <torch/csrc/autograd/variable.h>
-
-#include <optional>
-#include <vector>
+#include "eager/node.h"
 
 namespace rnn_ext::eager {
-
-using at::Tensor;
-using std::optional;
-using torch::autograd::variable_list;
 
 struct Settings {
   bool step;  // of a cell

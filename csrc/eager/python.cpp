@@ -5,6 +5,7 @@
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/Exceptions.h>
+#include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/autograd/forward_grad.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/jit/frontend/tracer.h>
@@ -12,12 +13,15 @@
 
 #include "common/supports.h"
 #include "eager/layer.h"
+#include "eager/recurrence.h"
 
 namespace rnn_ext::eager {
 namespace {
 
-// rnn_ext._core.autograd.higher_order_backward
+// rnn_ext._core.autograd.higher_order_backward and
+// rnn_ext._core.recurrence._differentiable_backward
 pybind11::handle python_backward;
+pybind11::handle python_recurrence_backward;
 
 // Whether graph capture, a transform or a mode is active that the Python side takes care of.
 bool is_watched() {
@@ -129,14 +133,17 @@ variable_list run(const Operands& operands, Settings settings) {
   return run_layer(operands, settings);
 }
 
-PyObject* wrap(variable_list results) {
-  if (results.size() == 1) {
-    return THPVariable_Wrap(std::move(results[0]));
+PyObject* wrap_all(variable_list results) {
+  pybind11::tuple wrapped(results.size());
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    PyTuple_SET_ITEM(wrapped.ptr(), i, THPVariable_Wrap(std::move(results[i])));
   }
-  pybind11::tuple wrapped(2);
-  PyTuple_SET_ITEM(wrapped.ptr(), 0, THPVariable_Wrap(std::move(results[0])));
-  PyTuple_SET_ITEM(wrapped.ptr(), 1, THPVariable_Wrap(std::move(results[1])));
   return wrapped.release().ptr();
+}
+
+PyObject* wrap(variable_list results) {
+  return results.size() == 1 ? THPVariable_Wrap(std::move(results[0]))
+                             : wrap_all(std::move(results));
 }
 
 // The tensors of (input, hx, weights, batch_sizes), the first fields of rnn_ext._core.call.Call.
@@ -294,6 +301,45 @@ PyObject* run_cell(PyObject*, PyObject* const* f, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
+// run_recurrence(layer, tensors, reset, batch_sizes, program, counts, bidirectional, states,
+// results, returned_states, saved_states, saved_values) -> the results in a tuple; None as above.
+// The arguments are those of run_recurrence in recurrence.h.
+PyObject* run_recurrence_call(PyObject*, PyObject* const* f, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  RecurrenceOperands operands;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(f[1]); ++i) {
+    PyObject* const t = PyTuple_GET_ITEM(f[1], i);
+    if (!THPVariable_CheckExact(t) || !is_dense_on_cpu(THPVariable_Unpack(t)) ||
+        !has_kernels(THPVariable_Unpack(t).scalar_type())) {
+      Py_RETURN_NONE;
+    }
+    operands.tensors.push_back(THPVariable_Unpack(t));
+  }
+  if (is_watched() || !is_exact_or_none(f[2]) || !is_exact_or_none(f[3])) {
+    Py_RETURN_NONE;
+  }
+  operands.reset = tensor_or_none(f[2]);
+  operands.batch_sizes = tensor_or_none(f[3]);
+  Recurrence layer;
+  for (std::size_t i = 0; i < layer.counts.size(); ++i) {
+    layer.counts[i] = number_of(PyTuple_GET_ITEM(f[5], i));
+  }
+  layer.bidirectional = f[6] == Py_True;
+  layer.states = number_of(f[7]);
+  layer.results = number_of(f[8]);
+  layer.returned_states = number_of(f[9]);
+  layer.saved_states = number_of(f[10]);
+  layer.saved_values = number_of(f[11]);
+  const auto object = std::make_shared<c10::SafePyObject>(Py_NewRef(f[0]), getPyInterpreter());
+  const Tensor program = THPVariable_Unpack(f[4]);
+  const auto run = [&] {
+    const pybind11::gil_scoped_release without_gil;
+    return run_recurrence(layer, operands, program, object);
+  };
+  return wrap_all(run());
+  END_HANDLE_TH_ERRORS
+}
+
 using FastCall = PyObject*(PyObject*, PyObject* const*, Py_ssize_t);
 
 PyMethodDef method(const char* name, FastCall* function) {
@@ -302,26 +348,46 @@ PyMethodDef method(const char* name, FastCall* function) {
 }
 
 PyMethodDef methods[] = {
-    method("takes", takes),       method("run", run_call),        method("run_rnn", run_rnn),
-    method("run_cell", run_cell), {nullptr, nullptr, 0, nullptr},
+    method("takes", takes),
+    method("run", run_call),
+    method("run_rnn", run_rnn),
+    method("run_cell", run_cell),
+    method("run_recurrence", run_recurrence_call),
+    {nullptr, nullptr, 0, nullptr},
 };
+
+variable_list gradients_of(const pybind11::object& found) {
+  variable_list gradients;
+  for (const pybind11::handle gradient : found) {
+    gradients.push_back(gradient.is_none() ? Tensor() : gradient.cast<Tensor>());
+  }
+  return gradients;
+}
 
 }  // namespace
 
 variable_list higher_order_backward(const variable_list& grads, const Operands& operands,
                                     const optional<Tensor>& output, Settings settings,
                                     const std::vector<bool>& mask) {
-  const auto if_defined = [](const Tensor& t) { return t.defined() ? optional(t) : std::nullopt; };
   const pybind11::gil_scoped_acquire gil;
   const pybind11::object found =
       python_backward(if_defined(grads[0]), settings.step ? std::nullopt : if_defined(grads[1]),
                       operands.input, operands.hx, operands.weights, output, operands.batch_sizes,
                       settings.nonlinearity(), settings.bidirectional, settings.step, mask);
-  variable_list gradients;
-  for (const pybind11::handle gradient : found) {
-    gradients.push_back(gradient.is_none() ? Tensor() : gradient.cast<Tensor>());
+  return gradients_of(found);
+}
+
+variable_list higher_order_backward(const variable_list& grads, const c10::SafePyObject& object,
+                                    const RecurrenceOperands& operands,
+                                    const std::vector<bool>& mask) {
+  const pybind11::gil_scoped_acquire gil;
+  std::vector<optional<Tensor>> given;
+  for (const Tensor& t : grads) {
+    given.push_back(if_defined(t));
   }
-  return gradients;
+  return gradients_of(python_recurrence_backward(
+      pybind11::handle(object.ptr(getPyInterpreter())),
+      pybind11::make_tuple(operands.reset, operands.batch_sizes), operands.tensors, given, mask));
 }
 
 }  // namespace rnn_ext::eager
@@ -331,4 +397,7 @@ PYBIND11_MODULE(RNN_EXT_NODE_MODULE, m) {
   PyModule_AddFunctions(m.ptr(), rnn_ext::eager::methods);
   m.def("set_higher_order_backward",
         [](pybind11::object function) { rnn_ext::eager::python_backward = function.release(); });
+  m.def("set_recurrence_backward", [](pybind11::object function) {
+    rnn_ext::eager::python_recurrence_backward = function.release();
+  });
 }

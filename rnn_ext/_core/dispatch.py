@@ -14,7 +14,7 @@ from .. import _C, onnx
 from . import autograd, composite, cuda, derivatives, node, recurrence
 from .call import Call
 from .dtypes import KERNEL_DTYPES, cast_for_autocast
-from .stack import run_stack
+from .stack import Part, run_stack
 from .torch_private import (
     is_any_autocast_enabled,
     is_batchedtensor,
@@ -95,10 +95,9 @@ class Route(NamedTuple):
         run, initial = _layer_of(call, self.path), call.initial
         per_layer = len(call.weights) // call.num_layers
 
-        def run_layer(input: Tensor, layer: int, own: slice) -> Sequence[Tensor]:
+        def run_layer(input: Tensor, layer: int, own: Part) -> Sequence[Tensor]:
             weights = call.weights[layer * per_layer : (layer + 1) * per_layer]
-            reset_states = [t[..., own, :, :] for t in call.reset_states]
-            return run(input, [t[own] for t in initial], weights, reset_states)
+            return run(input, own(initial, 0), weights, own(call.reset_states, -3))
 
         output, finals, _ = run_stack(
             *(run_layer, call.input),
@@ -276,7 +275,7 @@ def _layer_of(call: Call, path: Path) -> Layer:
         run_rnn = _RNN_LAYERS[path]
 
         def run(
-            input: Tensor, initial: list[Tensor], weights: list[Any], _: list[Tensor]
+            input: Tensor, initial: list[Tensor], weights: list[Any], reset_states: list[Tensor]
         ) -> Sequence[Tensor]:
             hx = initial[0] if initial else None
             settings = (call.batch_sizes, kind.nonlinearity, call.bidirectional)
@@ -285,7 +284,7 @@ def _layer_of(call: Call, path: Path) -> Layer:
     elif path is Path.ONNX:
 
         def run(
-            input: Tensor, initial: list[Tensor], weights: list[Any], _: list[Tensor]
+            input: Tensor, initial: list[Tensor], weights: list[Any], reset_states: list[Tensor]
         ) -> Sequence[Tensor]:
             return onnx.gated_layer(kind.name, input, initial, weights, call.bidirectional)
 

@@ -8,7 +8,15 @@ from typing import Any
 from .. import _extension
 from .autograd import higher_order_backward
 
-__all__ = ["is_loaded", "run", "run_cell", "run_rnn", "takes"]
+__all__ = [
+    "is_loaded",
+    "run",
+    "run_cell",
+    "run_recurrence",
+    "run_rnn",
+    "set_recurrence_backward",
+    "takes",
+]
 
 
 def _takes_nothing(*_: Any) -> bool:
@@ -31,7 +39,13 @@ run: Callable[..., Any] = _runs_nothing
 # it has one layer and batched input, and the node takes it; return None otherwise.
 run_rnn: Callable[..., Any] = _runs_nothing
 run_cell: Callable[..., Any] = _runs_nothing
+# run_recurrence(layer, tensors, …): a layer with any cell; None where it does not take the tensors.
+run_recurrence: Callable[..., Any] = _runs_nothing
+# set_recurrence_backward(function): what computes the gradients that may be differentiated.
+set_recurrence_backward: Callable[..., Any] = _runs_nothing
 if _module is not None:
     _module.set_higher_order_backward(higher_order_backward)
     takes, run = _module.takes, _module.run
     run_rnn, run_cell = _module.run_rnn, _module.run_cell
+    run_recurrence = _module.run_recurrence
+    set_recurrence_backward = _module.set_recurrence_backward

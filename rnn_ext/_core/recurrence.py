@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import composite, recurrence_ops
+from . import composite, node, recurrence_ops
 from .autograd import is_differentiated, keep_unchanged, memory_errors, were_changed
 from .cells.cell import Cell
 from .derivatives import in_places
 from .dtypes import KERNEL_DTYPES, cast_for_autocast
-from .stack import run_stack
+from .stack import Part, run_stack
 from .torch_private import is_any_autocast_enabled, is_tracing, is_transformed
 from .vectorize import is_in_legacy_vmap, legacy_vmap
 
@@ -44,6 +44,11 @@ class Recurrence(NamedTuple):
     @property
     def states(self) -> int:
         return 1 + len(self.cell.states)
+
+    @property
+    def returned_states(self) -> int:
+        """The states of which all steps are returned beside y, a bit each."""
+        return (1 << self.states) - 2 if self.return_states else 0
 
     @property
     def results(self) -> int:
@@ -95,12 +100,11 @@ def run_layers(
         the final states, ``(L·D, B, H)``.
     """
 
-    def run(input: Tensor, layer: int, own: slice) -> Sequence[Tensor]:
+    def run(input: Tensor, layer: int, own: Part) -> Sequence[Tensor]:
         return run_layer(
-            *(cell, input, [t[own] for t in initial], weights[layer]),
-            *(parameters, [t[own] for t in inputs], batch_sizes, bidirectional),
-            *(return_states and layer == len(weights) - 1, reset),
-            [t[..., own, :, :] for t in reset_states],
+            *(cell, input, own(initial, 0), weights[layer], parameters, own(inputs, 0)),
+            *(batch_sizes, bidirectional, return_states and layer == len(weights) - 1),
+            *(reset, own(reset_states, -3)),
         )
 
     output, finals, others = run_stack(
@@ -153,10 +157,19 @@ def run_layer(
     )
     if is_any_autocast_enabled():
         tensors = tuple(cast_for_autocast(tensors))
+    is_captured = torch.compiler.is_compiling() or is_tracing()
+    if not is_captured:
+        found: Sequence[Tensor] | None = node.run_recurrence(
+            *(layer, tensors, reset, batch_sizes, cell.program, layer[1:6], bidirectional),
+            *(layer.states, layer.results, layer.returned_states),
+            *(cell.kept_states, cell.kept_values),
+        )
+        if found is not None:
+            return found
     settings = (reset, batch_sizes)
     if loop_reason(tensors):
         return _loop(layer, settings, tensors)
-    if torch.compiler.is_compiling() or is_tracing():
+    if is_captured:
         needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         return _call_forward(layer, settings, tensors, needs_grad)[0][: layer.results]
     with memory_errors:
@@ -190,7 +203,7 @@ def _call_forward(
 ) -> tuple[list[Tensor], int]:
     """Returns what the op returns, for backward too where that is recorded, and kept_states."""
     cell = layer.cell
-    kept_states = (1 << layer.states) - 2 if layer.return_states else 0
+    kept_states = layer.returned_states
     if is_recorded:
         kept_states |= cell.kept_states
     found: list[Tensor] = _forward(
@@ -266,6 +279,9 @@ def _differentiable_backward(
         return in_places(found, mask)
 
     return list(legacy_vmap(gradients, grads) if is_in_legacy_vmap(grads) else gradients(*grads))
+
+
+node.set_recurrence_backward(_differentiable_backward)
 
 
 def _loop(layer: Recurrence, settings: Settings, tensors: Sequence[Tensor]) -> Sequence[Tensor]:

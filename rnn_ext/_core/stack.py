@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["run_stack"]
+__all__ = ["Part", "run_stack"]
 
+# (tensors, dim) -> the layer's part of tensors in which dim is layers times directions.
+Part = Callable[[Sequence[Tensor], int], list[Tensor]]
 # (input, layer, its part of the states) -> output, final states, further sequences.
-Layer = Callable[[Tensor, int, slice], Sequence[Tensor]]
+Layer = Callable[[Tensor, int, Part], Sequence[Tensor]]
 
 
 def run_stack(
@@ -39,8 +42,12 @@ def run_stack(
         input = found[0]
         if layer > 0 and dropout > 0:
             input = F.dropout(input, dropout)
-        found = run_layer(input, layer, slice(layer * directions, (layer + 1) * directions))
+        found = run_layer(input, layer, partial(_part, layer * directions, directions))
         finals.append(found[1 : 1 + states])
     if num_layers == 1:
         return found[0], list(finals[0]), found[1 + states :]
     return found[0], [torch.cat(ts) for ts in zip(*finals, strict=True)], found[1 + states :]
+
+
+def _part(start: int, length: int, tensors: Sequence[Tensor], dim: int) -> list[Tensor]:
+    return [t if t.size(dim) == length else t.narrow(dim, start, length) for t in tensors]
