@@ -110,8 +110,9 @@ class RNN(nn.RNNBase):
           or a :class:`~torch.nn.utils.rnn.PackedSequence`, which goes to the kernels as it is.
         * **hx**: initial states ``(L·D, B, H)``, or ``(L·D, H)`` without a batch. Default: zeros
         * **reset**, **reset_state**: where rows start anew, and from what, as in
-          :class:`rnn_ext.Recurrent`; keywords, which ``nn.RNN`` does not have. Such a call runs as
-          the program of a cell: with the same bits, but see the notes there. Default: None
+          :class:`rnn_ext.Recurrent`; give them by keyword, as ``nn.RNN`` has no such arguments.
+          The call then runs as the program of a cell, with the same bits; the notes there hold for
+          it. Default: None
 
     Outputs: output, h_n
         * **output**: the last layer's states, shaped like input with ``D·H`` features; a
@@ -213,7 +214,7 @@ class RNN(nn.RNNBase):
         self,
         input: Tensor | PackedSequence,
         hx: Tensor | None = None,
-        *,
+        # Not keyword-only: torch.onnx.export(dynamo=False) gives every argument by position.
         reset: Tensor | None = None,
         reset_state: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:

@@ -86,8 +86,8 @@ def run_layers(
     Args:
         weights: of each layer.
         dropout: probability of zeroing an element of the input of each layer but the first.
-        others: as in :func:`run_layer`; of states, inputs and reset states ``L·D`` in place of
-            ``D``.
+
+    The others are as in :func:`run_layer`, with ``L·D`` in place of ``D``.
 
     Returns:
         The output and, with ``return_states``, the last layer's further states, at all steps; and
@@ -100,22 +100,22 @@ def run_layers(
         input = sequences[0]
         if layer > 0 and dropout > 0:
             input = F.dropout(input, dropout)
-
-        def own(tensors: Sequence[Tensor], dim: int, first: int = layer * directions) -> Any:
-            if len(weights) == 1:
-                return tensors
-            return [t.narrow(dim, first, directions) for t in tensors]
-
+        own = layer * directions, directions
         found = run_layer(
-            *(cell, input, own(initial, 0), of_layer, parameters, own(inputs, 0)),
-            *(batch_sizes, bidirectional, return_states and layer == len(weights) - 1),
-            *(reset, own(reset_states, -3)),
+            *(cell, input, _narrowed(initial, 0, *own), of_layer),
+            *(parameters, _narrowed(inputs, 0, *own), batch_sizes, bidirectional),
+            *(return_states and layer == len(weights) - 1, reset),
+            _narrowed(reset_states, -3, *own),
         )
         finals.append(found[1 : 1 + states])
         sequences = [found[0], *found[1 + states :]]
     if len(finals) == 1:
         return sequences, finals[0]
     return sequences, [torch.cat(ts) for ts in zip(*finals, strict=True)]
+
+
+def _narrowed(tensors: Sequence[Tensor], dim: int, start: int, length: int) -> list[Tensor]:
+    return [t if t.size(dim) == length else t.narrow(dim, start, length) for t in tensors]
 
 
 def run_layer(
