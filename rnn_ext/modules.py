@@ -135,12 +135,11 @@ class RNN(Layers):
         # Not `nonlinearity`: nn.RNN ignores a later change of that, and old pickles lack it.
         return KINDS[self.mode] if self.mode in ("RNN_TANH", "RNN_RELU") else None
 
-    # reset and reset_state are not keyword-only: torch.onnx.export(dynamo=False) gives every
-    # argument by position.
     def forward(
         self,
         input: Tensor | PackedSequence,
         hx: Tensor | None = None,
+        # Not keyword-only: torch.onnx.export(dynamo=False) gives every argument by position.
         reset: Tensor | None = None,
         reset_state: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:

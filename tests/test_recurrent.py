@@ -453,10 +453,6 @@ def test_the_graph_is_freed_and_kept_as_asked() -> None:
     assert_same_bits(first, torch.autograd.grad(output.sum(), weights))
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         torch.autograd.grad(output.sum(), weights)
-    output, _ = layer(torch.randn(SEQ_LEN, BATCH, INPUT).double())
-    output.mul_(2)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        output.sum().backward()
 
 
 def test_compiled_autograd_gives_the_gradients_of_an_eager_call() -> None:

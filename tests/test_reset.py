@@ -1,5 +1,6 @@
 """``reset`` and ``reset_state``: rows that start anew in the middle of a sequence."""
 
+import copy
 import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -216,6 +217,28 @@ def test_a_reset_row_has_the_bits_of_a_sequence_that_starts_there(
             assert torch.equal(all_rows[:, [0, 2, 3]], other[:, [0, 2, 3]])
             if not is_final:
                 assert torch.equal(all_rows[:3], other[:3])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1,), (SEQ_LEN, BATCH)], ids=str)
+@pytest.mark.parametrize("cell", [cells.elman, cells.lstm], ids=lambda c: c.name)
+def test_gradients_of_half_precision(
+    isa: str, cell: Cell, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    layer = layer_of(cell, bidirectional=True).to(dtype)
+    x, reset = torch.randn(SEQ_LEN, BATCH, INPUT).to(dtype), random_reset()
+    states = [s.detach().to(dtype) for s in states_of(cell, *shape[:-1], 2, shape[-1])]
+    found = []
+    for wide in (dtype, torch.float32):
+        given = [state.to(wide).requires_grad_() for state in states]
+        module = copy.deepcopy(layer).to(wide)
+        output, *_ = module(x.to(wide), reset=reset, reset_state=as_argument(given))
+        # The same gradient of the output for both.
+        found.append(gradients([output.to(torch.float64)], [*given, *module.parameters()]))
+    for half, single in zip(*found, strict=True):
+        # Stored values are rounded once; a gradient sums some tens of products of them.
+        bound = 4 * torch.finfo(dtype).eps * float(single.abs().max())
+        torch.testing.assert_close(half.float(), single, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

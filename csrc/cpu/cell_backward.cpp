@@ -448,10 +448,9 @@ class CellBackward {
   Buffer<O> rounded_dv_;
   Buffer<O> rounded_du_;
   Buffer<T> parameter_rows_[2];
-  std::vector<Buffer<T>> carried_;  // in turns for each state, or none
-  std::vector<Buffer<T>> final_;    // copies of the gradients of the last values
-  std::vector<Buffer<S>>
-      previous_;  // states before a step that resets a row, where code reads them
+  std::vector<Buffer<T>> carried_;     // in turns for each state, or none
+  std::vector<Buffer<T>> final_;       // copies of the gradients of the last values
+  std::vector<Buffer<S>> previous_;    // states before a step that resets a row
   std::vector<Buffer<T>> reset_sums_;  // gradients of the reset states
   Buffer<T> grad_parameters_;
   Buffer<T> zeros_;

@@ -301,25 +301,45 @@ PyObject* run_cell(PyObject*, PyObject* const* f, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
+// None if the Python side has to see a call with these tensors.
+optional<variable_list> read_tensors(PyObject* const* objects, Py_ssize_t count) {
+  if (is_watched()) {
+    return std::nullopt;
+  }
+  variable_list tensors;
+  tensors.reserve(count);
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    if (!THPVariable_CheckExact(objects[i])) {
+      return std::nullopt;
+    }
+    const Tensor& t = THPVariable_Unpack(objects[i]);
+    if (!is_dense_on_cpu(t) || !has_kernels(t.scalar_type())) {
+      return std::nullopt;
+    }
+    tensors.push_back(t);
+  }
+  return tensors;
+}
+
+// takes_tensors(*tensors) -> bool: whether run_recurrence runs a call with them.
+PyObject* takes_tensors(PyObject*, PyObject* const* f, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  return PyBool_FromLong(read_tensors(f, count).has_value());
+  END_HANDLE_TH_ERRORS
+}
+
 // run_recurrence(layer, tensors, reset, batch_sizes, program, counts, bidirectional, states,
 // results, returned_states, saved_states, saved_values) -> the results in a tuple; None as above.
 // The arguments are those of run_recurrence in recurrence.h.
 PyObject* run_recurrence_call(PyObject*, PyObject* const* f, Py_ssize_t) {
   HANDLE_TH_ERRORS
-  RecurrenceOperands operands;
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(f[1]); ++i) {
-    PyObject* const t = PyTuple_GET_ITEM(f[1], i);
-    if (!THPVariable_CheckExact(t) || !is_dense_on_cpu(THPVariable_Unpack(t)) ||
-        !has_kernels(THPVariable_Unpack(t).scalar_type())) {
-      Py_RETURN_NONE;
-    }
-    operands.tensors.push_back(THPVariable_Unpack(t));
-  }
-  if (is_watched() || !is_exact_or_none(f[2]) || !is_exact_or_none(f[3])) {
+  optional<variable_list> tensors =
+      read_tensors(PySequence_Fast_ITEMS(f[1]), PyTuple_GET_SIZE(f[1]));
+  if (!tensors || !is_exact_or_none(f[2]) || !is_exact_or_none(f[3])) {
     Py_RETURN_NONE;
   }
-  operands.reset = tensor_or_none(f[2]);
-  operands.batch_sizes = tensor_or_none(f[3]);
+  const RecurrenceOperands operands{*std::move(tensors), tensor_or_none(f[2]),
+                                    tensor_or_none(f[3])};
   Recurrence layer;
   for (std::size_t i = 0; i < layer.counts.size(); ++i) {
     layer.counts[i] = number_of(PyTuple_GET_ITEM(f[5], i));
@@ -352,6 +372,7 @@ PyMethodDef methods[] = {
     method("run", run_call),
     method("run_rnn", run_rnn),
     method("run_cell", run_cell),
+    method("takes_tensors", takes_tensors),
     method("run_recurrence", run_recurrence_call),
     {nullptr, nullptr, 0, nullptr},
 };

@@ -34,10 +34,10 @@ class Path(enum.Enum):
     ========= ====================================================== =============================
     Path      taken                                                  what runs
     ========= ====================================================== =============================
-    NODE      by an RNN, eagerly on the CPU, under the torch release the op, and an autograd node,
-              that ``csrc/eager/`` was built for                     both called from C++
-    FUNCTION  eagerly elsewhere: GRU and LSTM, other releases, CUDA, the op, and
-              tensor subclasses, function modes                      ``torch.autograd.Function``
+    NODE      eagerly on the CPU, under the torch release that       the op, and an autograd node,
+              ``csrc/eager/`` was built for                          both called from C++
+    FUNCTION  eagerly elsewhere: other releases, CUDA, tensor        the op, and
+              subclasses, function modes                             ``torch.autograd.Function``
     TRANSFORM by an RNN under ``torch.func`` and forward-mode AD; a  the op, and Functions with
               vmap over weights or packed input calls it once a      rules for transforms
               sample: slow
@@ -133,7 +133,7 @@ def route(call: Call) -> Route:
     obstacle = _obstacle(call)
     if obstacle:
         return Route(call, Path.TORCH, obstacle)
-    return Route(call, Path.FUNCTION, reason)
+    return Route(call, _eager_path(call), reason)
 
 
 def _route_of_program(call: Call) -> Route:
@@ -143,7 +143,12 @@ def _route_of_program(call: Call) -> Route:
         return Route(call, Path.LOOP, reason)
     if torch.compiler.is_compiling() or is_tracing():
         return Route(call, Path.GRAPH)
-    return Route(call, Path.FUNCTION)
+    return Route(call, _eager_path(call))
+
+
+def _eager_path(call: Call) -> Path:
+    tensors = (call.input, *call.initial, *call.weights, *call.reset_states)
+    return Path.NODE if call.is_program and node.takes_tensors(*tensors) else Path.FUNCTION
 
 
 def is_watched() -> bool:

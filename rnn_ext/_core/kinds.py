@@ -44,7 +44,7 @@ class Kind(NamedTuple):
 
 
 @cell
-def relu_rnn(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
+def relu(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
     """A plain RNN with relu."""
     return torch.relu(u + v)
 
@@ -52,7 +52,7 @@ def relu_rnn(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
 # By nn.RNNBase.mode.
 KINDS = {
     "RNN_TANH": Kind("RNN", "tanh", cells.elman, torch.rnn_tanh, torch.rnn_tanh_cell),
-    "RNN_RELU": Kind("RNN", "relu", relu_rnn, torch.rnn_relu, torch.rnn_relu_cell),
+    "RNN_RELU": Kind("RNN", "relu", relu, torch.rnn_relu, torch.rnn_relu_cell),
     "GRU": Kind("GRU", "", cells.gru, torch.gru, torch.gru_cell),
     "LSTM": Kind("LSTM", "", cells.lstm, torch.lstm, torch.lstm_cell),
 }

@@ -227,7 +227,7 @@ class Layers(_Module, nn.RNNBase):
         call = route.call
         if call.batch_sizes is None and type(self.batch_first) is not bool:
             return False
-        if route.path is dispatch.Path.NODE:
+        if route.path is dispatch.Path.NODE and not call.is_program:
             return True  # the node has compared all of this
         input, batch_sizes, states = call.input, call.batch_sizes, call.initial
         if batch_sizes is not None and input.dim() != 2:

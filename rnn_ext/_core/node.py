@@ -39,7 +39,9 @@ run: Callable[..., Any] = _runs_nothing
 # it has one layer and batched input, and the node takes it; return None otherwise.
 run_rnn: Callable[..., Any] = _runs_nothing
 run_cell: Callable[..., Any] = _runs_nothing
-# run_recurrence(layer, tensors, …): a layer with any cell; None where it does not take the tensors.
+# takes_tensors(*tensors): whether run_recurrence runs a layer with them.
+takes_tensors: Callable[..., bool] = _takes_nothing
+# run_recurrence(layer, tensors, …): runs a layer with any cell; returns None for other tensors.
 run_recurrence: Callable[..., Any] = _runs_nothing
 # set_recurrence_backward(function): what computes the gradients that may be differentiated.
 set_recurrence_backward: Callable[..., Any] = _runs_nothing
@@ -47,5 +49,5 @@ if _module is not None:
     _module.set_higher_order_backward(higher_order_backward)
     takes, run = _module.takes, _module.run
     run_rnn, run_cell = _module.run_rnn, _module.run_cell
-    run_recurrence = _module.run_recurrence
+    takes_tensors, run_recurrence = _module.takes_tensors, _module.run_recurrence
     set_recurrence_backward = _module.set_recurrence_backward

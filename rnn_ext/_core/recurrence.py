@@ -92,8 +92,8 @@ def run_layers(
     Args:
         weights: of each layer.
         dropout: probability of zeroing an element of the input of each layer but the first.
-        others: as in :func:`run_layer`; of states, inputs and reset states ``L·D`` in place of
-            ``D``.
+
+    The others are as in :func:`run_layer`, with ``L·D`` in place of ``D``.
 
     Returns:
         The output and, with ``return_states``, the last layer's further states, at all steps; and
