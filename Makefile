@@ -15,7 +15,7 @@ ifeq ($(FORCE_CUDA)$(wildcard /dev/nvidia[0-9]* /dev/dxg),)
 export FORCE_CPU := 1
 endif
 
-.PHONY: help demo test quick test-extras test-torch build lint actionlint docs bench sdist wheel \
+.PHONY: help demo test quick coverage test-extras test-torch build lint actionlint docs bench sdist wheel \
     cuda-check cuda-mutants gpu-test gpu-bench gpu-sanitize gpu-build clean force
 
 help: ## show this list
@@ -29,6 +29,9 @@ test: $(VENV)/ready ## run the tests on all cores (ARGS="-k name"; "-n 0" for on
 
 quick: $(VENV)/ready ## run a selection of the tests, in less than a minute
 	$(PYTEST) --best-isa $(QUICK:%=tests/test_%.py) $(ARGS)
+
+coverage: $(VENV)/ready ## run the tests and report which lines and branches of rnn_ext they miss
+	$(PYTEST) --cov --cov-report=term $(ARGS)
 
 # A worker runs adjacent tests, which share cached references, and then takes some of others'. Waiting
 # threads sleep: there are more threads than cores, and spinning ones would take the others' time.

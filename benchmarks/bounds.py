@@ -1,4 +1,4 @@
-"""The least time that a call can take on a machine whose limits are known: pure arithmetic."""
+"""Computes the least time that a call can take on a machine with known limits."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ Limit = Literal["flops", "weights", "memory", "sync", "latency", "call"]
 
 @dataclass(frozen=True)
 class Level:
-    """A level of the memory: bytes of it near a core, None for all that there is, and bytes/s.
+    """A level of the memory hierarchy: its bytes per core (None: unlimited), and its bytes/s.
 
-    The rate is that of each thread while all read.
+    The rate is that of each thread while all threads read.
     """
 
     name: str
@@ -46,17 +46,17 @@ class CallCost:
 
 
 class CallCosts:
-    """Limits that know what calls cost, by mode and nonlinearity."""
+    """Costs of calls, by mode and nonlinearity."""
 
     calls: tuple[CallCost, ...]
 
     def call_cost(self, mode: Mode, nonlinearity: Nonlinearity) -> CallCost:
-        """Of such calls; ``StopIteration`` where they were not measured."""
+        """Returns the cost of such calls; raises ``StopIteration`` if it was not measured."""
         wanted = (mode, nonlinearity)
         return next(cost for cost in self.calls if (cost.mode, cost.nonlinearity) == wanted)
 
     def latencies(self, mode: Mode, nonlinearity: Nonlinearity) -> dict[str, float]:
-        """Seconds of a step of one unit, for each walk over time that ``mode`` makes."""
+        """Returns the seconds of a step of one unit, for each pass over time of ``mode``."""
         forward = self.call_cost("forward", nonlinearity).step_seconds
         if mode == "forward":
             return {"forward": forward}
@@ -75,9 +75,9 @@ class StepProduct:
 
 @dataclass(frozen=True)
 class Limits(CallCosts):
-    """What was measured with one number of threads; ``flop_rate`` is the best of any product.
+    """Limits measured with one number of threads; ``flop_rate`` is the best of any product.
 
-    ``members`` are the threads that work on a call: no more than there are cores.
+    ``members`` is the number of threads that work on a call, at most the number of cores.
     """
 
     members: int
@@ -89,7 +89,7 @@ class Limits(CallCosts):
     products: tuple[StepProduct, ...]
 
     def read_seconds(self, size: float) -> float:
-        """Of reading the same ``size`` bytes once more: each level has as many as it can hold."""
+        """Returns the seconds to read ``size`` bytes again: each level holds as many as it can."""
         seconds = 0.0
         for level in self.levels:
             part = size if level.size is None else min(size, level.size)
@@ -100,10 +100,10 @@ class Limits(CallCosts):
 
 @dataclass(frozen=True)
 class Bound:
-    """Seconds that a call takes at least, what most of them are spent on, and the best split.
+    """The least seconds of a call, the limit that takes most of them, and the best split.
 
-    That is in how many parts a step's batch rows are shared out, and each of these by columns; on a
-    GPU, where no split is reckoned with, None.
+    The split is the number of parts of a step's batch rows, and of each part's columns; None on a
+    GPU, for which no split is considered.
     """
 
     seconds: float
@@ -112,16 +112,16 @@ class Bound:
 
 
 def bound(case: Case, mode: Mode, alone: Limits, team: Limits) -> Bound:
-    """The bound of a call of ``case``, given the limits of one thread and of a team.
+    """Returns the bound of a call of ``case``, given the limits of one thread and of a team.
 
-    It is that of the best of the ways in which a step can be shared out.
+    It is the smallest bound of all splits of a step.
     """
     bounds = [_bound(case, mode, alone, 1, 1)]
     for groups in range(1, min(team.members, case.batch_size) + 1):
         for members in range(1, min(team.members // groups, case.hidden_size) + 1):
             if groups * members > 1:
                 bounds.append(_bound(case, mode, team, groups, members))
-    return min(bounds, key=lambda found: found.seconds)
+    return min(bounds, key=lambda candidate: candidate.seconds)
 
 
 def _bound(case: Case, mode: Mode, limits: Limits, groups: int, members: int) -> Bound:
@@ -129,7 +129,7 @@ def _bound(case: Case, mode: Mode, limits: Limits, groups: int, members: int) ->
 
 
 def add_up(work: Iterable[dict[Limit, float]]) -> tuple[float, Limit]:
-    """Seconds of ``work``, each part taking its longest cost, and what most of them are for."""
+    """Returns the seconds of ``work``, each part taking its longest cost, and the main limit."""
     spent: dict[Limit, float] = dict.fromkeys(get_args(Limit), 0.0)
     for costs in work:
         limit = max(costs, key=costs.__getitem__)
@@ -156,10 +156,10 @@ def _work(
     yield {"call": limits.call_cost(mode, case.nonlinearity).call_seconds}
     recurrence = product_seconds(case.hidden_size)
     for input_size in case.input_sizes:
-        for walk, latency in limits.latencies(mode, case.nonlinearity).items():
+        for pass_name, latency in limits.latencies(mode, case.nonlinearity).items():
             if threads > 1:
                 yield {"sync": limits.fork_join_seconds}
-            # Step after step. The two directions could take theirs at the same time.
+            # One step after another. The two directions could run at the same time.
             step_weights = weight_seconds(case.hidden_size, members)
             yield {
                 "flops": recurrence,
@@ -170,6 +170,6 @@ def _work(
             # All steps at once: the input projection; backward its gradients and that of W_hh.
             projection = product_seconds(input_size)
             yield {
-                "flops": projection if walk == "forward" else 2 * projection + recurrence,
+                "flops": projection if pass_name == "forward" else 2 * projection + recurrence,
                 "weights": weight_seconds(input_size, threads),
             }

@@ -1,4 +1,4 @@
-"""What a call costs beside its arithmetic: ``rnn_ext.RNN`` against one linear layer."""
+"""Measures the overhead of a call: ``rnn_ext.RNN`` against one linear layer."""
 
 from functools import partial
 
@@ -18,8 +18,8 @@ __all__ = ["measure_linear"]
 def measure_linear(case: Case, mode: Mode, seconds: float) -> Timings:
     """Times ``rnn_ext.RNN`` against ``F.linear`` with bias, on the same input.
 
-    ``F.linear`` maps the same input to an output of the same shape. It is the least that a layer
-    of torch costs: one operation and its autograd node.
+    ``F.linear`` maps the same input to an output of the same shape. It is the cheapest layer of
+    torch: one operation and its autograd node.
     """
     torch.manual_seed(0)
     _, ours = build_pair(case, mode)

@@ -1,4 +1,4 @@
-"""JSON of dataclasses and structs, and of the dtypes in them."""
+"""Converts dataclasses and structs, with the dtypes in them, to JSON and back."""
 
 from typing import Any
 
@@ -14,5 +14,5 @@ def encode(value: Any) -> bytes:
 
 
 def decode(text: str | bytes, kind: Any) -> Any:
-    """The inverse of ``encode``; ``msgspec.ValidationError`` where ``text`` is no ``kind``."""
+    """Inverts ``encode``; raises ``msgspec.ValidationError`` if ``text`` is not a ``kind``."""
     return msgspec.json.decode(text, type=kind, dec_hook=lambda _, name: getattr(torch, name))

@@ -1,4 +1,4 @@
-"""The fastest matrix products of this machine: what a layer of large matrices is bound by."""
+"""Measures the fastest matrix products of this machine, which limit layers of large matrices."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,8 +11,8 @@ from rnn_ext.bench.timing import MIN_ROUNDS
 
 __all__ = ["gemm_rates", "least_seconds", "step_rates"]
 
-# Steps of our own recurrence that are timed: enough that packing its weights is small beside them,
-# but of large products fewer, which take longer than that anyway.
+# Timed steps of our own recurrence: enough that packing the weights hardly counts; fewer for large
+# products, for which it hardly counts in any case.
 MAX_STEPS = 128
 MAX_FLOPS = 2e9
 
@@ -21,7 +21,7 @@ Library = tuple[str, int, Callable[[], object]]
 
 
 def least_seconds(function: Callable[[], object], seconds: float) -> float:
-    """The time of the fastest of at least ``MIN_ROUNDS`` calls, for about ``seconds``."""
+    """Returns the time of the fastest of at least ``MIN_ROUNDS`` calls, made for ``seconds``."""
     clock = time.perf_counter
     end = clock() + seconds
     times: list[float] = []
@@ -33,10 +33,10 @@ def least_seconds(function: Callable[[], object], seconds: float) -> float:
 
 
 def gemm_rates(dtype: torch.dtype, *, size: int = 2048, seconds: float = 1.0) -> dict[str, float]:
-    """FLOP/s of a product of two squares, by library, with the current number of threads.
+    """Returns FLOP/s of a product of two squares, by library, with the current number of threads.
 
-    The best of some calls, for about ``seconds`` each library. Half precision is measured in
-    float32, in which its sums are taken.
+    It is the best of several calls, made for about ``seconds`` per library. Half precision is
+    measured in float32, the type of its sums.
     """
     a, b = (torch.randn(size, size, dtype=_compute_dtype(dtype)) for _ in range(2))
     return _rates(_square_libraries(a, b), 2 * size**3, seconds)
@@ -45,9 +45,9 @@ def gemm_rates(dtype: torch.dtype, *, size: int = 2048, seconds: float = 1.0) ->
 def step_rates(
     dtype: torch.dtype, batch_size: int, hidden_size: int, *, seconds: float = 0.02
 ) -> dict[str, float]:
-    """The same of the product of one time step, ``(batch_size, hidden_size)`` times a square.
+    """Returns the same for the product of a time step, ``(batch_size, hidden_size)`` by a square.
 
-    The square is packed beforehand where a library can.
+    The square is packed in advance if the library supports this.
     """
     states, weight = (
         torch.randn(rows, hidden_size, dtype=_compute_dtype(dtype))
@@ -90,7 +90,7 @@ def _step_libraries(states: Tensor, weight: Tensor, flops: int) -> Iterator[Libr
         onednn = torch.ops.mkldnn
         packed = onednn._reorder_linear_weight(weight, states.shape[0])
         yield "oneDNN", 1, lambda: onednn._linear_pointwise(states, packed, None, "none", [], "")
-    # The recurrence is a product and a maximum a step, and next to nothing for an input of one.
+    # The recurrence is a product and a maximum per step; an input of size 1 adds hardly anything.
     steps = min(MAX_STEPS, int(1 + MAX_FLOPS / flops))
     input = states.new_ones(steps, states.shape[0], 1)
     weights = [weight[:, :1], weight]

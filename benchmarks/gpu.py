@@ -1,4 +1,4 @@
-"""A GPU as the benchmark sees it: its clock and precision, what it is, what it can do at best."""
+"""The GPU of a benchmark: its clock, precision, properties and limits."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -30,7 +30,7 @@ SECONDS = 0.2
 
 
 class EventClock:
-    """Seconds on the GPU: each reading is an event in the current stream, which it waits for."""
+    """A clock of the GPU: each reading records an event in the current stream and waits for it."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -38,7 +38,7 @@ class EventClock:
 
     def __call__(self) -> float:
         event = self._event()
-        # Added up, since the time between two events is a float32.
+        # Summed here, since torch returns the time between two events as float32.
         self._seconds += self._last.elapsed_time(event) / 1e3
         self._last = event
         return self._seconds
@@ -52,12 +52,12 @@ class EventClock:
 
 
 def set_precision(tf32: bool) -> None:
-    """Whether products in float32 may be rounded to TF32: torch's own and cuDNN's alike."""
+    """Sets whether float32 products of torch and of cuDNN may be rounded to TF32."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
 
 
 def facts(tf32: bool) -> dict[str, Any]:
-    """Hardware, versions, and the settings that a time depends on."""
+    """Returns hardware, versions, and the settings that affect times."""
     device = torch.cuda.get_device_properties("cuda")
     return {
         "name": device.name,
@@ -72,13 +72,13 @@ def facts(tf32: bool) -> dict[str, Any]:
 
 
 def available_memory() -> int:
-    """Bytes that torch could allocate, those that it has set aside among them."""
+    """Returns the bytes that torch could allocate, including those in its cache."""
     free, _ = torch.cuda.mem_get_info()
     return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 
 
 def gemm_rates(dtype: torch.dtype) -> dict[str, float]:
-    """FLOP/s of a product of two squares, by library."""
+    """Returns FLOP/s of a product of two squares, by library."""
     a, b = (torch.randn(GEMM_SIZE, GEMM_SIZE, dtype=dtype, device="cuda") for _ in range(2))
     out = torch.empty_like(a)
     seconds = _fastest(lambda: torch.mm(a, b, out=out))
@@ -86,7 +86,7 @@ def gemm_rates(dtype: torch.dtype) -> dict[str, float]:
 
 
 def measure_roofline(cases: Sequence[Case], gemm: Mapping[str, float]) -> Roofline:
-    """The limits for ``cases``; ``gemm`` are the rates of large products."""
+    """Measures the limits for ``cases``; ``gemm`` are the rates of large products."""
     source, target = (torch.ones(COPY_BYTES, dtype=torch.uint8, device="cuda") for _ in range(2))
     copy_seconds = _fastest(lambda: target.copy_(source))
     return Roofline(
@@ -105,7 +105,7 @@ def measure_roofline(cases: Sequence[Case], gemm: Mapping[str, float]) -> Roofli
 
 
 def _fastest(function: Callable[[], object], seconds: float = SECONDS) -> float:
-    """Seconds per call in the fastest of at least ``MIN_ROUNDS`` blocks, for about ``seconds``."""
+    """Returns seconds per call of the fastest of at least ``MIN_ROUNDS`` blocks."""
     clock = EventClock()
     end = clock() + seconds
     blocks = Blocks(function, clock)

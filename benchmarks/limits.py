@@ -1,4 +1,4 @@
-"""Measures what no call on this machine can beat; ``bounds`` says what follows from it."""
+"""Measures the limits of this machine, from which ``bounds`` computes the bound of a call."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,14 +18,14 @@ from .probe import load_probe
 
 __all__ = ["call_cost", "measure_limits"]
 
-# Each a fraction of a second apart from the next, since disturbances may last as long.
+# A fraction of a second apart, since a disturbance may last as long.
 SWEEPS = 3
 
-# Of a net of one unit; enough that the cost of the call is small beside that of the steps.
+# Of a net of one unit; enough that the steps cost much more than the call.
 STEPS = 1024
 CALL_SECONDS = 0.05
 
-# What lies in no cache: so many times the largest, but no more than this.
+# Data outside of all caches: so many times the largest cache, but at most this many bytes.
 BEYOND_CACHES = 4
 MAX_BYTES = 1 << 30
 
@@ -33,10 +33,10 @@ MAX_BYTES = 1 << 30
 def measure_limits(
     cases: Sequence[Case], gemm: Mapping[str, float], *, with_products: bool = True
 ) -> Limits:
-    """The limits for ``cases`` with the current number of threads.
+    """Measures the limits for ``cases`` with the current number of threads.
 
-    ``gemm`` are the rates of large products. ``with_products`` false leaves out those of the
-    cases' single steps.
+    ``gemm`` are the rates of large products. Without ``with_products``, the products of the cases'
+    single steps are left out.
     """
     dtype, threads = cases[0].dtype, torch.get_num_threads()
     members = min(threads, cores())
@@ -72,14 +72,14 @@ def _levels(threads: int) -> tuple[Level, ...]:
 
 
 def _sizes(threads: int) -> Iterator[tuple[str, int | None, int]]:
-    """Name and bytes of each level, and how many bytes each thread reads to measure it."""
+    """Yields name and bytes of each level, and how many bytes each thread reads to measure it."""
     largest: float = math.inf
     for cache in caches():
-        # Half of it leaves room for what else is in it. Where that is no more than the level before
-        # holds, the rate is that one's: a bound that is too low rather than too high.
+        # Half of it leaves room for other data. If the previous level holds that much, its rate is
+        # measured, which makes the bound too low rather than too high.
         size = min(cache.size // 2 // min(threads, cache.cores), largest)
         yield f"L{cache.level}", cache.size, int(size)
-        largest = 8 * cache.size  # of the next: too much for this one, however that is shared
+        largest = 8 * cache.size  # of the next level: too much for this one, even if it is shared
     total = min(MAX_BYTES, BEYOND_CACHES * cache.size * max(1, threads // cache.cores))
     yield "memory", None, total // threads
 
@@ -93,7 +93,7 @@ def call_cost(
     kinds: Sequence[Callable[..., nn.Module]] = (rnn_ext.RNN,),
     least: Callable[[Callable[[], object], float], float] = least_seconds,
 ) -> CallCost:
-    """What a net of one unit costs in the quickest of ``kinds``; ``least`` times a call."""
+    """Measures a net of one unit in the fastest of ``kinds``; ``least`` times a call."""
 
     def call(kind: Callable[..., nn.Module], steps: int) -> Callable[[], object]:
         case = Case(steps, 1, 1, 1, nonlinearity=nonlinearity, dtype=dtype)

@@ -28,12 +28,12 @@ class Cache:
     cores: int
 
 
-# What most machines have at the least, for systems that do not say.
+# The minimum of most machines, for systems that do not report their caches.
 USUAL_CACHES = (Cache(1, 32 << 10, 1), Cache(2, 512 << 10, 1))
 
 
 def facts() -> dict[str, Any]:
-    """Returns hardware, versions and load; None for what the system does not say."""
+    """Returns hardware, versions and load; None for facts that the system does not report."""
     info = rnn_ext.build_info()
     frequency = psutil.cpu_freq()
     return {
@@ -72,19 +72,19 @@ def available_memory() -> int:
 
 def caches() -> tuple[Cache, ...]:
     """Returns the caches of a core, the smallest first."""
-    found: dict[int, tuple[int, int]] = {}
+    by_level: dict[int, tuple[int, int]] = {}
     for index in CACHES.glob("index*"):
         kind, level, size, sharing = (
             _read(index / name) for name in ("type", "level", "size", "shared_cpu_list")
         )
         if kind in ("Data", "Unified") and size.endswith("K") and sharing:
-            found[int(level)] = (int(size[:-1]) << 10, _count(sharing))
-    if 1 not in found:
+            by_level[int(level)] = (int(size[:-1]) << 10, _count(sharing))
+    if 1 not in by_level:
         return USUAL_CACHES
-    threads_per_core = found[1][1]
+    threads_per_core = by_level[1][1]
     return tuple(
         Cache(level, size, sharing // threads_per_core)
-        for level, (size, sharing) in sorted(found.items())
+        for level, (size, sharing) in sorted(by_level.items())
     )
 
 

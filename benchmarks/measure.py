@@ -18,28 +18,28 @@ __all__ = ["kernels", "measure"]
 
 
 def measure(case: Case, mode: Mode, seconds: float, device: str = "cpu") -> Timings:
-    """Times ours against torch's module with the same weights and input, on a GPU hot only.
+    """Times ours against torch's module with the same weights and input; on a GPU only hot.
 
     ``"forward"`` is the call under ``torch.no_grad()`` in eval mode; ``"training"`` is the call and
     the backward pass to the input, a learned hx and every parameter, from a fixed random gradient
     of the output.
 
     Raises:
-        MismatchError: the results differ; nothing was timed then.
+        MismatchError: the results differ, so nothing was timed.
     """
     torch.manual_seed(0)
     theirs, ours = build_pair(case, mode, device)
     work = draw(case, mode, device)
     try:
         if device == "cuda" and case.dropout:
-            # cuDNN draws dropout in its own way: compare without it.
+            # cuDNN draws other dropout masks, so the comparison has none.
             check(*build_pair(replace(case, dropout=0.0), mode, device), work)
             ours.load_state_dict(theirs.state_dict())
         else:
             check(theirs, ours, work)
     except MismatchError as error:
         raise MismatchError(f"rnn_ext and torch differ at {case} ({mode}): {error}") from None
-    # Around the timing, not inside it: entering no_grad costs as much as a short call's arithmetic.
+    # Outside of the timing, since entering no_grad takes as long as a short call's arithmetic.
     with torch.set_grad_enabled(mode == "training"):
         steps = work.step(theirs), work.step(ours)
         if device == "cuda":

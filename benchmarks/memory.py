@@ -1,8 +1,8 @@
-"""How much memory a call takes, and how much of it autograd keeps for the backward pass.
+"""Measures the memory of a call, and how much of it autograd keeps for the backward pass.
 
-The peak is that of the process's resident memory, since a counter of torch's allocations would
-miss the scratch memory of kernels. It is read in a process of its own for each number: memory that
-an earlier call left with the allocator would hide what this one takes.
+The peak is that of the process's resident memory: a counter of torch's allocations would miss the
+scratch memory of kernels. Each number is measured in a process of its own, since memory that an
+earlier call left with the allocator would hide that of this one.
 """
 
 import ctypes
@@ -45,18 +45,18 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 class MemoryProbeError(Exception):
-    """The process that was to measure ended without a result."""
+    """The measuring process ended without a result."""
 
 
 @dataclass(frozen=True)
 class Memory:
     """Bytes of one call.
 
-    ``peak``: how far resident memory rises above what is there before, parameters and input among
-    it. The system counts in pages, and some late: small numbers are uncertain by about 0.5 MiB, and
-    where a call makes many small blocks the peak itself differs from process to process.
-    ``saved``: what the forward pass keeps for backward in memory of its own (neither parameters
-    nor input nor hx); None where there is no backward pass.
+    ``peak``: how far resident memory rises above its value before the call, when parameters and
+    input exist. The system counts pages, some with a delay: small numbers are uncertain by about
+    0.5 MiB, and if a call allocates many small blocks, the peak differs from process to process.
+    ``saved``: the memory that the forward pass keeps for backward, besides parameters, input and
+    hx; None if there is no backward pass.
     """
 
     peak: int
@@ -64,7 +64,7 @@ class Memory:
 
 
 class Request(msgspec.Struct):
-    """What the other process measures."""
+    """A request to the measuring process."""
 
     case: Case
     mode: Mode
@@ -73,7 +73,7 @@ class Request(msgspec.Struct):
 
 
 def can_measure() -> bool:
-    """Whether this system tells the peak: Linux does."""
+    """Whether this system reports the peak: Linux does."""
     try:
         _reset_peak()
     except OSError:
@@ -82,10 +82,10 @@ def can_measure() -> bool:
 
 
 def measure_memory(case: Case, mode: Mode, library: Library, threads: int) -> Memory:
-    """Measure a call of ``library`` in a new process, after a small one has set up the library.
+    """Measures a call of ``library`` in a new process, after a small call has set up the library.
 
     Raises:
-        MemoryProbeError: the process died, of lack of memory for instance.
+        MemoryProbeError: the process ended, for example for lack of memory.
     """
     done = subprocess.run(
         [sys.executable, "-m", __spec__.name],
@@ -99,7 +99,7 @@ def measure_memory(case: Case, mode: Mode, library: Library, threads: int) -> Me
 
 
 def saved_bytes(forward: Callable[[], object], own: list[Tensor]) -> int:
-    """Bytes of all storages, but those of ``own``, that ``forward`` saves for backward."""
+    """Returns the bytes of all storages, except those of ``own``, that ``forward`` saves."""
     kept: list[Tensor] = []  # alive until the end, so that no two have the same address
 
     def keep(tensor: Tensor) -> Tensor:
@@ -114,10 +114,10 @@ def saved_bytes(forward: Callable[[], object], own: list[Tensor]) -> int:
 
 
 def peak_bytes(function: Callable[[], object]) -> int:
-    """How far resident memory rises while ``function`` runs."""
+    """Returns how far resident memory rises while ``function`` runs."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)  # or what was freed before would be there already
+        libc.malloc_trim(0)  # else memory that was freed before would not count
     before = _status("VmRSS")
     _reset_peak()
     result = function()
@@ -128,7 +128,7 @@ def peak_bytes(function: Callable[[], object]) -> int:
 
 def _measure_here(case: Case, mode: Mode, library: Library) -> Memory:
     kind = nn.RNN if library == "nn_rnn" else rnn_ext.RNN
-    # Threads, code made at run time and other things that a process has once.
+    # Sets up what a process has once: threads, and code generated at run time.
     small = replace(case, seq_len=2, batch_size=1, input_size=8, hidden_size=8)
     _step(small, mode, kind)()
     step = _step(case, mode, kind)
@@ -154,7 +154,7 @@ def _status(key: str) -> int:
 
 
 def _main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the parent's to report
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent reports Ctrl-C
     request: Request = decode(sys.stdin.buffer.read(), Request)
     torch.set_num_threads(request.threads)
     with torch.set_grad_enabled(request.mode == "training"):

@@ -1,4 +1,4 @@
-"""The picture of a run: heat maps of the ratios over the grid, or bars for named cases."""
+"""Plots the ratios of a run: as heat maps over the grid, or as bars for named cases."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ __all__ = ["draw", "save"]
 DPI = 160
 WIDTH = 10.0
 
-# Factors of two, and a hue of its own for losses; orange and blue differ for every kind of eye.
+# Factors of two; orange for losses, which color-blind readers can tell from blue.
 EDGES = (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)
 LOSSES = ("#b35806", "#f1a340")
 GAINS = ("#dbe9f6", "#b0d2e8", "#75b3d8", "#3d8dc4", "#1864aa", "#08306b")
@@ -59,13 +59,13 @@ def draw(run: Run) -> Figure:
 
 
 def _index(rows: Sequence[Row]) -> list[str]:
-    """The labels of the lines of a panel."""
+    """Returns the labels of a panel's lines."""
     cases = [row.case for row in rows]
     return list(dict.fromkeys(c.name or f"T={c.seq_len} B={c.batch_size}" for c in cases))
 
 
 def _draw_heat(axes: Axes, rows: Sequence[Row], mode: Mode) -> None:
-    """A line for each (T, B), a column for each H, the ratio in each cell."""
+    """Draws the ratios: a line for each (T, B), a column for each H."""
     ratios = pandas.DataFrame(
         {
             "line": f"T={row.case.seq_len} B={row.case.batch_size}",
@@ -90,7 +90,7 @@ def _draw_heat(axes: Axes, rows: Sequence[Row], mode: Mode) -> None:
 
 
 def _draw_bars(axes: Axes, rows: Sequence[Row], mode: Mode) -> None:
-    """A bar for each named case, from 1 to the ratio on a logarithmic axis."""
+    """Draws a bar for each named case, from 1 to the ratio, on a logarithmic axis."""
     ratios = [row.ratio(mode) or 1.0 for row in rows]
     colors = [LOSSES[1] if ratio < 1 else GAINS[3] for ratio in ratios]
     labels = [f"{row.case.name}\n{row.case.sizes}" for row in rows]
@@ -107,8 +107,8 @@ def _draw_bars(axes: Axes, rows: Sequence[Row], mode: Mode) -> None:
 
 def _panel_title(run: Run, threads: int, mode: Mode) -> str:
     title = f"{mode}, {format_place(run, threads)}"
-    if found := summarize(run.rows_of(threads), mode):
-        title += f"\n{found.geometric_mean:.2f}× in geometric mean, {found.worst:.2f}× at worst"
+    if summary := summarize(run.rows_of(threads), mode):
+        title += f"\n{summary.geometric_mean:.2f}× in geometric mean, {summary.worst:.2f}× at worst"
     return title
 
 

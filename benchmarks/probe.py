@@ -11,7 +11,7 @@ __all__ = ["load_probe"]
 
 @cache
 def load_probe() -> Any:
-    """Returns the compiled module; the first call on a machine compiles it, for some ten seconds.
+    """Returns the compiled module; the first call on a machine compiles it, in about ten seconds.
 
     It has ``read_rate(bytes, threads)`` in bytes a second, ``barrier_seconds(threads)`` and
     ``fork_join_seconds(threads)``.

@@ -1,4 +1,4 @@
-"""The calls in ``configurations.tsv``: shapes that public projects really use."""
+"""The calls in ``configurations.tsv``: shapes that public projects use."""
 
 import csv
 from pathlib import Path

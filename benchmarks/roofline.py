@@ -1,4 +1,4 @@
-"""The least time that a call can take on a GPU whose limits are known: pure arithmetic."""
+"""Computes the least time that a call can take on a GPU with known limits."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ __all__ = ["Roofline"]
 class Roofline(CallCosts):
     """FLOP/s of the fastest product, bytes/s of a copy (read and written), and costs of calls.
 
-    These are of the quicker library: the smallest call is bound by Python, a further step by what
-    it takes to use what the step before has written.
+    The costs are those of the faster library. Python limits the smallest call; the latency of using
+    the result of the previous step limits a further step.
     """
 
     flop_rate: float
@@ -24,20 +24,20 @@ class Roofline(CallCosts):
     calls: tuple[CallCost, ...]
 
     def bound(self, case: Case, mode: Mode) -> Bound:
-        """The bound of a call of ``case``: of each walk over time the longest of its costs."""
+        """Returns the bound of a call of ``case``: each pass over time takes its longest cost."""
         return Bound(*add_up(self._work(case, mode)), split=None)
 
     def _work(self, case: Case, mode: Mode) -> Iterator[dict[Limit, float]]:
-        """What must be done one after the other, each with what it costs at the same time."""
+        """Yields the sequential parts of a call, each with its simultaneous costs."""
         yield {"call": self.call_cost(mode, case.nonlinearity).call_seconds}
         rows = sum(case.lengths)
         for input_size in case.input_sizes:
             weights = case.output_size * (input_size + case.hidden_size)
             values = rows * (input_size + case.output_size) + weights
-            for walk, latency in self.latencies(mode, case.nonlinearity).items():
-                # Backward multiplies with each weight for two gradients; it reads what forward
-                # read and wrote, and writes as much.
-                passes = 1 if walk == "forward" else 2
+            for pass_name, latency in self.latencies(mode, case.nonlinearity).items():
+                # Backward multiplies by each weight for two gradients. It reads what forward read
+                # and wrote, and writes as much.
+                passes = 1 if pass_name == "forward" else 2
                 yield {
                     "flops": passes * 2 * rows * weights / self.flop_rate,
                     "memory": passes * values * case.dtype.itemsize / self.memory_rate,

@@ -14,6 +14,7 @@ extensions = [
     "sphinx.ext.viewcode",
 ]
 exclude_patterns = ["figures.py"]
+myst_enable_extensions = ["deflist"]  # for the glossary
 myst_heading_anchors = 3
 autodoc_typehints = "none"  # the docstrings say more: shapes
 autodoc_member_order = "bysource"

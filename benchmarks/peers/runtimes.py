@@ -1,4 +1,4 @@
-"""Which runtimes there are, and the interface that each of them is prepared by."""
+"""The runtimes, and the interface that prepares a case for each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ OURS = "rnn_ext"
 
 @dataclass(frozen=True)
 class Problem:
-    """A case with numbers in it, the same in every process; ``module`` has the weights."""
+    """A case with its numbers, the same in every process; ``module`` has the weights."""
 
     case: Case
     mode: Mode
@@ -30,13 +30,13 @@ class Problem:
 
     @classmethod
     def draw(cls, case: Case, mode: Mode, threads: int, device: str = "cpu") -> "Problem":
-        """From a fixed seed."""
+        """Draws the numbers from a fixed seed."""
         torch.manual_seed(0)
         module = build(nn.RNN, case, mode, device)
         return cls(case, mode, threads, module, draw(case, mode, device))
 
     def array(self, name: str) -> Any:
-        """The NumPy array of a weight, ``"input"`` or ``"grad_output"``."""
+        """Returns the NumPy array of a weight, ``"input"`` or ``"grad_output"``."""
         given = {"input": self.work.data, "grad_output": self.work.grad_output}
         tensor = {**given, **self.module.state_dict()}[name]
         assert tensor is not None
@@ -45,7 +45,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Prepared:
-    """``call`` is what is timed; ``results`` are those of a call, named as ``Workload`` does."""
+    """``call`` is timed; ``results`` returns the results of a call, named as by ``Workload``."""
 
     call: Callable[[], object]
     results: Callable[[], dict[str, Tensor]]
@@ -53,7 +53,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Runtime:
-    """``function`` of ``file`` prepares a ``Problem``; ``packages`` are what pip calls them."""
+    """``function`` of ``file`` prepares a ``Problem``; ``packages`` are pip's names."""
 
     name: str
     file: str
@@ -63,7 +63,7 @@ class Runtime:
     devices: tuple[str, ...] = ("cpu",)
 
     def version(self) -> str | None:
-        """That of the first package, without an import; None where one is not installed."""
+        """Returns the first package's version, without importing it; None if one is missing."""
         try:
             first, *_ = [metadata.version(package) for package in self.packages]
         except metadata.PackageNotFoundError:
@@ -71,7 +71,7 @@ class Runtime:
         return first
 
     def load(self) -> Callable[[Problem], Prepared]:
-        """Import the runtime."""
+        """Imports the runtime and returns its function."""
         prepare: Callable[[Problem], Prepared] = getattr(
             import_module(f".{self.file}", __package__), self.function
         )

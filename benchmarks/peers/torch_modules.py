@@ -1,4 +1,4 @@
-"""What runs on torch: ``rnn_ext.RNN``, ``nn.RNN``, a written-out loop under ``torch.compile``."""
+"""The runtimes of torch: ``rnn_ext.RNN``, ``nn.RNN``, and a loop under ``torch.compile``."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,8 +16,8 @@ from .runtimes import Prepared, Problem
 
 __all__ = ["prepare_compiled", "prepare_nn_rnn", "prepare_ours"]
 
-# Steps that are compiled as one function. Compiling takes time in proportion (half a minute for
-# these, forward and backward), and a fourth of them costs a long sequence some 15 %.
+# Steps that are compiled as one function. The time to compile is proportional (half a minute for
+# these, forward and backward); with a fourth of them, a long sequence takes some 15 % longer.
 BLOCK = 128
 
 
@@ -33,10 +33,10 @@ def prepare_nn_rnn(problem: Problem) -> Prepared:
 
 def prepare_compiled(problem: Problem) -> Prepared:
     """The loop, compiled anew for this case."""
-    torch._inductor.config.compile_threads = 1  # no pool of processes beside what is timed
+    torch._inductor.config.compile_threads = 1  # no other processes while calls are timed
     torch.compiler.reset()
-    # On a GPU launching the kernels would take longest. Several blocks would each overwrite what
-    # the one before has returned.
+    # On a GPU, launches would dominate without CUDA graphs. With several blocks, each would
+    # overwrite the results of the previous one.
     with_graphs = problem.work.data.is_cuda and problem.case.seq_len <= BLOCK
     return _prepare(partial(CompiledLoop, with_graphs=with_graphs), problem)
 
@@ -53,7 +53,7 @@ class CompiledLoop(nn.RNNBase):
         self._steps = torch.compile(_steps, fullgraph=True, dynamic=False, mode=mode)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``hx`` has to be left out."""
+        """Runs the layer; ``hx`` must be None."""
         h = input.new_zeros(input.shape[1], self.hidden_size)
         outputs = []
         for block in input.split(BLOCK):

@@ -48,12 +48,12 @@ class Desk:
         self._threads = threads
         self._device = device
         self._mode: Mode = "forward"
-        # The input among it, which native runtimes read in place without holding it.
+        # It keeps the input alive, which native runtimes read in place.
         self._problem: Problem | None = None
         self._blocks: Blocks | None = None
 
     def answer(self, request: Request) -> Answer:
-        """What the runtime raises becomes an ``error``: its type and first line."""
+        """Answers a request. An exception becomes an ``error``: its type and first line."""
         try:
             if request.case:
                 self._problem = self._blocks = None  # frees what the previous case held
@@ -70,8 +70,8 @@ class Desk:
         self._problem = problem = Problem.draw(case, self._mode, self._threads, self._device)
         prepared = self._runtime.load()(problem)
         results = prepared.results()
-        if found := difference(problem.module, results, problem.work):
-            return Answer(error=f"differs from nn.RNN, {found}")
+        if mismatch := difference(problem.module, results, problem.work):
+            return Answer(error=f"differs from nn.RNN, {mismatch}")
         self._blocks = Blocks(
             prepared.call, EventClock() if self._device == "cuda" else time.perf_counter
         )
@@ -84,13 +84,13 @@ class Desk:
         times = [self._blocks.run()]
         while time.perf_counter() < end:
             times.append(self._blocks.run())
-        # The first one woke threads and filled caches; for a long call that is little.
+        # The first block woke threads and filled caches, which hardly counts in long calls.
         return median(times[1:] or times)
 
 
 def _main() -> None:
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever asked has gone: end in silence
-    # What a library prints must not come between the answers.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the parent ended: end silently
+    # Output of libraries must not mix with the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     name, number, device, tf32 = sys.argv[1:]
