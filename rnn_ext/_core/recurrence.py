@@ -101,16 +101,7 @@ def run_layer(
     )
     if is_any_autocast_enabled():
         tensors = tuple(cast_for_autocast(tensors))
-    if loop_reason(tensors):
-        return _loop(layer, batch_sizes, tensors)
-    if torch.compiler.is_compiling() or is_tracing():
-        needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        return _call_forward(layer, batch_sizes, tensors, needs_grad)[0][: layer.results]
-    with memory_errors:
-        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-            results: tuple[Tensor, ...] = _Layer.apply(layer, batch_sizes, *tensors)
-            return results
-        return _call_forward(layer, batch_sizes, tensors, False)[0]
+    return _run(layer, batch_sizes, tensors)
 
 
 def run_plain_layer(
@@ -121,8 +112,27 @@ def run_plain_layer(
     batch_sizes: Tensor | None,
     bidirectional: bool,
 ) -> Sequence[Tensor]:
-    """Runs one layer of a cell without operands; returns the output and the final states."""
-    return run_layer(cell, input, initial, weights, (), (), batch_sizes, bidirectional, False)
+    """Runs one layer of a cell without operands; returns the output and the final states.
+
+    Under autocast too, the caller chooses the dtype.
+    """
+    layer = Recurrence(cell, len(initial), len(weights), 0, 0, bidirectional, False)
+    return _run(layer, batch_sizes, (input, *initial, *weights))
+
+
+def _run(
+    layer: Recurrence, batch_sizes: Tensor | None, tensors: tuple[Tensor, ...]
+) -> Sequence[Tensor]:
+    if loop_reason(tensors):
+        return _loop(layer, batch_sizes, tensors)
+    if torch.compiler.is_compiling() or is_tracing():
+        needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        return _call_forward(layer, batch_sizes, tensors, needs_grad)[0][: layer.results]
+    with memory_errors:
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            results: tuple[Tensor, ...] = _Layer.apply(layer, batch_sizes, *tensors)
+            return results
+        return _call_forward(layer, batch_sizes, tensors, False)[0]
 
 
 def _call_forward(
