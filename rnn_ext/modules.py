@@ -195,7 +195,8 @@ class GRU(Layers):
         float32, float64, bfloat16 and float16 on the CPU run on this package's kernels; every
         other dtype and device, CUDA among them, runs on torch's own op. ``torch.func`` transforms,
         forward-mode AD and second derivatives run as a loop of torch operations.
-        :func:`rnn_ext.explain` says which way a call goes.
+        :func:`rnn_ext.explain` says which way a call goes. Under autocast results have the dtype
+        that torch's have, and all arithmetic is in it.
 
     .. note::
         Results are the same bits for every number of threads, and a batch row's result does not

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_same_bits, twins
-from torch import Tensor, nn
+from support import KINDS, assert_same_bits, flat, hx_of, twins
+from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import rnn_ext
@@ -20,24 +20,28 @@ def autocast(dtype: torch.dtype) -> AbstractContextManager[Any]:
     return torch.autocast("cpu", dtype=dtype)
 
 
-def flat(results: Any) -> list[Tensor]:
-    parts = results if type(results) is tuple else (results,)
-    return [p.data if isinstance(p, PackedSequence) else p for p in parts]
-
-
 def pairs() -> list[tuple[nn.Module, nn.Module, Any]]:
     """Torch's module, ours with the same weights, and arguments of their forward."""
-    cells = nn.RNNCell(5, 6), rnn_ext.RNNCell(5, 6)
-    cells[1].load_state_dict(cells[0].state_dict())
     packed = pack_sequence([torch.randn(n, 5) for n in (4, 3, 1)])
-    hx = torch.randn(4, 3, 6)
-    return [
-        (*twins(5, 6, 2, bidirectional=True), (torch.randn(9, 3, 5), hx)),
-        (*twins(5, 6, nonlinearity="relu", batch_first=True), (torch.randn(3, 9, 5),)),
-        (*twins(5, 6, bidirectional=True, num_layers=2), (packed, hx)),
-        (*cells, (torch.randn(3, 5), torch.randn(3, 6))),
-        (*copy.deepcopy(cells), (torch.randn(5),)),
+    found: list[Any] = [
+        (*twins(5, 6, nonlinearity="relu", batch_first=True), (torch.randn(3, 9, 5),))
     ]
+    for kind in KINDS:
+        two_ways = {"kind": kind, "num_layers": 2, "bidirectional": True}
+        cells = twins(5, 6, kind=f"{kind}Cell")
+        found += [
+            (*twins(5, 6, **two_ways), (torch.randn(9, 3, 5), hx_of(kind, 4, 3, 6))),
+            (*twins(5, 6, **two_ways), (packed, hx_of(kind, 4, 3, 6))),
+            (*cells, (torch.randn(3, 5), hx_of(kind, 3, 6))),
+            (*copy.deepcopy(cells), (torch.randn(5),)),
+        ]
+    return found
+
+
+def to(dtype: torch.dtype, args: Any) -> Any:
+    if isinstance(args, tuple) and not isinstance(args, PackedSequence):
+        return tuple(to(dtype, a) for a in args)
+    return args.to(dtype)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -47,26 +51,32 @@ def test_results_have_the_dtypes_that_torchs_modules_give(dtype: torch.dtype) ->
             dtypes = []
             for module in (theirs, ours):
                 with autocast(dtype):
-                    results = flat(module(*(a.to(given) for a in args)))
+                    try:
+                        results = flat(module(*to(given, args)))
+                    except RuntimeError as error:
+                        if module is ours or "primitive" not in str(error):
+                            raise
+                        continue  # oneDNN lacks an LSTM in float16
                     loss = sum(r.float().sum() for r in results)
                 grads = torch.autograd.grad(loss, list(module.parameters()))
                 dtypes.append([t.dtype for t in (*results, *grads)])
-            assert dtypes[1] == dtypes[0]
+            assert dtypes[-1] == dtypes[0]
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_results_are_those_of_a_module_in_that_dtype(dtype: torch.dtype) -> None:
+def test_results_are_those_of_a_module_in_their_dtype(dtype: torch.dtype) -> None:
     for _, module, args in pairs():
         with autocast(dtype):
             results = flat(module(*args))
-            line = rnn_ext.explain(module, args[0])
+            line = rnn_ext.explain(module, *args)
         grads = torch.autograd.grad([r.sum() for r in results], list(module.parameters()))
-        module.to(dtype)
-        expected = flat(module(*(a.to(dtype) for a in args)))
+        used = results[0].dtype
+        module.to(used)
+        expected = flat(module(*to(used, args)))
         assert_same_bits(results, expected)
         expected = torch.autograd.grad([r.sum() for r in expected], list(module.parameters()))
         assert_same_bits(grads, [g.float() for g in expected])
-        assert line == rnn_ext.explain(module, args[0].to(dtype))
+        assert line == rnn_ext.explain(module, *to(used, args))
         assert "rnn_ext CPU kernels" in line
 
 

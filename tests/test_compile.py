@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_like, assert_same_bits, layer_weights, leaves
+from support import KINDS, assert_like, assert_same_bits, flat, hx_of, layer_weights, leaves
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 import rnn_ext
@@ -26,27 +27,32 @@ def compiled(module: Callable[..., Any], dynamic: bool | None = None) -> Callabl
     return torch.compile(module, fullgraph=True, dynamic=dynamic, backend="aot_eager")
 
 
-def step(
-    call: Callable[..., Any], module: nn.Module, x: Tensor, hx: Tensor | None = None
-) -> list[Tensor]:
+def step(call: Callable[..., Any], module: nn.Module, x: Tensor, hx: Any = None) -> list[Tensor]:
     """Results and gradients of `call`, which is `module` or its compiled form."""
-    x, hx = leaves(x, hx)
-    output, h_n = call(x, hx)
-    wanted = [x, *module.parameters(), *([] if hx is None else [hx])]
-    loss = output.square().sum() + h_n.sum()
-    return [output, h_n, *torch.autograd.grad(loss, wanted)]
+    x, *states = leaves(x, *([] if hx is None else flat(hx)))
+    output, *finals = flat(call(x, tuple(states) if len(states) > 1 else (*states, None)[0]))
+    loss = output.square().sum() + sum(t.sum() for t in finals)
+    grads = torch.autograd.grad(loss, [x, *module.parameters(), *states])
+    return [output, *finals, *grads]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["hx None", "hx given"])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_compiles_without_graph_break_to_the_same_bits(batch_first: bool, given: bool) -> None:
-    module = rnn_ext.RNN(5, 6, 2, bidirectional=True, batch_first=batch_first)
-    x, hx = torch.randn(3, 3, 5), torch.randn(4, 3, 6) if given else None
+def test_compiles_without_graph_break_to_the_same_bits(
+    batch_first: bool, given: bool, kind: str
+) -> None:
+    module = getattr(rnn_ext, kind)(5, 6, 2, bidirectional=True, batch_first=batch_first)
+    x, hx = torch.randn(3, 3, 5), hx_of(kind, 4, 3, 6) if given else None
     assert_same_bits(step(compiled(module), module, x, hx), step(module, module, x, hx))
 
 
-def test_one_graph_serves_all_lengths_and_batches() -> None:
-    module = rnn_ext.RNN(5, 6, 2)
+def test_one_graph_serves_all_lengths_and_batches(kind: str) -> None:
+    module = getattr(rnn_ext, kind)(5, 6, 2)
     graph = compiled(module, dynamic=True)
     step(graph, module, torch.randn(4, 3, 5))
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -64,10 +70,10 @@ def test_tied_weights_and_one_tensor_in_two_places_compile() -> None:
     assert_same_bits(step(graph, module, x, x), step(module, module, x, x))
 
 
-def test_cell_compiles() -> None:
-    cell = rnn_ext.RNNCell(5, 6)
-    x, hx = torch.randn(3, 5), torch.randn(3, 6)
-    assert_same_bits([compiled(cell)(x, hx)], [cell(x, hx)])
+def test_cell_compiles(kind: str) -> None:
+    cell = getattr(rnn_ext, f"{kind}Cell")(5, 6)
+    x, hx = torch.randn(3, 5), hx_of(kind, 3, 6)
+    assert_same_bits(flat(compiled(cell)(x, hx)), flat(cell(x, hx)))
 
 
 def test_no_graph_is_added_after_the_second_shape() -> None:
@@ -80,16 +86,17 @@ def test_no_graph_is_added_after_the_second_shape() -> None:
             step(graph, module, torch.randn(seq_len, batch, 5), torch.randn(2, batch, 6))
 
 
-def test_packed_input_compiles_and_one_graph_serves_all_lengths() -> None:
-    module = rnn_ext.RNN(5, 6, 2, bidirectional=True)
+def test_packed_input_compiles_and_one_graph_serves_all_lengths(kind: str) -> None:
+    module = getattr(rnn_ext, kind)(5, 6, 2, bidirectional=True)
     graph = compiled(module, dynamic=True)
 
     def results(call: Callable[..., Any], lengths: list[int], given: bool) -> list[Tensor]:
         (x,) = leaves(torch.randn(max(lengths), len(lengths), 5, generator=rng(0)))
-        hx = torch.randn(4, len(lengths), 6, generator=rng(1)) if given else None
-        output, h_n = call(pack_padded_sequence(x, lengths, enforce_sorted=False), hx)
+        hx = hx_of(kind, 4, len(lengths), 6, generator=rng(1)) if given else None
+        packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        output, *finals = flat(call(packed, hx))
         wanted = [x, *module.parameters()]
-        return [output.data, h_n, *torch.autograd.grad(output.data.square().sum(), wanted)]
+        return [output, *finals, *torch.autograd.grad(output.square().sum(), wanted)]
 
     for given in (False, True):
         for lengths in ([4, 1, 3], [2, 2], [1, 5, 5, 7]):
@@ -117,19 +124,20 @@ def test_functional_form_compiles_with_batch_sizes(given: bool) -> None:
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_exports_with_dynamic_length_and_batch_and_survives_a_file(
-    batch_first: bool, strict: bool
+    batch_first: bool, strict: bool, kind: str
 ) -> None:
-    module = rnn_ext.RNN(5, 6, 2, bidirectional=True, batch_first=batch_first)
+    module = getattr(rnn_ext, kind)(5, 6, 2, bidirectional=True, batch_first=batch_first)
     seq_len, batch = torch.export.Dim("seq_len"), torch.export.Dim("batch")
-    sizes = ({0: batch, 1: seq_len} if batch_first else {0: seq_len, 1: batch}, {1: batch})
-    args = torch.randn(3, 4, 5) if batch_first else torch.randn(4, 3, 5), torch.randn(4, 3, 6)
+    args = torch.randn(3, 4, 5) if batch_first else torch.randn(4, 3, 5), hx_of(kind, 4, 3, 6)
+    sizes = ({0: batch, 1: seq_len} if batch_first else {0: seq_len, 1: batch},)
+    sizes += (tree_map(lambda _: {1: batch}, args[1]),)
     program = torch.export.export(module, args, dynamic_shapes=sizes, strict=strict)
     file = io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)
     loaded = torch.export.load(file)
-    x, hx = torch.randn(2, 2, 5), torch.randn(4, 2, 6)
-    assert_same_bits(loaded.module()(x, hx), module(x, hx))
+    x, hx = torch.randn(2, 2, 5), hx_of(kind, 4, 2, 6)
+    assert_same_bits(flat(loaded.module()(x, hx)), flat(module(x, hx)))
 
 
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
@@ -149,13 +157,14 @@ def test_make_fx_records_forward_and_backward_as_one_op_each(mode: str) -> None:
     assert_same_bits([graph(*args)], [gradient(*args)])
 
 
-def test_fake_tensors_pass_through_modules_forward_and_backward() -> None:
+def test_fake_tensors_pass_through_modules_forward_and_backward(kind: str) -> None:
     with FakeTensorMode():
-        module, cell = rnn_ext.RNN(5, 6, 2, bidirectional=True), rnn_ext.RNNCell(12, 7)
+        module = getattr(rnn_ext, kind)(5, 6, 2, bidirectional=True)
+        cell = getattr(rnn_ext, f"{kind}Cell")(12, 7)
         x = torch.randn(4, 3, 5, requires_grad=True)
-        output, h_n = module(x)
-        cell(output[-1]).sum().backward()
-    assert h_n.shape == (4, 3, 6)
+        output, *finals = flat(module(x))
+        flat(cell(output[-1]))[0].sum().backward()
+    assert {t.shape for t in finals} == {(4, 3, 6)}
     for tensor in (x, *module.parameters(), *cell.parameters()):
         assert isinstance(tensor.grad, FakeTensor)
         assert tensor.grad.shape == tensor.shape
@@ -174,12 +183,12 @@ def test_activation_checkpointing_compiles() -> None:
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("grad", [False, True])
-def test_traces_for_other_lengths_and_saves_like_nn_rnn(grad: bool) -> None:
-    module = rnn_ext.RNN(5, 6, 2)
+def test_traces_for_other_lengths_and_saves_like_nn_rnn(grad: bool, kind: str) -> None:
+    module = getattr(rnn_ext, kind)(5, 6, 2)
     with torch.set_grad_enabled(grad):
         traced = torch.jit.trace(module, (torch.randn(4, 3, 5),))
         x = torch.randn(7, 2, 5)
-        assert_same_bits(traced(x), module(x))
+        assert_same_bits(flat(traced(x)), flat(module(x)))
     torch.jit.save(traced, io.BytesIO())
 
 
@@ -221,6 +230,31 @@ def test_fx_records_a_call_as_one_node_like_nn_rnn() -> None:
     assert_same_bits([graph(x), graph(x, hx)], [model(x), model(x, hx)])
 
 
+class _Pair(nn.Module):
+    """A layer and a cell whose hx is an argument of forward."""
+
+    def __init__(self, library: Any, kind: str) -> None:
+        super().__init__()
+        self.rnn = getattr(library, kind)(3, 4)
+        self.cell = getattr(library, f"{kind}Cell")(4, 4)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> Any:
+        is_pair = isinstance(self.rnn, (nn.LSTM, rnn_ext.LSTM))
+        output, _ = self.rnn(x, (h, c) if is_pair else h)
+        return self.cell(output[0])
+
+
+def test_fx_records_each_kind_with_its_hx_as_one_node(kind: str) -> None:
+    theirs = torch.fx.symbolic_trace(_Pair(nn, kind))
+    model = _Pair(rnn_ext, kind)
+    graph = torch.fx.symbolic_trace(model)
+    assert [(n.op, n.target) for n in graph.graph.nodes] == [
+        (n.op, n.target) for n in theirs.graph.nodes
+    ]
+    args = torch.randn(5, 2, 3), torch.randn(1, 2, 4), torch.randn(1, 2, 4)
+    assert_same_bits(flat(graph(*args)), flat(model(*args)))
+
+
 def test_fx_refuses_to_look_into_a_forward_built_on_ours() -> None:
     class Doubled(rnn_ext.RNN):
         def forward(self, input: Any, hx: Any = None) -> Any:
@@ -232,14 +266,15 @@ def test_fx_refuses_to_look_into_a_forward_built_on_ours() -> None:
 
 
 @pytest.mark.parametrize("change", [False, True], ids=["as returned", "changed in place"])
-@pytest.mark.parametrize("kind", ["RNN", "RNNCell"])
-def test_compiled_autograd_gives_the_gradients_of_an_eager_call(kind: str, change: bool) -> None:
-    module: nn.Module = getattr(rnn_ext, kind)(3, 4)
-    x = torch.randn(5, 2, 3) if kind == "RNN" else torch.randn(2, 3)
+@pytest.mark.parametrize("is_cell", [False, True])
+def test_compiled_autograd_gives_the_gradients_of_an_eager_call(
+    kind: str, is_cell: bool, change: bool
+) -> None:
+    module: nn.Module = getattr(rnn_ext, f"{kind}Cell" if is_cell else kind)(3, 4)
+    x = torch.randn(2, 3) if is_cell else torch.randn(5, 2, 3)
 
     def loss() -> Tensor:
-        result = module(x)
-        output = result[0] if kind == "RNN" else result
+        output = flat(module(x))[0]
         return (output.mul_(2) if change else output).square().sum()
 
     expected = torch.autograd.grad(loss(), list(module.parameters()))

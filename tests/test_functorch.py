@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_close_fp64, layer_weights, leaves, twins
-from support.reference import reference_rnn
+from support import KINDS, assert_close_fp64, flat, layer_weights, leaves, twins
+from support.reference import reference_layers, reference_rnn
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from rnn_ext.functional import rnn, rnn_cell
 
@@ -297,3 +299,59 @@ def test_a_tensor_kept_from_a_transform_passes_its_gradient_on(form: str) -> Non
 
     results = [torch.autograd.grad(outputs(t).square().sum(), [x, *weights]) for t in (kept[0], x)]
     assert_close_fp64(*results)
+
+
+TRANSFORMS: dict[str, Callable[..., Any]] = {
+    "jvp": lambda f, w, x: torch.func.jvp(lambda x: f(w, x), (x,), (x.cos(),))[1],
+    "jvp of weights": lambda f, w, x: torch.func.jvp(lambda w: f(w, x), (w,), (w,))[1],
+    "vmap": lambda f, w, x: torch.func.vmap(f, (None, 0))(w, torch.stack([x, 2 * x])),
+    "vmap of weights": lambda f, w, x: torch.func.vmap(f, (0, None))(
+        {name: torch.stack([p, 2 * p]) for name, p in w.items()}, x
+    ),
+    "per sample": lambda f, w, x: torch.func.vmap(
+        torch.func.grad(lambda w, x: f(w, x[:, None]).square().sum()), (None, 1)
+    )(w, x),
+    "hessian": lambda f, w, x: torch.func.hessian(lambda s: f(w, s * x).square().sum())(x[0, 0, 0]),
+    "functionalize": lambda f, w, x: torch.func.functionalize(f)(w, x),
+}
+
+
+@pytest.mark.parametrize("form", ["layer", "cell"])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_modules_under_transforms_are_right(kind: str, transform: str, form: str) -> None:
+    """Beside the reference, since torch's own modules lack rules for some of them."""
+    name = f"{kind}Cell" if form == "cell" else kind
+    _, module = twins(5, 6, kind=name, dtype=torch.float64)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    weights = {name: p.detach() for name, p in module.named_parameters()}
+
+    def ours(w: Any, x: Tensor) -> Tensor:
+        results = flat(functional_call(module, w, (x if form == "layer" else x[0],)))
+        return torch.cat([t.flatten() for t in results])
+
+    def exact(w: Any, x: Tensor) -> Tensor:
+        output, *finals = reference_layers(
+            x if form == "layer" else x[:1], [], list(w.values()), kind=kind
+        )
+        results = [output, *finals] if form == "layer" else finals
+        return torch.cat([t.flatten() for t in results])
+
+    found, expected = (TRANSFORMS[transform](f, weights, x) for f in (ours, exact))
+    assert_close_fp64(tree_leaves(found), tree_leaves(expected))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batched_products_with_modules_gradients_are_torchs(kind: str) -> None:
+    """torch.autograd.grad(is_grads_batched=True), of first and second order."""
+    results = []
+    x = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    rows = torch.randn(5, 4, 3, 6, dtype=torch.float64)
+    for module in twins(5, 6, kind=kind, dtype=torch.float64):
+        output = module(x)[0]
+        wanted = [x, *module.parameters()]
+        grads = torch.autograd.grad(output, wanted, rows, is_grads_batched=True, retain_graph=True)
+        (first,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+        second = torch.autograd.grad(first, wanted, rows[..., :5], is_grads_batched=True)
+        results.append([*grads, *second])
+    assert_close_fp64(results[1], results[0])

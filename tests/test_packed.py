@@ -5,9 +5,12 @@ from itertools import pairwise
 import pytest
 import torch
 from support import (
+    KINDS,
     PLANS,
     assert_close_fp64,
     assert_same_bits,
+    flat,
+    hx_of,
     leaves,
     same_bits,
     twins,
@@ -21,6 +24,7 @@ from torch.nn.utils.rnn import (
     pad_packed_sequence,
     unpack_sequence,
 )
+from torch.utils._pytree import tree_map
 
 import rnn_ext
 
@@ -45,42 +49,49 @@ def sequences(lengths: list[int], features: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize("kind", ["tanh", "relu", "GRU", "LSTM"])
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 def test_each_sequence_has_the_bits_it_has_alone(
-    lengths: list[int], nonlinearity: str, bidirectional: bool, isa: str
+    lengths: list[int], kind: str, bidirectional: bool, isa: str
 ) -> None:
-    module = rnn_ext.RNN(
-        5, 19, 2, nonlinearity=nonlinearity, bidirectional=bidirectional
-    ).requires_grad_(False)
+    options = {} if kind in KINDS else {"nonlinearity": kind}
+    kind = kind if kind in KINDS else "RNN"
+    module = getattr(rnn_ext, kind)(5, 19, 2, bidirectional=bidirectional, **options)
+    module.requires_grad_(False)
     xs = sequences(lengths, 5)
-    hx = torch.randn(2 * (1 + bidirectional), len(lengths), 19)
-    alone = [module(x, hx[:, row]) for row, x in enumerate(xs)]
+    hx = hx_of(kind, 2 * (1 + bidirectional), len(lengths), 19)
+    alone = [
+        flat(module(x, tree_map(lambda t: t[:, row], hx)))  # noqa: B023
+        for row, x in enumerate(xs)
+    ]
     for split in PLANS:
         with using_threads(3, split):
-            output, h_n = module(pack_sequence(xs, enforce_sorted=False), hx)
+            output, final = module(pack_sequence(xs, enforce_sorted=False), hx)
         for row, y in enumerate(unpack_sequence(output)):
-            assert_same_bits((y, h_n[:, row]), alone[row])
+            assert_same_bits((y, *(t[:, row] for t in flat(final))), alone[row])
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["hx None", "hx given"])
 @pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_padded_inputs_gradient_equals_nn_rnn(
-    lengths: list[int], bidirectional: bool, given: bool
+def test_padded_inputs_gradient_equals_torchs(
+    lengths: list[int], kind: str, bidirectional: bool, given: bool
 ) -> None:
-    theirs, ours = twins(5, 6, 2, bidirectional=bidirectional, dtype=torch.float64)
+    theirs, ours = twins(5, 6, 2, kind=kind, bidirectional=bidirectional, dtype=torch.float64)
     padded = torch.randn(max(lengths), len(lengths), 5, dtype=torch.float64)
-    hx = torch.randn(2 * (1 + bidirectional), len(lengths), 6, dtype=torch.float64)
+    hx = hx_of(kind, 2 * (1 + bidirectional), len(lengths), 6, dtype=torch.float64)
     results = []
     for module in (theirs, ours):
-        x, h = leaves(padded, hx)
+        x, *states = leaves(padded, *flat(hx))
         packed = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
-        output, h_n = module(packed, h if given else None)
+        given_hx = tuple(states) if len(states) > 1 else states[0]
+        output, final = module(packed, given_hx if given else None)
         unpacked, _ = pad_packed_sequence(output)
-        loss = (unpacked * torch.arange(unpacked.shape[-1])).sum() + h_n.square().sum()
-        wanted = [x, *module.parameters(), *([h] if given else [])]
-        results.append((unpacked, h_n, *torch.autograd.grad(loss, wanted)))
+        loss = (unpacked * torch.arange(unpacked.shape[-1])).sum()
+        loss = loss + sum(t.square().sum() for t in flat(final))
+        wanted = [x, *module.parameters(), *(states if given else [])]
+        results.append((unpacked, *flat(final), *torch.autograd.grad(loss, wanted)))
     assert_close_fp64(results[1], results[0])
 
 

@@ -334,5 +334,22 @@ def _run_torchs_op(call: Call) -> Sequence[Tensor]:
 def _cast_for_cpu_autocast(call: Call) -> Call:
     if not call.input.is_cpu:
         return call
-    input, hx, cx, *weights = cast_for_autocast([call.input, call.hx, call.cx, *call.weights])
+    tensors = [call.input, call.hx, call.cx, *call.weights]
+    if call.kind.name == "RNN" or _runs_on_onednn(call):
+        tensors = cast_for_autocast(tensors)
+    else:
+        # torch's op casts within a step, and the state keeps its dtype.
+        dtype = (call.input if call.hx is None else call.hx).dtype
+        tensors = [
+            t.to(dtype)
+            if t is not None and t.dtype in KERNEL_DTYPES and t.dtype != torch.float64
+            else t
+            for t in tensors
+        ]
+    input, hx, cx, *weights = tensors
     return call._replace(input=input, hx=hx, cx=cx, weights=weights)
+
+
+def _runs_on_onednn(call: Call) -> bool:
+    """Whether torch runs the call as one operation of oneDNN, for which autocast casts."""
+    return call.kind.name == "LSTM" and not call.is_step and call.batch_sizes is None

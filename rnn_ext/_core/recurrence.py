@@ -157,26 +157,7 @@ def run_layer(
     )
     if is_any_autocast_enabled():
         tensors = tuple(cast_for_autocast(tensors))
-    is_captured = torch.compiler.is_compiling() or is_tracing()
-    if not is_captured:
-        found: Sequence[Tensor] | None = node.run_recurrence(
-            *(layer, tensors, reset, batch_sizes, cell.program, layer[1:6], bidirectional),
-            *(layer.states, layer.results, layer.returned_states),
-            *(cell.kept_states, cell.kept_values),
-        )
-        if found is not None:
-            return found
-    settings = (reset, batch_sizes)
-    if loop_reason(tensors):
-        return _loop(layer, settings, tensors)
-    if is_captured:
-        needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        return _call_forward(layer, settings, tensors, needs_grad)[0][: layer.results]
-    with memory_errors:
-        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-            results: tuple[Tensor, ...] = _Layer.apply(layer, settings, *tensors)
-            return results
-        return _call_forward(layer, settings, tensors, False)[0]
+    return _run(layer, (reset, batch_sizes), tensors)
 
 
 # reset and batch_sizes.
@@ -193,9 +174,36 @@ def run_plain_layer(
     reset: Tensor | None,
     reset_states: Sequence[Tensor],
 ) -> Sequence[Tensor]:
-    """Runs one layer of a cell without operands; returns the output and the final states."""
-    settings = ((), (), batch_sizes, bidirectional, False, reset, reset_states)
-    return run_layer(cell, input, initial, weights, *settings)
+    """Runs one layer of a cell without operands; returns the output and the final states.
+
+    Under autocast too, the caller chooses the dtype.
+    """
+    counts = (len(initial), len(weights), 0, 0, len(reset_states))
+    layer = Recurrence(cell, *counts, bidirectional, False)
+    return _run(layer, (reset, batch_sizes), (input, *initial, *weights, *reset_states))
+
+
+def _run(layer: Recurrence, settings: Settings, tensors: tuple[Tensor, ...]) -> Sequence[Tensor]:
+    is_captured = torch.compiler.is_compiling() or is_tracing()
+    if not is_captured:
+        cell = layer.cell
+        found: Sequence[Tensor] | None = node.run_recurrence(
+            *(layer, tensors, *settings, cell.program, layer[1:6], layer.bidirectional),
+            *(layer.states, layer.results, layer.returned_states),
+            *(cell.kept_states, cell.kept_values),
+        )
+        if found is not None:
+            return found
+    if loop_reason(tensors):
+        return _loop(layer, settings, tensors)
+    if is_captured:
+        needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        return _call_forward(layer, settings, tensors, needs_grad)[0][: layer.results]
+    with memory_errors:
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            results: tuple[Tensor, ...] = _Layer.apply(layer, settings, *tensors)
+            return results
+        return _call_forward(layer, settings, tensors, False)[0]
 
 
 def _call_forward(

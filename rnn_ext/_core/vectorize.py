@@ -77,6 +77,8 @@ def _unfolded(t: Tensor, count: int) -> Tensor:
 
 def is_in_legacy_vmap(tensors: Sequence[Tensor | None]) -> bool:
     """Whether the vmap of ``torch.autograd`` is active, as with ``is_grads_batched=True``."""
+    if torch.compiler.is_compiling():
+        return False  # it is never traced, and torch.compile cannot trace the question
     return any(t is not None and is_legacy_batchedtensor(t) for t in tensors)
 
 
