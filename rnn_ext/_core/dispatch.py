@@ -334,7 +334,7 @@ def _run_torchs_op(call: Call) -> Sequence[Tensor]:
 def _cast_for_cpu_autocast(call: Call) -> Call:
     if not call.input.is_cpu:
         return call
-    tensors = [call.input, call.hx, call.cx, *call.weights]
+    tensors = [call.input, call.hx, call.cx, *call.reset_states, *call.weights]
     if call.kind.name == "RNN" or _runs_on_onednn(call):
         tensors = cast_for_autocast(tensors)
     else:
@@ -346,8 +346,11 @@ def _cast_for_cpu_autocast(call: Call) -> Call:
             else t
             for t in tensors
         ]
-    input, hx, cx, *weights = tensors
-    return call._replace(input=input, hx=hx, cx=cx, weights=weights)
+    input, hx, cx, *others = tensors
+    resets = len(call.reset_states)
+    return call._replace(
+        input=input, hx=hx, cx=cx, reset_states=others[:resets], weights=others[resets:]
+    )
 
 
 def _runs_on_onednn(call: Call) -> bool:
