@@ -11,6 +11,7 @@ from torch import Tensor
 from . import composite, recurrence_ops
 from .autograd import memory_errors
 from .cells.cell import Cell
+from .composite import Multiply
 from .derivatives import in_places
 from .dispatch import KERNEL_DTYPES, cast_for_autocast
 from .torch_private import is_any_autocast_enabled, is_tracing, is_transformed
@@ -187,19 +188,21 @@ def _loop(
     """The layer in torch operations."""
     cell = layer.cell
     input, initial, weights, parameters, inputs = layer.split(tensors)
-    named = cell.parameters + cell.inputs
 
     def step(
-        u: Tensor, v: Tensor, states: Sequence[Tensor], inputs: Sequence[Tensor]
+        u: Tensor, multiply: Multiply, states: Sequence[Tensor], inputs: Sequence[Tensor]
     ) -> Sequence[Tensor]:
-        gates = [t.chunk(cell.gates, -1) if cell.gates > 1 else t for t in (u, v)]
-        operands = dict(zip(named, (*parameters, *inputs), strict=True))
-        found = cell(*gates, *states, **operands)
+        width = states[0].size(-1)
+
+        def product(k: int, x: Tensor) -> Sequence[Tensor]:
+            return multiply(k, x.to(u.dtype).expand_as(states[0])).split(width, -1)
+
+        found = cell.run(u.split(width, -1), product, states, (*parameters, *inputs))
         found = found if isinstance(found, tuple) else (found,)
         return [t.to(u.dtype).expand_as(s) for t, s in zip(found, states, strict=True)]
 
     histories, finals = composite.recurrence(
-        *(step, layer.states, input, initial or None, weights, inputs, batch_sizes),
+        *(step, layer.states, cell.products, input, initial or None, weights, inputs, batch_sizes),
         layer.bidirectional,
     )
     return [histories[0], *finals, *(histories[1:] if layer.return_states else [])]
