@@ -228,28 +228,54 @@ def yields_for_nothing(u: Any, v: Any, y: Tensor) -> Any:
     return v.sin()
 
 
-@pytest.mark.parametrize(
-    "cell",
-    [
-        rnn_ext.cell(gates=(2, 1, 1), states=("c",), parameters=("p",), inputs=("n",))(
-            early_results
-        ),
-        rnn_ext.cell(gates=(1, 1))(yields_y),
-        rnn_ext.cell(gates=(1, 2))(yields_a_constant),
-        rnn_ext.cell(gates=(1, 1))(yields_for_nothing),
-        rnn_ext.cell(no_products),
-        rnn_ext.cell(states=("a",))(constants),
-        rnn_ext.cell(states=("a",))(swapped),
-        rnn_ext.cell(separate),
-        rnn_ext.cell(only_recurrent),
-        rnn_ext.cell(gates=40)(many_gates),
-        rnn_ext.cell(states=NINE)(nine_states),
-    ],
-    ids=lambda cell: cell.name,
-)
+def explodes(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
+    return (y * y + 3).exp() + u + v
+
+
+def explodes_within_a_step(u: Any, v: Tensor, y: Tensor) -> Any:
+    w = yield (y * y + 3).exp()
+    return w + u[0] * v
+
+
+def is_nan_at_once(u: Any, v: Tensor, y: Tensor) -> Any:
+    w = yield (-y * y - 1).log()
+    return (u[1] + w).tanh() + v
+
+
+UNUSUAL = [
+    rnn_ext.cell(no_products),
+    rnn_ext.cell(states=("a",))(constants),
+    rnn_ext.cell(states=("a",))(swapped),
+    rnn_ext.cell(separate),
+    rnn_ext.cell(only_recurrent),
+    rnn_ext.cell(gates=40)(many_gates),
+    rnn_ext.cell(states=NINE)(nine_states),
+    rnn_ext.cell(gates=(2, 1, 1), states=("c",), parameters=("p",), inputs=("n",))(early_results),
+    rnn_ext.cell(gates=(1, 1))(yields_y),
+    rnn_ext.cell(gates=(1, 2))(yields_a_constant),
+    rnn_ext.cell(gates=(1, 1))(yields_for_nothing),
+    rnn_ext.cell(explodes),
+    rnn_ext.cell(gates=(1, 1))(explodes_within_a_step),
+    rnn_ext.cell(gates=(1, 1))(is_nan_at_once),
+]
+
+
+@pytest.mark.parametrize("cell", UNUSUAL, ids=lambda cell: cell.name)
 @pytest.mark.parametrize("hidden_size", [7, 70])
 def test_unusual_cells(cell: rnn_ext.Cell, hidden_size: int) -> None:
     assert_program_equals_loop(cell, hidden_size)
+
+
+KNOWN = [getattr(cells, name) for name in cells.__all__]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    cell=st.sampled_from([*UNUSUAL, *(c for c in KNOWN if isinstance(c, rnn_ext.Cell))]),
+    sizes=st.tuples(st.sampled_from([1, 2, 17, 33]), st.integers(1, 4), st.sampled_from([0, 1, 5])),
+)
+def test_cells_in_any_shape(cell: rnn_ext.Cell, sizes: tuple[int, int, int]) -> None:
+    assert_program_equals_loop(cell, *sizes)
 
 
 def test_kernels_take_one_value_for_all_units() -> None:
