@@ -7,10 +7,13 @@ In all of them, for each unit::
 
 Called, a cell computes one time step in torch operations: u, v and the states have shape (B, H), or
 are tuples of such tensors where there are several gates; parameters have shape (H,), inputs (B, H).
+A cell that yields returns a generator, which receives for what it yields the product by the next
+blocks of W_hh.
 """
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -22,10 +25,12 @@ __all__ = [
     "alif",
     "elman",
     "gru",
+    "gru_reset_before",
     "leaky_current",
     "leaky_rate",
     "lif",
     "lstm",
+    "minimal_gru",
     "peephole_lstm",
     "spike",
     "ugrnn",
@@ -85,6 +90,36 @@ def gru(u: Gates, v: Gates, y: Tensor) -> Tensor:
     z = torch.sigmoid(u[1] + v[1])
     n = torch.tanh(u[2] + r * v[2])
     return n + z * (y - n)
+
+
+@cell(gates=(2, 1))
+def gru_reset_before(u: Gates, v: Gates, y: Tensor) -> Generator[Tensor, Tensor, Tensor]:
+    """A GRU that resets before the product, as it was first published (Cho et al., "Learning phrase
+    representations using RNN encoder-decoder", 2014), with torch's order of gates::
+
+        r = sigmoid(u_0 + v_0)
+        z = sigmoid(u_1 + v_1)
+        n = tanh(u_2 + W_hh,2 (r y_{t-1}) + b_hh,2)
+        y_t = (1 - z) n + z y_{t-1}
+    """
+    r = torch.sigmoid(u[0] + v[0])
+    z = torch.sigmoid(u[1] + v[1])
+    n = torch.tanh(u[2] + (yield r * y))
+    return n + z * (y - n)
+
+
+@cell(gates=(1, 1))
+def minimal_gru(u: Gates, v: Tensor, y: Tensor) -> Generator[Tensor, Tensor, Tensor]:
+    """A minimal gated unit (Zhou et al., "Minimal gated unit for recurrent neural networks",
+    2016)::
+
+        f = sigmoid(u_0 + v_0)
+        n = tanh(u_1 + W_hh,1 (f y_{t-1}) + b_hh,1)
+        y_t = (1 - f) y_{t-1} + f n
+    """
+    f = torch.sigmoid(u[0] + v)
+    n = torch.tanh(u[1] + (yield f * y))
+    return y + f * (n - y)
 
 
 @cell(gates=4, states=("c",))

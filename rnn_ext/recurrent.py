@@ -152,6 +152,8 @@ class Recurrent(_Base):
         u_t = W_{ih} x_t + b_{ih}, \qquad v_t = W_{hh} y_{t-1} + b_{hh}, \qquad
         (y_t, s_t, \ldots) = f(u_t, v_t, y_{t-1}, s_{t-1}, \ldots)
 
+    A cell that yields multiplies by the further blocks of :math:`W_{hh}` within the step.
+
     Args:
         cell: a function decorated with :func:`rnn_ext.cell`, or one of :mod:`rnn_ext.cells`.
         input_size: number of features I of the input.

@@ -40,8 +40,8 @@ BODIES: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "closure": (lambda x: x * OUTSIDE, "not one of its arguments: make it a parameter or an input"),
     "rounding mode": (lambda x: torch.div(x, 2, rounding_mode="floor"), "rounding_mode"),
     "half": (lambda x: x.half(), "converts a number to torch.float16"),
-    "integer": (lambda x: (x > 0).long(), "returns y as torch.int64"),
-    "mask": (lambda x: x > 0, "returns y as torch.bool"),
+    "integer": (lambda x: (x > 0).long(), "returns a tensor of torch.int64 for y"),
+    "mask": (lambda x: x > 0, "returns a tensor of torch.bool for y"),
     "argument in place": (lambda x: x.detach().mul_(2), "changes an argument in place"),
     "number": (lambda x: 0.5, "returns 0.5 for y, expected a tensor"),
     "two results": (lambda x: (x, x), "returns 2 values, expected 1: y"),
@@ -98,16 +98,66 @@ def test_arguments_are_checked_where_a_cell_is_defined() -> None:
         (rnn_ext.cell, lambda *args: args[0], r"expected \(u, v, y\)"),
         (rnn_ext.cell(states="c"), lambda u, v, y, c: (y, c), "expected a tuple"),
         (rnn_ext.cell(gates=0), lambda u, v, y: y, "gates=0"),
-        (rnn_ext.cell(gates=(2, 1)), lambda u, v, y: y, "not supported yet"),  # type: ignore[call-overload]
+        (rnn_ext.cell(gates=(2, 1)), lambda u, v, y: y, "but it does not yield"),
+        (rnn_ext.cell, yields_once, r"it yields, so that it needs .* gates=\(2, 1\)"),
+        (rnn_ext.cell(gates=(2, 0)), yields_once, r"gates=\(2, 0\), expected 1 or more"),
+        (rnn_ext.cell(gates=()), yields_once, r"gates=\(\), expected 1 or more"),
     ):
         with pytest.raises(rnn_ext.CellError, match=words):
             decorate(function)
 
-    def yields(u: Tensor, v: Tensor, y: Tensor) -> Any:
-        yield y
 
-    with pytest.raises(rnn_ext.CellError, match="yields is not supported yet"):
-        rnn_ext.cell(yields)
+def yields_once(u: Any, v: Any, y: Tensor) -> Any:
+    w = yield y
+    return w + v
+
+
+def yields_twice(u: Any, v: Any, y: Tensor) -> Any:
+    w = yield y
+    x = yield w
+    return x + v
+
+
+def yields_a_number(u: Any, v: Any, y: Tensor) -> Any:
+    w = yield 0.5
+    return w + v
+
+
+def yields_a_mask(u: Any, v: Any, y: Tensor) -> Any:
+    w = yield y > 0
+    return w + v
+
+
+def yields_a_sum(u: Any, v: Any, y: Tensor) -> Any:
+    w = yield y.sum()
+    return w + v
+
+
+def yields_nothing_of_its_own(u: Any, v: Any, y: Tensor) -> Any:
+    w = yield OUTSIDE
+    return w + v
+
+
+def returns_early(u: Any, v: Any, y: Tensor) -> Any:
+    if u is v:
+        yield y
+    return v
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (yields_twice, r"yields more than 1 times, for 2 products"),
+        (returns_early, r"yields 0 times, expected 1"),
+        (yields_a_number, r"yields 0.5, expected a tensor"),
+        (yields_a_mask, r"yields a tensor of torch.bool, expected y's dtype"),
+        (yields_a_sum, r"cannot contain sum"),
+        (yields_nothing_of_its_own, r"make it a parameter or an input"),
+    ],
+)
+def test_what_a_cell_cannot_yield(function: Callable[..., Any], words: str) -> None:
+    with pytest.raises(rnn_ext.CellError, match=words):
+        _ = rnn_ext.cell(gates=(1, 1))(function).program
 
 
 def test_a_cell_is_traced_whatever_mode_is_on() -> None:
@@ -160,6 +210,28 @@ def test_pickling_by_path_and_by_program() -> None:
             torch.testing.assert_close(actual, expected)
         else:
             assert not any(g is not None and g.any() for g in (actual, expected))
+
+
+def test_a_copy_without_function_yields() -> None:
+    @rnn_ext.cell(gates=(2, 1), states=("x",))
+    def local(u: Any, v: Any, y: Tensor, x: Tensor) -> Any:
+        a, b = cells.spike(u[0] + v[0]), (u[1] + v[1]).sin()
+        w = yield a * b + x
+        return (u[2] + w * b).tanh(), a * x
+
+    copied = pickle.loads(pickle.dumps(local))
+    assert copied.products == (2, 1)
+    assert copied.describe() == local.describe()
+    u = [torch.randn(3, 5, dtype=torch.float64).requires_grad_() for _ in range(3)]
+    states = [torch.randn(3, 5, dtype=torch.float64).requires_grad_() for _ in range(2)]
+    weights = [torch.randn(5 * g, 5, dtype=torch.float64).requires_grad_() for g in (2, 1)]
+    results = []
+    for cell in (local, copied):
+        y, x = cell.run(u, lambda k, x: (x @ weights[k].T).split(5, -1), states, ())
+        grads = torch.autograd.grad((y * 2 + x.sin()).sum(), [*u, *states, *weights])
+        results.append([y, x, *grads])
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 def test_a_spawned_process_gets_a_cell() -> None:

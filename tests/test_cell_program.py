@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import pytest
@@ -109,7 +110,7 @@ def test_operation_equals_torchs(name: str) -> None:
     program = Program.decode(cell.program)
     check(program)
     x = torch.cat([torch.tensor(SPECIAL), 2 * torch.randn(50)]).double().requires_grad_()
-    actual = run_step(program, (x, x.detach(), x.detach()))
+    actual = run_step(program, (x,), (x.detach(),), (x.detach(),))
     expected = function(x)
     grad = torch.randn_like(x)
     (actual_grad,) = torch.autograd.grad(actual, x, grad)
@@ -202,22 +203,79 @@ def nine_states(
     return (sum(new, v).tanh(), *new)
 
 
-@pytest.mark.parametrize(
-    "cell",
-    [
-        rnn_ext.cell(no_products),
-        rnn_ext.cell(states=("a",))(constants),
-        rnn_ext.cell(states=("a",))(swapped),
-        rnn_ext.cell(separate),
-        rnn_ext.cell(only_recurrent),
-        rnn_ext.cell(gates=40)(many_gates),
-        rnn_ext.cell(states=NINE)(nine_states),
-    ],
-    ids=lambda cell: cell.name,
-)
+def early_results(u: Any, v: Any, y: Tensor, c: Tensor, *, p: Tensor, n: Tensor) -> Any:
+    """Three products; a state is there before the last; values pass from each phase to the last."""
+    a, b = u[0] * v[0], (u[1] + v[1]).sigmoid()
+    w = yield a * b + p
+    d = (w * n).tanh() + a
+    c = c * d
+    x = yield d + c
+    return (x * u[3]).sigmoid() * b + y + u[2] * w, c.tanh()
+
+
+def yields_y(u: Any, v: Any, y: Tensor) -> Any:
+    w = yield y
+    return (u[0] + w).sin()
+
+
+def yields_a_constant(u: Any, v: Any, y: Tensor) -> Any:
+    a, b = yield torch.ones_like(y)
+    return (u[0] + a + v).sin() * b
+
+
+def yields_for_nothing(u: Any, v: Any, y: Tensor) -> Any:
+    yield y.exp()
+    return v.sin()
+
+
+def explodes(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
+    return (y * y + 3).exp() + u + v
+
+
+def explodes_within_a_step(u: Any, v: Tensor, y: Tensor) -> Any:
+    w = yield (y * y + 3).exp()
+    return w + u[0] * v
+
+
+def is_nan_at_once(u: Any, v: Tensor, y: Tensor) -> Any:
+    w = yield (-y * y - 1).log()
+    return (u[1] + w).tanh() + v
+
+
+UNUSUAL = [
+    rnn_ext.cell(no_products),
+    rnn_ext.cell(states=("a",))(constants),
+    rnn_ext.cell(states=("a",))(swapped),
+    rnn_ext.cell(separate),
+    rnn_ext.cell(only_recurrent),
+    rnn_ext.cell(gates=40)(many_gates),
+    rnn_ext.cell(states=NINE)(nine_states),
+    rnn_ext.cell(gates=(2, 1, 1), states=("c",), parameters=("p",), inputs=("n",))(early_results),
+    rnn_ext.cell(gates=(1, 1))(yields_y),
+    rnn_ext.cell(gates=(1, 2))(yields_a_constant),
+    rnn_ext.cell(gates=(1, 1))(yields_for_nothing),
+    rnn_ext.cell(explodes),
+    rnn_ext.cell(gates=(1, 1))(explodes_within_a_step),
+    rnn_ext.cell(gates=(1, 1))(is_nan_at_once),
+]
+
+
+@pytest.mark.parametrize("cell", UNUSUAL, ids=lambda cell: cell.name)
 @pytest.mark.parametrize("hidden_size", [7, 70])
 def test_unusual_cells(cell: rnn_ext.Cell, hidden_size: int) -> None:
     assert_program_equals_loop(cell, hidden_size)
+
+
+KNOWN = [getattr(cells, name) for name in cells.__all__]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    cell=st.sampled_from([*UNUSUAL, *(c for c in KNOWN if isinstance(c, rnn_ext.Cell))]),
+    sizes=st.tuples(st.sampled_from([1, 2, 17, 33]), st.integers(1, 4), st.sampled_from([0, 1, 5])),
+)
+def test_cells_in_any_shape(cell: rnn_ext.Cell, sizes: tuple[int, int, int]) -> None:
+    assert_program_equals_loop(cell, *sizes)
 
 
 def test_kernels_take_one_value_for_all_units() -> None:
@@ -235,6 +293,7 @@ def test_kernels_take_one_value_for_all_units() -> None:
 
 # Smooth and bounded, so that rounding does not grow.
 UNARY = (torch.tanh, torch.sin, torch.sigmoid, F.softsign, torch.cos, torch.erf)
+YIELD = 10
 
 
 @st.composite
@@ -242,7 +301,7 @@ def expressions(draw: st.DrawFn) -> list[tuple[int, int, int]]:
     """Each takes two earlier values: (operation, first, second)."""
     count = draw(st.integers(1, 25))
     indices = st.integers(0, 1000)
-    return [(draw(st.integers(0, 9)), draw(indices), draw(indices)) for _ in range(count)]
+    return [(draw(st.integers(0, YIELD)), draw(indices), draw(indices)) for _ in range(count)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -255,14 +314,20 @@ def expressions(draw: st.DrawFn) -> list[tuple[int, int, int]]:
 def test_random_cells(
     steps: list[tuple[int, int, int]], results: tuple[int, ...], gates: int, merged: bool
 ) -> None:
-    @rnn_ext.cell(gates=gates, states=("a", "b"), parameters=("p",), inputs=("n",))
-    def cell(
+    yields = sum(op == YIELD for op, *_ in steps)
+
+    def compute(
         u: Any, v: Any, y: Tensor, a: Tensor, b: Tensor, *, p: Tensor, n: Tensor
-    ) -> tuple[Tensor, ...]:
-        if gates == 1:
-            u, v = (u,), (v,)
-        products = [g + h for g, h in zip(u, v, strict=True)] if merged else [*u, *v]
-        values = [*products, y, a, b, p, n]
+    ) -> Generator[Tensor, Tensor, tuple[Tensor, ...]]:
+        own = iter(u if gates + yields > 1 else (u,))
+        values: list[Tensor] = []
+
+        def receive(products: Sequence[Tensor]) -> None:
+            for product in products:
+                values.extend([next(own) + product] if merged else [next(own), product])
+
+        receive(v if gates > 1 else (v,))
+        values += [y, a, b, p, n]
         for op, i, j in steps:
             first, second = values[i % len(values)], values[j % len(values)]
             if op < len(UNARY):
@@ -273,10 +338,24 @@ def test_random_cells(
                 values.append(torch.where(first > second, first, 1 - second).tanh())
             elif op == 8:
                 values.append(torch.maximum(first, second).sin())
+            elif op == YIELD:
+                receive([(yield (first - second).sin())])
             else:
                 values.append((0.5 * first - second / 3).sin())
         return tuple(values[i % len(values)].tanh() for i in results)
 
+    def without_yields(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        with pytest.raises(StopIteration) as end:
+            next(compute(*args, **kwargs))
+        return end.value.value
+
+    function = compute if yields else functools.wraps(compute)(without_yields)
+    cell = rnn_ext.cell(
+        gates=(gates, *[1] * yields) if yields else gates,
+        states=("a", "b"),
+        parameters=("p",),
+        inputs=("n",),
+    )(function)
     assert_program_equals_loop(cell, hidden_size=2)
 
 
@@ -287,6 +366,8 @@ TABLE = {
     "leaky_current": (1, 3, 3),
     "leaky_rate": (1, 3, 4),
     "gru": (4, 4, 7),
+    "gru_reset_before": (3, 3, 6),
+    "minimal_gru": (2, 3, 5),
     "lstm": (5, 5, 9),
     "peephole_lstm": (5, 6, 10),
     "ugrnn": (2, 4, 5),

@@ -30,9 +30,11 @@ def test_values_and_gradients_are_torchrecurrents(name: str) -> None:
         results.append([output, *found])
     for actual, expected in zip(results[1], results[0], strict=True):
         assert (actual is None) == (expected is None)
-        # float64: sums in another order, over six steps, functions of at most 2 ulp.
+        # float64: sums in another order, over six steps, functions of at most 2 ulp. Torch's
+        # hardsigmoid multiplies by 1 / 6 in float32.
+        rtol = 1e-6 if name in ("SGU", "DSGU") else 1e-10
         if actual is not None:
-            torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(actual, expected, rtol=rtol, atol=rtol / 100)
 
 
 PAGE = Path(__file__).parents[1] / "docs" / "published-cells.md"
@@ -43,4 +45,6 @@ def test_the_page_lists_all_cells_and_their_products() -> None:
     listed = dict(ROW.findall(PAGE.read_text(encoding="utf-8")))
     cells = {name.removesuffix("Cell") for name in torchrecurrent.__all__ if "Cell" in name}
     assert {*listed} == cells
-    assert {*PUBLISHED} == {name for name, products in listed.items() if products in "01"}
+    assert {*PUBLISHED} == cells
+    for name, products in listed.items():
+        assert len(PUBLISHED[name].cell.products) == max(1, int(products)), name

@@ -221,7 +221,9 @@ def test_second_derivatives_of_an_initial_state_made_from_the_input() -> None:
     assert torch.autograd.gradgradcheck(call, x)
 
 
-@pytest.mark.parametrize("cell", [cells.gru, cells.leaky_current], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "cell", [cells.gru, cells.gru_reset_before, cells.leaky_current], ids=lambda c: c.name
+)
 def test_transforms_give_the_same(cell: Cell) -> None:
     layer = layer_of(cell)
     weights = {name: p.detach() for name, p in layer.named_parameters()}
@@ -259,7 +261,9 @@ def test_half_precision_is_rounded_storage(cell: Cell, dtype: torch.dtype) -> No
         torch.testing.assert_close(output.float(), expected, rtol=2 * eps, atol=2 * eps)
 
 
-@pytest.mark.parametrize("cell", [cells.lstm, cells.leaky_current], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "cell", [cells.lstm, cells.leaky_current, cells.gru_reset_before], ids=lambda c: c.name
+)
 def test_bits_do_not_depend_on_threads(cell: Cell) -> None:
     torch.manual_seed(0)
     layer = Recurrent(cell, 40, 70, **dict.fromkeys(cell.parameters, 0.3))

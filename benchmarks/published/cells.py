@@ -6,11 +6,18 @@ gate.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from typing import Any, TypeVar
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rnn_ext import cell
 
+Received = TypeVar("Received")
+Result = TypeVar("Result")
+Step = Generator[Tensor, Received, Result]
 Gates = tuple[Tensor, ...]
 
 
@@ -179,3 +186,119 @@ def undamped_oscillators(
 ) -> tuple[Tensor, Tensor]:
     z = z - step * (torch.tanh(u + w * y + b) + alpha * y)
     return y + step * z, z
+
+
+# More products in a step --------------------------------------------------------------------------
+
+
+@cell(gates=(1, 1), states=("z",), parameters=("dt", "gamma", "epsilon"))
+def coupled_oscillators(
+    u: Gates, v: Tensor, y: Tensor, z: Tensor, *, dt: Tensor, gamma: Tensor, epsilon: Tensor
+) -> Step[Tensor, tuple[Tensor, Tensor]]:
+    w = yield z
+    z = z + dt * (torch.tanh(u[0] + v + w) - gamma * y - epsilon * z)
+    return y + dt * z, z
+
+
+@cell(gates=(3, 1), states=("z",), parameters=("dt",))
+def long_expressive_memory(
+    u: Gates, v: Gates, y: Tensor, z: Tensor, *, dt: Tensor
+) -> Step[Tensor, tuple[Tensor, Tensor]]:
+    w = yield z
+    step_y, step_z = dt * torch.sigmoid(u[0] + v[0]), dt * torch.sigmoid(u[1] + v[1])
+    z = (1 - step_z) * z + step_z * torch.tanh(u[2] + v[2])
+    return (1 - step_y) * y + step_y * torch.tanh(u[3] + w), z
+
+
+@cell(gates=(1, 1), parameters=("update",))
+def minion_1(u: Gates, v: Tensor, y: Tensor, *, update: Tensor) -> Step[Tensor, Tensor]:
+    w = yield torch.sigmoid(u[0] + v) * y
+    return update * y + (1 - update) * torch.tanh(u[1] + w)
+
+
+@cell(gates=(1, 4), states=("c",))
+def multiplicative_lstm(
+    u: Gates, v: Tensor, y: Tensor, c: Tensor
+) -> Step[Gates, tuple[Tensor, Tensor]]:
+    w = yield u[0] * v
+    i, f, g, o = (a + b for a, b in zip(u[1:], w, strict=True))
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+@cell(gates=(2, 1))
+def mutant_1(u: Gates, v: Gates, y: Tensor) -> Step[Tensor, Tensor]:
+    z = torch.sigmoid(u[0])
+    w = yield torch.sigmoid(u[1] + v[1]) * y
+    return torch.tanh(w + torch.tanh(u[2])) * z + y * (1 - z)
+
+
+@cell(gates=(2, 1))
+def mutant_2(u: Gates, v: Gates, y: Tensor) -> Step[Tensor, Tensor]:
+    z = torch.sigmoid(u[0] + v[0])
+    w = yield torch.sigmoid(u[1] + v[1]) * y
+    return torch.tanh(u[2] + w) * z + y * (1 - z)
+
+
+@cell(gates=(1, 1, 1))
+def mutant_3(u: Gates, v: Tensor, y: Tensor) -> Step[Tensor, Tensor]:
+    w = yield torch.tanh(y)
+    z = torch.sigmoid(u[1] + w)
+    w = yield torch.sigmoid(u[0] + v) * y
+    return torch.tanh(u[2] + w) * z + y * (1 - z)
+
+
+@cell(gates=(4, 1), states=("c",), parameters=("p_i", "p_f", "p_o"))
+def residual_lstm(
+    u: Gates, v: Gates, y: Tensor, c: Tensor, *, p_i: Tensor, p_f: Tensor, p_o: Tensor
+) -> Step[Tensor, tuple[Tensor, Tensor]]:
+    i, f, g, o = (a + b for a, b in zip(u[:4], v, strict=True))
+    c = torch.sigmoid(f + p_f * c) * c + torch.sigmoid(i + p_i * c) * torch.tanh(g)
+    w = yield torch.tanh(c)
+    return torch.sigmoid(o + p_o * c) * (w + u[4]), c
+
+
+@cell(gates=(1, 2, 1), states=("c",), parameters=("alpha",))
+def structurally_constrained(
+    u: Gates, v: Tensor, y: Tensor, c: Tensor, *, alpha: Tensor
+) -> Step[Any, tuple[Tensor, Tensor]]:
+    c = (1 - alpha) * u[1] + alpha * c
+    to_hidden, to_output = yield c
+    w = yield torch.sigmoid(u[0] + v + to_hidden)
+    return torch.tanh(w + to_output), c
+
+
+@cell(gates=(1, 1))
+def simple_gated_unit(u: Gates, v: Tensor, y: Tensor) -> Step[Tensor, Tensor]:
+    w = yield u[1] * y
+    z = F.hardsigmoid(u[0] + v)
+    return (1 - z) * y + z * F.softplus(torch.tanh(w) * y)
+
+
+@cell(gates=(1, 1, 1))
+def deep_simple_gated_unit(u: Gates, v: Tensor, y: Tensor) -> Step[Tensor, Tensor]:
+    w = yield u[1] * y
+    w = yield torch.tanh(w) * y
+    z = F.hardsigmoid(u[0] + v)
+    return (1 - z) * y + z * torch.sigmoid(w)
+
+
+@cell(gates=(3, 1), states=("delayed",))
+def delayed_gru(
+    u: Gates, v: Gates, y: Tensor, delayed: Tensor
+) -> Step[Tensor, tuple[Tensor, Tensor]]:
+    w = yield delayed
+    n = torch.tanh(u[0] + v[0])
+    g, a = torch.sigmoid(u[1] + v[1]), torch.sigmoid(u[2] + v[2])
+    return (1 - g) * y + g * (n + a * torch.tanh(u[3] + w)), y
+
+
+@cell(gates=(4, 3), states=("c", "to_i", "to_f"))
+def working_memory_lstm(
+    u: Gates, v: Gates, y: Tensor, c: Tensor, to_i: Tensor, to_f: Tensor
+) -> Step[Gates, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    i, f, g, o = (a + b for a, b in zip(u[:4], v, strict=True))
+    i, f = torch.sigmoid(i + torch.tanh(to_i)), torch.sigmoid(f + torch.tanh(to_f))
+    c = f * c + i * torch.tanh(g)
+    to_i, to_f, to_o = yield c
+    return torch.sigmoid(o + torch.tanh(to_o)) * torch.tanh(c), c, to_i, to_f

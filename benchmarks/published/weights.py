@@ -30,6 +30,7 @@ class Call:
     weights: Weights
     parameters: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    hx: tuple[Tensor, ...] | None = None
 
 
 Convert = Callable[[Any, Tensor], Call]
@@ -71,7 +72,7 @@ def as_ours(entry: Published, theirs: nn.Module) -> Callable[[Tensor], Tensor]:
         call = entry.convert(module.cells[0], input)
         values = {**dict(zip(names, call.weights, strict=True)), **call.parameters}
         keywords = {**call.inputs, "return_states": place > 0}
-        output: Tensor = functional_call(layer, values, (call.input,), keywords)[place]
+        output: Tensor = functional_call(layer, values, (call.input, call.hx), keywords)[place]
         return output
 
     return run
@@ -113,11 +114,11 @@ def _skew(m: Any, gates: int) -> Weights:
 
 
 def _antisymmetric(m: Any, x: Tensor) -> Call:
-    return Call(x, _skew(m, 1), {"epsilon": m.weight_ih.new_tensor(m.epsilon)})
+    return Call(x, _skew(m, 1), _numbers(m, "epsilon"))
 
 
 def _gated_antisymmetric(m: Any, x: Tensor) -> Call:
-    return Call(x, _skew(m, 2), {"epsilon": m.weight_ih.new_tensor(m.epsilon)})
+    return Call(x, _skew(m, 2), _numbers(m, "epsilon"))
 
 
 def _bistable(m: Any, x: Tensor) -> Call:
@@ -172,14 +173,68 @@ def _with_previous_input(m: Any, x: Tensor) -> Call:
     return Call(torch.cat([x, previous], -1), (weight, w_hh, m.bias_ih + m.bias_hh, b_hh))
 
 
+def _joined(m: Any, ih: str, *recurrent: str) -> Weights:
+    """The weights with those of all products one below the other, by the ends of their names."""
+    size = m.hidden_size
+    weights = [getattr(m, f"weight_{name}") for name in recurrent]
+    biases = [
+        getattr(m, f"bias_{name}", weight.new_zeros(weight.size(0)))
+        for name, weight in zip(recurrent, weights, strict=True)
+    ]
+    w_ih, b_ih = _blocks(m.weight_ih, ih, size), _blocks(m.bias_ih, ih, size)
+    return w_ih, torch.cat(weights), b_ih, torch.cat(biases)
+
+
+def _numbers(m: Any, *names: str) -> dict[str, Tensor]:
+    return {name: m.weight_ih.new_tensor(getattr(m, name)) for name in names}
+
+
+def _coupled_oscillators(m: Any, x: Tensor) -> Call:
+    return Call(x, _joined(m, "0-", "hh", "ch"), _numbers(m, "dt", "gamma", "epsilon"))
+
+
+def _long_expressive_memory(m: Any, x: Tensor) -> Call:
+    return Call(x, _joined(m, "0123", "hh", "ch"), _numbers(m, "dt"))
+
+
+def _minion_1(m: Any, x: Tensor) -> Call:
+    update = m.weight_ih.new_tensor(m.update_coefficient)
+    return Call(x, _weights(m, "01", "01"), {"update": update})
+
+
+def _multiplicative_lstm(m: Any, x: Tensor) -> Call:
+    return Call(x, _joined(m, "01234", "hh", "mh"))
+
+
+def _residual_lstm(m: Any, x: Tensor) -> Call:
+    w_ih, w_hh, b_ih, b_hh = _joined(m, "0123", "hh", "proj")
+    weights = torch.cat([w_ih, m.weight_res]), w_hh, F.pad(b_ih, (0, m.hidden_size)), b_hh
+    return Call(x, weights, _peephole(m, x).parameters)
+
+
+def _structurally_constrained(m: Any, x: Tensor) -> Call:
+    w_ih, w_hh, b_ih, b_hh = _joined(m, "10--", "hh", "ch")
+    w_hh, b_hh = (_blocks(t, "0231", m.hidden_size) for t in (w_hh, b_hh))
+    return Call(x, (w_ih, w_hh, b_ih, b_hh), {"alpha": m.alpha})
+
+
+def _deep_simple_gated_unit(m: Any, x: Tensor) -> Call:
+    w_ih, w_hh, b_ih, b_hh = _joined(m, "10-", "hh", "ho")
+    w_hh, b_hh = (_blocks(t, "102", m.hidden_size) for t in (w_hh, b_hh))
+    return Call(x, (w_ih, w_hh, b_ih, b_hh))
+
+
+def _working_memory_lstm(m: Any, x: Tensor) -> Call:
+    shape = 1, x.size(1), m.hidden_size
+    zeros = x.new_zeros(shape)
+    # Before the first step the memory is zero, and its products are the biases.
+    to_i, to_f, _ = (b.expand(shape) for b in m.bias_mh.chunk(3))
+    return Call(x, _joined(m, "0123---", "hh", "mh"), hx=(zeros, zeros, to_i, to_f))
+
+
 def _undamped_oscillators(m: Any, x: Tensor) -> Call:
     step = m.dt * torch.sigmoid(m.weight_ch)
-    parameters = {
-        "w": m.weight_hh,
-        "b": m.bias_hh,
-        "step": step,
-        "alpha": m.weight_ih.new_tensor(m.alpha),
-    }
+    parameters = {"w": m.weight_hh, "b": m.bias_hh, "step": step, **_numbers(m, "alpha")}
     return Call(x, _weights(m, "0", "-"), parameters)
 
 
@@ -190,25 +245,39 @@ PUBLISHED = {
     "BR": Published(cells.bistable, _bistable),
     "NBR": Published(cells.neuromodulated_bistable, _plain("012", "01-")),
     "CFN": Published(cells.chaos_free, _plain("012", "01-")),
+    "coRNN": Published(cells.coupled_oscillators, _coupled_oscillators),
     "FastRNN": Published(cells.fast, _plain("0", "0", "alpha", "beta")),
     "FastGRNN": Published(cells.fast_gated, _fast_gated),
     "IndRNN": Published(cells.independent, _independent),
     "IntersectionRNN": Published(cells.intersection, _intersection, output="output"),
     "JANET": Published(cells.just_another_network, _plain("01", "01", "beta")),
+    "LEM": Published(cells.long_expressive_memory, _long_expressive_memory),
     "LightRU": Published(cells.light_recurrent_unit, _plain("01", "-0")),
     "LiGRU": Published(cells.light_gru, _plain("01", "01")),
     "MCLSTM": Published(cells.memory_controlled_lstm, _plain("01234", "01234"), output="h"),
+    "MGU": Published(rnn_ext.cells.minimal_gru, _plain("01", "01")),
     "MinimalRNN": Published(cells.minimal_rnn, _minimal_rnn),
+    "MiRU1": Published(cells.minion_1, _minion_1),
     "MiRU2": Published(cells.minion_2, _minion_2),
+    "MultiplicativeLSTM": Published(cells.multiplicative_lstm, _multiplicative_lstm),
+    "MUT1": Published(cells.mutant_1, _plain("012", "-01")),
+    "MUT2": Published(cells.mutant_2, _plain("012", "012")),
+    "MUT3": Published(cells.mutant_3, _plain("102", "102")),
     "NAS": Published(cells.architecture_search, _plain("01234567", "01234567")),
     "OriginalLSTM": Published(cells.original_lstm, _plain("012", "012")),
     "PeepholeLSTM": Published(rnn_ext.cells.peephole_lstm, _peephole),
     "RAN": Published(cells.recurrent_additive, _recurrent_additive),
+    "ResLSTM": Published(cells.residual_lstm, _residual_lstm),
+    "SCRN": Published(cells.structurally_constrained, _structurally_constrained),
     "SGRN": Published(cells.simple_gated, _plain()),
+    "SGU": Published(cells.simple_gated_unit, _plain("10", "10")),
+    "DSGU": Published(cells.deep_simple_gated_unit, _deep_simple_gated_unit),
     "STAR": Published(cells.stackable, _plain("01", "-0")),
+    "tauGRU": Published(cells.delayed_gru, _plain("0231", "0231")),
     "TRNN": Published(cells.typed_rnn, _plain("01", "--")),
     "TGRU": Published(cells.typed_gru, _with_previous_input),
     "TLSTM": Published(cells.typed_lstm, _with_previous_input),
     "UGRNN": Published(rnn_ext.cells.ugrnn, _plain("01", "01")),
     "UnICORNN": Published(cells.undamped_oscillators, _undamped_oscillators),
+    "WMCLSTM": Published(cells.working_memory_lstm, _working_memory_lstm),
 }

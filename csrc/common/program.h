@@ -3,7 +3,9 @@
 //
 // A cell computes, from u = W_ih x_t + b_ih and v = W_hh y_{t-1} + b_hh, each of `gates` blocks of
 // columns, the state y_t that W_hh multiplies next, and further states. Everything in it is
-// elementwise in the unit, so a program runs over any tile of rows and units.
+// elementwise in the unit, so a program runs over any tile of rows and units. Where a step has
+// further products, each by the next blocks of W_hh, the instruction `product` cuts the program
+// into phases: one runs over all tiles before the product behind it does.
 //
 // The values: a header (the fields of Header in order, filled up to `header_size`), then the
 // instructions of the forward and of the backward program, each of `instruction_size` values:
@@ -57,22 +59,24 @@ enum class Operation : std::uint8_t {
   ne,
   where,
   fma,
+  product,  // ends a phase; forward, the next product has a gates
   // Not in a program, but in the code that kernels run:
   copy,              // dst = a
   subtract_product,  // dst = y - a·b
 };
 
-inline constexpr std::array<const char*, 35> operation_names = {
+inline constexpr std::array<const char*, 36> operation_names = {
     "load",    "store",   "constant", "affine",  "neg",        "abs", "sign",  "floor", "ceil",
     "round",   "trunc",   "sqrt",     "rsqrt",   "reciprocal", "exp", "expm1", "log",   "log1p",
     "sin",     "cos",     "tanh",     "sigmoid", "erf",        "add", "sub",   "mul",   "div",
-    "minimum", "maximum", "lt",       "le",      "eq",         "ne",  "where", "fma"};
+    "minimum", "maximum", "lt",       "le",      "eq",         "ne",  "where", "fma",   "product"};
 
 // How many of a, b and c are slots.
 constexpr int arity(Operation operation) {
   switch (operation) {
     case Operation::load:
     case Operation::constant:
+    case Operation::product:
       return 0;
     case Operation::where:
     case Operation::fma:
@@ -96,12 +100,15 @@ enum class Memory : std::uint8_t {
   grad_state,      // of the state before the step, without what goes through v
   grad_parameter,
   grad_input,
+  yielded,  // what product 1 + k of the step multiplies
+  grad_yielded,
+  passed,  // from a phase to a later one
 };
 
-inline constexpr std::array<const char*, 12> memory_names = {
-    "projection",     "state",      "parameter",       "input",
-    "saved",          "next_state", "grad_next_state", "grad_projection",
-    "grad_recurrent", "grad_state", "grad_parameter",  "grad_input"};
+inline constexpr std::array<const char*, 15> memory_names = {
+    "projection",     "state",           "parameter",       "input",          "saved",
+    "next_state",     "grad_next_state", "grad_projection", "grad_recurrent", "grad_state",
+    "grad_parameter", "grad_input",      "yielded",         "grad_yielded",   "passed"};
 
 struct Instruction {
   Operation operation;
@@ -115,9 +122,12 @@ struct Instruction {
   Memory memory() const { return static_cast<Memory>(b); }
 };
 
+// The instructions between two products.
+using Code = std::vector<Instruction>;
+
 class Program {
  public:
-  static constexpr std::int64_t version = 1;
+  static constexpr std::int64_t version = 2;
   static constexpr std::int64_t header_size = 16;
   static constexpr std::int64_t instruction_size = 7;
   static constexpr std::int64_t most_slots = 256;
@@ -144,20 +154,36 @@ class Program {
     check(states <= 62 && values[7] >= 0 && values[7] < std::int64_t{1} << states &&
           values[7] % 2 == 0);
     kept_states = static_cast<std::uint64_t>(values[7]);
-    forward_slots = small(8, gates);
+    forward_slots = small(8, 1);
     backward_slots = small(10, 1);
+    passed = small(12, 0);
     const std::int64_t forward_length = values[9], backward_length = values[11];
     const std::int64_t room = (count - header_size) / instruction_size;
     check(forward_length >= 0 && forward_length <= room && backward_length >= 0 &&
           backward_length == room - forward_length &&
           room * instruction_size == count - header_size);
     const std::int64_t* at = values + header_size;
-    const auto read = [&](std::vector<Instruction>& code, std::int64_t length, int slots,
+    products = {gates};
+    for (std::int64_t i = 0; i < forward_length; ++i) {
+      const std::int64_t* const instruction = at + i * instruction_size;
+      if (instruction[0] == static_cast<std::int64_t>(Operation::product)) {
+        check(instruction[2] >= 1 && instruction[2] < products.front());
+        products.push_back(static_cast<int>(instruction[2]));
+        products.front() -= products.back();
+      }
+    }
+    // A product leaves its gates in the first slots.
+    check(*std::max_element(products.begin(), products.end()) <= forward_slots);
+    const auto read = [&](std::vector<Code>& phases, std::int64_t length, int slots,
                           bool is_forward) {
-      code.reserve(length);
+      phases.emplace_back().reserve(length);
       for (std::int64_t i = 0; i < length; ++i, at += instruction_size) {
         check(at[0] >= 0 && at[0] < static_cast<std::int64_t>(operation_names.size()));
         const auto operation = static_cast<Operation>(at[0]);
+        if (operation == Operation::product) {
+          phases.emplace_back();
+          continue;
+        }
         // A load names its memory in a and b, a store in b and c; after this, both do in b and c.
         const bool loads = operation == Operation::load;
         const std::int64_t places[4] = {at[1], loads ? 0 : at[2], loads ? at[2] : at[3],
@@ -177,29 +203,34 @@ class Program {
           return static_cast<std::uint16_t>(is_used ? places[place] : 0);
         };
         const bool has_memory = loads || operation == Operation::store;
-        code.push_back({operation, slot(0, operation != Operation::store), slot(1, used > 0),
-                        slot(2, used > 1 || has_memory), slot(3, used > 2 || has_memory),
-                        std::bit_cast<double>(at[5]), std::bit_cast<double>(at[6])});
+        phases.back().push_back({operation, slot(0, operation != Operation::store),
+                                 slot(1, used > 0), slot(2, used > 1 || has_memory),
+                                 slot(3, used > 2 || has_memory), std::bit_cast<double>(at[5]),
+                                 std::bit_cast<double>(at[6])});
       }
     };
     read(forward, forward_length, forward_slots, true);
     read(backward, backward_length, backward_slots, false);
-    // Every result of a call is written by some instruction.
-    check(stores_all(forward, Memory::next_state) && stores_all(forward, Memory::saved));
-    if (backward_length > 0) {
-      check(stores_all(backward, Memory::grad_recurrent) &&
+    // What a call returns, or multiplies, is written by some instruction.
+    check(stores_all(forward, Memory::next_state) && stores_all(forward, Memory::saved) &&
+          stores_all(forward, Memory::yielded));
+    if (has_derivative()) {
+      check(backward.size() == products.size() && stores_all(backward, Memory::yielded) &&
+            stores_all(backward, Memory::grad_recurrent) &&
             (merged || stores_all(backward, Memory::grad_projection)) &&
             stores_all(backward, Memory::grad_parameter) &&
             stores_all(backward, Memory::grad_input));
     }
   }
 
+  bool has_derivative() const { return backward.size() > 1 || !backward.front().empty(); }
+
   // Whether the code loads or stores operand `index` of this kind.
-  static bool loads(const std::vector<Instruction>& code, Memory memory, int index) {
-    return reaches(code, Operation::load, memory, index);
+  static bool loads(const std::vector<Code>& phases, Memory memory, int index) {
+    return reaches(phases, Operation::load, memory, index);
   }
-  static bool stores(const std::vector<Instruction>& code, Memory memory, int index) {
-    return reaches(code, Operation::store, memory, index);
+  static bool stores(const std::vector<Code>& phases, Memory memory, int index) {
+    return reaches(phases, Operation::store, memory, index);
   }
 
   bool keeps(int state) const { return kept_states >> state & 1; }
@@ -219,6 +250,11 @@ class Program {
         return inputs;
       case Memory::saved:
         return saved;
+      case Memory::yielded:
+      case Memory::grad_yielded:
+        return static_cast<int>(products.size()) - 1;
+      case Memory::passed:
+        return passed;
       default:
         return states;
     }
@@ -229,24 +265,28 @@ class Program {
   int parameters = 0;
   int inputs = 0;
   int saved = 0;
+  int passed = 0;
+  std::vector<int> products;  // the gates of each
   bool merged = false;
   std::uint64_t kept_states = 0;
   int forward_slots = 0;
   int backward_slots = 0;
-  std::vector<Instruction> forward;
-  std::vector<Instruction> backward;
+  std::vector<Code> forward;
+  std::vector<Code> backward;
 
  private:
-  static bool reaches(const std::vector<Instruction>& code, Operation operation, Memory memory,
+  static bool reaches(const std::vector<Code>& phases, Operation operation, Memory memory,
                       int index) {
-    return std::any_of(code.begin(), code.end(), [&](const Instruction& i) {
-      return i.operation == operation && i.memory() == memory && i.c == index;
+    return std::any_of(phases.begin(), phases.end(), [&](const Code& code) {
+      return std::any_of(code.begin(), code.end(), [&](const Instruction& i) {
+        return i.operation == operation && i.memory() == memory && i.c == index;
+      });
     });
   }
 
-  bool stores_all(const std::vector<Instruction>& code, Memory memory) const {
+  bool stores_all(const std::vector<Code>& phases, Memory memory) const {
     for (int i = 0; i < count(memory); ++i) {
-      if (!stores(code, memory, i)) {
+      if (!stores(phases, memory, i)) {
         return false;
       }
     }
@@ -265,7 +305,12 @@ class Program {
       case Memory::next_state:
         return loads != is_forward;
       case Memory::grad_next_state:
+      case Memory::grad_yielded:
         return loads && !is_forward;
+      case Memory::yielded:
+        return !loads;
+      case Memory::passed:
+        return true;
       default:
         return !loads && !is_forward;
     }

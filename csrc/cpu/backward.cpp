@@ -34,7 +34,7 @@ class Backward {
         rounded_dz_(rounds_dz ? rows_ * p_.hidden_size : 0),
         joined_(g_.output && g_.h_n ? p_.steps.batch * p_.hidden_size : 0),
         gathered_(g_.output && g_.output.column_stride != 1 ? p_.steps.batch * p_.hidden_size : 0),
-        reductions_(p_, g_, 1, false, rows_, kernels) {}
+        reductions_(p_, g_, {1}, false, rows_, kernels) {}
 
   void run(const Team::Member& member, const StepShare& share) const {
     const Range columns = column_share(kernels_, p_.hidden_size, member);
@@ -77,7 +77,7 @@ class Backward {
       member.barrier();
       b.reductions_.initial_gradient(chunk, dz, false, member,
                                      [&](Range columns) { return b.recurrent_product(columns); });
-      b.reductions_.run(chunk, dz, dz, accumulate, member);
+      b.reductions_.run(chunk, dz, dz, {}, accumulate, member);
       parity ^= 1;
       accumulate = true;
     }

@@ -6,6 +6,10 @@
 // the gradients of the states that the row starts from are taken out, to those of the reset states.
 // The rest is as in backward.cpp: du and dv exist for two chunks of steps at a time, and
 // reductions.h makes of them what is a product over many rows.
+//
+// A step with further products has a phase for each, the last product's first: behind it, dv of the
+// product before is known, and so what the next phase multiplies. What the forward pass yielded is
+// computed again, for the gradient of W_hh.
 #include <functional>
 
 #include "cpu/cell_recurrence.h"
@@ -34,14 +38,10 @@ class CellBackward {
         rows_(std::min(std::max(chunk_rows_, p_.steps.batch), p_.steps.total_rows())),
         places_(program_, program_.backward_slots + 1),
         operands_(places_, p_.steps),
-        tiles_(kernels, 1, places_.slots(), plan.threads),
-        weight_hh_(reads_in_place(kernels, p_.steps.count, p_.steps.batch)
-                       ? 0
-                       : packed_size(kernels, p_.hidden_size, columns_)),
         grad_parameters_(parameter_columns_),
         zeros_(p_.hidden_size),
         stored_zeros_(p_.hidden_size),
-        reductions_(p_, g_, program_.gates, !program_.merged, rows_, kernels, cell_.resets) {
+        reductions_(p_, g_, program_.products, !program_.merged, rows_, kernels, cell_.resets) {
     for (int parity = 0; parity < 2; ++parity) {
       dv_[parity] = Buffer<T>(rows_ * columns_);
       du_[parity] = program_.merged ? dv_[parity] : Buffer<T>(rows_ * columns_);
@@ -51,7 +51,21 @@ class CellBackward {
       rounded_dv_ = Buffer<O>(rows_ * columns_);
       rounded_du_ = program_.merged ? rounded_dv_ : Buffer<O>(rows_ * columns_);
     }
+    const bool in_place = reads_in_place(kernels, p_.steps.count, p_.steps.batch);
+    std::int64_t row = 0;
+    for (const int gates : program_.products) {
+      const std::int64_t rows = gates * p_.hidden_size;
+      phases_.push_back({row, rows, TileRunner<S, O>(kernels, 1, places_.slots(), plan.threads),
+                         Buffer<T>(in_place ? 0 : packed_size(kernels, p_.hidden_size, rows))});
+      if (row > 0) {
+        yielded_.push_back(Buffer<S>(g_.weight_hh ? rows_ * p_.hidden_size : 0));
+      }
+      row += rows;
+    }
     const std::int64_t size = p_.steps.batch * p_.hidden_size;
+    for (int i = 0; i < program_.passed; ++i) {
+      passed_.push_back(Buffer<T>(size));
+    }
     for (int s = 0; s < program_.states; ++s) {
       const bool is_carried = Program::stores(program_.backward, Memory::grad_state, s);
       carried_.push_back(Buffer<T>(is_carried ? 2 * size : 0));
@@ -66,14 +80,18 @@ class CellBackward {
     std::fill_n(stored_zeros_.data(), p_.hidden_size, S{});
     set_operands();
     set_chunk(operands_, 0, 0);
-    tiles_.link(program_.backward, operands_);
+    for (std::size_t i = 0; i < phases_.size(); ++i) {
+      phases_[product_of(i)].tiles.link(program_.backward[i], operands_);
+    }
   }
 
   void run(const Team::Member& member, const StepShare& share) const {
     const Range columns = column_share(kernels_, p_.hidden_size, member);
-    if (weight_hh_.data() && !columns.empty()) {
-      kernels_.pack(p_.weight_hh.part(0, columns.begin), columns.size(), columns_,
-                    weight_hh_.data() + columns.begin * columns_, columns_, 0);
+    for (const Phase& phase : phases_) {
+      if (phase.weight_hh.data() && !columns.empty()) {
+        kernels_.pack(p_.weight_hh.part(phase.first, columns.begin), columns.size(), phase.rows,
+                      phase.weight_hh.data() + columns.begin * phase.rows, phase.rows, 0);
+      }
     }
     reductions_.pack(member);
     member.barrier();
@@ -85,6 +103,19 @@ class CellBackward {
   }
 
  private:
+  // A product of a step by rows of W_hh, transposed, and the code behind it.
+  struct Phase {
+    std::int64_t first;  // row of W_hh, column of dv
+    std::int64_t rows;
+    TileRunner<S, O> tiles;
+    Buffer<T> weight_hh;  // packed; without memory where the weight is read in place
+  };
+
+  // The product of a step that a phase starts with: that of the later step, then the last.
+  std::size_t product_of(std::size_t phase) const {
+    return phase == 0 ? 0 : phases_.size() - phase;
+  }
+
   // One member's way through the steps, from the last.
   struct Pass {
     const CellBackward& b;
@@ -106,30 +137,36 @@ class CellBackward {
     }
 
     void step(std::int64_t t, Range carried, Range ending, Range starting) {
-      const auto advance = [&](Range rows, bool ends, bool starts) {
-        if (!rows.empty()) {
-          this->advance(t, rows, ends, starts);
+      const Matrix<const T> own = dv.values.part(b.p_.steps.offset(t) - first, 0);
+      for (std::size_t i = 0; i < b.phases_.size(); ++i) {
+        const Phase& phase = b.phases_[b.product_of(i)];
+        if (i > 0) {
+          share.group.barrier();  // dv of the product before is there for all units
         }
-      };
-      advance(carried.below(starting.begin), false, false);
-      advance(carried.from(starting.begin), false, true);
-      advance(ending.below(starting.begin), true, false);
-      advance(ending.from(starting.begin), true, true);
+        const auto advance = [&](Range rows, bool ends, bool starts) {
+          if (!rows.empty()) {
+            set_operands(t, rows, ends, starts);
+            i == 0 ? multiply_later(phase, t, rows, ends) : multiply_own(phase, rows, own);
+          }
+        };
+        advance(carried.below(starting.begin), false, false);
+        advance(carried.from(starting.begin), false, true);
+        advance(ending.below(starting.begin), true, false);
+        advance(ending.from(starting.begin), true, true);
+      }
       if (b.cell_.resets) {
         b.cut_states(t, starting, share.columns, turn);
       }
       b.store_initial(starting, share.columns, turn);
-      later = dv.values.part(b.p_.steps.offset(t) - first, 0);
+      later = own;
       turn ^= 1;
     }
 
-    // Rows of step t: their last one or not, and their first one or not.
-    void advance(std::int64_t t, Range rows, bool ends, bool starts) {
-      const std::int64_t next = b.p_.order().next(t);
-      const bool cuts = b.cell_.resets && !ends;
+    // Of rows of step t: their last one or not, and their first one or not.
+    void set_operands(std::int64_t t, Range rows, bool ends, bool starts) {
       operands.move_to(t, b.p_.order().previous(t), turn);
-      if (cuts) {
-        b.cut_states(next, rows, share.columns, 1 - turn);
+      if (b.cell_.resets && !ends) {
+        b.cut_states(b.p_.order().next(t), rows, share.columns, 1 - turn);
       }
       for (int s = 1; s < b.program_.states && ends; ++s) {
         operands.put(Memory::grad_next_state, s, b.final_gradient(s, rows, share.columns));
@@ -140,17 +177,35 @@ class CellBackward {
       if (b.cell_.resets) {
         b.replace_states(t, rows, share.columns, starts, operands);
       }
-      // The product is the gradient of y: W_hhᵀ dv of the next step, what reaches it without W_hh,
-      // and the gradient of the output.
-      product.inner = ends ? 0 : b.columns_;
+    }
+
+    // The gradient of y: W_hhᵀ dv of the next step, what reaches it without W_hh, and the gradient
+    // of the output.
+    void multiply_later(const Phase& phase, std::int64_t t, Range rows, bool ends) {
+      product.inner = ends ? 0 : phase.rows;
       const Matrix<const T> carried =
           ends ? b.final_gradient(0, rows, share.columns) : b.carried(0, 1 - turn);
       const Matrix<const S> seed = b.seed() ? b.seed().at(b.p_.steps, t) : Matrix<const S>{};
-      b.tiles_.run(rows, share.columns, operands, member, [&](Range r, Range units, T* slots) {
-        b.multiply(product, r, units, later, carried, seed, slots);
-        if (cuts) {
-          b.cut(0, next, r, units, {slots, b.tiles_.row_size(units.size()), 1});
+      const std::int64_t next = b.p_.order().next(t);
+      run(phase, rows, later, carried, seed, [&](Range r, Range units, T* slots) {
+        if (b.cell_.resets && !ends) {
+          b.cut(0, next, r, units, {slots, phase.tiles.row_size(units.size()), 1});
         }
+      });
+    }
+
+    // The gradient of what was yielded: W_hhᵀ dv of the product that multiplied it.
+    void multiply_own(const Phase& phase, Range rows, const Matrix<const T>& own) {
+      product.inner = phase.rows;
+      run(phase, rows, own.part(0, phase.first), {}, {}, [](Range, Range, T*) {});
+    }
+
+    template <class After>
+    void run(const Phase& phase, Range rows, const Matrix<const T>& multiplied,
+             const Matrix<const T>& carried, const Matrix<const S>& seed, After after) {
+      phase.tiles.run(rows, share.columns, operands, member, [&](Range r, Range units, T* slots) {
+        b.multiply(phase, product, r, units, multiplied, carried, seed, slots);
+        after(r, units, slots);
       });
     }
 
@@ -163,7 +218,7 @@ class CellBackward {
         b.store_first(later, b.carried(0, 1 - turn), share, member);
       }
       const Rows du = b.rows_of(b.du_[chunk_parity], b.rounded_du_);
-      b.reductions_.run(chunk, du, dv, accumulate, member);
+      b.reductions_.run(chunk, du, dv, b.yielded_, accumulate, member);
       b.add_parameters(chunk, as_rows(b.parameter_rows_[chunk_parity], b.parameter_columns_),
                        accumulate, member);
       chunk_parity ^= 1;
@@ -187,6 +242,9 @@ class CellBackward {
     for (int i = 0; i < program_.saved; ++i) {
       operands_.set(Memory::saved, i, cell_.saved[i]);
     }
+    for (int i = 0; i < program_.passed; ++i) {
+      operands_.set(Memory::passed, i, as_rows(passed_[i], p_.hidden_size));
+    }
     for (int s = 0; s < program_.states; ++s) {
       operands_.set(Memory::state, s, sequence(s), When::previous);
       operands_.set(Memory::next_state, s, sequence(s));
@@ -206,13 +264,16 @@ class CellBackward {
 
   // What a chunk with this first row writes.
   void set_chunk(OperandTable<S>& operands, std::int64_t first, int parity) const {
-    const auto set = [&]<class U, class Place>(Place place, int index, const Buffer<U>& rows,
-                                               std::int64_t columns) {
+    const auto set_at = [&]<class U, class Place>(Place place, int index, const Buffer<U>& rows,
+                                                  std::int64_t columns, std::int64_t column) {
       if (rows.data()) {
         operands.set(place, index,
-                     Sequence<U>{rows.data() - first * columns + index * p_.hidden_size,
-                                 p_.steps.batch * columns, columns, 1});
+                     Sequence<U>{rows.data() - first * columns + column, p_.steps.batch * columns,
+                                 columns, 1});
       }
+    };
+    const auto set = [&](auto place, int index, const auto& rows, std::int64_t columns) {
+      set_at(place, index, rows, columns, index * p_.hidden_size);
     };
     for (int gate = 0; gate < program_.gates; ++gate) {
       set(Memory::grad_recurrent, gate, dv_[parity], columns_);
@@ -226,6 +287,9 @@ class CellBackward {
     }
     for (int i = 0; i < program_.parameters; ++i) {
       set(Memory::grad_parameter, i, parameter_rows_[parity], parameter_columns_);
+    }
+    for (std::size_t i = 0; i < yielded_.size(); ++i) {
+      set_at(Memory::yielded, static_cast<int>(i), yielded_[i], p_.hidden_size, 0);
     }
   }
 
@@ -349,26 +413,28 @@ class CellBackward {
     return state == 0 ? p_.output : cell_.sequences[state - 1];
   }
 
-  // A product by these columns of W_hh.
+  // The product that the gradient of y is, by these columns of W_hh.
   Product<S> recurrent_product(Range columns) const {
-    return product_by(p_.weight_hh, columns, weight_hh_.from(columns.begin * columns_));
+    const Phase& phase = phases_.front();
+    return product_by(p_.weight_hh, columns, phase.weight_hh.from(columns.begin * phase.rows));
   }
 
-  // W_hhᵀ later + carried + seed, into the first slot.
-  void multiply(Product<S>& product, Range rows, Range units, const Matrix<const T>& later,
-                const Matrix<const T>& carried, const Matrix<const S>& seed, T* slots) const {
+  // W_hhᵀ multiplied + carried + seed, into the first slot.
+  void multiply(const Phase& phase, Product<S>& product, Range rows, Range units,
+                const Matrix<const T>& multiplied, const Matrix<const T>& carried,
+                const Matrix<const S>& seed, T* slots) const {
     product.rows = rows.size();
     product.columns = units.size();
-    product.a = later.row(rows.begin);
-    product.a_stride = later.row_stride;
-    product.b = weight_hh_.from(units.begin * columns_);
-    product.unpacked = product.b ? Matrix<const S>{} : p_.weight_hh.part(0, units.begin);
-    product.init = carried.row(rows.begin) + units.begin;
+    product.a = multiplied.row(rows.begin);
+    product.a_stride = multiplied.row_stride;
+    product.b = phase.weight_hh.from(units.begin * phase.rows);
+    product.unpacked = product.b ? Matrix<const S>{} : p_.weight_hh.part(phase.first, units.begin);
+    product.init = carried ? carried.row(rows.begin) + units.begin : nullptr;
     product.init_stride = carried.row_stride;
     product.seed = seed ? seed.row(rows.begin) + units.begin : nullptr;
     product.seed_stride = seed.row_stride;
     product.c = slots;
-    product.c_stride = tiles_.row_size(units.size());
+    product.c_stride = phase.tiles.row_size(units.size());
     kernels_.product(product);
   }
 
@@ -396,16 +462,18 @@ class CellBackward {
     if (!g_.hx && !reset_target(0)) {
       return;
     }
+    const Phase& phase = phases_.front();
     Product<S> product;
-    product.inner = columns_;
-    tiles_.for_each_tile(share.rows, share.columns, member, [&](Range r, Range units, T* slots) {
-      multiply(product, r, units, dv, carried, {}, slots);
-      const Matrix<T> gradient{slots, tiles_.row_size(units.size()), 1};
-      cut(0, p_.order().step(0), r, units, gradient);
-      if (g_.hx) {
-        kernels_.narrow(gradient, r.size(), units.size(), g_.hx.part(r.begin, units.begin));
-      }
-    });
+    product.inner = phase.rows;
+    phase.tiles.for_each_tile(
+        share.rows, share.columns, member, [&](Range r, Range units, T* slots) {
+          multiply(phase, product, r, units, dv, carried, {}, slots);
+          const Matrix<T> gradient{slots, phase.tiles.row_size(units.size()), 1};
+          cut(0, p_.order().step(0), r, units, gradient);
+          if (g_.hx) {
+            kernels_.narrow(gradient, r.size(), units.size(), g_.hx.part(r.begin, units.begin));
+          }
+        });
   }
 
   // A member owns columns of the parameters' gradients, and adds up the chunk's rows in order.
@@ -441,13 +509,14 @@ class CellBackward {
   std::int64_t rows_;  // that a chunk has at most
   Places places_;
   OperandTable<S> operands_;
-  TileRunner<S, O> tiles_;
-  Buffer<T> weight_hh_;  // packed; without memory where the weight is read in place
+  std::vector<Phase> phases_;  // by product
   Buffer<T> dv_[2];
   Buffer<T> du_[2];  // the memory of dv_ where the cell is merged
   Buffer<O> rounded_dv_;
   Buffer<O> rounded_du_;
   Buffer<T> parameter_rows_[2];
+  std::vector<Buffer<S>> yielded_;     // of a chunk's rows, where they are wanted
+  std::vector<Buffer<T>> passed_;      // from a phase to a later one
   std::vector<Buffer<T>> carried_;     // in turns for each state, or none
   std::vector<Buffer<T>> final_;       // copies of the gradients of the last values
   std::vector<Buffer<S>> previous_;    // states before a step that resets a row

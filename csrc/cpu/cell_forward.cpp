@@ -4,6 +4,9 @@
 // together, into slots, and runs the cell's program on them while they are in the first-level
 // cache. The input projection of a chunk of steps is computed ahead of them, into scratch memory.
 //
+// A step with further products has a phase for each: it multiplies what the phase before yielded,
+// which is in scratch memory, by the next rows of W_hh, and runs the code behind that product.
+//
 // A state stands in its tensor where it has one that holds the arithmetic type, or else in two
 // buffers in turns: other threads still read the last y while the next is written. With resets all
 // states stand in such buffers, where those of a row are replaced before the step that resets it.
@@ -29,25 +32,40 @@ class CellForward {
         starts_from_projection_(program_.merged && program_.gates == 1),
         places_(program_, program_.forward_slots),
         operands_(places_, p_.steps),
-        tiles_(kernels, program_.gates, places_.slots(), plan.threads),
-        padded_(program_.gates * tiles_.padded(p_.hidden_size)),
-        weight_hh_(
-            reads_in_place(kernels, p_.steps.count, p_.steps.batch) ? 0 : padded_ * p_.hidden_size),
-        bias_hh_(!program_.merged && p_.bias_hh ? padded_ : 0),
         projected_(projection_.buffered_rows() * columns_),
         zeros_(p_.hidden_size) {
     std::fill_n(zeros_.data(), p_.hidden_size, T{0});
     const std::int64_t size = p_.steps.batch * p_.hidden_size;
+    const bool in_place = reads_in_place(kernels, p_.steps.count, p_.steps.batch);
+    std::int64_t gate = 0;
+    for (const int gates : program_.products) {
+      TileRunner<S, O> tiles(kernels, gates, places_.slots(), plan.threads);
+      const std::int64_t columns = gates * tiles.padded(p_.hidden_size);
+      phases_.push_back({gate, gates, std::move(tiles),
+                         Buffer<T>(in_place ? 0 : columns * p_.hidden_size),
+                         Buffer<T>(!program_.merged && p_.bias_hh ? columns : 0),
+                         Buffer<T>(gate > 0 ? size : 0)});
+      gate += gates;
+    }
+    for (int i = 0; i < program_.passed; ++i) {
+      passed_.push_back(Buffer<T>(size));
+    }
     for (int s = 0; s < program_.states; ++s) {
       initial_.push_back(Buffer<T>(is_widened<S> && given_initial(s) ? size : 0));
       states_.push_back(Buffer<T>(is_in_place(s) ? 0 : 2 * size));
     }
     set_operands();
-    tiles_.link(program_.forward, operands_);
+    for (std::size_t i = 0; i < phases_.size(); ++i) {
+      phases_[i].tiles.link(program_.forward[i], operands_);
+    }
   }
 
   void run(const Team::Member& member, const StepShare& share) const {
-    pack(column_share(kernels_, p_.hidden_size, member));
+    const Range columns = column_share(kernels_, p_.hidden_size, member);
+    projection_.pack(columns);
+    for (const Phase& phase : phases_) {
+      pack(phase, columns);
+    }
     for (int s = 0; s < program_.states; ++s) {
       if (given_initial(s)) {
         readable(kernels_, given_initial(s), share.rows, share.columns, initial_copy(s));
@@ -62,6 +80,16 @@ class CellForward {
   }
 
  private:
+  // A product of a step, and the code behind it.
+  struct Phase {
+    std::int64_t first_gate;
+    std::int64_t gates;
+    TileRunner<S, O> tiles;
+    Buffer<T> weight_hh;  // packed; without memory where the weight is read in place
+    Buffer<T> bias_hh;    // in the order of the packed columns
+    Buffer<T> yielded;    // what it multiplies; of the first phase no memory, since that is y
+  };
+
   // One member's way through the steps.
   struct Pass {
     const CellForward& f;
@@ -84,17 +112,24 @@ class CellForward {
       if (f.cell_.resets && carried.empty()) {
         std::swap(carried, starting);
       }
-      if (!carried.empty()) {
-        operands.move_to(t, previous, turn);
-        f.advance(carried, share.columns, u, f.state(0, previous, 1 - turn), operands, member,
-                  product);
-      }
-      if (!starting.empty()) {
-        operands.move_to(t, previous, turn);
-        for (int s = 0; s < f.program_.states; ++s) {
-          operands.put(Memory::state, s, f.initial(s));
+      for (const Phase& phase : f.phases_) {
+        const Matrix<const T> yielded = as_rows(phase.yielded, f.p_.hidden_size);
+        if (yielded) {
+          share.group.barrier();  // it is there for all units
         }
-        f.advance(starting, share.columns, u, f.initial(0), operands, member, product);
+        if (!carried.empty()) {
+          operands.move_to(t, previous, turn);
+          f.advance(phase, carried, share.columns, u,
+                    yielded ? yielded : f.state(0, previous, 1 - turn), operands, member, product);
+        }
+        if (!starting.empty()) {
+          operands.move_to(t, previous, turn);
+          for (int s = 0; s < f.program_.states; ++s) {
+            operands.put(Memory::state, s, f.initial(s));
+          }
+          f.advance(phase, starting, share.columns, u, yielded ? yielded : f.initial(0), operands,
+                    member, product);
+        }
       }
       if (!ending.empty()) {
         for (int s = 0; s < f.program_.states; ++s) {
@@ -127,6 +162,13 @@ class CellForward {
     }
     for (int i = 0; i < program_.saved; ++i) {
       operands_.set(Memory::saved, i, cell_.saved[i]);
+    }
+    for (std::size_t i = 1; i < phases_.size(); ++i) {
+      operands_.set(Memory::yielded, static_cast<int>(i - 1),
+                    as_rows(phases_[i].yielded, p_.hidden_size));
+    }
+    for (int i = 0; i < program_.passed; ++i) {
+      operands_.set(Memory::passed, i, as_rows(passed_[i], p_.hidden_size));
     }
     for (int s = 0; s < program_.states; ++s) {
       if (is_in_place(s)) {
@@ -209,66 +251,66 @@ class CellForward {
     }
   }
 
-  void pack(Range columns) const {
-    projection_.pack(columns);
-    for (std::int64_t c = columns.begin; c < columns.end; c += tiles_.units()) {
-      const std::int64_t units = std::min(tiles_.units(), columns.end - c);
-      if (weight_hh_.data()) {
-        kernels_.pack_gates(p_.weight_hh.part(c, 0), program_.gates, p_.hidden_size, units,
-                            p_.hidden_size, panels(c));
+  void pack(const Phase& phase, Range columns) const {
+    const TileRunner<S, O>& tiles = phase.tiles;
+    const std::int64_t first = phase.first_gate * p_.hidden_size;  // row of W_hh
+    for (std::int64_t c = columns.begin; c < columns.end; c += tiles.units()) {
+      const std::int64_t units = std::min(tiles.units(), columns.end - c);
+      if (phase.weight_hh.data()) {
+        kernels_.pack_gates(p_.weight_hh.part(first + c, 0), phase.gates, p_.hidden_size, units,
+                            p_.hidden_size, panels(phase, c));
       }
-      for (std::int64_t g = 0; bias_hh_.data() && g < program_.gates; ++g) {
-        T* const bias = bias_hh_.data() + c * program_.gates + g * tiles_.padded(units);
-        for (std::int64_t i = 0; i < tiles_.padded(units); ++i) {
-          bias[i] =
-              i < units
-                  ? static_cast<T>(
-                        p_.bias_hh.data[(g * p_.hidden_size + c + i) * p_.bias_hh.column_stride])
-                  : T{0};
+      for (std::int64_t g = 0; phase.bias_hh.data() && g < phase.gates; ++g) {
+        T* const bias = phase.bias_hh.data() + c * phase.gates + g * tiles.padded(units);
+        const auto* const source =
+            p_.bias_hh.data + (first + g * p_.hidden_size + c) * p_.bias_hh.column_stride;
+        for (std::int64_t i = 0; i < tiles.padded(units); ++i) {
+          bias[i] = i < units ? static_cast<T>(source[i * p_.bias_hh.column_stride]) : T{0};
         }
       }
     }
   }
 
   // The packed columns of the block that starts with this unit.
-  T* panels(std::int64_t unit) const {
-    return weight_hh_.from(unit * program_.gates * p_.hidden_size);
+  T* panels(const Phase& phase, std::int64_t unit) const {
+    return phase.weight_hh.from(unit * phase.gates * p_.hidden_size);
   }
 
-  // The states of some rows of a step, from their last y.
-  void advance(Range rows, Range columns, Matrix<const T> u, Matrix<const T> y,
-               const OperandTable<S>& operands, const Team::Member& member,
-               Product<S>& product) const {
+  // A phase for some rows of a step, from what it multiplies.
+  void advance(const Phase& phase, Range rows, Range columns, Matrix<const T> u,
+               Matrix<const T> multiplied, const OperandTable<S>& operands,
+               const Team::Member& member, Product<S>& product) const {
     product.inner = p_.hidden_size;
-    product.a_stride = y.row_stride;
-    tiles_.run(rows, columns, operands, member, [&](Range r, Range units, T* slots) {
+    product.a_stride = multiplied.row_stride;
+    phase.tiles.run(rows, columns, operands, member, [&](Range r, Range units, T* slots) {
       product.rows = r.size();
-      product.a = y.row(r.begin);
+      product.a = multiplied.row(r.begin);
       product.init = nullptr;
       if (starts_from_projection_) {
         product.init = u.row(r.begin) + units.begin;
         product.init_stride = u.row_stride;
       }
-      multiply(product, units, slots);
+      multiply(phase, product, units, slots);
     });
   }
 
-  // v of a block into the first slots, plus product.init where there is no bias.
-  void multiply(Product<S>& product, Range units, T* slots) const {
-    const std::int64_t width = tiles_.padded(units.size());
-    const T* const bias = bias_hh_.from(units.begin * program_.gates);
-    product.c_stride = tiles_.row_size(units.size());
-    if (weight_hh_.data()) {
-      product.columns = (program_.gates - 1) * width + units.size();
-      product.b = panels(units.begin);
+  // The product for a block into the first slots, plus product.init where there is no bias.
+  void multiply(const Phase& phase, Product<S>& product, Range units, T* slots) const {
+    const std::int64_t width = phase.tiles.padded(units.size());
+    const T* const bias = phase.bias_hh.from(units.begin * phase.gates);
+    product.c_stride = phase.tiles.row_size(units.size());
+    if (phase.weight_hh.data()) {
+      product.columns = (phase.gates - 1) * width + units.size();
+      product.b = panels(phase, units.begin);
       product.init = bias ? bias : product.init;
       product.c = slots;
       kernels_.product(product);
       return;
     }
-    for (std::int64_t g = 0; g < program_.gates; ++g) {
+    for (std::int64_t g = 0; g < phase.gates; ++g) {
+      const std::int64_t row = (phase.first_gate + g) * p_.hidden_size + units.begin;
       product.columns = units.size();
-      product.unpacked = p_.weight_hh.part(g * p_.hidden_size + units.begin, 0).transposed();
+      product.unpacked = p_.weight_hh.part(row, 0).transposed();
       product.init = bias ? bias + g * width : product.init;
       product.c = slots + g * width;
       kernels_.product(product);
@@ -285,12 +327,10 @@ class CellForward {
   bool starts_from_projection_;  // a product adds to u, and the code gets the sum
   Places places_;
   OperandTable<S> operands_;
-  TileRunner<S, O> tiles_;
-  std::int64_t padded_;  // columns of all packed blocks
-  Buffer<T> weight_hh_;  // packed; without memory where the weight is read in place
-  Buffer<T> bias_hh_;    // in the order of the packed columns
+  std::vector<Phase> phases_;
   Buffer<T> projected_;
   Buffer<T> zeros_;
+  std::vector<Buffer<T>> passed_;   // from a phase to a later one
   std::vector<Buffer<T>> initial_;  // copies
   std::vector<Buffer<T>> states_;   // two of each state, or none
 };

@@ -346,7 +346,7 @@ std::vector<Tensor> recurrence_backward(
     const std::vector<bool>& output_mask) {
   const CellCall call(input, initial, weights, parameters, inputs, reset_states, reset, batch_sizes,
                       program, bidirectional);
-  require(!call.program.backward.empty(), "the cell has no derivative");
+  require(call.program.has_derivative(), "the cell has no derivative");
   const GivenGradients incoming(call, gradients, given);
   call.made_by_forward(output, "output");
   const auto kept = static_cast<std::uint64_t>(kept_states);

@@ -70,7 +70,8 @@ class Places {
   };
 
   Places(const Program& p, int slots)
-      : slots_(slots), stride_(std::max({p.gates, p.states, p.parameters, p.inputs, p.saved})) {}
+      : slots_(slots),
+        stride_(std::max({p.gates, p.states, p.parameters, p.inputs, p.saved, p.passed})) {}
 
   std::uint16_t of(Memory memory, int index) const { return at(static_cast<int>(memory), index); }
   std::uint16_t of(Second second, int index) const {
@@ -244,8 +245,8 @@ class Linker {
   }
 
   void load(const Instruction& i) {
-    if (i.memory() == Memory::grad_next_state && i.c == 0) {
-      copy(i.dst, 0);  // the caller's product has added it
+    if (i.memory() == Memory::grad_yielded || (i.memory() == Memory::grad_next_state && i.c == 0)) {
+      copy(i.dst, 0);  // the caller's product has left it there
     } else {
       load(i.dst, first(i));
     }

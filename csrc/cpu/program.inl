@@ -103,6 +103,8 @@ class TileProgram {
         return map(i, [](V a, V b, V c) { return select(a, b, c); });
       case Operation::fma:
         return map(i, [](V a, V b, V c) { return multiply_add(a, b, c); });
+      case Operation::product:
+        return;  // stands between phases
     }
   }
 

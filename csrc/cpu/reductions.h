@@ -4,6 +4,7 @@
 //
 //   dx_t = W_ihᵀ du_t,  dW_ih = Σ du_t x_tᵀ,  dW_hh = Σ dv_t y_{t-1}ᵀ,  db_ih = Σ du,  db_hh = Σ dv
 //
+// (where a step has further products by rows of W_hh, what these multiply stands for y_{t-1} there)
 // or, where tokens stand for x, dtable[k] = Σ du_t over the rows whose token is k.
 //
 // Where values are stored in 16 bits, all sums are kept in T and rounded once; products that take
@@ -12,7 +13,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
+#include <span>
 #include <utility>
+#include <vector>
 
 #include "cpu/recurrence.h"
 
@@ -42,14 +46,15 @@ class Reductions {
  public:
   using Rows = RowGradients<T, O>;
 
-  // is_split: du and dv differ.
-  Reductions(const Problem<S>& problem, const Gradients<S>& gradients, std::int64_t gates,
-             bool is_split, std::int64_t chunk_rows, const Kernels<S, O>& kernels,
-             Resets<S> resets = {})
+  // products: the gates of each product by W_hh in a step. is_split: du and dv differ.
+  Reductions(const Problem<S>& problem, const Gradients<S>& gradients,
+             const std::vector<int>& products, bool is_split, std::int64_t chunk_rows,
+             const Kernels<S, O>& kernels, Resets<S> resets = {})
       : p_(problem),
         g_(gradients),
         resets_(std::move(resets)),
-        columns_(gates * problem.hidden_size),
+        columns_(std::accumulate(products.begin(), products.end(), std::int64_t{0}) *
+                 problem.hidden_size),
         is_split_(is_split),
         kernels_(kernels) {
     const std::int64_t h = p_.hidden_size;
@@ -65,7 +70,15 @@ class Reductions {
         bias = Buffer<T>(columns_);
       }
     }
-    const std::int64_t tiles = (columns_ + kernels.tile_rows - 1) / kernels.tile_rows;
+    std::int64_t begin = 0, tiles = 0;
+    for (const int gates : products) {
+      const std::int64_t end = begin + gates * h;
+      blocks_.push_back({{begin, end},
+                         tiles * kernels.tile_rows,
+                         Buffer<O>(g_.weight_hh ? packed_size(kernels, h, chunk_rows) : 0)});
+      tiles += (end - begin + kernels.tile_rows - 1) / kernels.tile_rows;
+      begin = end;
+    }
     const std::int64_t tiles_size = tiles * kernels.tile_rows * filled(kernels, chunk_rows);
     if (g_.weight_hh || (g_.weight_ih && !is_split)) {
       dv_tiles_ = Buffer<O>(tiles_size);
@@ -75,7 +88,6 @@ class Reductions {
       inputs_ = Buffer<O>(packed_size(kernels, p_.input_size, chunk_rows));
     }
     if (g_.weight_hh) {
-      states_ = Buffer<O>(packed_size(kernels, h, chunk_rows));
       zeros_ = Buffer<S>(h);
       std::fill_n(zeros_.data(), h, S{});
     }
@@ -91,13 +103,17 @@ class Reductions {
     }
   }
 
-  // Adds what a chunk contributes, when all of its du and dv are there.
-  void run(const Chunk& chunk, const Rows& du, const Rows& dv, bool accumulate,
+  // Adds what a chunk contributes, when all of its du and dv are there, and what each further
+  // product of its steps multiplies.
+  void run(const Chunk& chunk, const Rows& du, const Rows& dv,
+           std::span<const Buffer<S>> multiplied, bool accumulate,
            const Team::Member& member) const {
     input_gradient(chunk, du, member);
-    pack_operands(chunk, du, dv, member);
+    pack_operands(chunk, du, dv, multiplied, member);
     member.barrier();
-    weight_gradients(chunk, du, dv, accumulate, member);
+    for (const Block& block : blocks_) {
+      weight_gradients(block, chunk, du, dv, accumulate, member);
+    }
   }
 
   // Where the gradient of the initial state is computed: in place, or in T.
@@ -121,7 +137,7 @@ class Reductions {
       const Rows from = dv.from(p_.steps.offset(t) - p_.steps.offset(chunk.first));
       Product<S> product = by(columns);
       product.rows = rows.size();
-      product.inner = columns_;
+      product.inner = blocks_.front().columns.size();
       product.a = from.values.row(rows.begin);
       product.a_stride = from.values.row_stride;
       product.c = target.row(rows.begin) + columns.begin;
@@ -138,7 +154,30 @@ class Reductions {
 
   // Brings a member's rows of the sums to where they belong.
   void finish(const Team::Member& member) const {
-    const Range rows = member.share(columns_, kernels_.tile_rows);
+    for (const Block& block : blocks_) {
+      finish(share(block, member));
+    }
+  }
+
+ private:
+  // A product by W_hh in a step.
+  struct Block {
+    Range columns;         // of du and dv
+    std::int64_t tiles;    // its first column in packed tiles
+    Buffer<O> multiplied;  // in panels
+  };
+
+  Range share(const Block& block, const Team::Member& member) const {
+    const Range own = member.share(block.columns.size(), kernels_.tile_rows);
+    return {block.columns.begin + own.begin, block.columns.begin + own.end};
+  }
+  // Where the tiles of these columns are, which begin with a tile of the block.
+  O* tiles_at(const Buffer<O>& tiles, const Block& block, Range columns, const Chunk& chunk) const {
+    const std::int64_t column = block.tiles + columns.begin - block.columns.begin;
+    return tiles.data() + column * filled(kernels_, chunk.rows);
+  }
+
+  void finish(Range rows) const {
     if (g_.weight_ih) {
       write_back(kernels_, sums_ih(), g_.weight_ih, rows, {0, p_.input_size});
     }
@@ -158,7 +197,6 @@ class Reductions {
     }
   }
 
- private:
   void input_gradient(const Chunk& chunk, const Rows& du, const Team::Member& member) const {
     if (!g_.input) {
       return;
@@ -186,10 +224,10 @@ class Reductions {
     kernels_.operand_product(product);
   }
 
-  // The chunk's x and y_{t-1} in panels, and du and dv in tiles: the operands of the weight
-  // gradients. Panels are shared out by rows, since a narrow operand has but one of them.
+  // The chunk's x and what multiplies W_hh in panels, and du and dv in tiles: the operands of the
+  // weight gradients. Panels are shared out by rows, since a narrow operand has but one of them.
   void pack_operands(const Chunk& chunk, const Rows& du, const Rows& dv,
-                     const Team::Member& member) const {
+                     std::span<const Buffer<S>> multiplied, const Team::Member& member) const {
     const Range rows = member.share(chunk.rows, kernels_.terms);
     if (g_.weight_ih) {
       for_linear_runs(p_.input, p_.steps, chunk, rows, [&](Range run, Matrix<const S> x) {
@@ -198,11 +236,18 @@ class Reductions {
     }
     if (g_.weight_hh) {
       pack_states(chunk, rows);
+      for (std::size_t i = 0; i < multiplied.size(); ++i) {
+        const Matrix<const S> source = as_rows(multiplied[i], p_.hidden_size);
+        kernels_.pack_operand(source.part(rows.begin, 0), p_.hidden_size, rows.size(),
+                              blocks_[1 + i].multiplied.data(), chunk.rows, rows.begin);
+      }
     }
-    const Range columns = member.share(columns_, kernels_.tile_rows);
     const auto pack = [&](const Rows& gradients, const Buffer<O>& tiles) {
-      kernels_.pack_tiles(gradients.operand.part(0, columns.begin), columns.size(), chunk.rows,
-                          tiles.data() + columns.begin * filled(kernels_, chunk.rows));
+      for (const Block& block : blocks_) {
+        const Range columns = share(block, member);
+        kernels_.pack_tiles(gradients.operand.part(0, columns.begin), columns.size(), chunk.rows,
+                            tiles_at(tiles, block, columns, chunk));
+      }
     };
     if (dv_tiles_.data()) {
       pack(dv, dv_tiles_);
@@ -219,7 +264,7 @@ class Reductions {
       const Range rows = Range{at, at + count}.from(share.begin).below(share.end);
       if (!rows.empty()) {
         kernels_.pack_operand(source.part(rows.begin - at, 0), p_.hidden_size, rows.size(),
-                              states_.data(), chunk.rows, rows.begin);
+                              blocks_.front().multiplied.data(), chunk.rows, rows.begin);
       }
     };
     const TimeOrder order = p_.order();
@@ -255,9 +300,9 @@ class Reductions {
   }
 
   // A member owns rows of dW, so that each element is summed by one thread in one order.
-  void weight_gradients(const Chunk& chunk, const Rows& du, const Rows& dv, bool accumulate,
-                        const Team::Member& member) const {
-    const Range rows = member.share(columns_, kernels_.tile_rows);
+  void weight_gradients(const Block& block, const Chunk& chunk, const Rows& du, const Rows& dv,
+                        bool accumulate, const Team::Member& member) const {
+    const Range rows = share(block, member);
     if (rows.empty()) {
       return;
     }
@@ -268,7 +313,7 @@ class Reductions {
         product.inner = chunk.rows;
         product.rows = rows.size();
         product.columns = columns;
-        product.a = tiles.data() + rows.begin * filled(kernels_, chunk.rows);
+        product.a = tiles_at(tiles, block, rows, chunk);
         product.b = panels.data();
         product.g = gradient.row(rows.begin);
         product.g_stride = gradient.row_stride;
@@ -277,7 +322,7 @@ class Reductions {
       }
     };
     add(sums_ih(), p_.input_size, du_tiles_, inputs_);
-    add(sums_hh(), p_.hidden_size, dv_tiles_, states_);
+    add(sums_hh(), p_.hidden_size, dv_tiles_, block.multiplied);
     const auto add_rows = [&](const Rows& gradients, Matrix<T> sums) {
       kernels_.column_sums(gradients.values.part(0, rows.begin), chunk.rows, rows.size(),
                            sums.data + rows.begin, accumulate);
@@ -323,7 +368,7 @@ class Reductions {
   Buffer<O> du_tiles_;   // the memory of dv_tiles_ where these are the same
   Buffer<O> dv_tiles_;
   Buffer<O> inputs_;
-  Buffer<O> states_;
+  std::vector<Block> blocks_;
   Buffer<S> zeros_;
   Buffer<T> grad_hx_;
   Buffer<T> grad_input_;

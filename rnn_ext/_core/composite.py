@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Step", "recurrence", "rnn_layer"]
+__all__ = ["Multiply", "Step", "recurrence", "rnn_layer"]
 
-# (u, v, states, inputs) -> next states, for the rows of one time step: u and v (B, G·H), the states
-# and inputs (B, H). v is the product with the first state.
-Step = Callable[[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
+# (k, x) -> the product of x (B, H) by block k of W_hh, and that block of b_hh.
+Multiply = Callable[[int, Tensor], Tensor]
+# (u, multiply, states, inputs) -> next states, for the rows of one time step: u (B, G·H), the
+# states and inputs (B, H).
+Step = Callable[[Tensor, Multiply, Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
 
 
 def rnn_layer(
@@ -30,17 +32,22 @@ def rnn_layer(
     """The same as ``torch.ops.rnn_ext.rnn_forward``: see ``csrc/common/ops.h`` for the shapes."""
     activation = torch.tanh if nonlinearity == "tanh" else torch.relu
 
-    def step(u: Tensor, v: Tensor, *_: Sequence[Tensor]) -> Sequence[Tensor]:
-        return (activation(u + v),)
+    def step(
+        u: Tensor, multiply: Multiply, states: Sequence[Tensor], _: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        return (activation(u + multiply(0, states[0])),)
 
     initial = None if hx is None else [hx]
-    (output,), (h_n,) = recurrence(step, 1, input, initial, weights, [], batch_sizes, bidirectional)
+    (output,), (h_n,) = recurrence(
+        *(step, 1, (1,), input, initial, weights, [], batch_sizes, bidirectional)
+    )
     return output, h_n
 
 
 def recurrence(
     step: Step,
     states: int,
+    products: Sequence[int],
     input: Tensor,
     initial: Sequence[Tensor] | None,
     weights: Sequence[Tensor],
@@ -54,6 +61,7 @@ def recurrence(
 
     Args:
         states: how many states the step has.
+        products: the gates of each product in a step, which are blocks of W_hh.
         input: ``(T, B, I)``, or packed ``(N, I)``.
         initial: the first states, ``(D, B, H)`` each; None for zeros.
         weights: ``weight_ih``, ``weight_hh`` (, ``bias_ih``, ``bias_hh``) for each direction.
@@ -76,14 +84,17 @@ def recurrence(
     histories, finals = [], []
     for d in range(directions):
         w_ih, w_hh, *biases = weights[d * per_direction : (d + 1) * per_direction]
-        b_ih, b_hh = biases or (None, None)
-        zeros = input.new_zeros(rows[0], w_hh.size(1))
+        b_ih, *b_hh = biases or (None,)
+        hidden_size = w_hh.size(1)
+        sizes = [hidden_size * gates for gates in products]
+        blocks = list(zip(*(t.split(sizes) for t in (w_hh, *b_hh)), strict=True))
+        zeros = input.new_zeros(rows[0], hidden_size)
         given: list[Sequence[Tensor]] = [
             t[:, d].unbind(0) if t.dim() == 4 else [t[d]] * len(rows) for t in reset_states
         ]
         history, last = _direction(
             *(step, by_step(F.linear(input, w_ih, b_ih)), rows),
-            *([zeros] * states if initial is None else [t[d] for t in initial], w_hh, b_hh),
+            *([zeros] * states if initial is None else [t[d] for t in initial], blocks),
             *([by_step(t[d]) for t in inputs], d == 1),
             *(reset, given or [[zeros] * len(rows)] * states),
         )
@@ -101,13 +112,15 @@ def _direction(
     u: Sequence[Tensor],
     rows: list[int],
     initial: Sequence[Tensor],
-    w_hh: Tensor,
-    b_hh: Tensor | None,
+    blocks: Sequence[tuple[Tensor, ...]],
     inputs: Sequence[Sequence[Tensor]],
     reverse: bool,
     reset: Tensor | None,
     reset_states: Sequence[Sequence[Tensor]],
 ) -> tuple[list[list[Tensor]], list[Tensor]]:
+    def multiply(k: int, x: Tensor) -> Tensor:
+        return F.linear(x, *blocks[k])
+
     order = range(len(u) - 1, -1, -1) if reverse else range(len(u))
     states = [x[: rows[order[0]]] for x in initial]
     ended: list[list[Tensor]] = [[] for _ in states]  # of rows that have no further step
@@ -128,8 +141,7 @@ def _direction(
                 torch.where(is_reset, given[t], x)
                 for x, given in zip(states, reset_states, strict=True)
             ]
-        v = F.linear(states[0], w_hh, b_hh)
-        states = list(step(u[t], v, states, [x[t] for x in inputs]))
+        states = list(step(u[t], multiply, states, [x[t] for x in inputs]))
         history.append(states)
     if reverse:
         history.reverse()

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import composite, node, recurrence_ops
 from .autograd import is_differentiated, keep_unchanged, memory_errors, were_changed
 from .cells.cell import Cell
+from .composite import Multiply
 from .derivatives import in_places
 from .dtypes import KERNEL_DTYPES, cast_for_autocast
 from .stack import Part, run_stack
@@ -297,19 +298,21 @@ def _loop(layer: Recurrence, settings: Settings, tensors: Sequence[Tensor]) -> S
     cell = layer.cell
     reset, batch_sizes = settings
     input, initial, weights, parameters, inputs, reset_states = layer.split(tensors)
-    named = cell.parameters + cell.inputs
 
     def step(
-        u: Tensor, v: Tensor, states: Sequence[Tensor], inputs: Sequence[Tensor]
+        u: Tensor, multiply: Multiply, states: Sequence[Tensor], inputs: Sequence[Tensor]
     ) -> Sequence[Tensor]:
-        gates = [t.chunk(cell.gates, -1) if cell.gates > 1 else t for t in (u, v)]
-        operands = dict(zip(named, (*parameters, *inputs), strict=True))
-        found = cell(*gates, *states, **operands)
+        width = states[0].size(-1)
+
+        def product(k: int, x: Tensor) -> Sequence[Tensor]:
+            return multiply(k, x.to(u.dtype).expand_as(states[0])).split(width, -1)
+
+        found = cell.run(u.split(width, -1), product, states, (*parameters, *inputs))
         found = found if isinstance(found, tuple) else (found,)
         return [t.to(u.dtype).expand_as(s) for t, s in zip(found, states, strict=True)]
 
     histories, finals = composite.recurrence(
-        *(step, layer.states, input, initial or None, weights, inputs, batch_sizes),
+        *(step, layer.states, cell.products, input, initial or None, weights, inputs, batch_sizes),
         *(layer.bidirectional, reset, reset_states),
     )
     return [histories[0], *finals, *(histories[1:] if layer.return_states else [])]

@@ -51,7 +51,7 @@ class Definition:
         name = function.__name__
         formula = trace(function, name, signature)
         saving = choose_saved(formula)
-        program = lower(formula, saving)
+        program = lower(formula, saving, signature.split(range(signature.gates)))
         slots = max(program.forward_slots, program.backward_slots)
         if slots > MAX_SLOTS:
             raise CellError(
@@ -81,7 +81,9 @@ class Cell:
 
     Attributes:
         name: the function's name.
-        gates: G, the number of blocks of H columns in u and v.
+        gates: G, the number of blocks of H columns in u, and in all products of a step together.
+        products: how many of them each product of a step has; ``(G,)`` where the cell does not
+            yield.
         states: the names of the states beside y.
         parameters: the names of the operands with one value per unit.
         inputs: the names of the operands with one value per unit and time step.
@@ -95,7 +97,8 @@ class Cell:
 
     def _describe_as(self, name: str, signature: Signature) -> None:
         self.name, self._signature = name, signature
-        self.gates, self.states = signature.gates, signature.states
+        self.gates, self.products = signature.gates, signature.products
+        self.states = signature.states
         self.parameters, self.inputs = signature.parameters, signature.inputs
 
     @classmethod
@@ -113,10 +116,33 @@ class Cell:
         return restored
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Computes one step: ``cell(u, v, y, *states, **operands)``, as torch operations."""
+        """Computes one step: ``cell(u, v, y, *states, **operands)``, as torch operations.
+
+        Where the function yields, returns the generator.
+        """
         if self._function is not None:
             return self._function(*args, **kwargs)
-        return run_step(self._decoded, self._signature.flatten(args, kwargs))
+        return run_step(self._decoded, *self._signature.flatten(args, kwargs))
+
+    def run(
+        self,
+        u: Sequence[Tensor],
+        multiply: Callable[[int, Tensor], Sequence[Tensor]],
+        states: Sequence[Tensor],
+        named: Sequence[Tensor],
+    ) -> Any:
+        """Computes one step with all its products.
+
+        Args:
+            u: the input's part of each gate.
+            multiply: ``(k, x)`` -> the gates of product k of the step, which multiplies x.
+            states: y and the further states.
+            named: parameters and inputs.
+
+        Returns:
+            y, or a tuple of y and the states.
+        """
+        return self._signature.run(self, u, multiply, states, named)
 
     @cached_property
     def _definition(self) -> Definition:
@@ -152,7 +178,7 @@ class Cell:
         return describe(self._definition.source, self._decoded, self._signature, self.saved)
 
     def __repr__(self) -> str:
-        parts = [f"gates={self.gates}"]
+        parts = [f"gates={self.products if len(self.products) > 1 else self.gates}"]
         parts += [
             f"{kind}={names}"
             for kind in ("states", "parameters", "inputs")
@@ -178,7 +204,7 @@ def cell(function: Callable[..., Any], /) -> Cell: ...
 @overload
 def cell(
     *,
-    gates: int = 1,
+    gates: int | Sequence[int] = 1,
     states: Sequence[str] = (),
     parameters: Sequence[str] = (),
     inputs: Sequence[str] = (),
@@ -189,7 +215,7 @@ def cell(
     function: Callable[..., Any] | None = None,
     /,
     *,
-    gates: int = 1,
+    gates: int | Sequence[int] = 1,
     states: Sequence[str] = (),
     parameters: Sequence[str] = (),
     inputs: Sequence[str] = (),
@@ -207,8 +233,13 @@ def cell(
     they are tuples of ``gates`` tensors. All tensors have shape (B, H) or broadcast to it, and the
     same dtype. It may contain torch's elementwise operations and a ``torch.autograd.Function``.
 
+    A function that yields has further products in a step: what it yields is multiplied by the next
+    blocks of W_hh, their part of b_hh is added, and it receives the result as it does v. With
+    ``gates=(2, 1)`` u has all three blocks, v the first two, and the one yield receives the third.
+
     Args:
-        gates: G, how many blocks of H columns the two products have.
+        gates: G, how many blocks of H columns the two products have; for a function that yields,
+            how many the first product by W_hh has, and each further one.
         states: names of the states beside y.
         parameters: names of the operands with one value per unit, of shape (H,).
         inputs: names of the operands with one value per unit and time step, of shape (T, B, H).
@@ -226,12 +257,8 @@ def cell(
     """
 
     def decorate(function: Callable[..., Any]) -> Cell:
-        if not isinstance(gates, int):
-            raise CellError(
-                f"cell {function.__name__!r}: gates={gates!r}, expected an integer: a second "
-                f"product in a step is not supported yet"
-            )
-        signature = Signature(gates, *map(tuple, (states, parameters, inputs)))
+        products = (gates,) if isinstance(gates, int) else tuple(gates)
+        signature = Signature(products, *map(tuple, (states, parameters, inputs)))
         _check(function, signature, (states, parameters, inputs))
         return Cell(function, signature)
 
@@ -244,10 +271,16 @@ def _check(function: Callable[..., Any], signature: Signature, given: tuple[Any,
     for kind, names in zip(("states", "parameters", "inputs"), given, strict=True):
         if isinstance(names, str):
             raise CellError(f"{name}: {kind}={names!r}, expected a tuple: {kind}=({names!r},)")
-    if signature.gates < 1:
-        raise CellError(f"{name}: gates={signature.gates}, expected 1 or more")
-    if inspect.isgeneratorfunction(function):
-        raise CellError(f"{name}: a cell that yields is not supported yet")
+    products = signature.products
+    if not products or not all(isinstance(g, int) and g >= 1 for g in products):
+        shown = products[0] if len(products) == 1 else products
+        raise CellError(f"{name}: gates={shown}, expected 1 or more in each product")
+    if inspect.isgeneratorfunction(function) != (len(products) > 1):
+        verb = "has" if len(products) > 1 else "yields, so that it needs"
+        raise CellError(
+            f"{name}: it {verb} gates for more than one product in a step, as gates=(2, 1) are"
+            + (", but it does not yield" if len(products) > 1 else "")
+        )
     named = signature.parameters + signature.inputs
     arguments = inspect.signature(function).parameters.values()
     positional = [

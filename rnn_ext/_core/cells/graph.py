@@ -23,7 +23,7 @@ class Node:
         args: the operands.
         data: (kind, index) of a load, (x,) of a constant, (x, y) of an affine operation.
         number: counts the nodes of the graph; operands have lower ones.
-        is_gradient: whether the value depends on the gradient of a next state.
+        is_gradient: whether the value depends on the gradient of a next state or a yielded value.
     """
 
     __slots__ = ("args", "data", "graph", "is_gradient", "number", "op")
@@ -31,7 +31,7 @@ class Node:
     def __init__(self, graph: Graph, op: str, args: tuple[Node, ...], data: tuple[Any, ...]):
         self.graph, self.op, self.args, self.data = graph, op, args, data
         self.number = len(graph.nodes)
-        self.is_gradient: bool = data[:1] == ("grad_next_state",) or any(
+        self.is_gradient: bool = data[:1] in (("grad_next_state",), ("grad_yielded",)) or any(
             a.is_gradient for a in args
         )
 

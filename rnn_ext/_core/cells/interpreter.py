@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .program import OPERANDS, UNARY, Instruction, Operand, Program
+from .trace import unpack
 
 __all__ = ["execute", "run_step"]
 
@@ -17,6 +19,7 @@ def execute(
     instructions: Iterable[Instruction],
     memory: Mapping[Operand, Tensor],
     in_slots: Sequence[Tensor] = (),
+    multiply: Callable[[dict[Operand, Tensor]], Sequence[Tensor]] | None = None,
 ) -> dict[Operand, Tensor]:
     """Runs a forward or a backward program for one time step.
 
@@ -25,6 +28,8 @@ def execute(
         memory: what it loads, by kind and index; of one dtype, in shapes that broadcast. y before
             the step is always there.
         in_slots: what its first slots hold at the start.
+        multiply: called for each product with what is stored so far; returns what the first slots
+            hold then.
 
     Returns:
         What it stores, by kind and index, in the shape of y.
@@ -34,9 +39,13 @@ def execute(
     stored: dict[Operand, Tensor] = {}
     for op, dst, a, b, c, x, y in instructions:
         if op == "load":
-            slots[dst] = memory[OPERANDS[a], b]
+            operand = OPERANDS[a], b
+            slots[dst] = stored[operand] if operand in stored else memory[operand]
         elif op == "store":
             stored[OPERANDS[b], c] = slots[a].expand_as(like)
+        elif op == "product":
+            assert multiply is not None
+            slots = dict(enumerate(multiply(stored)))
         elif op == "constant":
             slots[dst] = torch.full_like(like, x)
         elif op == "affine":
@@ -52,31 +61,65 @@ def execute(
     return stored
 
 
-def run_step(program: Program, operands: Sequence[Tensor]) -> Any:
+def run_step(
+    program: Program, u: Sequence[Tensor], v: Sequence[Tensor], others: Sequence[Tensor]
+) -> Any:
     """Returns y, or y and the states, after a step; differentiable once.
+
+    Where the cell yields, it returns a generator that does.
 
     Args:
         program: what to run.
-        operands: u and v of each gate, the states, parameters and inputs.
+        u: of each gate.
+        v: of each gate of the first product.
+        others: the states, parameters and inputs.
     """
-    results = _Step.apply(program, *operands)
+    steps = _run_phases(program, u, v, others)
+    return steps if len(program.products) > 1 else _value_of(steps)
+
+
+def _value_of(steps: Iterator[Tensor]) -> Any:
+    try:
+        next(steps)
+    except StopIteration as end:
+        return end.value
+
+
+def _run_phases(
+    program: Program, u: Sequence[Tensor], v: Sequence[Tensor], others: Sequence[Tensor]
+) -> Generator[Tensor, Any, Any]:
+    results: tuple[Tensor, ...] = ()
+    for phase in range(len(program.products)):
+        # What the later products will be, no result of this phase depends on.
+        missing = [torch.zeros_like(v[0])] * (program.gates - len(v))
+        results = _Phase.apply(program, phase, *u, *v, *missing, *others)
+        if phase + 1 < len(program.products):
+            v = (*v, *unpack((yield results[0])))
     return results[0] if program.states == 1 else results
 
 
-class _Step(torch.autograd.Function):
+class _Phase(torch.autograd.Function):
+    """A step up to the end of a phase: returns what it yields, or after the last the states.
+
+    Its gradient is all of the backward program with zeros for the gradients of other results.
+    """
+
     @staticmethod
-    def forward(ctx: Any, program: Program, *operands: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, program: Program, phase: int, *operands: Tensor) -> tuple[Tensor, ...]:
         gates = program.gates
         memory = _memory(program, operands)
         # The first of a shape that all broadcast to.
         shape = torch.broadcast_shapes(*(t.shape for t in operands))
         memory["state", 0] = memory["state", 0].expand(shape)
-        stored = execute(program.forward, memory, operands[gates : 2 * gates])
-        results = tuple(stored["next_state", s] for s in range(program.states))
+        ends = accumulate(program.products, initial=gates)
+        products = iter([operands[a:b] for a, b in pairwise(ends)])
+        stored = execute(program.forward, memory, next(products), lambda _: next(products))
+        states = [stored["next_state", s] for s in range(program.states)]
+        yielded = [stored["yielded", k] for k in range(len(program.products) - 1)]
         saved = [stored["saved", k] for k in range(program.saved)]
-        ctx.save_for_backward(*operands, *results, *saved)
-        ctx.program = program
-        return results
+        ctx.save_for_backward(*operands, *states, *saved)
+        ctx.program, ctx.phase = program, phase
+        return (yielded[phase],) if phase < len(yielded) else tuple(states)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -84,24 +127,31 @@ class _Step(torch.autograd.Function):
         program: Program = ctx.program
         count = len(ctx.saved_tensors) - program.states - program.saved
         operands = ctx.saved_tensors[:count]
+        kept = ctx.saved_tensors[count:]
         memory = _memory(program, operands)
         memory["state", 0] = memory["state", 0].expand_as(grads[0])
+        memory |= {("next_state", s): t for s, t in enumerate(kept[: program.states])}
+        memory |= {("saved", k): t for k, t in enumerate(kept[program.states :])}
+        zero = torch.zeros_like(grads[0])
+        yields = len(program.products) - 1
+        is_last = ctx.phase == yields
         memory |= {
-            ("next_state", s): t for s, t in enumerate(ctx.saved_tensors[count:][: program.states])
+            ("grad_next_state", s): grads[s] if is_last else zero for s in range(program.states)
         }
-        memory |= {
-            ("saved", k): t for k, t in enumerate(ctx.saved_tensors[count + program.states :])
-        }
-        memory |= {("grad_next_state", s): t for s, t in enumerate(grads)}
-        stored = execute(program.backward, memory)
+        memory |= {("grad_yielded", k): grads[0] if k == ctx.phase else zero for k in range(yields)}
+        stored = execute(program.backward, memory, multiply=lambda _: ())
         if program.merged:
             stored |= {
                 ("grad_projection", g): stored["grad_recurrent", g] for g in range(program.gates)
             }
         gradients = [stored.get((f"grad_{kind}", i)) for kind, i in _operands(program)]
-        return None, *(
-            None if g is None else g.sum_to_size(t.shape)
-            for g, t in zip(gradients, operands, strict=True)
+        return (
+            None,
+            None,
+            *(
+                None if g is None else g.sum_to_size(t.shape)
+                for g, t in zip(gradients, operands, strict=True)
+            ),
         )
 
 

@@ -8,22 +8,25 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .graph import Node, ancestors
+from .phases import Phase, Store, split
 from .program import OPERANDS, Instruction, Operand, Program
 from .saving import Saving
 from .trace import Formula
 
 __all__ = ["lower"]
 
-Store = tuple[Operand, Node]
 
+def lower(formula: Formula, saving: Saving, products: Sequence[Sequence[int]]) -> Program:
+    """Returns the program of ``formula``, which keeps what ``saving`` says.
 
-def lower(formula: Formula, saving: Saving) -> Program:
-    """Returns the program of ``formula``, which keeps what ``saving`` says."""
+    Args:
+        products: the gates of each product in a step.
+    """
     graph = formula.graph
     counts = Counter(kind for kind, _ in formula.gradients)
-    gates = range(counts["projection"])
-    recurrent = [graph.load("recurrent", gate) for gate in gates]
-    merged = _is_merged(formula, len(gates))
+    gates = counts["projection"]
+    merged = _is_merged(formula, gates)
+    yielded: list[Store] = [(("yielded", k), node) for k, node in enumerate(formula.yielded)]
     values: list[Store] = [(("next_state", s), node) for s, node in enumerate(formula.outputs)]
     values += [(("saved", k), node) for k, node in enumerate(saving.saved)]
     gradients: list[Store] = [
@@ -31,18 +34,25 @@ def lower(formula: Formula, saving: Saving) -> Program:
         for (kind, index), node in formula.gradients.items()
         if not (kind == "projection" and merged) and not (kind == "state" and node is None)
     ]
-    forward_slots, forward = _write(values, {}, in_slots=recurrent)
-    backward_slots, backward = _write(
-        gradients, saving.free, first=graph.load("grad_next_state", 0)
+    recurrent = [[graph.load("recurrent", g) for g in product] for product in products]
+    forward_phases, passed = split([*values, *yielded], {}, recurrent)
+    forward_slots, forward = _write(forward_phases, in_slots=recurrent)
+    # What a product leaves in slot 0: the gradient of y, then of what was yielded, the last first.
+    ends = [graph.load("grad_next_state", 0)]
+    ends += [graph.load("grad_yielded", k) for k in reversed(range(len(yielded)))]
+    backward_phases, passed_back = split(
+        [*gradients, *yielded], saving.free, [[node] for node in ends]
     )
+    backward_slots, backward = _write(backward_phases, first=ends)
     return Program(
-        gates=counts["projection"],
+        gates=gates,
         states=counts["state"],
         parameters=counts["parameter"],
         inputs=counts["input"],
         saved=len(saving.saved),
         merged=merged,
         kept_states=saving.kept_states,
+        passed=max(passed, passed_back),
         forward_slots=forward_slots,
         forward=forward,
         backward_slots=backward_slots,
@@ -55,7 +65,8 @@ def _is_merged(formula: Formula, gates: int) -> bool:
     load = formula.graph.load
     pairs = [{load("projection", g), load("recurrent", g)} for g in range(gates)]
     alone = set().union(*pairs)
-    results = [*formula.outputs, *(g for g in formula.gradients.values() if g is not None)]
+    gradients = [g for g in formula.gradients.values() if g is not None]
+    results = [*formula.outputs, *formula.yielded, *gradients]
     return alone.isdisjoint(results) and all(
         alone.isdisjoint(node.args) or (node.op == "add" and set(node.args) in pairs)
         for node in ancestors(results)
@@ -63,23 +74,27 @@ def _is_merged(formula: Formula, gates: int) -> bool:
 
 
 def _write(
-    stores: Sequence[Store],
-    available: dict[Node, Operand],
-    in_slots: Sequence[Node] = (),
-    first: Node | None = None,
+    phases: Sequence[Phase],
+    in_slots: Sequence[Sequence[Node]] | None = None,
+    first: Sequence[Node] | None = None,
 ) -> tuple[int, tuple[Instruction, ...]]:
-    """Returns the number of slots and the instructions that store ``stores``.
+    """Returns the number of slots and the instructions of all phases.
 
     Args:
-        stores: which value goes where.
-        available: the values that are loaded instead of computed, and from where.
-        in_slots: the values that slots 0, 1… hold at the start.
-        first: what is loaded first of all, where it is used.
+        in_slots: the values that slots 0, 1… hold at the start of each phase.
+        first: what each phase loads first of all, where it uses it.
     """
-    steps = _order(stores, available, in_slots, first)
-    slots = _Slots(steps, in_slots)
-    instructions = tuple(map(slots.place, steps))
-    return slots.count, instructions
+    count = 0
+    code: list[Instruction] = []
+    for number, (stores, available) in enumerate(phases):
+        held = in_slots[number] if in_slots else ()
+        if number > 0:
+            code.append(Instruction("product", a=len(held)))
+        steps = _order(stores, available, held, first[number] if first else None)
+        slots = _Slots(steps, held)
+        code += map(slots.place, steps)
+        count = max(count, slots.count)
+    return count, tuple(code)
 
 
 class _Step(NamedTuple):

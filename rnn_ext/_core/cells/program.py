@@ -36,8 +36,10 @@ BINARY = (
     *("minimum", "maximum"),
     *("lt", "le", "eq", "ne"),  # 1.0 or 0.0
 )
-# affine is a * x + y, where takes b where a is not 0 and else c, fma is a * b + c.
-OPERATIONS = ("load", "store", "constant", "affine", *UNARY, *BINARY, "where", "fma")
+# affine is a * x + y, where takes b where a is not 0 and else c, fma is a * b + c. A product parts
+# two phases: what runs before it runs for all units, and of all other values only those behind it
+# are there that were passed on in memory.
+OPERATIONS = ("load", "store", "constant", "affine", *UNARY, *BINARY, "where", "fma", "product")
 
 # What a program reads and writes in memory.
 OPERANDS = (
@@ -53,9 +55,12 @@ OPERANDS = (
     "grad_state",  # without what goes through v
     "grad_parameter",  # of this step
     "grad_input",
+    "yielded",  # what the next product multiplies
+    "grad_yielded",
+    "passed",  # from a phase of a step to a later one
 )
 
-VERSION = 1
+VERSION = 2
 MAX_SLOTS = 256
 HEADER = 16
 INSTRUCTION = 7
@@ -65,7 +70,8 @@ class Instruction(NamedTuple):
     """One operation: ``dst``, ``a``, ``b`` and ``c`` are slots, ``x`` and ``y`` constants.
 
     A load reads operand ``b`` of kind ``a`` into ``dst``; a store writes ``a`` to operand ``c`` of
-    kind ``b``.
+    kind ``b``. A product has ``a`` gates, which it leaves in the first slots; in the backward
+    program it leaves the gradient of what was yielded in slot 0.
     """
 
     op: str
@@ -86,6 +92,7 @@ class Program:
         saved: how many values of a unit the forward program keeps for the backward one.
         merged: u and v occur as their sum alone, so that they have the same gradient.
         kept_states: the states, beside y, whose values at every step the backward program reads.
+        passed: how many values go from a phase of a step to a later one, at most.
         forward_slots, backward_slots: how many slots each needs.
     """
 
@@ -96,22 +103,30 @@ class Program:
     saved: int
     merged: bool
     kept_states: tuple[int, ...]
+    passed: int
     forward_slots: int
     forward: tuple[Instruction, ...]
     backward_slots: int
     backward: tuple[Instruction, ...]
 
+    @property
+    def products(self) -> tuple[int, ...]:
+        """The gates of each product in a step."""
+        later = [i.a for i in self.forward if i.op == "product"]
+        return self.gates - sum(later), *later
+
     def encode(self) -> Tensor:
         """Returns the program as int64 of shape (16 + 7 * instructions,).
 
         The header is version, gates, states, parameters, inputs, saved, merged, kept states (a
-        bit each), forward slots, forward length, backward slots, backward length and zeros. Each
-        instruction is op, dst, a, b, c and the bits of x and y as float64.
+        bit each), forward slots, forward length, backward slots, backward length, passed and zeros.
+        Each instruction is op, dst, a, b, c and the bits of x and y as float64.
         """
         kept = sum(1 << state for state in self.kept_states)
         header = [VERSION, self.gates, self.states, self.parameters, self.inputs]
         header += [self.saved, int(self.merged), kept]
         header += [self.forward_slots, len(self.forward), self.backward_slots, len(self.backward)]
+        header += [self.passed]
         header += [0] * (HEADER - len(header))
         body = [
             value
@@ -127,7 +142,7 @@ class Program:
         version, gates, states, parameters, inputs, saved, merged, kept = values[:8]
         if version != VERSION:
             raise ValueError(f"a program of version {version}, expected {VERSION}")
-        forward_slots, forward_length, backward_slots, _ = values[8:12]
+        forward_slots, forward_length, backward_slots, _, passed = values[8:13]
         instructions = tuple(
             Instruction(OPERATIONS[op], dst, a, b, c, _number(x), _number(y))
             for op, dst, a, b, c, x, y in zip(
@@ -142,6 +157,7 @@ class Program:
             saved,
             bool(merged),
             tuple(state for state in range(states) if kept >> state & 1),
+            passed,
             forward_slots,
             instructions[:forward_length],
             backward_slots,

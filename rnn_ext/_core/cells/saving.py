@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from .graph import Node, ancestors
 from .program import Operand
 from .trace import Formula
 
-__all__ = ["Saving", "choose_saved"]
+__all__ = ["Saving", "choose_saved", "minimum_cut"]
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ def choose_saved(formula: Formula) -> Saving:
     needed = _needed(formula)
     kept: tuple[int, ...] = ()
     free = _free(formula, kept)
-    cut = _minimum_cut(needed, free)
+    cut = minimum_cut(needed, free)
     for state in range(1, len(formula.outputs)):
         own = {formula.graph.load("state", state), formula.outputs[state]}
         more = _free(formula, (*kept, state))
-        smaller = _minimum_cut(needed, more)
+        smaller = minimum_cut(needed, more)
         # A kept state costs what a saved value does, and is there before the step and after it.
         saves = len(cut) - len(smaller)
         if saves > 1 or (saves == 1 and not own.isdisjoint(cut)):
@@ -52,10 +52,11 @@ def choose_saved(formula: Formula) -> Saving:
 
 
 def _needed(formula: Formula) -> list[Node]:
-    """The values of the forward pass that the derivative reads."""
+    """The values of the forward pass that the derivative reads, or multiplies by."""
     results = [g for g in formula.gradients.values() if g is not None]
     read = [a for node in ancestors(results) if node.is_gradient for a in node.args]
-    return [node for node in dict.fromkeys(read + results) if not node.is_gradient]
+    nodes = dict.fromkeys([*read, *results, *formula.yielded])
+    return [node for node in nodes if not node.is_gradient]
 
 
 def _free(formula: Formula, kept_states: Iterable[int]) -> dict[Node, Operand]:
@@ -69,7 +70,7 @@ def _free(formula: Formula, kept_states: Iterable[int]) -> dict[Node, Operand]:
     return free
 
 
-def _minimum_cut(needed: Iterable[Node], free: dict[Node, Operand]) -> tuple[Node, ...]:
+def minimum_cut(needed: Iterable[Node], free: Collection[Node]) -> tuple[Node, ...]:
     """Returns the fewest nodes from which ``needed`` follows, and of these those nearest to it.
 
     A node is an edge of capacity 1 from ``(node, "in")`` to ``(node, "out")``. The smallest cut

@@ -67,6 +67,8 @@ def describe(source: str, program: Program, signature: Signature, saved: Sequenc
     """Returns a page about a cell."""
 
     def line(i: Instruction) -> str:
+        if i.op == "product":
+            return "product of what was yielded" + (f", {i.a} gates" if i.a else ", transposed")
         if i.op == "load":
             return f"r{i.dst} = {_operand(OPERANDS[i.a], i.b, signature)}"
         if i.op == "store":
@@ -81,8 +83,8 @@ def describe(source: str, program: Program, signature: Signature, saved: Sequenc
         title = f"{name}: {len(instructions)} operations a step, {slots} slots"
         return [title, *(f"    {line(i)}" for i in instructions)]
 
-    first = "v" if signature.gates == 1 else f"v[0] to v[{signature.gates - 1}]"
-    last = 0 if signature.gates == 1 else signature.gates - 1
+    last = signature.products[0] - 1
+    first = _operand("recurrent", 0, signature) + (f" to v[{last}]" if last else "")
     return "\n".join(
         [
             *source.splitlines(),

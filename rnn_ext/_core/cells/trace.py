@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, count, pairwise
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from .errors import CellError, line_of_frame, line_of_function, line_of_tracebac
 from .graph import Graph, Node
 from .operations import RULES
 
-__all__ = ["Formula", "Signature", "trace"]
+__all__ = ["Formula", "Signature", "trace", "unpack"]
 
 # The values of these are read from their results.
 FACTORIES = {
@@ -42,12 +43,21 @@ NO_DIMENSIONS = (
 
 @dataclass(frozen=True)
 class Signature:
-    """The arguments of a cell: how many, or their names."""
+    """The arguments of a cell: their names, and the gates of each product in a step."""
 
-    gates: int
+    products: tuple[int, ...]
     states: tuple[str, ...]
     parameters: tuple[str, ...]
     inputs: tuple[str, ...]
+
+    @property
+    def gates(self) -> int:
+        return sum(self.products)
+
+    def split(self, gates: Sequence[Any]) -> list[Sequence[Any]]:
+        """Cuts what there is for each gate into that of each product."""
+        ends = accumulate(self.products, initial=0)
+        return [gates[a:b] for a, b in pairwise(ends)]
 
     def operands(self) -> list[tuple[str, int]]:
         """The kind and index of each argument, as the program names them; recurrent is v."""
@@ -60,20 +70,54 @@ class Signature:
         }
         return [(kind, i) for kind, count in counts.items() for i in range(count)]
 
-    def call(self, function: Callable[..., Any], operands: Sequence[Any]) -> Any:
-        """Calls ``function`` as a user would, with ``operands`` in the order above."""
-        g = self.gates
-        u, v = tuple(operands[:g]), tuple(operands[g : 2 * g])
-        states = operands[2 * g : 2 * g + 1 + len(self.states)]
-        named = operands[2 * g + len(states) :]
-        keywords = dict(zip(self.parameters + self.inputs, named, strict=True))
-        return function(*((u, v) if g > 1 else u + v), *states, **keywords)
+    def run(
+        self,
+        function: Callable[..., Any],
+        u: Sequence[Any],
+        multiply: Callable[[int, Any], Sequence[Any]],
+        states: Sequence[Any],
+        named: Iterable[Any],
+    ) -> Any:
+        """Runs one step of ``function``.
 
-    def flatten(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
-        """Returns the operands of such a call."""
+        Args:
+            u: the input's part of each gate.
+            multiply: ``(k, x)`` -> the gates of product k of a step, which multiplies x.
+            states: y and the further states.
+            named: parameters and inputs.
+
+        Returns:
+            What the function returns.
+        """
+
+        def product(k: int, x: Any) -> Any:
+            return _pack(multiply(k, x))
+
+        keywords = dict(zip(self.parameters + self.inputs, named, strict=True))
+        result = function(_pack(u), product(0, states[0]), *states, **keywords)
+        if len(self.products) == 1:
+            return result
+        try:
+            yielded = next(result)
+            for k in count(1):
+                yielded = result.send(product(k, yielded))
+        except StopIteration as end:
+            return end.value
+
+    def flatten(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Sequence[Any]]:
+        """Returns u, v and all other operands of a call of the function."""
         u, v, *states = args
-        gates = (*u, *v) if self.gates > 1 else (u, v)
-        return [*gates, *states, *(kwargs[name] for name in self.parameters + self.inputs)]
+        named = [kwargs[name] for name in self.parameters + self.inputs]
+        return [unpack(u), unpack(v), [*states, *named]]
+
+
+def _pack(gates: Sequence[Any]) -> Any:
+    """What a function gets for its gates: a tensor for one, else a tuple."""
+    return gates[0] if len(gates) == 1 else tuple(gates)
+
+
+def unpack(gates: Any) -> Sequence[Any]:
+    return gates if isinstance(gates, tuple) else (gates,)
 
 
 @dataclass(frozen=True)
@@ -83,11 +127,13 @@ class Formula:
     Attributes:
         graph: where the nodes live.
         outputs: the next states, y first.
+        yielded: what each product but the first multiplies.
         gradients: by (kind, index) of an argument, None where the outputs do not depend on it.
     """
 
     graph: Graph
     outputs: tuple[Node, ...]
+    yielded: tuple[Node, ...]
     gradients: dict[tuple[str, int], Node | None]
 
 
@@ -148,14 +194,15 @@ class Recorder:
         self.home = line_of_function(function)
         operands = signature.operands()
         arguments = [self._argument(kind, i, value).requires_grad_() for kind, i in operands]
-        seeds = [
-            self._argument("grad_next_state", i, 0.5) for i in range(1 + len(signature.states))
-        ]
+        sizes = {"grad_next_state": 1 + len(signature.states)}
+        sizes |= {"grad_yielded": len(signature.products) - 1}
+        seeds = [self._argument(kind, i, 0.5) for kind, size in sizes.items() for i in range(size)]
         try:
             with record_operations(self.operation):
-                result = signature.call(function, arguments)
-                tensors = self._check_result(result, signature)
-                outputs = tuple(self._node_of(tensor) for tensor in tensors)
+                result, yielded = self._run(function, signature, arguments)
+                outputs = self._check_result(result, signature)
+                tensors = (*outputs, *yielded)
+                nodes = [self._node_of(tensor) for tensor in tensors]
                 for (kind, i), argument in zip(operands, arguments, strict=True):
                     if self.nodes[argument.data_ptr()] is not self.graph.load(kind, i):
                         raise self._error("it changes an argument in place")
@@ -166,7 +213,35 @@ class Recorder:
             line = line_of_traceback(error.__traceback__)
             text = f"{type(error).__name__}: {error}{NO_DIMENSIONS}"
             raise self._error(text, line) from error
-        return Formula(self.graph, outputs, dict(zip(operands, gradients, strict=True)))
+        return Formula(
+            self.graph,
+            tuple(nodes[: len(outputs)]),
+            tuple(nodes[len(outputs) :]),
+            dict(zip(operands, gradients, strict=True)),
+        )
+
+    def _run(
+        self, function: Callable[..., Any], signature: Signature, arguments: Sequence[Tensor]
+    ) -> tuple[Any, list[Tensor]]:
+        """Returns what the function returns and what it yields."""
+        g, expected = signature.gates, len(signature.products) - 1
+        u, v, others = arguments[:g], signature.split(arguments[g : 2 * g]), arguments[2 * g :]
+        states = 1 + len(signature.states)
+        yielded: list[Tensor] = []
+
+        def multiply(k: int, x: Any) -> Sequence[Tensor]:
+            if k > expected:
+                raise self._error(
+                    f"it yields more than {expected} times, for {1 + expected} products"
+                )
+            if k > 0:
+                yielded.append(self._check_tensor(x, "yields", ""))
+            return v[k]
+
+        result = signature.run(function, u, multiply, others[:states], others[states:])
+        if len(yielded) < expected:
+            raise self._error(f"it yields {len(yielded)} times, expected {expected}")
+        return result, yielded
 
     def _argument(self, kind: str, index: int, value: float) -> Tensor:
         tensor = torch.full(self.shape, value, dtype=torch.float64, device="cpu")
@@ -193,11 +268,15 @@ class Recorder:
                 f"it returns {len(tensors)} values, expected {len(names)}: {', '.join(names)}"
             )
         for name, tensor in zip(names, tensors, strict=True):
-            if not isinstance(tensor, Tensor):
-                raise self._error(f"it returns {tensor!r} for {name}, expected a tensor")
-            if not tensor.is_floating_point():
-                raise self._error(f"it returns {name} as {tensor.dtype}, expected y's dtype")
+            self._check_tensor(tensor, "returns", f" for {name}")
         return tensors
+
+    def _check_tensor(self, value: Any, verb: str, purpose: str) -> Tensor:
+        if not isinstance(value, Tensor):
+            raise self._error(f"it {verb} {value!r}{purpose}, expected a tensor")
+        if not value.is_floating_point():
+            raise self._error(f"it {verb} a tensor of {value.dtype}{purpose}, expected y's dtype")
+        return value
 
     def _node_of(self, tensor: Tensor) -> Node:
         try:
