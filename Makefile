@@ -83,7 +83,8 @@ bench: $(VENV)/ready ## repeat the measurements in benchmarks/results: an hour o
 	$(BENCH) grid --threads 2,1 --seq-len 1 --batch-size 1,8,32 --hidden-size 32,128,256,512,1024 \
 	    --json benchmarks/results/single-step.json
 	$(BENCH) cells --threads 2,1 --json benchmarks/results/cells.json
-	$(BENCH) recurrences --threads 2,1 --json benchmarks/results/recurrences.json
+	$(BENCH) recurrences --threads 2 --json benchmarks/results/recurrences.json
+	$(BENCH) recurrences --threads 1 --json benchmarks/results/recurrences-1-thread.json
 	$(BENCH) call --threads 2,1 --json benchmarks/results/call.json
 
 # The first run compiles benchmarks/probe.cpp with the environment's ninja.
