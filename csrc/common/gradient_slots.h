@@ -18,18 +18,19 @@ class GradientSlots {
     require(output_mask.size() == 2 + weights.size(),
             "output_mask needs a flag for input, hx and each weight");
     require(!output_mask[1] || call.hx(), "there is no hx to compute a gradient for");
-    if (output_mask[0]) {
-      slots_[0] = call.new_input_gradient();
-    }
-    if (output_mask[1]) {
-      slots_[1] = call.new_state();
-    }
+    // The largest first: a small one would be cut from the free block that a large one fits into.
     for (std::size_t i = 2; i < slots_.size(); ++i) {
       if (output_mask[i]) {
         const auto sizes = weights[i - 2].sizes();
         slots_[i] = sizes.size() == 2 ? empty({sizes[0], sizes[1]}, call.dtype, call.device)
                                       : empty({sizes[0]}, call.dtype, call.device);
       }
+    }
+    if (output_mask[0]) {
+      slots_[0] = call.new_input_gradient();
+    }
+    if (output_mask[1]) {
+      slots_[1] = call.new_state();
     }
   }
 
