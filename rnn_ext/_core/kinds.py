@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
 
 from .. import cells
 from .cells.cell import Cell
+from .cells.errors import CellError
 
 __all__ = ["KINDS", "Kind"]
 
@@ -47,7 +49,9 @@ KINDS = {
     "LSTM": Kind("LSTM", "", cells.lstm, torch.lstm, torch.lstm_cell),
 }
 
-# Traced here, since no call can do it while it is recorded as a graph itself.
-for _kind in KINDS.values():
-    if _kind.cell is not None:
-        _ = _kind.cell.program
+# Traced here, since no call can do it while it is recorded as a graph itself. A torch without the
+# means to trace says so in the first call.
+with suppress(CellError):
+    for _kind in KINDS.values():
+        if _kind.cell is not None:
+            _ = _kind.cell.program
