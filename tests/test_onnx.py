@@ -1,4 +1,4 @@
-"""ONNX export: a layer becomes the standard operator RNN, and ONNX Runtime computes the same.
+"""ONNX export: a layer becomes the operator RNN, GRU or LSTM; ONNX Runtime computes the same.
 
 Needs onnxscript and onnxruntime (`make test-extras`).
 """
@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_like
+from support import assert_like, flat, hx_of
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_map
 
 import rnn_ext
 
@@ -82,6 +83,55 @@ def test_a_layer_is_one_node_that_serves_all_lengths_and_batches(
     assert_like(run(exported, others), module(*others))
 
 
+@pytest.mark.parametrize("given", [False, True], ids=["hx None", "hx given"])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}], ids=str
+)
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+def test_a_gated_layer_is_one_node_too(kind: str, options: dict[str, Any], given: bool) -> None:
+    module = getattr(rnn_ext, kind)(5, 6, **options).eval()
+    seq_len, batch = Dim("seq_len"), Dim("batch")
+    states = module.num_layers * (1 + module.bidirectional)
+
+    def drawn(seq_len: int, batch: int) -> tuple[Any, ...]:
+        x = torch.randn(seq_len, batch, 5)
+        return (x, hx_of(kind, states, batch, 6)) if given else (x,)
+
+    args = drawn(4, 3)
+    sizes = ({0: seq_len, 1: batch}, tree_map(lambda _: {1: batch}, args[-1]))[: 1 + given]
+    exported = torch.onnx.export(module, args, dynamo=True, dynamic_shapes=sizes, verbose=False)
+    assert operators(exported).count(kind) == module.num_layers
+    assert not {"Loop", "Scan", "Tanh", "Sigmoid", "MatMul", "Gemm"} & set(operators(exported))
+    others = drawn(9, 2)
+    session = onnxruntime.InferenceSession(exported.model_proto.SerializeToString())
+    feed = {i.name: t.numpy() for i, t in zip(session.get_inputs(), flat(others), strict=True)}
+    found = [torch.from_numpy(result) for result in session.run(None, feed)]
+    assert_like(found, flat(module(*others)))
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+def test_a_gated_cell_is_a_node_of_one_step(kind: str) -> None:
+    cell = getattr(rnn_ext, f"{kind}Cell")(5, 6).eval()
+    x = torch.randn(3, 5)
+    exported = torch.onnx.export(cell, (x,), dynamo=True, verbose=False)
+    assert operators(exported).count(kind) == 1
+    session = onnxruntime.InferenceSession(exported.model_proto.SerializeToString())
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert_like(map(torch.from_numpy, found), flat(cell(x)))
+
+
+def test_a_program_with_a_gated_layer_asks_for_the_model() -> None:
+    program = torch.export.export(rnn_ext.GRU(5, 6), (torch.randn(4, 3, 5),))
+    table = rnn_ext.onnx.translation_table()
+    with pytest.raises(torch.onnx.errors.OnnxExporterError) as caught:
+        torch.onnx.export(program, custom_translation_table=table, verbose=False)
+    assert "give torch.onnx.export the model itself" in str(root_cause(caught.value))
+
+
+def root_cause(error: BaseException) -> BaseException:
+    return root_cause(error.__cause__) if error.__cause__ else error
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_cell_is_a_node_of_one_step(way: str) -> None:
     cell = rnn_ext.RNNCell(5, 6, nonlinearity="relu").eval()
@@ -107,10 +157,8 @@ def test_rejects_packed_input() -> None:
     table = rnn_ext.onnx.translation_table()
     with pytest.raises(torch.onnx.errors.OnnxExporterError) as caught:
         torch.onnx.export(program, custom_translation_table=table, verbose=False)
-    causes: list[BaseException] = [caught.value]
-    while causes[-1].__cause__:
-        causes.append(causes[-1].__cause__)
-    assert str(causes[-1]).startswith("ONNX has no packed sequences: export a model that")
+    cause = str(root_cause(caught.value))
+    assert cause.startswith("ONNX has no packed sequences: export a model that")
 
 
 def test_nn_rnn_is_unrolled_for_one_length() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import outcome
+from support import KINDS, outcome
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -207,3 +207,32 @@ def test_explain_is_true_of_attributes_that_are_numbers_for_flags(name: str, val
         result = outcome(lambda: module(x))
     assert line.startswith("torch's own op: ") == (not ops.ours)
     assert result == outcome(lambda: nn.RNN.forward(module, x))
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+def test_explain_says_how_gated_layers_go(kind: str) -> None:
+    layer, cell, x = getattr(rnn_ext, kind)(3, 4), getattr(rnn_ext, f"{kind}Cell")(3, 4), X
+    for module, input in ((layer, x), (cell, x[0])):
+        line = rnn_ext.explain(module, input)
+        assert f"program of cell {kind.lower()!r}" in line
+        with Ops() as ops:
+            module(input)
+        assert ops.ours == {"rnn_ext::recurrence_forward": 1}
+    with torch.autograd.forward_ad.dual_level():
+        assert rnn_ext.explain(layer, x) == "a loop over time (torch.func or forward-mode AD)"
+        with Ops() as ops:
+            layer(x)
+        assert not ops.ours
+    wrong = rnn_ext.explain(layer, x, () if kind == "LSTM" else x[0, 0])
+    assert wrong.startswith("torch's own op: an argument")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_explain_names_an_overridden_check(kind: str) -> None:
+    base = getattr(rnn_ext, kind)
+    own = type("Own", (base,), {"check_input": lambda *_: None})(3, 4)
+    assert rnn_ext.explain(own, X) == "torch's own op: check_input was overridden"
+    assert "CPU kernels" in rnn_ext.explain(base(3, 4), X)
+
+
+X = torch.randn(5, 2, 3)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_close_fp64, assert_like, twins
+from support import KINDS, assert_close_fp64, assert_like, twins
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -24,7 +24,7 @@ RNN_NAMES = {
     "batch_first bidirectional dropout": "read in calls",
     "proj_size": "other than 0: nn.RNN's forward decides",
     "_flat_weights _flat_weights_names _flat_weight_refs": "tensors put there are used",
-    " ".join(CHECKS_OF_FORWARD): "called where overridden",
+    " ".join(name for name in CHECKS_OF_FORWARD if hasattr(nn.RNN, name)): "called if overridden",
     "_all_weights all_weights extra_repr reset_parameters _apply _init_flat_weights": "inherited",
     "_replicate_for_data_parallel __getstate__ __setstate__ __constants__": "inherited",
     "__jit_unused_properties__ __setattr__": "inherited",
@@ -32,6 +32,9 @@ RNN_NAMES = {
     "flatten_parameters": "does nothing",
     "__init__ forward": "our own",
 }
+LSTM_NAMES = {
+    names: what for names, what in RNN_NAMES.items() if names not in ("nonlinearity", "mode")
+} | {"get_expected_cell_size": "called if overridden"}
 CELL_NAMES = {
     "input_size hidden_size weight_ih weight_hh bias nonlinearity": "read in calls",
     "extra_repr reset_parameters": "inherited",
@@ -50,8 +53,12 @@ OF_PYTHON = {
 
 @pytest.mark.parametrize(
     ("classes", "names"),
-    [((nn.RNNBase, nn.RNN), RNN_NAMES), ((nn.RNNCellBase, nn.RNNCell), CELL_NAMES)],
-    ids=["RNN", "RNNCell"],
+    [
+        ((nn.RNNBase, nn.RNN), RNN_NAMES),
+        ((nn.RNNBase, nn.LSTM), LSTM_NAMES),
+        ((nn.RNNCellBase, nn.RNNCell), CELL_NAMES),
+    ],
+    ids=["RNN", "LSTM", "RNNCell"],
 )
 def test_every_name_of_torchs_classes_is_decided(
     classes: tuple[type[nn.Module], ...], names: dict[str, str]
@@ -65,16 +72,24 @@ X = torch.randn(5, 2, 3, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("on", ["class", "instance"])
-@pytest.mark.parametrize("name", CHECKS_OF_FORWARD)
-def test_overridden_checks_are_called(name: str, on: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (kind, name)
+        for kind in KINDS
+        for name in CHECKS_OF_FORWARD
+        if hasattr(getattr(nn, kind), name)
+    ],
+)
+def test_overridden_checks_are_called(kind: str, name: str, on: str) -> None:
     called: list[str] = []
 
     def method(self: Any, *args: Any) -> Any:
         called.append(name)
-        return getattr(nn.RNNBase, name)(self, *args)
+        return getattr(getattr(nn, kind), name)(self, *args)
 
     results = []
-    for cls in (nn.RNN, rnn_ext.RNN):
+    for cls in (getattr(nn, kind), getattr(rnn_ext, kind)):
         torch.manual_seed(1)
         if on == "class":
             module = type("Own", (cls,), {name: method})(3, 4, dtype=torch.float64)
@@ -96,7 +111,7 @@ def _one(module: Any) -> None:
 
 
 def _after_a_new_parameter(module: Any) -> None:
-    module.weight_hh_l0 = nn.Parameter(torch.eye(4, dtype=torch.float64))
+    module.weight_hh_l0 = nn.Parameter(torch.ones_like(module.weight_hh_l0))
     module(X)
     _one(module)
 
@@ -110,7 +125,7 @@ def _of_a_deleted_parameter(module: Any) -> None:
 
 def _then_a_new_parameter(module: Any) -> None:
     _all_at_once(module)
-    module.weight_hh_l0 = nn.Parameter(torch.eye(4, dtype=torch.float64))
+    module.weight_hh_l0 = nn.Parameter(torch.ones_like(module.weight_hh_l0))
 
 
 def _then_called_functionally(module: Any) -> None:
@@ -130,11 +145,12 @@ def _then_called_functionally(module: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("num_layers", [1, 2])
-def test_flat_weights_are_used_as_nn_rnn_uses_them(
-    assign: Callable[[Any], None], num_layers: int
+@pytest.mark.parametrize("kind", KINDS)
+def test_flat_weights_are_used_as_torch_uses_them(
+    assign: Callable[[Any], None], kind: str, num_layers: int
 ) -> None:
     results = []
-    for module in twins(3, 4, num_layers, dtype=torch.float64):
+    for module in twins(3, 4, num_layers, kind=kind, dtype=torch.float64):
         module(X)
         assign(module)
         results.append(module(X)[0])
@@ -347,10 +363,11 @@ def test_a_result_can_be_changed_in_place_under_torch_func() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize")
-def test_a_cell_that_stays_unquantized_says_so_and_restore_rnn_helps() -> None:
-    model = nn.Sequential(nn.RNNCell(3, 4))
+@pytest.mark.parametrize("kind", ["RNNCell", "GRU", "GRUCell", "LSTM", "LSTMCell"])
+def test_what_stays_unquantized_says_so_and_restore_rnn_helps(kind: str) -> None:
+    model = nn.Sequential(getattr(nn, kind)(3, 4))
     quantized = type(torch.ao.quantization.quantize_dynamic(model)[0])
-    assert quantized is not nn.RNNCell
+    assert quantized is not getattr(nn, kind)
     rnn_ext.replace_rnn(model)
     with pytest.warns(UserWarning, match=r"call rnn_ext.restore_rnn\(model\) before"):
         torch.ao.quantization.quantize_dynamic(model)

@@ -15,7 +15,7 @@ from .composite import Multiply
 from .derivatives import in_places
 from .dtypes import KERNEL_DTYPES, cast_for_autocast
 from .stack import Part, run_stack
-from .torch_private import is_any_autocast_enabled, is_tracing, is_transformed
+from .torch_private import is_any_autocast_enabled, is_fake, is_tracing, is_transformed
 from .vectorize import is_in_legacy_vmap, legacy_vmap
 
 __all__ = ["loop_reason", "run_layer", "run_layers", "run_plain_layer"]
@@ -198,7 +198,9 @@ def _run(layer: Recurrence, settings: Settings, tensors: tuple[Tensor, ...]) -> 
     if loop_reason(tensors):
         return _loop(layer, settings, tensors)
     if is_captured:
-        needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        # torch.jit.trace checks its graph without gradients, which must not make it another.
+        may_need_grad = torch.is_grad_enabled() or is_tracing()
+        needs_grad = may_need_grad and any(t.requires_grad for t in tensors)
         return _call_forward(layer, settings, tensors, needs_grad)[0][: layer.results]
     with memory_errors:
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
@@ -219,13 +221,21 @@ def _call_forward(
         *(
             *layer.split(tensors),
             *settings,
-            layer.cell.program,
+            _program_beside(tensors[0], cell),
             layer.bidirectional,
             layer.states,
         ),
         *(kept_states, cell.kept_values if is_recorded else 0),
     )
     return found, kept_states
+
+
+def _program_beside(input: Tensor, cell: Cell) -> Tensor:
+    """Returns the cell's program; under ``FakeTensorMode``, which takes no other, a fake one."""
+    program = cell.program
+    if is_fake(input) and not torch.compiler.is_compiling():
+        return input.new_empty(program.shape, dtype=program.dtype, device="cpu")
+    return program
 
 
 class _Layer(torch.autograd.Function):
@@ -253,11 +263,12 @@ class _Layer(torch.autograd.Function):
         if were_changed(ctx):
             found, _ = _call_forward(layer, settings, tensors, True)
             output, *kept = found[0], *found[1 + layer.states :]
+        program = _program_beside(tensors[0], layer.cell)
         flags = (layer.bidirectional, ctx.kept_states)
         with memory_errors:
             gradients = recurrence_ops.backward(
                 *(grads, layer.split(tensors), output, kept),
-                *((reset, batch_sizes, layer.cell.program, *flags), layer.states, mask),
+                *((reset, batch_sizes, program, *flags), layer.states, mask),
             )
         return None, None, *gradients
 

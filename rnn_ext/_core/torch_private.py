@@ -30,6 +30,7 @@ __all__ = [
     "flat_weights",
     "is_any_autocast_enabled",
     "is_batchedtensor",
+    "is_fake",
     "is_functionalized",
     "is_legacy_batchedtensor",
     "is_tracing",
@@ -123,6 +124,11 @@ def overrides_operations(tensor: Any) -> bool:
         return True
     dispatch = getattr(cls, "__torch_dispatch__", _plain_dispatch)
     return dispatch is not _plain_dispatch and not cls.__module__.startswith("torch._subclasses.")
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether this is a ``FakeTensor``, without importing the module that defines it."""
+    return type(tensor).__module__ == "torch._subclasses.fake_tensor"
 
 
 # torch.autograd.Function --------------------------------------------------------------------------

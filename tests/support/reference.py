@@ -118,7 +118,11 @@ def _lstm_step(
     return [torch.sigmoid(o) * torch.tanh(c), c]
 
 
-_STEPS: dict[str, Callable[..., Any]] = {"RNN": _rnn_step, "GRU": _gru_step, "LSTM": _lstm_step}
+_STEPS: dict[str, Callable[..., list[Tensor]]] = {
+    "RNN": _rnn_step,
+    "GRU": _gru_step,
+    "LSTM": _lstm_step,
+}
 
 
 def reference_tangent(
