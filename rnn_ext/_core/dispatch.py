@@ -323,12 +323,15 @@ def _run_torchs_op(call: Call) -> Sequence[Tensor]:
         states = [zeros] * kind.states
     hx = states[0] if kind.states == 1 else tuple(states)
     if call.is_step:
-        found = kind.step(input, hx, *weights, *[None] * (4 - len(weights)))
-        return found if isinstance(found, tuple) else (found,)
+        step = getattr(torch, f"{kind.op}_cell")
+        state = step(input, hx, *weights, *[None] * (4 - len(weights)))
+        return state if isinstance(state, tuple) else (state,)
     sizes = () if call.batch_sizes is None else (call.batch_sizes,)
     settings = (weights, call.bias, call.num_layers, call.dropout, call.training)
     batch_first = (False,) if call.batch_sizes is None else ()
-    return kind.layers(input, *sizes, hx, *settings, call.bidirectional, *batch_first)
+    run = getattr(torch, kind.op)
+    found: Sequence[Tensor] = run(input, *sizes, hx, *settings, call.bidirectional, *batch_first)
+    return found
 
 
 def _cast_for_cpu_autocast(call: Call) -> Call:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,14 +23,13 @@ class Kind(NamedTuple):
         nonlinearity: ``'tanh'`` or ``'relu'`` for an RNN, else empty.
         cell: what a step computes, as the program that the kernels run; those of an RNN are
             compiled, so that it runs the program only where a call has resets.
-        layers, step: torch's own ops.
+        op: the name of torch's own op; that of a step ends in ``_cell``.
     """
 
     name: str
     nonlinearity: str
     cell: Cell
-    layers: Callable[..., Any]
-    step: Callable[..., Any]
+    op: str
 
     @property
     def is_compiled(self) -> bool:
@@ -51,10 +49,10 @@ def relu(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
 
 # By nn.RNNBase.mode.
 KINDS = {
-    "RNN_TANH": Kind("RNN", "tanh", cells.elman, torch.rnn_tanh, torch.rnn_tanh_cell),
-    "RNN_RELU": Kind("RNN", "relu", relu, torch.rnn_relu, torch.rnn_relu_cell),
-    "GRU": Kind("GRU", "", cells.gru, torch.gru, torch.gru_cell),
-    "LSTM": Kind("LSTM", "", cells.lstm, torch.lstm, torch.lstm_cell),
+    "RNN_TANH": Kind("RNN", "tanh", cells.elman, "rnn_tanh"),
+    "RNN_RELU": Kind("RNN", "relu", relu, "rnn_relu"),
+    "GRU": Kind("GRU", "", cells.gru, "gru"),
+    "LSTM": Kind("LSTM", "", cells.lstm, "lstm"),
 }
 
 # Traced here, since no call can do it while it is recorded as a graph itself. A release of torch

@@ -199,7 +199,7 @@ def _run(layer: Recurrence, settings: Settings, tensors: tuple[Tensor, ...]) -> 
         return _loop(layer, settings, tensors)
     if is_captured:
         # torch.jit.trace checks its graph without gradients, which must not make it another.
-        may_need_grad = torch.is_grad_enabled() or is_tracing()
+        may_need_grad = torch.is_grad_enabled() or not torch.compiler.is_compiling()
         needs_grad = may_need_grad and any(t.requires_grad for t in tensors)
         return _call_forward(layer, settings, tensors, needs_grad)[0][: layer.results]
     with memory_errors:
