@@ -172,8 +172,8 @@ class GRU(Layers):
     are those of :class:`torch.nn.GRU`.
 
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device,
-            dtype: as in :class:`RNN`.
+        input_size, hidden_size, num_layers, bias, batch_first: as in :class:`RNN`.
+        dropout, bidirectional, device, dtype: likewise.
 
     Inputs: input, hx, reset, reset_state
         As in :class:`RNN`.
@@ -271,8 +271,8 @@ class LSTM(Layers):
     are those of :class:`torch.nn.LSTM`.
 
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device,
-            dtype: as in :class:`RNN`.
+        input_size, hidden_size, num_layers, bias, batch_first: as in :class:`RNN`.
+        dropout, bidirectional, device, dtype: likewise.
         proj_size: size of a projection of h; other than 0 runs on torch's own op. Default: 0
 
     Inputs: input, hx, reset, reset_state
