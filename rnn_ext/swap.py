@@ -10,6 +10,7 @@ from torch import nn
 from torch.jit import ScriptModule
 from torch.nn.utils import parametrize
 
+from ._core.kinds import trace_cells
 from ._core.torch_private import (
     CHECKS_OF_FORWARD,
     compiled_wrapper_type,
@@ -117,6 +118,7 @@ def _swap_each(model: nn.Module, classes: Classes) -> Iterator[tuple[int, str]]:
                 yield logging.WARNING, f"{name}: left, {reason}"
                 continue
             kind = _kind(type(module))
+            trace_cells(kind.__name__.removesuffix("Cell"))
             module.__class__ = _rebased(type(module), classes)
             _remember_weights(module)
             yield logging.INFO, f"{name}: {_NAMES[kind]} is now {_NAMES[classes[kind]]}"

@@ -12,7 +12,7 @@ from .. import cells
 from .cells.cell import Cell, cell
 from .cells.errors import CellError
 
-__all__ = ["KINDS", "Kind"]
+__all__ = ["KINDS", "Kind", "trace_cells"]
 
 
 class Kind(NamedTuple):
@@ -55,8 +55,14 @@ KINDS = {
     "LSTM": Kind("LSTM", "", cells.lstm, "lstm"),
 }
 
-# Traced here, since no call can do it while it is recorded as a graph itself. A release of torch
-# that lacks what tracing needs says so in the first call.
-for _kind in KINDS.values():
-    with suppress(CellError):
-        _ = _kind.cell.program
+
+def trace_cells(name: str) -> None:
+    """Traces the cells of RNN, GRU or LSTM, where that was not done yet.
+
+    It is done before the first call, since a call that is recorded as a graph cannot do it. A
+    release of torch that lacks what tracing needs says so in the first call.
+    """
+    for kind in KINDS.values():
+        if kind.name == name:
+            with suppress(CellError):
+                _ = kind.cell.program

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch
 from .call import Call
-from .kinds import KINDS, Kind
+from .kinds import KINDS, Kind, trace_cells
 from .resets import read_reset
 from .torch_private import (
     CHECKS_OF_FORWARD,
@@ -106,11 +106,18 @@ class _RefusesOpacusHooks:
 class _Module(nn.Module):
     """What both have in common: how torch's compilers and libraries see them."""
 
+    # The class of torch's whose interface this has.
+    _torchs: ClassVar[Any]
     # What torch.jit.script asks a module for first.
     __prepare_scriptable__ = _refuse_script
     ft_compute_sample_grad = _RefusesOpacusHooks()
     # Whether torch.ao.quantization quantizes the module of torch's that this stands for.
     _is_quantizable: ClassVar[bool] = True
+
+    # Not in __init__, which a copy from pickle does not pass.
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        trace_cells(cls._torchs.__name__.removesuffix("Cell"))
+        return super().__new__(cls)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
