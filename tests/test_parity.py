@@ -14,7 +14,7 @@ from support.parity import Error, assert_as_exact_as_nn_rnn, errors_of, expected
 
 import rnn_ext
 
-GRID = tuple(covering_design(seed=1))
+GRID = tuple(covering_design(seed=0))
 
 # Reductions so long that a single chain of additions would exceed the error bound: over hidden and
 # input size in a step, over all time steps and rows in the weight gradients.
@@ -99,7 +99,7 @@ def test_mean_error_in_16_bits_is_below_that_of_torch(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2, 10))
+@pytest.mark.parametrize("seed", range(1, 9))
 def test_further_covering_designs(seed: int) -> None:
     cases = tuple(covering_design(seed))
     for case, isa in itertools.product(cases, ISA_LEVELS):
