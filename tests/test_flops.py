@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import twins
+from support import twins, without_node
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
@@ -103,8 +103,7 @@ def test_every_route_counts_the_same(way: str, monkeypatch: pytest.MonkeyPatch) 
         # Its backward takes the tangent op through all steps, the first included.
         assert count(lambda: torch.func.grad(loss)(weights)) == expected + 2 * B * H * H
     else:
-        for name in ("takes", "run_rnn", "run_cell"):
-            monkeypatch.setattr(rnn_ext._core.dispatch.node, name, lambda *_: None)
+        without_node(monkeypatch)
         assert count(step) == expected
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support import KINDS, flat, twins
+from support import KINDS, flat, twins, without_node
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import rnn_ext
-from rnn_ext._core import autograd, dispatch
+from rnn_ext._core import autograd
 
 CHANGES: dict[str, Callable[[Tensor], Any]] = {
     "mul_": lambda y: y.mul_(2),
@@ -41,8 +41,7 @@ def node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
         if rnn_ext.build_info()["autograd_node"] != "C++":
             pytest.skip("no autograd node in C++ was built for this torch release")
     else:
-        for name in ("takes", "run_rnn", "run_cell"):
-            monkeypatch.setattr(dispatch.node, name, lambda *_: None)
+        without_node(monkeypatch)
     return request.param
 
 
@@ -67,11 +66,7 @@ def gradients(
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_torchs_after_a_change(
-    kind: str, name: str, layer: str, order: int, node: str
-) -> None:
-    if kind != "RNN" and node == "C++":
-        pytest.skip("only RNN has a node in C++")
+def test_gradients_are_torchs_after_a_change(kind: str, name: str, layer: str, order: int) -> None:
     theirs, ours = twins(3, 4, kind=kind, dtype=torch.float64, **LAYERS[layer])
     expected = gradients(theirs, layer, CHANGES[name], order)
     actual = gradients(ours, layer, CHANGES[name], order)

@@ -12,13 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import KINDS, outcome
+from support import KINDS, outcome, without_node
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnn_ext
-from rnn_ext._core import node
 
 Input = Tensor | PackedSequence
 
@@ -110,8 +109,7 @@ def test_the_path_that_explain_names_is_the_one_that_runs(call: Any) -> None:
 
 def test_without_the_node_in_cpp_python_records(monkeypatch: pytest.MonkeyPatch) -> None:
     module, x = rnn_ext.RNN(3, 4), torch.randn(5, 2, 3)
-    for name in ("takes", "run_rnn", "run_cell"):
-        monkeypatch.setattr(node, name, lambda *_: None)
+    without_node(monkeypatch)
     assert rnn_ext.explain(module, x).endswith("; autograd Function in Python")
     assert type(module(x)[0].grad_fn).__name__ == "_RNNLayerBackward"
 

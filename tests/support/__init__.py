@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import rnn_ext
 from rnn_ext import _C
+from rnn_ext._core import node
 
 ISA_LEVELS: tuple[str, ...] = tuple(_C.isa_available())
 MORE_THREADS_THAN_CORES = 2 * (os.cpu_count() or 1) + 1
@@ -29,6 +31,12 @@ def using_isa(name: str) -> Iterator[None]:
         yield
     finally:
         _C.set_isa(before)
+
+
+def without_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes every call take the path in Python that it takes without the node in C++."""
+    for name in ("takes", "takes_tensors", "run_rnn", "run_cell", "run_recurrence"):
+        monkeypatch.setattr(node, name, lambda *_: None)
 
 
 # How a team can share a call. By default, a small call stays on one thread.
