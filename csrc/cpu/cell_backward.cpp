@@ -14,6 +14,7 @@
 
 #include "cpu/cell_recurrence.h"
 #include "cpu/reductions.h"
+#include "cpu/reset_gradients.h"
 
 namespace rnn_ext::cpu {
 namespace {
@@ -41,7 +42,8 @@ class CellBackward {
         grad_parameters_(parameter_columns_),
         zeros_(p_.hidden_size),
         stored_zeros_(p_.hidden_size),
-        reductions_(p_, g_, program_.products, !program_.merged, rows_, kernels, cell_.resets) {
+        reductions_(p_, g_, program_.products, !program_.merged, rows_, kernels, cell_.resets),
+        reset_gradients_(p_, cell_, cell_gradients_, kernels) {
     for (int parity = 0; parity < 2; ++parity) {
       dv_[parity] = Buffer<T>(rows_ * columns_);
       du_[parity] = program_.merged ? dv_[parity] : Buffer<T>(rows_ * columns_);
@@ -72,9 +74,6 @@ class CellBackward {
       final_.push_back(Buffer<T>(is_widened<S> && given_final(s) ? size : 0));
       const bool is_read = Program::loads(program_.backward, Memory::state, s);
       previous_.push_back(Buffer<S>(cell_.resets && is_read ? size : 0));
-      const std::int64_t sums = is_widened<S> ? reset_steps(s) * size : 0;
-      reset_sums_.push_back(Buffer<T>(sums));
-      std::fill_n(reset_sums_[s].data(), sums, T{0});
     }
     std::fill_n(zeros_.data(), p_.hidden_size, T{0});
     std::fill_n(stored_zeros_.data(), p_.hidden_size, S{});
@@ -99,7 +98,7 @@ class CellBackward {
     run_steps(p_.steps, p_.order().reversed(), chunk_rows_, share, pass);
     reductions_.finish(member);
     store_parameters(member);
-    store_reset_gradients(share);
+    reset_gradients_.store(share);
   }
 
  private:
@@ -189,7 +188,7 @@ class CellBackward {
       const std::int64_t next = b.p_.order().next(t);
       run(phase, rows, later, carried, seed, [&](Range r, Range units, T* slots) {
         if (b.cell_.resets && !ends) {
-          b.cut(0, next, r, units, {slots, phase.tiles.row_size(units.size()), 1});
+          b.reset_gradients_.cut(0, next, r, units, {slots, phase.tiles.row_size(units.size()), 1});
         }
       });
     }
@@ -356,48 +355,7 @@ class CellBackward {
   void cut_states(std::int64_t t, Range rows, Range columns, int turn) const {
     for (int s = 1; s < program_.states; ++s) {
       if (const Matrix<T> left = in_turn(s, turn)) {
-        cut(s, t, rows, columns, left.part(rows.begin, columns.begin));
-      }
-    }
-  }
-  // Takes out of a state's gradients, which are of these rows and columns, those of the rows that
-  // are reset at step t.
-  void cut(int state, std::int64_t t, Range rows, Range columns, Matrix<T> gradients) const {
-    const Sequence<T> sums = reset_gradient(state);
-    cell_.resets.for_each(t, rows, [&](std::int64_t row) {
-      T* const from = gradients.row(row - rows.begin);
-      T* const to = sums ? sums.at(p_.steps, t).row(row) + columns.begin : nullptr;
-      for (std::int64_t c = 0; c < columns.size() && to; ++c) {
-        to[c] += from[c];
-      }
-      std::fill_n(from, columns.size(), T{0});
-    });
-  }
-
-  // The gradient of the values that a state takes where it is reset: in place, or in T.
-  Sequence<T> reset_gradient(int state) const {
-    const Sequence<S> target = reset_target(state);
-    if constexpr (is_widened<S>) {
-      const std::int64_t step = target.step_stride ? p_.steps.batch * p_.hidden_size : 0;
-      return {reset_sums_[state].data(), step, p_.hidden_size, 1};
-    } else {
-      return target;
-    }
-  }
-  Sequence<S> reset_target(int state) const {
-    return cell_.resets ? cell_gradients_.reset_states[state] : Sequence<S>{};
-  }
-  // The steps that it has: one for all, or each its own.
-  std::int64_t reset_steps(int state) const {
-    const Sequence<S> target = reset_target(state);
-    return !target ? 0 : target.step_stride == 0 ? 1 : p_.steps.count;
-  }
-
-  void store_reset_gradients(const StepShare& share) const {
-    for (int s = 0; s < program_.states && is_widened<S>; ++s) {
-      for (std::int64_t t = 0; t < reset_steps(s); ++t) {
-        write_back(kernels_, reset_gradient(s).at(p_.steps, t), reset_target(s).at(p_.steps, t),
-                   share.rows, share.columns);
+        reset_gradients_.cut(s, t, rows, columns, left.part(rows.begin, columns.begin));
       }
     }
   }
@@ -459,7 +417,7 @@ class CellBackward {
   // W_hh: that of the initial y, or of what a row took instead.
   void store_first(const Matrix<const T>& dv, const Matrix<const T>& carried,
                    const StepShare& share, const Team::Member& member) const {
-    if (!g_.hx && !reset_target(0)) {
+    if (!g_.hx && !reset_gradients_.wants(0)) {
       return;
     }
     const Phase& phase = phases_.front();
@@ -469,7 +427,7 @@ class CellBackward {
         share.rows, share.columns, member, [&](Range r, Range units, T* slots) {
           multiply(phase, product, r, units, dv, carried, {}, slots);
           const Matrix<T> gradient{slots, phase.tiles.row_size(units.size()), 1};
-          cut(0, p_.order().step(0), r, units, gradient);
+          reset_gradients_.cut(0, p_.order().step(0), r, units, gradient);
           if (g_.hx) {
             kernels_.narrow(gradient, r.size(), units.size(), g_.hx.part(r.begin, units.begin));
           }
@@ -515,16 +473,16 @@ class CellBackward {
   Buffer<O> rounded_dv_;
   Buffer<O> rounded_du_;
   Buffer<T> parameter_rows_[2];
-  std::vector<Buffer<S>> yielded_;     // of a chunk's rows, where they are wanted
-  std::vector<Buffer<T>> passed_;      // from a phase to a later one
-  std::vector<Buffer<T>> carried_;     // in turns for each state, or none
-  std::vector<Buffer<T>> final_;       // copies of the gradients of the last values
-  std::vector<Buffer<S>> previous_;    // states before a step that resets a row
-  std::vector<Buffer<T>> reset_sums_;  // gradients of the reset states
+  std::vector<Buffer<S>> yielded_;   // of a chunk's rows, where they are wanted
+  std::vector<Buffer<T>> passed_;    // from a phase to a later one
+  std::vector<Buffer<T>> carried_;   // in turns for each state, or none
+  std::vector<Buffer<T>> final_;     // copies of the gradients of the last values
+  std::vector<Buffer<S>> previous_;  // states before a step that resets a row
   Buffer<T> grad_parameters_;
   Buffer<T> zeros_;
   Buffer<S> stored_zeros_;
   Reductions<S, O> reductions_;
+  ResetGradients<S, O> reset_gradients_;
 };
 
 }  // namespace
