@@ -27,12 +27,14 @@ class CellForward {
         program_(*task.cell.program),
         final_states_(task.final_states),
         kernels_(kernels),
-        columns_(program_.gates * p_.hidden_size),
-        projection_(p_, program_.gates, program_.merged ? Bias::sum : Bias::input, kernels, plan),
-        starts_from_projection_(program_.merged && program_.gates == 1),
+        projection_(
+            p_, program_.gates, program_.merged ? Bias::sum : Bias::input, kernels, plan,
+            can_start_from_projection() ? TileRunner<S, O>::units(kernels, program_.gates) : 0),
+        starts_from_projection_(can_start_from_projection() &&
+                                (program_.gates == 1 || projection_.is_in_tiles())),
         places_(program_, program_.forward_slots),
         operands_(places_, p_.steps),
-        projected_(projection_.buffered_rows() * columns_),
+        projected_(projection_.buffered_rows() * projection_.columns()),
         zeros_(p_.hidden_size) {
     std::fill_n(zeros_.data(), p_.hidden_size, T{0});
     const std::int64_t size = p_.steps.batch * p_.hidden_size;
@@ -102,7 +104,7 @@ class CellForward {
     int turn = 0;
 
     void begin(const Chunk& chunk) {
-      projected = f.projection_.in_scratch(f.projected_, f.columns_, chunk, share);
+      projected = f.projection_.in_scratch(f.projected_, f.projection_.columns(), chunk, share);
       f.projection_.run(chunk, projected, share, member);
       f.set_projection(operands, projected);
     }
@@ -180,7 +182,7 @@ class CellForward {
         operands_.set(Places::Second::stored_state, s, sequence(s));
       }
     }
-    set_projection(operands_, {projected_.data(), 0, columns_, 1});
+    set_projection(operands_, {projected_.data(), 0, projection_.columns(), 1});
   }
   void set_projection(OperandTable<S>& operands, const Sequence<T>& projected) const {
     for (int g = 0; g < program_.gates && !starts_from_projection_; ++g) {
@@ -188,6 +190,13 @@ class CellForward {
       u.data += g * p_.hidden_size;
       operands.set(Memory::projection, g, u);
     }
+  }
+
+  // Whether the program reads the sum of projection and product alone, and the sum has the same
+  // bits wherever it is added.
+  bool can_start_from_projection() const {
+    return program_.merged && program_.products.size() == 1 &&
+           (program_.gates == 1 || p_.hidden_size <= reduction_block);
   }
 
   // All steps of a state, where the call keeps them.
@@ -287,7 +296,7 @@ class CellForward {
       product.a = multiplied.row(r.begin);
       product.init = nullptr;
       if (starts_from_projection_) {
-        product.init = u.row(r.begin) + units.begin;
+        product.init = u.row(r.begin) + units.begin * phase.gates;
         product.init_stride = u.row_stride;
       }
       multiply(phase, product, units, slots);
@@ -297,12 +306,14 @@ class CellForward {
   // The product for a block into the first slots, plus product.init where there is no bias.
   void multiply(const Phase& phase, Product<S>& product, Range units, T* slots) const {
     const std::int64_t width = phase.tiles.padded(units.size());
-    const T* const bias = phase.bias_hh.from(units.begin * phase.gates);
+    if (const T* const bias = phase.bias_hh.from(units.begin * phase.gates)) {
+      product.init = bias;
+    }
+    const T* const init = product.init;
     product.c_stride = phase.tiles.row_size(units.size());
     if (phase.weight_hh.data()) {
       product.columns = (phase.gates - 1) * width + units.size();
       product.b = panels(phase, units.begin);
-      product.init = bias ? bias : product.init;
       product.c = slots;
       kernels_.product(product);
       return;
@@ -311,7 +322,7 @@ class CellForward {
       const std::int64_t row = (phase.first_gate + g) * p_.hidden_size + units.begin;
       product.columns = units.size();
       product.unpacked = p_.weight_hh.part(row, 0).transposed();
-      product.init = bias ? bias + g * width : product.init;
+      product.init = init ? init + g * width : nullptr;
       product.c = slots + g * width;
       kernels_.product(product);
     }
@@ -322,7 +333,6 @@ class CellForward {
   const Program& program_;
   const std::vector<Matrix<S>>& final_states_;
   const Kernels<S, O>& kernels_;
-  std::int64_t columns_;  // of u and of v
   Projection<S, O> projection_;
   bool starts_from_projection_;  // a product adds to u, and the code gets the sum
   Places places_;

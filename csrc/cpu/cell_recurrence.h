@@ -347,8 +347,7 @@ class TileRunner {
   TileRunner(const Kernels<S, O>& kernels, std::int64_t gates, std::int64_t slot_count, int threads)
       : kernels_(kernels),
         slot_count_(slot_count),
-        units_(std::max<std::int64_t>(1, kernels.panel_columns / kernels.width / gates) *
-               kernels.width),
+        units_(units(kernels, gates)),
         most_rows_(rows_in_cache()),
         slots_(threads * slots_size()) {
     std::fill_n(slots_.data(), threads * slots_size(), T{0});
@@ -361,6 +360,9 @@ class TileRunner {
   }
 
   // The units of a tile, as many as a panel has columns for, and these filled up to whole vectors.
+  static std::int64_t units(const Kernels<S, O>& kernels, std::int64_t gates) {
+    return std::max<std::int64_t>(1, kernels.panel_columns / kernels.width / gates) * kernels.width;
+  }
   std::int64_t units() const { return units_; }
   std::int64_t padded(std::int64_t units) const {
     return (units + kernels_.width - 1) & -kernels_.width;

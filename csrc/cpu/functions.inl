@@ -91,7 +91,8 @@ template <class T>
 struct Reduced {
   Vector<T> n;
   Vector<T> r;
-  Vector<T> rest;  // r² Q(r)
+  Vector<T> r2;
+  Vector<T> q;  // Q(r)
 };
 
 template <class T>
@@ -103,7 +104,31 @@ inline Reduced<T> reduced(Vector<T> x) {
   const V high = multiply_add(n, V::broadcast(-K::ln2_high), x);
   const V r = multiply_add(n, V::broadcast(-K::ln2_low), high);
   const V r2 = r * r;
-  return {n, r, polynomial(K::q, r, r2) * r2};
+  return {n, r, r2, polynomial(K::q, r, r2)};
+}
+
+// x 2ⁿ, for whole n from twice the lowest exponent to the highest + 1.
+template <class T>
+inline Vector<T> scaled(Vector<T> x, Vector<T> n) {
+  using V = Vector<T>;
+  if constexpr (requires { scale(x, n); }) {
+    return scale(x, n);
+  } else {
+    // 2ⁿ as two factors, neither of which overflows or is subnormal.
+    const V magic = V::broadcast(ExpConstants<T>::round_to_int + ExpConstants<T>::bias);
+    const V half = multiply_add(n, V::broadcast(T(0.5)), magic);
+    return x * power_of_two(half) * power_of_two((n - (half - magic)) + magic);
+  }
+}
+
+// 1 / x, or at least half of its digits, for x that is neither tiny nor huge.
+template <class T>
+inline Vector<T> reciprocal_or_estimate(Vector<T> x) {
+  if constexpr (requires { estimated_reciprocal(x); }) {
+    return estimated_reciprocal(x);
+  } else {
+    return Vector<T>::broadcast(1) / x;
+  }
 }
 
 // eˣ, and its rounding error: negligible if the result is subnormal.
@@ -120,15 +145,9 @@ inline Exponential<T> exponential(Vector<T> x) {
   using K = ExpConstants<T>;
   const Reduced<T> e = reduced(at_least(x, V::broadcast(K::lowest)));
   const V one = V::broadcast(1);
-  const V sum = one + e.r;
-  const V rest = e.rest + (e.r - (sum - one));
-  const V rounded = sum + rest;
-  const V lost = rest - (rounded - sum);
-  // 2ⁿ as two factors, neither of which overflows or is subnormal.
-  const V magic = V::broadcast(K::round_to_int + K::bias);
-  const V half = multiply_add(e.n, V::broadcast(T(0.5)), magic);
-  const V first = power_of_two(half), second = power_of_two((e.n - (half - magic)) + magic);
-  return {rounded * first * second, lost * first * second};
+  const V less_one = multiply_add(e.q, e.r2, e.r);
+  const V sum = one + less_one;
+  return {scaled(sum, e.n), scaled(less_one - (sum - one), e.n)};
 }
 
 template <class T>
@@ -147,13 +166,13 @@ inline Vector<T> expm1(Vector<T> x) {
   const V less_half = power - V::broadcast(T(0.5));
   const V sum = multiply_add(power, e.r, less_half);
   const V lost = multiply_add(power, e.r, less_half - sum);
-  const V half = sum + multiply_add(power, e.rest, lost);
+  const V half = sum + multiply_add(power, e.q * e.r2, lost);
   const V tiny = V::broadcast(std::numeric_limits<T>::epsilon() / 4);
   return blend(magnitude(x) < tiny, x, half + half);
 }
 
-// 1 / (1 + e⁻ˣ), or eˣ / (1 + eˣ): whichever uses a non-positive power of e. The rounding errors of
-// numerator and denominator are corrected to first order.
+// 1 / (1 + e⁻ˣ), or eˣ / (1 + eˣ): whichever uses a non-positive power of e. The errors of the
+// numerator, the denominator and the quotient are corrected to first order.
 template <class T>
 inline Vector<T> sigmoid(Vector<T> x) {
   using V = Vector<T>;
@@ -162,9 +181,11 @@ inline Vector<T> sigmoid(Vector<T> x) {
   const auto is_negative = x < zero;
   const V denominator = one + e.value;
   const V lost = (e.value - (denominator - one)) + e.lost;
-  const V y = blend(is_negative, e.value, one) / denominator;
-  const V reciprocal = blend(is_negative, one - y, y);
-  const V error = subtract_product(blend(is_negative, e.lost, zero), y, lost);
+  const V reciprocal = reciprocal_or_estimate(denominator);
+  const V numerator = blend(is_negative, e.value, one);
+  const V y = numerator * reciprocal;
+  const V remainder = subtract_product(numerator, y, denominator);
+  const V error = subtract_product(remainder + blend(is_negative, e.lost, zero), y, lost);
   return multiply_add(error, reciprocal, y);
 }
 

@@ -2,7 +2,8 @@
 //
 // It is a product over many rows. A weight is packed once per call, or read where it is if it is
 // used too little for that. The weight has `gates` blocks of hidden_size rows, and the projection
-// as many blocks of columns.
+// as many blocks of columns; or it has the columns of all gates side by side for each tile of
+// units, as pack_gates lays them out, and a tile's product can start from it.
 #pragma once
 
 #include <algorithm>
@@ -21,29 +22,36 @@ class Projection {
   static constexpr std::int64_t few_weights = std::int64_t{1} << 18;
 
  public:
+  // tile_units: units of a tile, where its gates are wanted side by side.
   Projection(const Problem<S>& problem, std::int64_t gates, Bias bias, const Kernels<S, O>& kernels,
-             const Plan& plan)
+             const Plan& plan, std::int64_t tile_units = 0)
       : p_(problem),
         gates_(gates),
-        columns_(gates * problem.hidden_size),
         bias_kind_(bias),
         kernels_(kernels),
         packs_(!p_.tokens &&
                (!std::is_same_v<O, T> || !reads_in_place(kernels, 1, p_.steps.total_rows()))),
-        projects_once_(packs_ && p_.steps.total_rows() <= 4 * projection_rows(columns_) &&
-                       columns_ * p_.input_size >= few_weights),
+        projects_once_(packs_ &&
+                       p_.steps.total_rows() <= 4 * projection_rows(gates * p_.hidden_size) &&
+                       gates * p_.hidden_size * p_.input_size >= few_weights),
+        tile_units_(std::is_same_v<O, T> && packs_ && !projects_once_ ? tile_units : 0),
+        columns_(gates * (tile_units_ > 0 ? padded(p_.hidden_size) : p_.hidden_size)),
         keeps_rows_(!p_.steps.batch_sizes && !projects_once_),
         gathers_(!takes_stored || !(keeps_rows_ || p_.input.is_linear(p_.steps))),
         chunk_rows_(projects_once_
                         ? p_.steps.total_rows()
                         : projection_rows(gathers_ ? std::max(columns_, p_.input_size) : columns_)),
         panels_of_a_gate_(packed_size(kernels, p_.hidden_size, p_.input_size)),
-        weight_(!packs_          ? 0
-                : projects_once_ ? plan.threads * packed_size(kernels, 1, p_.input_size)
-                                 : gates * panels_of_a_gate_),
+        weight_(!packs_           ? 0
+                : projects_once_  ? plan.threads * packed_size(kernels, 1, p_.input_size)
+                : tile_units_ > 0 ? columns_ * p_.input_size
+                                  : gates * panels_of_a_gate_),
         bias_(p_.bias_ih || (p_.bias_hh && bias == Bias::sum) ? columns_ : 0),
         input_(gathers_ ? buffered_rows() * p_.input_size : 0) {}
 
+  std::int64_t columns() const { return columns_; }
+  // Whether the gates of a tile of units are side by side.
+  bool is_in_tiles() const { return tile_units_ > 0; }
   std::int64_t chunk_rows() const { return chunk_rows_; }
   // Rows of scratch memory that in_scratch() needs.
   std::int64_t buffered_rows() const {
@@ -57,20 +65,22 @@ class Projection {
     if (columns.empty()) {
       return;
     }
+    if (is_in_tiles()) {
+      for_each_tile(columns, [&](Range units) {
+        pack_tile(units);
+        for (std::int64_t g = 0; bias_.data() && g < gates_; ++g) {
+          pack_bias(g, units, bias_.data() + units.begin * gates_ + g * padded(units.size()));
+        }
+      });
+      return;
+    }
     for (std::int64_t g = 0; g < gates_; ++g) {
       if (packs_ && !projects_once_) {
         kernels_.pack_operand_transposed(p_.weight_ih.part(g * p_.hidden_size + columns.begin, 0),
                                          columns.size(), p_.input_size, panels(g, columns.begin));
       }
       if (bias_.data()) {
-        const auto value = [](Matrix<const S> bias, std::int64_t c) {
-          return bias ? static_cast<T>(bias.data[c * bias.column_stride]) : T{0};
-        };
-        const Matrix<const S> second = bias_kind_ == Bias::sum ? p_.bias_hh : Matrix<const S>{};
-        for (std::int64_t c = g * p_.hidden_size + columns.begin, end = c + columns.size(); c < end;
-             ++c) {
-          bias_.data()[c] = value(p_.bias_ih, c) + value(second, c);
-        }
+        pack_bias(g, columns, bias_.data() + g * p_.hidden_size + columns.begin);
       }
     }
   }
@@ -148,6 +158,35 @@ class Projection {
   }
 
  private:
+  std::int64_t padded(std::int64_t units) const {
+    return (units + kernels_.width - 1) & -kernels_.width;
+  }
+
+  template <class F>
+  void for_each_tile(Range columns, F f) const {
+    for (std::int64_t c = columns.begin; c < columns.end; c += tile_units_) {
+      f(Range{c, c + tile_units_}.below(columns.end));
+    }
+  }
+
+  void pack_tile(Range units) const {
+    if constexpr (std::is_same_v<O, T>) {
+      kernels_.pack_gates(p_.weight_ih.part(units.begin, 0), gates_, p_.hidden_size, units.size(),
+                          p_.input_size, weight_.from(units.begin * gates_ * p_.input_size));
+    }
+  }
+
+  void pack_bias(std::int64_t gate, Range units, T* to) const {
+    const auto value = [](Matrix<const S> bias, std::int64_t c) {
+      return bias ? static_cast<T>(bias.data[c * bias.column_stride]) : T{0};
+    };
+    const Matrix<const S> second = bias_kind_ == Bias::sum ? p_.bias_hh : Matrix<const S>{};
+    const std::int64_t first = gate * p_.hidden_size;
+    for (std::int64_t c = units.begin; c < units.end; ++c) {
+      *to++ = value(p_.bias_ih, first + c) + value(second, first + c);
+    }
+  }
+
   // The packed columns of a gate from `column` on; null where the weight is read in place.
   O* panels(std::int64_t gate, std::int64_t column) const {
     return weight_.from(gate * panels_of_a_gate_ + column * filled(kernels_, p_.input_size));
@@ -185,6 +224,14 @@ class Projection {
 
   // These columns of every gate.
   void project_rows(std::int64_t rows, Matrix<const O> x, Matrix<T> u, Range columns) const {
+    if (is_in_tiles()) {
+      for_each_tile(columns, [&](Range units) {
+        const std::int64_t first = units.begin * gates_;
+        const std::int64_t last = first + (gates_ - 1) * padded(units.size()) + units.size();
+        multiply(rows, x, u, weight_.from(first * p_.input_size), {first, last});
+      });
+      return;
+    }
     for (std::int64_t g = 0; g < gates_; ++g) {
       const std::int64_t first = g * p_.hidden_size;
       multiply(rows, x, u, panels(g, columns.begin), {first + columns.begin, first + columns.end});
@@ -246,11 +293,12 @@ class Projection {
 
   const Problem<S>& p_;
   std::int64_t gates_;
-  std::int64_t columns_;
   Bias bias_kind_;
   const Kernels<S, O>& kernels_;
   bool packs_;
-  bool projects_once_;  // all steps are one chunk, and W_ih is large
+  bool projects_once_;       // all steps are one chunk, and W_ih is large
+  std::int64_t tile_units_;  // 0: a block of columns for each gate
+  std::int64_t columns_;     // of u
   bool keeps_rows_;
   bool gathers_;  // x is copied, into rows at one stride
   std::int64_t chunk_rows_;

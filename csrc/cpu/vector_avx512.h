@@ -86,6 +86,11 @@ inline Vector<float> at_most(Vector<float> x, Vector<float> bound) {
 inline Vector<float> at_least(Vector<float> x, Vector<float> bound) {
   return {_mm512_max_ps(bound.v, x.v)};
 }
+// x 2ⁿ, rounded once.
+inline Vector<float> scale(Vector<float> x, Vector<float> n) {
+  return {_mm512_scalef_ps(x.v, n.v)};
+}
+inline Vector<float> estimated_reciprocal(Vector<float> x) { return {_mm512_rcp14_ps(x.v)}; }
 inline Vector<float> square_root(Vector<float> x) { return {_mm512_sqrt_ps(x.v)}; }
 inline Vector<float> magnitude(Vector<float> x) { return {_mm512_abs_ps(x.v)}; }
 inline Vector<float> with_sign_of(Vector<float> x, Vector<float> sign) {
@@ -168,6 +173,14 @@ inline Vector<double> at_most(Vector<double> x, Vector<double> bound) {
 }
 inline Vector<double> at_least(Vector<double> x, Vector<double> bound) {
   return {_mm512_max_pd(bound.v, x.v)};
+}
+inline Vector<double> scale(Vector<double> x, Vector<double> n) {
+  return {_mm512_scalef_pd(x.v, n.v)};
+}
+// rcp14 has half of a float's digits; a step of Newton's method doubles them.
+inline Vector<double> estimated_reciprocal(Vector<double> x) {
+  const Vector<double> r{_mm512_rcp14_pd(x.v)};
+  return multiply_add(subtract_product(Vector<double>::broadcast(1), x, r), r, r);
 }
 inline Vector<double> square_root(Vector<double> x) { return {_mm512_sqrt_pd(x.v)}; }
 inline Vector<double> magnitude(Vector<double> x) { return {_mm512_abs_pd(x.v)}; }
