@@ -242,7 +242,7 @@ class Layers(_Module, nn.RNNBase):
         if input.dtype != call.weights[0].dtype and not is_any_autocast_enabled():
             return False
         # A graph cannot depend on the lengths; the op compares them.
-        is_recorded = bool(states) and (torch.compiler.is_compiling() or is_tracing())
+        is_recorded = torch.compiler.is_compiling() or is_tracing()
         batch = call.batch_size() if batch_sizes is None or is_recorded else int(batch_sizes[0])
         shape = (call.states(), batch, self.hidden_size)
         return input.size(-1) == self.input_size and all(t.shape == shape for t in states)
