@@ -52,4 +52,4 @@ def kernels(case: Case, mode: Mode, device: str) -> str:
     ours = build(rnn_ext.RNN, case, mode, device)
     assert isinstance(ours, rnn_ext.RNN)
     with torch.set_grad_enabled(mode == "training"):
-        return route_of(ours, *draw(case, mode, device).arguments()).kernels
+        return route_of(ours, *draw(case, mode, device).arguments()).kernels()

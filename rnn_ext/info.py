@@ -104,7 +104,7 @@ def explain(
     if route.path in (Path.LOOP, Path.ONNX):
         return f"{route.path.value}{reason}"
     call = route.call
-    if call.is_program:
+    if call.is_program():
         kernels = _program_kernels(call.kind.cell, call.input.dtype, call.hidden_size)
         return (
             f"{kernels}{_stack(call.num_layers)}; {route.path.value}{reason}; "
@@ -163,8 +163,8 @@ def _cuda_kernels(call: Call) -> str:
 def _cpu_kernels(call: Call) -> str:
     dtype = call.input.dtype
     groups, at_once, threads = _C.plan(
-        *(call.seq_len, call.batch_size, call.input.size(-1), call.hidden_size),
-        *(dtype == torch.float64, call.directions == 2),
+        *(call.seq_len(), call.batch_size(), call.input.size(-1), call.hidden_size),
+        *(dtype == torch.float64, call.directions() == 2),
         _C.available_threads(torch.get_num_threads()),
     )
     work = f"{threads} of {torch.get_num_threads()} threads"

@@ -8,13 +8,16 @@ import multiprocessing
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import rnn_ext
 from rnn_ext import cells
@@ -160,10 +163,25 @@ def test_what_a_cell_cannot_yield(function: Callable[..., Any], words: str) -> N
         _ = rnn_ext.cell(gates=(1, 1))(function).program
 
 
-def test_a_cell_is_traced_whatever_mode_is_on() -> None:
-    with torch.no_grad(), torch.autocast("cpu"), torch.device("meta"):
-        fresh = rnn_ext.cell(gates=4, states=("c",))(cells.lstm.__wrapped__)  # type: ignore[attr-defined]
-        assert torch.equal(fresh.program, cells.lstm.program)
+@pytest.mark.parametrize(
+    "modes",
+    [
+        (torch.no_grad, partial(torch.autocast, "cpu"), partial(torch.device, "meta")),
+        (torch.inference_mode,),
+        (FakeTensorMode,),
+    ],
+    ids=["no_grad, autocast, meta", "inference", "fake"],
+)
+def test_a_cell_is_traced_whatever_mode_is_on(modes: Sequence[Callable[[], Any]]) -> None:
+    fresh = rnn_ext.cell(gates=4, states=("c",))(cells.lstm.__wrapped__)  # type: ignore[attr-defined]
+    with ExitStack() as stack:
+        for mode in modes:
+            stack.enter_context(mode())
+        text = fresh.describe()
+    assert text == cells.lstm.describe()
+    assert type(fresh.program) is Tensor
+    assert not fresh.program.is_inference()
+    assert torch.equal(fresh.program, cells.lstm.program)
 
 
 def test_tracing_imports_no_compiler() -> None:

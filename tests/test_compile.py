@@ -19,6 +19,10 @@ from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 import rnn_ext
+from rnn_ext._core.call import Call
+from rnn_ext._core.dispatch import Route
+from rnn_ext._core.kinds import Kind
+from rnn_ext._core.recurrence import Recurrence
 from rnn_ext.functional import rnn
 
 
@@ -282,3 +286,9 @@ def test_compiled_autograd_gives_the_gradients_of_an_eager_call(
     with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
         loss().backward()
     assert_same_bits([p.grad for p in module.parameters()], expected)
+
+
+@pytest.mark.parametrize("cls", [Call, Kind, Recurrence, Route], ids=lambda cls: cls.__name__)
+def test_what_a_call_is_made_of_has_no_property(cls: type) -> None:
+    """torch.compile of torch 2.10 reads fields and methods of a named tuple, but no property."""
+    assert not [name for name, value in vars(cls).items() if isinstance(value, property)]

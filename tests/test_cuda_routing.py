@@ -320,5 +320,5 @@ def test_the_route_names_the_kernels(
 ) -> None:
     monkeypatch.setattr(cuda, "setting", setting)
     module, x = layer(hidden_size), tensor(2, 1, 17)
-    assert route_of(module, x).kernels == kernels
+    assert route_of(module, x).kernels() == kernels
     assert (f", {kernels}, " in rnn_ext.explain(module, x)) == (kernels != "torch")

@@ -15,7 +15,9 @@ __all__ = ["Call", "weight_shapes"]
 class Call(NamedTuple):
     """All layers over a sequence, or one step of a cell.
 
-    ``csrc/eager/`` takes these fields in this order, down to ``dropout`` and without ``kind``.
+    ``csrc/eager/`` takes these fields in this order, down to ``dropout`` and without ``kind``. What
+    is computed from them are methods: torch.compile of torch 2.10 cannot read a property of a named
+    tuple.
 
     Args:
         input: ``(T, B, I)``; packed ``(N, I)``; ``(B, I)`` for a step.
@@ -50,32 +52,26 @@ class Call(NamedTuple):
     reset: Tensor | None = None
     reset_states: Sequence[Tensor] = ()
 
-    @property
-    def initial(self) -> list[Tensor]:
+    def initial_states(self) -> list[Tensor]:
         """The initial states; none for zeros."""
         return [t for t in (self.hx, self.cx) if t is not None]
 
-    @property
     def is_program(self) -> bool:
         """Whether kernels run the kind's cell as a program."""
-        return not self.kind.is_compiled or self.reset is not None
+        return not self.kind.is_compiled() or self.reset is not None
 
-    @property
     def directions(self) -> int:
         return 2 if self.bidirectional else 1
 
-    @property
     def states(self) -> int:
         """L·D: the states of a batch row that ``hx`` and ``h_n`` hold."""
-        return self.num_layers * self.directions
+        return self.num_layers * self.directions()
 
-    @property
     def batch_size(self) -> int:
         if self.batch_sizes is not None:
             return self.hx.size(1) if self.hx is not None else int(self.batch_sizes[0])
         return self.input.size(-2)
 
-    @property
     def seq_len(self) -> int:
         if self.batch_sizes is not None:
             return self.batch_sizes.size(0)

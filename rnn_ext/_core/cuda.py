@@ -89,7 +89,7 @@ def plan_of(call: Call) -> Plan:
     """Plans a call that our kernels take."""
     device_limits = limits(call.input.device.index)
     assert not isinstance(device_limits, str), device_limits  # a reason for torch's op
-    sizes = (call.batch_size, call.hidden_size, call.directions)
+    sizes = (call.batch_size(), call.hidden_size, call.directions())
     return plan(*sizes, call.input.dtype, device_limits)
 
 
@@ -99,15 +99,15 @@ def choose(call: Call) -> Choice:
     training = call.training or call.is_step
     operands = [call.input, *call.weights] if call.hx is None else [*call[:2], *call.weights]
     refusal = None
-    if call.seq_len > _LONGEST_OF_TORCH:
+    if call.seq_len() > _LONGEST_OF_TORCH:
         refusal = f"cuDNN does not support sequences of more than {_LONGEST_OF_TORCH} steps"
     elif not training and torch.is_grad_enabled() and any(t.requires_grad for t in operands):
         refusal = "cuDNN has no backward in eval mode"
     elif torch.are_deterministic_algorithms_enabled():
         refusal = "deterministic algorithms are requested, and cuDNN promises none"
     return decide(
-        *(setting, call.input.device.index, call.input.dtype, call.batch_size),
-        *(call.weights[1].size(0), call.directions),
+        *(setting, call.input.device.index, call.input.dtype, call.batch_size()),
+        *(call.weights[1].size(0), call.directions()),
         torch_refusal=refusal,
     )
 

@@ -74,7 +74,6 @@ class Route(NamedTuple):
     path: Path
     reason: str = ""
 
-    @property
     def kernels(self) -> str:
         """Which kernels run: ``"cpu"``, on CUDA ``"persistent"`` or ``"step"``; or ``"torch"``."""
         if self.path in (Path.TORCH, Path.LOOP, Path.ONNX):
@@ -92,7 +91,7 @@ class Route(NamedTuple):
             return _run_torchs_op(call)
         if call.is_step:
             return _run_step(call, self.path)
-        run, initial = _layer_of(call, self.path), call.initial
+        run, initial = _layer_of(call, self.path), call.initial_states()
         per_layer = len(call.weights) // call.num_layers
 
         def run_layer(input: Tensor, layer: int, own: Part) -> Sequence[Tensor]:
@@ -102,8 +101,8 @@ class Route(NamedTuple):
         output, finals, _ = run_stack(
             *(run_layer, call.input),
             num_layers=call.num_layers,
-            directions=call.directions,
-            states=call.kind.states,
+            directions=call.directions(),
+            states=call.kind.states(),
             dropout=call.dropout if call.training else 0.0,
         )
         return output, *finals
@@ -115,7 +114,7 @@ def route(call: Call) -> Route:
         call = _cast_for_cpu_autocast(call)
     if call.reset is not None:
         return _route_of_program(call)
-    is_rnn = call.kind.is_compiled
+    is_rnn = call.kind.is_compiled()
     if is_rnn and not torch.compiler.is_compiling() and node.takes(*call):
         return Route(call, Path.NODE)
     reason = _refusal(call)
@@ -138,7 +137,8 @@ def route(call: Call) -> Route:
 
 def _route_of_program(call: Call) -> Route:
     """The route of a call that torch's own op could not run."""
-    reason = recurrence.loop_reason([call.input, *call.initial, *call.weights, *call.reset_states])
+    tensors = [call.input, *call.initial_states(), *call.weights, *call.reset_states]
+    reason = recurrence.loop_reason(tensors)
     if reason:
         return Route(call, Path.LOOP, reason)
     if torch.compiler.is_compiling() or is_tracing():
@@ -147,8 +147,8 @@ def _route_of_program(call: Call) -> Route:
 
 
 def _eager_path(call: Call) -> Path:
-    tensors = (call.input, *call.initial, *call.weights, *call.reset_states)
-    return Path.NODE if call.is_program and node.takes_tensors(*tensors) else Path.FUNCTION
+    tensors = (call.input, *call.initial_states(), *call.weights, *call.reset_states)
+    return Path.NODE if call.is_program() and node.takes_tensors(*tensors) else Path.FUNCTION
 
 
 def is_watched() -> bool:
@@ -159,7 +159,7 @@ def is_watched() -> bool:
 def _refusal(call: Call) -> str:
     """Says why torch's op has to take the call, as far as attributes, dtype and devices tell."""
     input, weights = call.input, call.weights
-    states = call.initial
+    states = call.initial_states()
     if any(map(overrides_operations, (input, *states, *weights))):
         return "a tensor subclass overrides torch's operations"
     if not (input.is_cpu or input.is_cuda):
@@ -178,7 +178,7 @@ def _refusal(call: Call) -> str:
         flags = (call.bias, call.bidirectional, call.training)
         if any(type(flag) is not bool for flag in flags) or type(call.num_layers) is not int:
             return "bias, bidirectional or training is no bool, or num_layers no int"
-        if not weights or len(weights) != call.states * (4 if call.bias else 2):
+        if not weights or len(weights) != call.states() * (4 if call.bias else 2):
             return "num_layers, bidirectional and bias do not fit the weights"
     if not states and weights[1].size(0) != call.kind.cell.gates * call.hidden_size:
         return "hidden_size does not fit the weights"
@@ -188,11 +188,12 @@ def _refusal(call: Call) -> str:
 def _obstacle(call: Call) -> str:
     """Says why the kernels do not take these dtypes and shapes."""
     input, weights, batch_sizes = call.input, call.weights, call.batch_sizes
-    if any(t.dtype != input.dtype for t in (*call.initial, *weights)):
+    states = call.initial_states()
+    if any(t.dtype != input.dtype for t in (*states, *weights)):
         return "input, states and weights differ in dtype"
     if any(type(size) is not int for size in (*input.shape, *weights[0].shape)):
         return ""  # to compare symbolic sizes would fix them; the op compares them when it runs
-    hx_shape, *others = (t.shape for t in call.initial) if call.initial else (None,)
+    hx_shape, *others = (t.shape for t in states) if states else (None,)
     if any(shape != hx_shape for shape in others):
         return "the states differ in shape"
     return _C.find_obstacle(
@@ -201,7 +202,7 @@ def _obstacle(call: Call) -> str:
         [w.shape for w in weights],
         None if batch_sizes is None else batch_sizes.tolist(),
         call.is_step,
-        *(call.num_layers, call.directions, call.kind.cell.gates),
+        *(call.num_layers, call.directions(), call.kind.cell.gates),
     )
 
 
@@ -218,7 +219,7 @@ def _watched_route(call: Call) -> Route:
         return Route(call, Path.GRAPH)
     if is_functionalized():
         return Route(call, Path.LOOP, "torch.func.functionalize")
-    if call.is_program:
+    if call.is_program():
         return Route(call, Path.LOOP, "torch.func or forward-mode AD")
     operands = [call.input, call.hx, *call.weights]
     are_batched = [t is not None and is_batchedtensor(t) for t in operands]
@@ -276,7 +277,7 @@ Layer = Callable[[Tensor, list[Tensor], list[Any], list[Tensor]], Sequence[Tenso
 def _layer_of(call: Call, path: Path) -> Layer:
     """Returns what runs a layer of a call."""
     kind = call.kind
-    if not call.is_program:
+    if not call.is_program():
         run_rnn = _RNN_LAYERS[path]
 
         def run(
@@ -305,23 +306,23 @@ def _layer_of(call: Call, path: Path) -> Layer:
 
 
 def _run_step(call: Call, path: Path) -> Sequence[Tensor]:
-    if call.kind.is_compiled and path in _RNN_STEPS:
+    if call.kind.is_compiled() and path in _RNN_STEPS:
         settings = (None, call.kind.nonlinearity, False)
         return (_RNN_STEPS[path](call.input, call.hx, call.weights, *settings),)
     run = _layer_of(call, path)
-    initial = [t.unsqueeze(0) for t in call.initial]
+    initial = [t.unsqueeze(0) for t in call.initial_states()]
     _, *finals = run(call.input.unsqueeze(0), initial, call.weights, [])
     return [t.squeeze(0) for t in finals]
 
 
 def _run_torchs_op(call: Call) -> Sequence[Tensor]:
     input, weights, kind = call.input, call.weights, call.kind
-    states = call.initial
+    states = call.initial_states()
     if not states:
-        shape = (call.batch_size, call.hidden_size)
-        zeros = input.new_zeros(shape if call.is_step else (call.states, *shape))
-        states = [zeros] * kind.states
-    hx = states[0] if kind.states == 1 else tuple(states)
+        shape = (call.batch_size(), call.hidden_size)
+        zeros = input.new_zeros(shape if call.is_step else (call.states(), *shape))
+        states = [zeros] * kind.states()
+    hx = states[0] if kind.states() == 1 else tuple(states)
     if call.is_step:
         step = getattr(torch, f"{kind.op}_cell")
         state = step(input, hx, *weights, *[None] * (4 - len(weights)))

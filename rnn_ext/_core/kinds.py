@@ -31,11 +31,9 @@ class Kind(NamedTuple):
     cell: Cell
     op: str
 
-    @property
     def is_compiled(self) -> bool:
         return bool(self.nonlinearity)
 
-    @property
     def states(self) -> int:
         """How many states a unit has: LSTM has h and c."""
         return 1 + len(self.cell.states)

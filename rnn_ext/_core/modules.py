@@ -173,7 +173,7 @@ class Layers(_Module, nn.RNNBase):
         call = self._call(input, hx)
         if call is not None and has_reset:
             names = ("h", *call.kind.cell.states)
-            size = call.states, self.hidden_size
+            size = call.states(), self.hidden_size
             resets = read_reset(reset, reset_state, input, self.batch_first, names, *size)
             call = call._replace(reset=resets[0], reset_states=resets[1])
         route = None if call is None else dispatch.route(call)
@@ -198,7 +198,7 @@ class Layers(_Module, nn.RNNBase):
             input, batch_sizes, sorted_indices, _ = input
             if hx is not None:
                 hx = self.permute_hidden(hx, sorted_indices)
-            states = _states_in(hx, kind.states)
+            states = _states_in(hx, kind.states())
             if states == []:
                 count = self.num_layers * (2 if self.bidirectional else 1)
                 batch: Any = batch_sizes[0]
@@ -207,12 +207,12 @@ class Layers(_Module, nn.RNNBase):
                     batch = sorted_indices.size(0)  # an int would break the graph
                 elif torch.compiler.is_compiling() or not is_tracing():
                     batch = int(batch)
-                states = [input.new_zeros(count, batch, self.hidden_size)] * kind.states
+                states = [input.new_zeros(count, batch, self.hidden_size)] * kind.states()
         else:
             dims = input.dim()
             if dims not in (2, 3):
                 return None
-            states = _states_in(hx, kind.states)
+            states = _states_in(hx, kind.states())
             if states is None or any(t.dim() != dims for t in states):
                 return None
             if dims == 2:
@@ -234,17 +234,17 @@ class Layers(_Module, nn.RNNBase):
         call = route.call
         if call.batch_sizes is None and type(self.batch_first) is not bool:
             return False
-        if route.path is dispatch.Path.NODE and not call.is_program:
+        if route.path is dispatch.Path.NODE and not call.is_program():
             return True  # the node has compared all of this
-        input, batch_sizes, states = call.input, call.batch_sizes, call.initial
+        input, batch_sizes, states = call.input, call.batch_sizes, call.initial_states()
         if batch_sizes is not None and input.dim() != 2:
             return False
         if input.dtype != call.weights[0].dtype and not is_any_autocast_enabled():
             return False
         # A graph cannot depend on the lengths; the op compares them.
-        is_recorded = bool(states) and (torch.compiler.is_compiling() or is_tracing())
-        batch = call.batch_size if batch_sizes is None or is_recorded else int(batch_sizes[0])
-        shape = (call.states, batch, self.hidden_size)
+        is_recorded = torch.compiler.is_compiling() or is_tracing()
+        batch = call.batch_size() if batch_sizes is None or is_recorded else int(batch_sizes[0])
+        shape = (call.states(), batch, self.hidden_size)
         return input.size(-1) == self.input_size and all(t.shape == shape for t in states)
 
     def _forward_of_torch(self, input: Any, hx: Any, has_reset: bool) -> Any:
@@ -285,7 +285,7 @@ class Step(_Module, nn.RNNCellBase):
         kind = self._kind()
         if kind is None or input.dim() not in (1, 2):
             return None
-        states = _states_in(hx, kind.states)
+        states = _states_in(hx, kind.states())
         if states is None or any(t.dim() not in (1, 2) for t in states):
             return None
         if input.dim() == 1:

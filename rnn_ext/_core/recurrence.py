@@ -42,19 +42,16 @@ class Recurrence(NamedTuple):
     bidirectional: bool
     return_states: bool
 
-    @property
     def states(self) -> int:
         return 1 + len(self.cell.states)
 
-    @property
     def returned_states(self) -> int:
         """The states of which all steps are returned beside y, a bit each."""
-        return (1 << self.states) - 2 if self.return_states else 0
+        return (1 << self.states()) - 2 if self.return_states else 0
 
-    @property
     def results(self) -> int:
         """How many tensors the layer returns."""
-        return 1 + self.states + (self.states - 1 if self.return_states else 0)
+        return 1 + self.states() + (self.states() - 1 if self.return_states else 0)
 
     def split(self, tensors: Sequence[Tensor]) -> list[Any]:
         """Returns input and the lists of the other operands, as the op takes them."""
@@ -190,7 +187,7 @@ def _run(layer: Recurrence, settings: Settings, tensors: tuple[Tensor, ...]) -> 
         cell = layer.cell
         found: Sequence[Tensor] | None = node.run_recurrence(
             *(layer, tensors, *settings, cell.program, layer[1:6], layer.bidirectional),
-            *(layer.states, layer.results, layer.returned_states),
+            *(layer.states(), layer.results(), layer.returned_states()),
             *(cell.kept_states, cell.kept_values),
         )
         if found is not None:
@@ -201,7 +198,7 @@ def _run(layer: Recurrence, settings: Settings, tensors: tuple[Tensor, ...]) -> 
         # torch.jit.trace checks its graph without gradients, which must not make it another.
         may_need_grad = torch.is_grad_enabled() or not torch.compiler.is_compiling()
         needs_grad = may_need_grad and any(t.requires_grad for t in tensors)
-        return _call_forward(layer, settings, tensors, needs_grad)[0][: layer.results]
+        return _call_forward(layer, settings, tensors, needs_grad)[0][: layer.results()]
     with memory_errors:
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             results: tuple[Tensor, ...] = _Layer.apply(layer, settings, *tensors)
@@ -214,7 +211,7 @@ def _call_forward(
 ) -> tuple[list[Tensor], int]:
     """Returns what the op returns, for backward too where that is recorded, and kept_states."""
     cell = layer.cell
-    kept_states = layer.returned_states
+    kept_states = layer.returned_states()
     if is_recorded:
         kept_states |= cell.kept_states
     found: list[Tensor] = _forward(
@@ -223,7 +220,7 @@ def _call_forward(
             *settings,
             _program_beside(tensors[0], cell),
             layer.bidirectional,
-            layer.states,
+            layer.states(),
         ),
         *(kept_states, cell.kept_values if is_recorded else 0),
     )
@@ -245,11 +242,11 @@ class _Layer(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         found, ctx.kept_states = _call_forward(layer, settings, tensors, True)
         ctx.layer, ctx.count = layer, len(tensors)
-        returned = found[1 + layer.states : layer.results]
+        returned = found[1 + layer.states() : layer.results()]
         kept = keep_unchanged(ctx, [found[0], *returned])
-        ctx.save_for_backward(*settings, *tensors, *kept, *found[layer.results :])
+        ctx.save_for_backward(*settings, *tensors, *kept, *found[layer.results() :])
         ctx.set_materialize_grads(False)
-        return tuple(found[: layer.results])
+        return tuple(found[: layer.results()])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
@@ -262,13 +259,13 @@ class _Layer(torch.autograd.Function):
             return None, None, *_differentiable_backward(layer, settings, tensors, grads, mask)
         if were_changed(ctx):
             found, _ = _call_forward(layer, settings, tensors, True)
-            output, *kept = found[0], *found[1 + layer.states :]
+            output, *kept = found[0], *found[1 + layer.states() :]
         program = _program_beside(tensors[0], layer.cell)
         flags = (layer.bidirectional, ctx.kept_states)
         with memory_errors:
             gradients = recurrence_ops.backward(
                 *(grads, layer.split(tensors), output, kept),
-                *((reset, batch_sizes, program, *flags), layer.states, mask),
+                *((reset, batch_sizes, program, *flags), layer.states(), mask),
             )
         return None, None, *gradients
 
@@ -323,7 +320,7 @@ def _loop(layer: Recurrence, settings: Settings, tensors: Sequence[Tensor]) -> S
         return [t.to(u.dtype).expand_as(s) for t, s in zip(found, states, strict=True)]
 
     histories, finals = composite.recurrence(
-        *(step, layer.states, cell.products, input, initial or None, weights, inputs, batch_sizes),
-        *(layer.bidirectional, reset, reset_states),
+        *(step, layer.states(), cell.products, input, initial or None, weights, inputs),
+        *(batch_sizes, layer.bidirectional, reset, reset_states),
     )
     return [histories[0], *finals, *(histories[1:] if layer.return_states else [])]

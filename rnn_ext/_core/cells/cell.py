@@ -6,9 +6,10 @@ import importlib
 import inspect
 import operator
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, update_wrapper
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -22,6 +23,18 @@ from .text import describe, expression
 from .trace import Signature, trace
 
 __all__ = ["Cell", "cell"]
+
+T = TypeVar("T")
+
+
+def _without_modes(compute: Callable[[], T]) -> T:
+    """Returns what ``compute`` returns where none of torch's modes is active.
+
+    Modes (inference, autocast, fake tensors, default device, transforms) are those of a thread, so
+    that it runs in a new one.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(compute).result()
 
 
 @dataclass(frozen=True)
@@ -146,12 +159,13 @@ class Cell:
 
     @cached_property
     def _definition(self) -> Definition:
-        assert self._function is not None
-        return Definition.of(self._function, self._signature)
+        function = self._function
+        assert function is not None
+        return _without_modes(lambda: Definition.of(function, self._signature))
 
     @cached_property
     def _decoded(self) -> Program:
-        return Program.decode(self.program)
+        return _without_modes(lambda: Program.decode(self.program))
 
     @property
     def program(self) -> Tensor:

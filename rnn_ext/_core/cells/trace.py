@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, count, pairwise
@@ -147,30 +146,17 @@ def trace(function: Callable[..., Any], name: str, signature: Signature) -> Form
         CellError: where the function contains what a cell cannot.
     """
     graph = Graph()
-    results: list[Formula] = []
-    errors: list[CellError] = []
-
-    def run() -> None:
-        try:
-            for value, shape in ((0.25, ()), (-0.5, (3,))):
-                recorder = Recorder(graph, name)
-                results.append(recorder.record(function, signature, value, shape))
-        except CellError as error:
-            errors.append(error)
-
-    # Torch's modes (no_grad, autocast, default device, transforms) are those of a thread.
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0] from errors[0].__cause__
-    if results[0] != results[1]:
+    first, second = (
+        Recorder(graph, name).record(function, signature, value, shape)
+        for value, shape in ((0.25, ()), (-0.5, (3,)))
+    )
+    if first != second:
         raise CellError(
             f"cell {name!r} ({line_of_function(function)}): it computes something else when it is "
             f"called again: it reads values or shapes, draws random numbers, or keeps something "
             f"between calls"
         )
-    return results[0]
+    return first
 
 
 class Recorder:
