@@ -261,6 +261,18 @@ def test_damaged_weights_fail_like_in_torch(
     assert expected.error is not None or (kind, damage) == ("LSTM", _wrong_shape)
 
 
+@pytest.mark.parametrize("input_shape", [(2, 1), (3, 2, 1)])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_frozen_weight_of_another_width_fails_like_in_torch(input_shape, batch_first):
+    pair = twins(1, 1, bias=False, batch_first=batch_first)
+    for module in pair:
+        module.weight_ih_l0.requires_grad_(False)
+        module.weight_ih_l0.data = torch.randn(1, 2)
+    theirs, ours = pair
+    x = torch.randn(input_shape)
+    assert assert_same_outcome(lambda: ours(x), lambda: theirs(x)).error
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @settings(derandomize=True, max_examples=200, deadline=None)
 @given(
