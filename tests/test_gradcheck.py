@@ -1,28 +1,39 @@
-"""Gradients and higher derivatives against finite differences and against ``nn.RNN``'s."""
+"""Gradients and higher derivatives against finite differences and against torch's modules'."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from support import (
+    KINDS,
+    as_function,
     assert_close_fp64,
+    flat,
+    hx_of,
     layer_weights,
     leaves,
     loss_of,
     twins,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 import rnn_ext
-from rnn_ext.functional import rnn, rnn_cell
 
 FORMS: dict[str, dict[str, Any]] = {
     "plain": {},
     "no bias": {"bias": False},
     "two-way": {"bidirectional": True},
     "stacked": {"num_layers": 2},
-    "packed": {"batch_sizes": torch.tensor([2, 2, 1]), "bidirectional": True},
+    "packed": {"bidirectional": True},
+}
+LAYERS: dict[str, Callable[..., nn.Module]] = {
+    "tanh": rnn_ext.RNN,
+    "relu": partial(rnn_ext.RNN, nonlinearity="relu"),
+    "GRU": rnn_ext.GRU,
+    "LSTM": rnn_ext.LSTM,
 }
 
 
@@ -31,33 +42,31 @@ class Check:
     """A call for gradcheck, with sequences of two rows."""
 
     form: str
-    nonlinearity: str
+    layer: str
     given: bool = True
 
     def __str__(self) -> str:
-        return f"{self.form}-{self.nonlinearity}-{'hx' if self.given else 'nohx'}"
+        return f"{self.form}-{self.layer}-{'hx' if self.given else 'nohx'}"
 
     def function_and_inputs(self, seq_len: int, hidden_size: int) -> tuple[Any, list[Tensor]]:
         options = FORMS[self.form]
-        stack = {k: v for k, v in options.items() if k != "batch_sizes"}
-        weights = layer_weights(2, hidden_size, dtype=torch.float64, **stack)
+        module = LAYERS[self.layer](2, hidden_size, dtype=torch.float64, **options)
+        lead, batch_sizes = (seq_len, 2), None
+        if self.form == "packed":
+            lead, batch_sizes = (2 * seq_len - 1,), torch.tensor([2] * (seq_len - 1) + [1])
         states = options.get("num_layers", 1) * (1 + options.get("bidirectional", False))
-        sizes = options.get("batch_sizes")
-        lead = (seq_len, 2) if sizes is None else (int(sizes.sum()),)
-        x, hx = torch.randn(*lead, 2).double(), torch.randn(states, 2, hidden_size).double()
-
-        def function(x: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-            hx, weights = (rest[0], rest[1:]) if self.given else (None, rest)
-            return rnn(x, hx, weights, nonlinearity=self.nonlinearity, **options)
-
-        return function, leaves(x, *([hx] if self.given else []), *weights)
+        kind = self.layer if self.layer in KINDS else "RNN"
+        hx = flat(hx_of(kind, states, 2, hidden_size, dtype=torch.float64)) if self.given else []
+        x = torch.randn(*lead, 2, dtype=torch.float64)
+        return as_function(module, batch_sizes), leaves(x, *hx, *module.parameters())
 
 
+# test_module_db.py checks GRU and LSTM without states, with every option.
 CHECKS = [
-    Check(form, nonlinearity, given)
+    Check(form, layer, given)
     for form in FORMS
-    for nonlinearity in ("tanh", "relu")
-    for given in (True, False)
+    for layer in LAYERS
+    for given in ((True,) if layer in ("GRU", "LSTM") and form != "plain" else (True, False))
 ]
 
 
@@ -83,9 +92,10 @@ def test_gradgradcheck(case: Check) -> None:
     )
 
 
+@pytest.mark.parametrize("layer", [layer for layer in LAYERS if layer != "relu"])
 @pytest.mark.parametrize("form", FORMS)
-def test_third_derivatives(form: str) -> None:
-    function, inputs = Check(form, "tanh").function_and_inputs(seq_len=3, hidden_size=2)
+def test_third_derivatives(form: str, layer: str) -> None:
+    function, inputs = Check(form, layer).function_and_inputs(seq_len=3, hidden_size=2)
 
     def gradient(*inputs: Tensor) -> tuple[Tensor, ...]:
         loss = sum(output.square().sum() for output in function(*inputs))
@@ -94,59 +104,60 @@ def test_third_derivatives(form: str) -> None:
     assert torch.autograd.gradgradcheck(gradient, inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if form != "stacked"])
+@pytest.mark.parametrize("form", ["plain", "no bias", "two-way", "packed"])
 def test_double_backward_through_the_raw_ops(form: str) -> None:
-    """The ops have their own autograd, which captured graphs use."""
-    options = FORMS[form]
-    _, inputs = Check(form, "tanh").function_and_inputs(seq_len=2, hidden_size=2)
-    settings = (options.get("batch_sizes"), "tanh", options.get("bidirectional", False))
+    """The ops of an RNN have their own autograd, which captured graphs use."""
+    bidirectional = FORMS[form].get("bidirectional", False)
+    weights = layer_weights(2, 2, dtype=torch.float64, **FORMS[form])
+    batch_sizes = torch.tensor([2, 1]) if form == "packed" else None
+    x = torch.randn(*((3,) if form == "packed" else (2, 2)), 2, dtype=torch.float64)
+    hx = torch.randn(1 + bidirectional, 2, 2, dtype=torch.float64)
 
     def function(x: Tensor, hx: Tensor, *weights: Tensor) -> Any:
+        settings = (batch_sizes, "tanh", bidirectional)
         return torch.ops.rnn_ext.rnn_forward(x, hx, weights, *settings)
 
-    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, leaves(x, hx, *weights), fast_mode=True)
 
 
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_gradcheck_and_gradgradcheck_of_the_cell(nonlinearity: str) -> None:
-    inputs = leaves(
-        torch.randn(2, 3, dtype=torch.float64),
-        torch.randn(2, 4, dtype=torch.float64),
-        *layer_weights(3, 4, dtype=torch.float64),
-    )
-
-    def function(*tensors: Tensor) -> Tensor:
-        return rnn_cell(*tensors, nonlinearity=nonlinearity)
-
-    assert torch.autograd.gradcheck(function, inputs)
-    assert torch.autograd.gradgradcheck(function, inputs)
+CELLS: dict[str, Callable[..., nn.Module]] = {
+    "tanh": rnn_ext.RNNCell,
+    "relu": partial(rnn_ext.RNNCell, nonlinearity="relu"),
+    "GRU": rnn_ext.GRUCell,
+    "LSTM": rnn_ext.LSTMCell,
+}
 
 
-@pytest.mark.parametrize("options", [{}, {"batch_first": True, "bidirectional": True}], ids=str)
-def test_gradcheck_and_gradgradcheck_of_the_module(options: dict[str, Any]) -> None:
-    module = rnn_ext.RNN(2, 2, 2, dtype=torch.float64, **options)
-    names = [name for name, _ in module.named_parameters()]
-    inputs = leaves(torch.randn(2, 2, 2, dtype=torch.float64), *module.parameters())
-
-    def function(x: Tensor, *weights: Tensor) -> Any:
-        return torch.func.functional_call(module, dict(zip(names, weights, strict=True)), (x,))
-
-    assert torch.autograd.gradcheck(function, inputs)
-    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("name", CELLS)
+def test_gradcheck_and_gradgradcheck_of_the_cell(name: str, given: bool) -> None:
+    cell = CELLS[name](3, 4, dtype=torch.float64)
+    kind = name if name in KINDS else "RNN"
+    hx = flat(hx_of(kind, 2, 4, dtype=torch.float64)) if given else []
+    inputs = leaves(torch.randn(2, 3, dtype=torch.float64), *hx, *cell.parameters())
+    assert torch.autograd.gradcheck(as_function(cell), inputs)
+    assert torch.autograd.gradgradcheck(as_function(cell), inputs)
 
 
-def test_create_graph_changes_no_first_gradient() -> None:
-    module = rnn_ext.RNN(5, 6, 2, bidirectional=True, dtype=torch.float64)
+def loss_of_all(results: Any) -> Tensor:
+    output, *states = flat(results)
+    return loss_of(output, torch.cat(states))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_create_graph_changes_no_first_gradient(kind: str) -> None:
+    module = getattr(rnn_ext, kind)(5, 6, 2, bidirectional=True, dtype=torch.float64)
     (x,) = leaves(torch.randn(4, 3, 5, dtype=torch.float64))
     wanted = [x, *module.parameters()]
-    first = torch.autograd.grad(loss_of(*module(x)), wanted)
-    again = torch.autograd.grad(loss_of(*module(x)), wanted, create_graph=True)
+    first = torch.autograd.grad(loss_of_all(module(x)), wanted)
+    again = torch.autograd.grad(loss_of_all(module(x)), wanted, create_graph=True)
     assert all(g.requires_grad for g in again)
     assert_close_fp64([g.detach() for g in again], first)
 
 
-def test_gradient_penalty_trains_like_nn_rnn() -> None:
-    theirs, ours = twins(5, 6, 2, dtype=torch.float64)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_penalty_trains_like_torchs(kind: str) -> None:
+    theirs, ours = twins(5, 6, 2, kind=kind, dtype=torch.float64)
     results = []
     x = torch.randn(4, 3, 5, dtype=torch.float64)
     for module in (theirs, ours):
@@ -159,13 +170,14 @@ def test_gradient_penalty_trains_like_nn_rnn() -> None:
     assert_close_fp64(*results[::-1])
 
 
-def test_hessian_vector_products_equal_nn_rnn() -> None:
-    theirs, ours = twins(5, 6, dtype=torch.float64)
+@pytest.mark.parametrize("kind", KINDS)
+def test_hessian_vector_products_equal_torchs(kind: str) -> None:
+    theirs, ours = twins(5, 6, kind=kind, dtype=torch.float64)
     x = torch.randn(4, 3, 5, dtype=torch.float64)
     vectors = [torch.randn_like(p) for p in theirs.parameters()]
     results = []
     for module in (theirs, ours):
         parameters = list(module.parameters())
-        grads = torch.autograd.grad(loss_of(*module(x)), parameters, create_graph=True)
+        grads = torch.autograd.grad(loss_of_all(module(x)), parameters, create_graph=True)
         results.append(torch.autograd.grad(grads, parameters, vectors))
     assert_close_fp64(*results[::-1])

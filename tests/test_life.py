@@ -1,4 +1,4 @@
-"""Copying, moving, pickling…: nn.RNN, our module, a swapped and a restored one behave alike."""
+"""Copying, moving, pickling…: torch's module, ours, a swapped and a restored one behave alike."""
 
 import copy
 import io
@@ -9,25 +9,35 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_close_fp64, outcome
+from support import KINDS, assert_close_fp64, flat, outcome, twins
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import rnn_ext
 
-OURS = {nn.RNN: rnn_ext.RNN, nn.RNNCell: rnn_ext.RNNCell}
-ARGUMENTS: dict[type[nn.Module], tuple[int, ...]] = {nn.RNN: (3, 4, 2), nn.RNNCell: (3, 4)}
-SHAPES = {nn.RNN: (5, 2, 3), nn.RNNCell: (2, 3)}
-
-
+MODULES = [kind + form for kind in KINDS for form in ("", "Cell")]
 FORMS = ("ours", "swapped", "restored")
 
 
-def made(form: str, kind: type[nn.Module], state: dict[str, Tensor]) -> Any:
-    """A module in fp64 with the weights `state`, of torch's class `kind`, or swapped from it."""
-    cls = OURS[kind] if form in ("ours", "restored") else kind
-    module = cls(*ARGUMENTS[kind], dtype=torch.float64)
-    module.load_state_dict(state)
+def arguments(name: str) -> tuple[int, ...]:
+    """Of the constructor."""
+    return (3, 4) if name.endswith("Cell") else (3, 4, 2)
+
+
+def random_input(name: str, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn((2, 3) if name.endswith("Cell") else (5, 2, 3), dtype=dtype)
+
+
+def random_state(name: str) -> dict[str, Tensor]:
+    return made("theirs", name).state_dict()
+
+
+def made(form: str, name: str, state: dict[str, Tensor] | None = None) -> Any:
+    """A module in fp64 with the weights `state`: torch's of that name, ours, or a swapped one."""
+    library: Any = rnn_ext if form in ("ours", "restored") else nn
+    module = getattr(library, name)(*arguments(name), dtype=torch.float64)
+    if state is not None:
+        module.load_state_dict(state)
     if form == "swapped":
         rnn_ext.replace_rnn(module)
     elif form == "restored":
@@ -37,8 +47,7 @@ def made(form: str, kind: type[nn.Module], state: dict[str, Tensor]) -> Any:
 
 def results(module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
     """The result of forward, and the gradients of the parameters that require one."""
-    outputs = module(x)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    outputs = tuple(flat(module(x)))
     wanted = [p for p in module.parameters() if p.requires_grad]
     if not outputs[0].requires_grad:
         return outputs
@@ -49,6 +58,11 @@ def results(module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
 def recurrent(module: nn.Module) -> str:
     """The name of the (first) recurrent weight."""
     return next(name for name, _ in module.named_parameters() if "weight_hh" in name)
+
+
+def tenths(module: nn.Module) -> Tensor:
+    """A value for it."""
+    return torch.full_like(module.get_parameter(recurrent(module)).detach(), 0.1)
 
 
 def pickled(module: Any, x: Tensor) -> Any:
@@ -83,7 +97,7 @@ def state_assigned(module: Any, x: Tensor) -> Any:
 
 
 def partly_loaded(module: Any, x: Tensor) -> Any:
-    state = {recurrent(module): torch.full((4, 4), 0.1), "unknown": torch.ones(1)}
+    state = {recurrent(module): tenths(module), "unknown": torch.ones(1)}
     result = module.load_state_dict(state, strict=False)
     assert result.unexpected_keys == ["unknown"]
     assert len(result.missing_keys) == len(module.state_dict()) - 1
@@ -114,9 +128,8 @@ def through_meta_and_emptied(module: Any, x: Tensor) -> Any:
 
 
 def built_in_a_meta_context(module: Any, x: Tensor) -> Any:
-    kind = nn.RNN if isinstance(module, nn.RNNBase) else nn.RNNCell
     with torch.device("meta"):
-        twin = type(module)(*ARGUMENTS[kind])
+        twin = type(module)(*arguments(type(module).__name__))
     twin.load_state_dict(module.state_dict(), assign=True)
     return results(twin, x)
 
@@ -127,36 +140,35 @@ def replicated_for_data_parallel(module: Any, x: Tensor) -> Any:
     copies = {name: 1 * p for name, p in module.named_parameters()}
     for name, value in copies.items():
         setattr(replica, name, value)
-    outputs = replica(x)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    outputs = flat(replica(x))
     gradients = torch.autograd.grad(outputs[0].square().sum(), list(module.parameters()))
     return *outputs, *gradients, *results(module, x)
 
 
 def weight_replaced_by_attribute(module: Any, x: Tensor) -> Any:
     module(x)
-    setattr(module, recurrent(module), nn.Parameter(torch.full((4, 4), 0.1).double()))
+    setattr(module, recurrent(module), nn.Parameter(tenths(module)))
     return results(module, x)
 
 
 def weight_deleted_and_registered(module: Any, x: Tensor) -> Any:
-    name = recurrent(module)
+    name, value = recurrent(module), tenths(module)
     delattr(module, name)
-    module.register_parameter(name, nn.Parameter(torch.full((4, 4), 0.1).double()))
+    module.register_parameter(name, nn.Parameter(value))
     return results(module, x)
 
 
 def weight_made_a_buffer(module: Any, x: Tensor) -> Any:
-    name = recurrent(module)
+    name, value = recurrent(module), tenths(module)
     delattr(module, name)
-    module.register_buffer(name, torch.full((4, 4), 0.1).double())
+    module.register_buffer(name, value)
     return results(module, x)
 
 
 def weight_made_a_plain_tensor(module: Any, x: Tensor) -> Any:
-    name = recurrent(module)
+    name, value = recurrent(module), tenths(module)
     delattr(module, name)
-    setattr(module, name, torch.full((4, 4), 0.1).double())
+    setattr(module, name, value)
     return results(module, x)
 
 
@@ -186,12 +198,13 @@ def weights_transposed_in_memory(module: Any, x: Tensor) -> Any:
 
 
 def weight_expanded(module: Any, x: Tensor) -> Any:
-    setattr(module, recurrent(module), nn.Parameter(torch.full((4, 1), 0.1).double().expand(4, 4)))
+    expanded = tenths(module)[:, :1].expand(-1, 4)
+    setattr(module, recurrent(module), nn.Parameter(expanded))
     return results(module, x)
 
 
 def weights_overlapping_in_one_storage(module: Any, x: Tensor) -> Any:
-    storage, start = torch.linspace(-0.4, 0.4, 200, dtype=torch.float64), 0
+    storage, start = torch.linspace(-0.4, 0.4, 600, dtype=torch.float64), 0
     for parameter in module.parameters():
         parameter.data = storage[start : start + parameter.numel()].view_as(parameter)
         start += parameter.numel() - 1
@@ -208,7 +221,8 @@ def one_bias_in_two_places(module: Any, x: Tensor) -> Any:
 def parametrized_and_assigned(module: Any, x: Tensor) -> Any:
     name = recurrent(module)
     parametrizations.orthogonal(module, name)
-    setattr(module, name, torch.eye(4, dtype=torch.float64))
+    rows, _ = getattr(module, name).shape
+    setattr(module, name, torch.eye(rows, 4, dtype=torch.float64))
     return results(module, x)
 
 
@@ -239,7 +253,7 @@ def mapped_by_apply(module: Any, x: Tensor) -> Any:
 
 
 def nonlinearity_changed(module: Any, x: Tensor) -> Any:
-    """A cell follows the attribute; nn.RNN follows `mode`."""
+    """RNNCell follows the attribute, RNN follows `mode`; the others follow neither."""
     module.nonlinearity = "relu"
     return results(module, x)
 
@@ -284,47 +298,45 @@ EVENTS = [
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.__name__)
-@pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("name", MODULES)
 def test_modules_behave_like_torchs_after_every_event(
-    event: Callable[[nn.Module, Tensor], Any], kind: type[nn.Module]
+    event: Callable[[nn.Module, Tensor], Any], name: str
 ) -> None:
-    state = kind(*ARGUMENTS[kind], dtype=torch.float64).state_dict()
-    x = torch.randn(SHAPES[kind], dtype=torch.float64)
-    expected = event(made("theirs", kind, state), x)
+    state, x = random_state(name), random_input(name)
+
+    def after_event(form: str) -> Any:
+        torch.manual_seed(1)  # parametrizations draw
+        return event(made(form, name, state), x)
+
+    expected = after_event("theirs")
     for form in FORMS:
-        assert_close_fp64(event(made(form, kind, state), x), expected)
+        assert_close_fp64(after_event(form), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
-def test_a_module_computes_in_the_dtype_it_was_moved_to(
-    kind: type[nn.Module], dtype: torch.dtype
-) -> None:
-    state = kind(*ARGUMENTS[kind], dtype=torch.float64).state_dict()
-    x = torch.randn(SHAPES[kind], dtype=dtype)
-    expected = made("theirs", kind, state).to(dtype)(x)
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_computes_in_the_dtype_it_was_moved_to(name: str, dtype: torch.dtype) -> None:
+    state, x = random_state(name), random_input(name, dtype)
+    expected = made("theirs", name, state).to(dtype)(x)
     for form in FORMS:
-        actual = made(form, kind, state).to(dtype)(x)
+        actual = made(form, name, state).to(dtype)(x)
         # |h| <= 1: five steps of two layers, each of which rounds a few times.
         torch.testing.assert_close(actual, expected, rtol=0, atol=4 * torch.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
-def test_gradients_reach_exactly_the_parameters_that_are_not_frozen(
-    kind: type[nn.Module],
-) -> None:
-    state = kind(*ARGUMENTS[kind], dtype=torch.float64).state_dict()
-    x = torch.randn(SHAPES[kind], dtype=torch.float64)
-    theirs = made("theirs", kind, state)
+@pytest.mark.parametrize("name", MODULES)
+def test_gradients_reach_exactly_the_parameters_that_are_not_frozen(name: str) -> None:
+    state, x = random_state(name), random_input(name)
+    theirs = made("theirs", name, state)
     everything = dict(zip(state, results(theirs, x)[-len(state) :], strict=True))
-    modules = [made(form, kind, state) for form in FORMS]
+    modules = [made(form, name, state) for form in FORMS]
     for count in range(len(state) + 1):
         for frozen in itertools.combinations(state, count):
-            wanted = [gradient for name, gradient in everything.items() if name not in frozen]
+            wanted = [gradient for key, gradient in everything.items() if key not in frozen]
             for module in modules:
                 module.requires_grad_(True)
-                for name in frozen:
-                    module.get_parameter(name).requires_grad_(False)
+                for parameter in frozen:
+                    module.get_parameter(parameter).requires_grad_(False)
                 outputs = results(module, x)
                 assert outputs[0].requires_grad == bool(wanted)
                 assert_close_fp64(outputs[len(outputs) - len(wanted) :], wanted)
@@ -334,7 +346,8 @@ def _torch_1_0(state: dict[str, Any]) -> None:
     """As before torch 1.0: the parameters themselves, under a name without underscore."""
     weights = list(state["_parameters"].values())
     del state["_flat_weights"], state["_flat_weights_names"], state["_all_weights"]
-    del state["nonlinearity"], state["proj_size"]
+    del state["proj_size"]
+    state.pop("nonlinearity", None)
     state["all_weights"] = [weights[:4], weights[4:]]
 
 
@@ -348,8 +361,12 @@ def _torch_1_12(state: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("age", [_torch_1_0, _torch_1_4, _torch_1_12])
-def test_state_pickled_by_an_older_torch_is_taken(age: Callable[[dict[str, Any]], None]) -> None:
-    theirs = nn.RNN(3, 4, 2, nonlinearity="relu", dtype=torch.float64)
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_pickled_by_an_older_torch_is_taken(
+    kind: str, age: Callable[[dict[str, Any]], None]
+) -> None:
+    own = {"nonlinearity": "relu"} if kind == "RNN" else {}
+    theirs = getattr(nn, kind)(3, 4, 2, dtype=torch.float64, **own)
     state = theirs.__getstate__()
     age(state)
     x = torch.randn(5, 2, 3, dtype=torch.float64)
@@ -360,29 +377,33 @@ def test_state_pickled_by_an_older_torch_is_taken(age: Callable[[dict[str, Any]]
         module.__setstate__(copy.deepcopy(state))
         return module
 
-    swapped = rnn_ext.replace_rnn(unpickled(nn.RNN))
-    for module in (unpickled(rnn_ext.RNN), swapped, rnn_ext.restore_rnn(copy.deepcopy(swapped))):
+    swapped = rnn_ext.replace_rnn(unpickled(getattr(nn, kind)))
+    ours = unpickled(getattr(rnn_ext, kind))
+    for module in (ours, swapped, rnn_ext.restore_rnn(copy.deepcopy(swapped))):
         assert_close_fp64(results(module, x), expected)
         assert repr(module) == repr(theirs)
         assert_close_fp64(results(pickle.loads(pickle.dumps(module)), x), expected)
 
 
-def test_skip_init_builds_a_cell_and_refuses_the_rnn_as_torchs() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_skip_init_builds_a_cell_and_refuses_the_layer_as_torchs(kind: str) -> None:
     skip_init: Any = nn.utils.skip_init
-    theirs = nn.RNNCell(3, 4, nonlinearity="relu")
-    ours = skip_init(rnn_ext.RNNCell, 3, 4, nonlinearity="relu")
+    own = {"nonlinearity": "relu"} if kind == "RNN" else {}
+    theirs = getattr(nn, f"{kind}Cell")(3, 4, **own)
+    ours = skip_init(getattr(rnn_ext, f"{kind}Cell"), 3, 4, **own)
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 3)
     torch.testing.assert_close(ours(x), theirs(x))
-    refused = outcome(lambda: skip_init(rnn_ext.RNN, 3, 4))
-    assert refused == outcome(lambda: skip_init(nn.RNN, 3, 4))
+    refused = outcome(lambda: skip_init(getattr(rnn_ext, kind), 3, 4))
+    assert refused == outcome(lambda: skip_init(getattr(nn, kind), 3, 4))
     assert refused.error is RuntimeError
 
 
-def test_an_ensemble_of_stacked_states_runs_under_one_vmap() -> None:
-    models = [rnn_ext.RNN(3, 4, 2, dtype=torch.float64) for _ in range(3)]
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_ensemble_of_stacked_states_runs_under_one_vmap(kind: str) -> None:
+    models = [getattr(rnn_ext, kind)(3, 4, 2, dtype=torch.float64) for _ in range(3)]
     x = torch.randn(5, 2, 3, dtype=torch.float64)
-    parameters, buffers = torch.func.stack_module_state(models)  # type: ignore[arg-type]
+    parameters, buffers = torch.func.stack_module_state(models)
     base = copy.deepcopy(models[0]).to("meta")
 
     def call(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Any:
@@ -390,37 +411,56 @@ def test_an_ensemble_of_stacked_states_runs_under_one_vmap() -> None:
 
     together = torch.func.vmap(call)(parameters, buffers)
     for index, model in enumerate(models):
-        assert_close_fp64([t[index] for t in together], model(x))
+        assert_close_fp64([t[index] for t in flat(together)], flat(model(x)))
 
 
-class Gated(rnn_ext.RNN):
-    """Ours with a constructor, a forward and a parameter of its own."""
+class _Scaled:
+    """A constructor, a forward and a parameter of its own."""
 
-    def __init__(self, size: int, *, gate: float) -> None:
-        super().__init__(size, size, dtype=torch.float64)
-        self.gate = nn.Parameter(torch.tensor(gate, dtype=torch.float64))
+    def __init__(self, size: int, *, scale: float) -> None:
+        super().__init__(size, size, dtype=torch.float64)  # type: ignore[call-arg]
+        self.scale = nn.Parameter(torch.tensor(scale, dtype=torch.float64))
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        output, h_n = super().forward(input, hx)
-        return self.gate * output, h_n
+        output, states = super().forward(input, hx)  # type: ignore[misc]
+        return self.scale * output, states
 
 
-def test_a_subclass_may_have_its_own_parameter_and_forward() -> None:
-    module = Gated(4, gate=0.5)
-    assert list(module.state_dict())[-1] == "gate"
-    plain = nn.RNN(4, 4, dtype=torch.float64)
+class ScaledRNN(_Scaled, rnn_ext.RNN):
+    pass
+
+
+class ScaledGRU(_Scaled, rnn_ext.GRU):
+    pass
+
+
+class ScaledLSTM(_Scaled, rnn_ext.LSTM):
+    pass
+
+
+@pytest.mark.parametrize("cls", [ScaledRNN, ScaledGRU, ScaledLSTM])
+def test_a_subclass_may_have_its_own_parameter_and_forward(cls: Any) -> None:
+    module = cls(4, scale=0.5)
+    assert list(module.state_dict())[-1] == "scale"
+    plain = getattr(nn, cls.__name__.removeprefix("Scaled"))(4, 4, dtype=torch.float64)
     plain.load_state_dict(module.state_dict(), strict=False)
     x = torch.randn(5, 2, 4, dtype=torch.float64)
-    output, h_n = plain(x)
+    output, states = plain(x)
     for twin in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-        assert type(twin) is Gated
-        assert_close_fp64(twin(x), (0.5 * output, h_n))
-        (gradient,) = torch.autograd.grad(twin(x)[0].sum(), twin.gate)
+        assert type(twin) is cls
+        assert_close_fp64(flat(twin(x)), flat((0.5 * output, states)))
+        (gradient,) = torch.autograd.grad(twin(x)[0].sum(), twin.scale)
         assert_close_fp64([gradient], [output.sum()])
 
 
-def test_an_unknown_mode_fails_like_in_torchs() -> None:
-    x = torch.randn(5, 2, 3)
-    theirs, ours = nn.RNN(3, 4), rnn_ext.RNN(3, 4)
-    theirs.mode = ours.mode = "GRU"
-    assert outcome(lambda: ours(x)) == outcome(lambda: theirs(x))
+@pytest.mark.parametrize("mode", ["RNN_RELU", "GRU", "LSTM", "unknown"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_mode_has_torchs_outcome(kind: str, mode: str) -> None:
+    """An RNN alone follows it."""
+    theirs, ours = twins(3, 4, kind=kind, dtype=torch.float64)
+    theirs.mode = ours.mode = mode
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    expected = outcome(lambda: theirs(x))
+    assert outcome(lambda: ours(x)) == expected
+    if expected.error is None:
+        assert_close_fp64(flat(ours(x)), flat(theirs(x)))

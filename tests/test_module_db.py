@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_close_fp64, flat, outcome
+from support import as_function, assert_close_fp64, flat, outcome
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
@@ -89,19 +89,9 @@ def test_samples_pass_their_own_reference() -> None:
 def test_samples_pass_gradcheck_and_gradgradcheck() -> None:
     """Over input, hx and all parameters at once."""
     for _, ours, sample in samples():
-        names = [name for name, _ in ours.named_parameters()]
-        input, *states = flat(sample.forward_input.args)
-        function = partial(call_with, ours, names)
-        tensors = (*ours.parameters(), input, *states)
-        assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
-        assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
-
-
-def call_with(module: nn.Module, names: list[str], *tensors: torch.Tensor) -> Any:
-    weights = dict(zip(names, tensors, strict=False))
-    input, *states = tensors[len(names) :]
-    arguments = (input, tuple(states)) if len(states) > 1 else (input, *states)
-    return tuple(flat(torch.func.functional_call(module, weights, arguments)))
+        tensors = (*flat(sample.forward_input.args), *ours.parameters())
+        assert torch.autograd.gradcheck(as_function(ours), tensors, fast_mode=True)
+        assert torch.autograd.gradgradcheck(as_function(ours), tensors, fast_mode=True)
 
 
 def saved_and_loaded(module: nn.Module) -> nn.Module:

@@ -87,6 +87,20 @@ def hx_of(kind: str, *shape: int, **kwargs: Any) -> Any:
     return states[0] if len(states) == 1 else tuple(states)
 
 
+def as_function(module: nn.Module, batch_sizes: Tensor | None = None) -> Callable[..., Any]:
+    """The module as a function of input, its states or none of them, and weights, all tensors."""
+    names = [name for name, _ in module.named_parameters()]
+
+    def function(input: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        states, weights = rest[: -len(names)], rest[-len(names) :]
+        argument = input if batch_sizes is None else PackedSequence(input, batch_sizes)
+        hx = (states,) if len(states) > 1 else states
+        given = dict(zip(names, weights, strict=True))
+        return tuple(flat(torch.func.functional_call(module, given, (argument, *hx))))
+
+    return function
+
+
 def layer_weights(
     input_size: int,
     hidden_size: int,
