@@ -16,7 +16,7 @@ export FORCE_CPU := 1
 endif
 
 .PHONY: help demo test quick coverage test-extras test-torch build lint actionlint docs bench sdist wheel \
-    cuda-check cuda-mutants gpu-test gpu-bench gpu-sanitize gpu-build clean force
+    wheels cuda-check cuda-mutants gpu-test gpu-bench gpu-sanitize gpu-build clean force
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -97,6 +97,10 @@ sdist: $(VENV)/ready ## write an sdist to dist/
 
 wheel: sdist ## write an sdist, and the wheel built from it, to dist/
 	$(RUN)/python -m pip wheel --no-cache-dir --no-build-isolation --no-deps -w dist dist/*.tar.gz
+
+wheels: sdist ## write wheels for other Linux systems to wheelhouse/ (PYTHONS="python3.12 ...")
+	$(PIP_INSTALL) -q --group wheels
+	@PATH="$(CURDIR)/$(RUN):$$PATH" $(SHELL) -c "$$WHEELS"
 
 cuda-check: ## with nvcc: compile every .cu for every architecture, without warnings or spilled registers
 	@$(PYTHON) cuda_build.py
@@ -183,8 +187,40 @@ OMP_WAIT_POLICY=passive "$$python" -m pytest $(PARALLEL) $(ARGS)
 endef
 export TEST_TORCH
 
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
+
+# Without an image of manylinux, which the release workflow uses. Each wheel is built and tried in an
+# environment that has torch and nothing else; what builds it is on PYTHONPATH meanwhile.
+define WHEELS
+folder=$$(mktemp -d) || exit 1
+trap 'rm -rf "$$folder"' EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+set -e
+rm -rf wheelhouse
+unset PIP_BUILD_CONSTRAINT  # pip refuses it beside --no-build-isolation
+python wheels/old_libraries.py "$$folder/libraries"
+export LDFLAGS="-L$$folder/libraries -Wl,--exclude-libs,ALL" FORCE_CPU=1
+for python in $(PYTHONS); do
+    $$python -c '' 2>/dev/null || { echo "make: there is no $$python" >&2; continue; }
+    $$python -m venv "$$folder/venv"
+    pip() { "$$folder/venv/bin/python" -m pip "$$@" -q --disable-pip-version-check; }
+    pip install -c constraints.txt 'pip>=25.1' torch
+    pip install -c constraints.txt --target "$$folder/tools" setuptools pybind11 ninja
+    PYTHONPATH="$$folder/tools" PATH="$$folder/tools/bin:$$PATH" \
+        pip wheel --no-cache-dir --no-build-isolation --no-deps -w "$$folder/wheel" dist/*.tar.gz
+    sh wheels/repair.sh wheelhouse "$$folder"/wheel/*.whl
+    pip install --no-deps --no-index --find-links wheelhouse rnn_ext
+    "$$folder/venv/bin/python" -I wheels/smoke.py
+    rm -r "$$folder/venv" "$$folder/tools" "$$folder/wheel"
+done
+ls -l wheelhouse
+endef
+export WHEELS
+
 clean: ## remove build outputs, except .venv
-	rm -rf build dist *.egg-info rnn_ext/_C.*.so
+	rm -rf build dist wheelhouse *.egg-info rnn_ext/_C.*.so
 
 # The environment with torch and the build tools. The stamp is removed before they are installed, so
 # an interrupted set-up leaves none, and the environment is created again.

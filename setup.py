@@ -213,8 +213,10 @@ extension = CppExtension(
         "-ffp-contract=off",
     ],
 )
+# Before torch's libraries, which have copies of a few of its symbols, without their versions.
+STANDARD_LIBRARY = ["stdc++"] if sys.platform == "linux" else []
 # The C shims live there; the other libraries of CppExtension are for torch's C++ API.
-extension.libraries = ["torch_cpu"]
+extension.libraries = [*STANDARD_LIBRARY, "torch_cpu"]
 
 # For this torch release alone: it uses torch's C++ API, which has no stable ABI.
 NODE = runpy.run_path(str(ROOT / "rnn_ext" / "_node_name.py"))["node_name"](torch.__version__)
@@ -225,6 +227,6 @@ node = CppExtension(
     define_macros=[("RNN_EXT_NODE_MODULE", NODE)],
     extra_compile_args=[*COMPILE_ARGS],
 )
-node.libraries = ["c10", "torch_cpu", "torch_python"]
+node.libraries = [*STANDARD_LIBRARY, "c10", "torch_cpu", "torch_python"]
 
 setup(ext_modules=[extension, node], cmdclass={"build_ext": build_ext})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import ctypes
 import importlib
 import importlib.metadata
+import math
 import os
 import re
 import runpy
@@ -22,6 +24,7 @@ from typing import Any
 import pytest
 import setuptools
 import torch
+from support import emulation
 
 import rnn_ext
 from rnn_ext import _C, _digest
@@ -69,6 +72,60 @@ def assert_needs_only_the_c_shims(binary: str | Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file")
 def test_binary_needs_only_torchs_c_shims() -> None:
     assert_needs_only_the_c_shims(str(_C.__file__))
+
+
+# Of these, torch's libraries have copies without versions, which another build of torch may lack.
+@pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file")
+def test_binaries_take_the_symbols_of_the_standard_library_from_it() -> None:
+    for binary in PACKAGE.glob("*.so"):
+        symbols = output_of("nm", "-DC", "--undefined-only", binary)
+        assert re.search(r" U std::.*@GLIBCXX_", symbols)
+        assert re.findall(r" U std::[^@]*$", symbols, re.MULTILINE) == []
+
+
+# All of them use symbols that came after glibc 2.28 and gcc 8.
+NEWER = """
+#include <cmath>
+#include <memory>
+#include <sstream>
+#include <stdexcept>
+
+extern "C" double exponential(double x) { return std::exp(x); }
+extern "C" std::size_t length(std::size_t count, int number) {
+  const std::shared_ptr<int[]> numbers(new int[count]);
+  std::ostringstream text;
+  text << (numbers[0] = number);
+  return std::move(text).str().size();
+}
+extern "C" bool is_too_long(std::size_t count) {
+  try {
+    return length(count, 0) == 0;
+  } catch (const std::bad_alloc&) {
+    return true;
+  }
+}
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file")
+def test_linked_with_old_libraries_a_binary_asks_for_old_symbols_only(tmp_path: Path) -> None:
+    old_libraries = runpy.run_path(str(ROOT / "wheels" / "old_libraries.py"))
+    compiler = emulation.compiler()
+    old_libraries["write_libraries"](tmp_path / "old", compiler)
+    (tmp_path / "newer.cpp").write_text(NEWER)
+    options = ("-std=c++20", "-O2", "-fPIC", "-shared", "-Wl,-z,defs,--exclude-libs,ALL")
+    binary = tmp_path / "newer.so"
+    folder = f"-L{tmp_path / 'old'}"
+    output_of(compiler, *options, folder, tmp_path / "newer.cpp", "-o", binary)
+
+    versions = re.findall(r"@((?:GLIBC|GLIBCXX|CXXABI)_[\d.]+)", output_of("nm", "-D", binary))
+    assert [v for v in versions if not old_libraries["is_allowed"](v)] == []
+    library = ctypes.CDLL(str(binary))
+    library.exponential.argtypes = [ctypes.c_double]
+    library.exponential.restype = ctypes.c_double
+    assert library.exponential(0.5) == math.exp(0.5)
+    assert library.length(3, 12345) == 5
+    assert library.is_too_long(ctypes.c_size_t(-1))
 
 
 @pytest.fixture
