@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, assume, given, note, settings
 from hypothesis import strategies as st
 from support import ISA_LEVELS, KINDS, PLANS, outcome, using_isa, using_threads
 from support.calls import Call, Data, Observation, largest, observe
@@ -143,6 +143,8 @@ def check_call(
     theirs: type[nn.Module], ours: type[nn.Module], data: st.DataObject, calls: Any
 ) -> None:
     call = data.draw(calls)
+    is_bfloat16_lstm = theirs is nn.LSTM and call.kwargs["dtype"] == torch.bfloat16
+    assume(not is_bfloat16_lstm or "bias" not in call.attributes)  # oneDNN corrupts the heap
     isa = data.draw(st.sampled_from(ISA_LEVELS))
     # A plan changes nothing for torch's own op, and a second thread makes calls this small slow.
     has_plan = call.kwargs["dtype"] in KERNEL_DTYPES
@@ -168,6 +170,7 @@ ONCE_DIFFERENT = [
     Call((3, 4, True), {}, X),
     Call((3, 4), {}, Data((5, 1, 3), torch.int64), lengths=(3, 2)),
     Call((1, 1), {"batch_first": True, "bias": False}, Data((2, 1)), weights={0: "wider"}),
+    Call((1, 1, 1, "tanh", False, True), {}, Data((2, 1)), weights={0: "wider"}, frozen=(0,)),
     Call((3, 4), {}, PACKED, lengths=(3, 3)),
     Call((3, 4), {}, PACKED, lengths=(2, 2)),
 ]

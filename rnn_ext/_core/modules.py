@@ -216,9 +216,10 @@ class Layers(_Module, nn.RNNBase):
             if states is None or any(t.dim() != dims for t in states):
                 return None
             if dims == 2:
-                input = input.unsqueeze(1)
+                # As torch does it: its op's error messages depend on the strides.
+                input = input.unsqueeze(0 if self.batch_first else 1)
                 states = [t.unsqueeze(1) for t in states]
-            elif self.batch_first:
+            if self.batch_first:
                 input = input.transpose(0, 1)
         if states is None:
             return None
