@@ -1,7 +1,6 @@
 """Where we have no kernel, torch's own op runs and gives nn.RNN's results; `explain` says so."""
 
 import re
-from typing import Any
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ import rnn_ext
 OTHER_DTYPES = [torch.complex64, torch.complex128]
 
 
-def assert_equal(actual: Any, expected: Any) -> None:
+def assert_equal(actual, expected):
     for a, b in zip(actual, expected, strict=True):
         a, b = (t.data if isinstance(t, PackedSequence) else t for t in (a, b))
         assert a.dtype == b.dtype
@@ -30,7 +29,7 @@ def assert_equal(actual: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dtype", OTHER_DTYPES, ids=str)
-def test_other_dtypes_give_exactly_nn_rnns_results(dtype: torch.dtype, packed: bool) -> None:
+def test_other_dtypes_give_exactly_nn_rnns_results(dtype, packed):
     theirs, ours = twins(5, 6, 2, bidirectional=True, dtype=dtype)
     x = torch.randn(9, 3, 5, dtype=dtype)
     hx = torch.randn(4, 3, 6, dtype=dtype)
@@ -48,7 +47,7 @@ def test_other_dtypes_give_exactly_nn_rnns_results(dtype: torch.dtype, packed: b
     assert not any(level in line for level in ISA_LEVELS)
 
 
-def test_a_dtype_that_nn_rnn_does_not_support_fails_alike() -> None:
+def test_a_dtype_that_nn_rnn_does_not_support_fails_alike():
     theirs, ours = twins(5, 6, nonlinearity="relu", dtype=torch.complex64)
     x = torch.randn(9, 3, 5, dtype=torch.complex64)
     expected = outcome(lambda: theirs(x))
@@ -57,7 +56,7 @@ def test_a_dtype_that_nn_rnn_does_not_support_fails_alike() -> None:
 
 
 @pytest.mark.parametrize("dtype", OTHER_DTYPES, ids=str)
-def test_cell_of_other_dtypes_gives_exactly_nn_rnn_cells_results(dtype: torch.dtype) -> None:
+def test_cell_of_other_dtypes_gives_exactly_nn_rnn_cells_results(dtype):
     theirs, ours = nn.RNNCell(5, 6, dtype=dtype), rnn_ext.RNNCell(5, 6, dtype=dtype)
     ours.load_state_dict(theirs.state_dict())
     x, hx = torch.randn(3, 5, dtype=dtype), torch.randn(3, 6, dtype=dtype)
@@ -65,7 +64,7 @@ def test_cell_of_other_dtypes_gives_exactly_nn_rnn_cells_results(dtype: torch.dt
     assert_equal([ours(x[0], hx[0])], [theirs(x[0], hx[0])])
 
 
-def test_meta_device_gives_shapes_like_nn_rnn() -> None:
+def test_meta_device_gives_shapes_like_nn_rnn():
     theirs, ours = twins(5, 6, 2, bidirectional=True, batch_first=True, device="meta")
     x = torch.randn(3, 9, 5, device="meta")
     for a, b in zip(ours(x), theirs(x), strict=True):
@@ -80,7 +79,7 @@ def test_meta_device_gives_shapes_like_nn_rnn() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_explain_names_isa_and_threads_of_our_path(dtype: torch.dtype) -> None:
+def test_explain_names_isa_and_threads_of_our_path(dtype):
     module = rnn_ext.RNN(5, 6, dtype=dtype)
     x = torch.randn(9, 3, 5, dtype=dtype)
     packed = pack_sequence(list(x.unbind(1)))
@@ -92,9 +91,9 @@ def test_explain_names_isa_and_threads_of_our_path(dtype: torch.dtype) -> None:
                 assert re.fullmatch(re.escape(kernels) + r"\d of 3 threads.*", line)
 
 
-def test_explain_does_not_run_the_call() -> None:
+def test_explain_does_not_run_the_call():
     module = rnn_ext.RNN(5, 6, 2, dropout=0.5)
-    calls: list[object] = []
+    calls = []
     module.register_forward_hook(lambda *_: calls.append(1))
     state = torch.get_rng_state()
     rnn_ext.explain(module, torch.randn(9, 3, 5, generator=torch.Generator()))
@@ -102,7 +101,7 @@ def test_explain_does_not_run_the_call() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_explain_takes_a_cell() -> None:
+def test_explain_takes_a_cell():
     line = rnn_ext.explain(rnn_ext.RNNCell(5, 6), torch.randn(3, 5))
     assert any(level in line for level in ISA_LEVELS)
 
@@ -111,7 +110,7 @@ class Tagged(Tensor):
     """A tensor subclass, as libraries use to carry names or units along."""
 
 
-def test_tensor_subclasses_work_like_in_nn_rnn() -> None:
+def test_tensor_subclasses_work_like_in_nn_rnn():
     theirs, ours = twins(5, 6)
     x = torch.randn(9, 3, 5).as_subclass(Tagged)
     expected, actual = theirs(x), ours(x)

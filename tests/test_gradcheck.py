@@ -1,7 +1,6 @@
 """Gradients and higher derivatives against finite differences and against ``nn.RNN``'s."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
@@ -12,12 +11,11 @@ from support import (
     loss_of,
     twins,
 )
-from torch import Tensor
 
 import rnn_ext
 from rnn_ext.functional import rnn, rnn_cell
 
-FORMS: dict[str, dict[str, Any]] = {
+FORMS = {
     "plain": {},
     "no bias": {"bias": False},
     "two-way": {"bidirectional": True},
@@ -34,10 +32,10 @@ class Check:
     nonlinearity: str
     given: bool = True
 
-    def __str__(self) -> str:
+    def __str__(self):
         return f"{self.form}-{self.nonlinearity}-{'hx' if self.given else 'nohx'}"
 
-    def function_and_inputs(self, seq_len: int, hidden_size: int) -> tuple[Any, list[Tensor]]:
+    def function_and_inputs(self, seq_len, hidden_size):
         options = FORMS[self.form]
         stack = {k: v for k, v in options.items() if k != "batch_sizes"}
         weights = layer_weights(2, hidden_size, dtype=torch.float64, **stack)
@@ -46,7 +44,7 @@ class Check:
         lead = (seq_len, 2) if sizes is None else (int(sizes.sum()),)
         x, hx = torch.randn(*lead, 2).double(), torch.randn(states, 2, hidden_size).double()
 
-        def function(x: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        def function(x, *rest):
             hx, weights = (rest[0], rest[1:]) if self.given else (None, rest)
             return rnn(x, hx, weights, nonlinearity=self.nonlinearity, **options)
 
@@ -62,7 +60,7 @@ CHECKS = [
 
 
 @pytest.mark.parametrize("case", CHECKS, ids=str)
-def test_gradcheck(case: Check) -> None:
+def test_gradcheck(case):
     """In reverse and forward mode, and both of them batched."""
     function, inputs = case.function_and_inputs(seq_len=3, hidden_size=3)
     assert torch.autograd.gradcheck(
@@ -75,7 +73,7 @@ def test_gradcheck(case: Check) -> None:
 
 
 @pytest.mark.parametrize("case", CHECKS, ids=str)
-def test_gradgradcheck(case: Check) -> None:
+def test_gradgradcheck(case):
     """Reverse over reverse, batched too, and forward over reverse."""
     function, inputs = case.function_and_inputs(seq_len=2, hidden_size=2)
     assert torch.autograd.gradgradcheck(
@@ -84,10 +82,10 @@ def test_gradgradcheck(case: Check) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_third_derivatives(form: str) -> None:
+def test_third_derivatives(form):
     function, inputs = Check(form, "tanh").function_and_inputs(seq_len=3, hidden_size=2)
 
-    def gradient(*inputs: Tensor) -> tuple[Tensor, ...]:
+    def gradient(*inputs):
         loss = sum(output.square().sum() for output in function(*inputs))
         return torch.autograd.grad(loss, inputs, create_graph=True)
 
@@ -95,27 +93,27 @@ def test_third_derivatives(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "stacked"])
-def test_double_backward_through_the_raw_ops(form: str) -> None:
+def test_double_backward_through_the_raw_ops(form):
     """The ops have their own autograd, which captured graphs use."""
     options = FORMS[form]
     _, inputs = Check(form, "tanh").function_and_inputs(seq_len=2, hidden_size=2)
     settings = (options.get("batch_sizes"), "tanh", options.get("bidirectional", False))
 
-    def function(x: Tensor, hx: Tensor, *weights: Tensor) -> Any:
+    def function(x, hx, *weights):
         return torch.ops.rnn_ext.rnn_forward(x, hx, weights, *settings)
 
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_gradcheck_and_gradgradcheck_of_the_cell(nonlinearity: str) -> None:
+def test_gradcheck_and_gradgradcheck_of_the_cell(nonlinearity):
     inputs = leaves(
         torch.randn(2, 3, dtype=torch.float64),
         torch.randn(2, 4, dtype=torch.float64),
         *layer_weights(3, 4, dtype=torch.float64),
     )
 
-    def function(*tensors: Tensor) -> Tensor:
+    def function(*tensors):
         return rnn_cell(*tensors, nonlinearity=nonlinearity)
 
     assert torch.autograd.gradcheck(function, inputs)
@@ -123,19 +121,19 @@ def test_gradcheck_and_gradgradcheck_of_the_cell(nonlinearity: str) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_first": True, "bidirectional": True}], ids=str)
-def test_gradcheck_and_gradgradcheck_of_the_module(options: dict[str, Any]) -> None:
+def test_gradcheck_and_gradgradcheck_of_the_module(options):
     module = rnn_ext.RNN(2, 2, 2, dtype=torch.float64, **options)
     names = [name for name, _ in module.named_parameters()]
     inputs = leaves(torch.randn(2, 2, 2, dtype=torch.float64), *module.parameters())
 
-    def function(x: Tensor, *weights: Tensor) -> Any:
+    def function(x, *weights):
         return torch.func.functional_call(module, dict(zip(names, weights, strict=True)), (x,))
 
     assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
-def test_create_graph_changes_no_first_gradient() -> None:
+def test_create_graph_changes_no_first_gradient():
     module = rnn_ext.RNN(5, 6, 2, bidirectional=True, dtype=torch.float64)
     (x,) = leaves(torch.randn(4, 3, 5, dtype=torch.float64))
     wanted = [x, *module.parameters()]
@@ -145,7 +143,7 @@ def test_create_graph_changes_no_first_gradient() -> None:
     assert_close_fp64([g.detach() for g in again], first)
 
 
-def test_gradient_penalty_trains_like_nn_rnn() -> None:
+def test_gradient_penalty_trains_like_nn_rnn():
     theirs, ours = twins(5, 6, 2, dtype=torch.float64)
     results = []
     x = torch.randn(4, 3, 5, dtype=torch.float64)
@@ -159,7 +157,7 @@ def test_gradient_penalty_trains_like_nn_rnn() -> None:
     assert_close_fp64(*results[::-1])
 
 
-def test_hessian_vector_products_equal_nn_rnn() -> None:
+def test_hessian_vector_products_equal_nn_rnn():
     theirs, ours = twins(5, 6, dtype=torch.float64)
     x = torch.randn(4, 3, 5, dtype=torch.float64)
     vectors = [torch.randn_like(p) for p in theirs.parameters()]

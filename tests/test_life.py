@@ -4,26 +4,24 @@ import copy
 import io
 import itertools
 import pickle
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from support import assert_close_fp64, outcome
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import rnn_ext
 
 OURS = {nn.RNN: rnn_ext.RNN, nn.RNNCell: rnn_ext.RNNCell}
-ARGUMENTS: dict[type[nn.Module], tuple[int, ...]] = {nn.RNN: (3, 4, 2), nn.RNNCell: (3, 4)}
+ARGUMENTS = {nn.RNN: (3, 4, 2), nn.RNNCell: (3, 4)}
 SHAPES = {nn.RNN: (5, 2, 3), nn.RNNCell: (2, 3)}
 
 
 FORMS = ("ours", "swapped", "restored")
 
 
-def made(form: str, kind: type[nn.Module], state: dict[str, Tensor]) -> Any:
+def made(form, kind, state):
     """A module in fp64 with the weights `state`, of torch's class `kind`, or swapped from it."""
     cls = OURS[kind] if form in ("ours", "restored") else kind
     module = cls(*ARGUMENTS[kind], dtype=torch.float64)
@@ -35,7 +33,7 @@ def made(form: str, kind: type[nn.Module], state: dict[str, Tensor]) -> Any:
     return module
 
 
-def results(module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+def results(module, x):
     """The result of forward, and the gradients of the parameters that require one."""
     outputs = module(x)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -46,23 +44,23 @@ def results(module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
     return (*outputs, *torch.autograd.grad(loss, wanted))
 
 
-def recurrent(module: nn.Module) -> str:
+def recurrent(module):
     """The name of the (first) recurrent weight."""
     return next(name for name, _ in module.named_parameters() if "weight_hh" in name)
 
 
-def pickled(module: Any, x: Tensor) -> Any:
+def pickled(module, x):
     return results(pickle.loads(pickle.dumps(module)), x)
 
 
-def saved_whole(module: Any, x: Tensor) -> Any:
+def saved_whole(module, x):
     buffer = io.BytesIO()
     torch.save(module, buffer)
     buffer.seek(0)
     return results(torch.load(buffer, weights_only=False), x)
 
 
-def state_saved_and_loaded_as_weights_only(module: Any, x: Tensor) -> Any:
+def state_saved_and_loaded_as_weights_only(module, x):
     buffer = io.BytesIO()
     torch.save(module.state_dict(), buffer)
     buffer.seek(0)
@@ -71,18 +69,18 @@ def state_saved_and_loaded_as_weights_only(module: Any, x: Tensor) -> Any:
     return results(module, x)
 
 
-def deep_copied_after_a_call(module: Any, x: Tensor) -> Any:
+def deep_copied_after_a_call(module, x):
     module(x)
     return results(copy.deepcopy(module), x)
 
 
-def state_assigned(module: Any, x: Tensor) -> Any:
+def state_assigned(module, x):
     state = {name: 2 * value for name, value in module.state_dict().items()}
     module.load_state_dict(state, assign=True)
     return results(module, x)
 
 
-def partly_loaded(module: Any, x: Tensor) -> Any:
+def partly_loaded(module, x):
     state = {recurrent(module): torch.full((4, 4), 0.1), "unknown": torch.ones(1)}
     result = module.load_state_dict(state, strict=False)
     assert result.unexpected_keys == ["unknown"]
@@ -90,11 +88,11 @@ def partly_loaded(module: Any, x: Tensor) -> Any:
     return results(module, x)
 
 
-def through_half_and_back(module: Any, x: Tensor) -> Any:
+def through_half_and_back(module, x):
     return results(module.half().double(), x)
 
 
-def converted_by_swapping_tensors(module: Any, x: Tensor) -> Any:
+def converted_by_swapping_tensors(module, x):
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
         return results(module.float().double(), x)
@@ -102,18 +100,18 @@ def converted_by_swapping_tensors(module: Any, x: Tensor) -> Any:
         torch.__future__.set_swap_module_params_on_conversion(False)
 
 
-def in_shared_memory(module: Any, x: Tensor) -> Any:
+def in_shared_memory(module, x):
     assert all(p.is_shared() for p in module.share_memory().parameters())
     return results(module, x)
 
 
-def through_meta_and_emptied(module: Any, x: Tensor) -> Any:
+def through_meta_and_emptied(module, x):
     state = {name: value.clone() for name, value in module.state_dict().items()}
     module.to("meta").to_empty(device="cpu").load_state_dict(state)
     return results(module, x)
 
 
-def built_in_a_meta_context(module: Any, x: Tensor) -> Any:
+def built_in_a_meta_context(module, x):
     kind = nn.RNN if isinstance(module, nn.RNNBase) else nn.RNNCell
     with torch.device("meta"):
         twin = type(module)(*ARGUMENTS[kind])
@@ -121,7 +119,7 @@ def built_in_a_meta_context(module: Any, x: Tensor) -> Any:
     return results(twin, x)
 
 
-def replicated_for_data_parallel(module: Any, x: Tensor) -> Any:
+def replicated_for_data_parallel(module, x):
     """As torch.nn.parallel.replicate does: plain tensors replace the parameters."""
     replica = module._replicate_for_data_parallel()
     copies = {name: 1 * p for name, p in module.named_parameters()}
@@ -133,64 +131,64 @@ def replicated_for_data_parallel(module: Any, x: Tensor) -> Any:
     return *outputs, *gradients, *results(module, x)
 
 
-def weight_replaced_by_attribute(module: Any, x: Tensor) -> Any:
+def weight_replaced_by_attribute(module, x):
     module(x)
     setattr(module, recurrent(module), nn.Parameter(torch.full((4, 4), 0.1).double()))
     return results(module, x)
 
 
-def weight_deleted_and_registered(module: Any, x: Tensor) -> Any:
+def weight_deleted_and_registered(module, x):
     name = recurrent(module)
     delattr(module, name)
     module.register_parameter(name, nn.Parameter(torch.full((4, 4), 0.1).double()))
     return results(module, x)
 
 
-def weight_made_a_buffer(module: Any, x: Tensor) -> Any:
+def weight_made_a_buffer(module, x):
     name = recurrent(module)
     delattr(module, name)
     module.register_buffer(name, torch.full((4, 4), 0.1).double())
     return results(module, x)
 
 
-def weight_made_a_plain_tensor(module: Any, x: Tensor) -> Any:
+def weight_made_a_plain_tensor(module, x):
     name = recurrent(module)
     delattr(module, name)
     setattr(module, name, torch.full((4, 4), 0.1).double())
     return results(module, x)
 
 
-def weight_data_edited_between_calls(module: Any, x: Tensor) -> Any:
+def weight_data_edited_between_calls(module, x):
     module(x)
     module.get_parameter(recurrent(module)).data.mul_(2)
     return results(module, x)
 
 
-def weights_written_from_a_vector(module: Any, x: Tensor) -> Any:
+def weights_written_from_a_vector(module, x):
     vector = nn.utils.parameters_to_vector(module.parameters())
     nn.utils.vector_to_parameters(2 * vector, module.parameters())
     return results(module, x)
 
 
-def called_functionally_before(module: Any, x: Tensor) -> Any:
+def called_functionally_before(module, x):
     given = {name: 2 * p for name, p in module.named_parameters()}
     torch.func.functional_call(module, given, (x,))
     return results(module, x)
 
 
-def weights_transposed_in_memory(module: Any, x: Tensor) -> Any:
+def weights_transposed_in_memory(module, x):
     for parameter in module.parameters():
         if parameter.dim() == 2:
             parameter.data = parameter.data.t().contiguous().t()
     return results(module, x)
 
 
-def weight_expanded(module: Any, x: Tensor) -> Any:
+def weight_expanded(module, x):
     setattr(module, recurrent(module), nn.Parameter(torch.full((4, 1), 0.1).double().expand(4, 4)))
     return results(module, x)
 
 
-def weights_overlapping_in_one_storage(module: Any, x: Tensor) -> Any:
+def weights_overlapping_in_one_storage(module, x):
     storage, start = torch.linspace(-0.4, 0.4, 200, dtype=torch.float64), 0
     for parameter in module.parameters():
         parameter.data = storage[start : start + parameter.numel()].view_as(parameter)
@@ -198,28 +196,28 @@ def weights_overlapping_in_one_storage(module: Any, x: Tensor) -> Any:
     return results(module, x)
 
 
-def one_bias_in_two_places(module: Any, x: Tensor) -> Any:
+def one_bias_in_two_places(module, x):
     name = recurrent(module).replace("weight_hh", "bias_hh")
     setattr(module, name, getattr(module, name.replace("_hh", "_ih")))
     assert len(list(module.parameters())) == len(module.state_dict()) - 1
     return results(module, x)
 
 
-def parametrized_and_assigned(module: Any, x: Tensor) -> Any:
+def parametrized_and_assigned(module, x):
     name = recurrent(module)
     parametrizations.orthogonal(module, name)
     setattr(module, name, torch.eye(4, dtype=torch.float64))
     return results(module, x)
 
 
-def parametrized_and_cached(module: Any, x: Tensor) -> Any:
+def parametrized_and_cached(module, x):
     parametrizations.orthogonal(module, recurrent(module))
     with parametrize.cached():
         module(x)
         return results(module, x)
 
 
-def pruned_for_good(module: Any, x: Tensor) -> Any:
+def pruned_for_good(module, x):
     name = recurrent(module)
     prune.l1_unstructured(module, name, 0.5)
     module(x)
@@ -227,24 +225,24 @@ def pruned_for_good(module: Any, x: Tensor) -> Any:
     return results(module, x)
 
 
-def used_in_inference_mode(module: Any, x: Tensor) -> Any:
+def used_in_inference_mode(module, x):
     with torch.inference_mode():
         inside = results(module, x)
     return *(t.clone() for t in inside), *results(module, x)
 
 
-def mapped_by_apply(module: Any, x: Tensor) -> Any:
+def mapped_by_apply(module, x):
     module._apply(lambda t: 2 * t)
     return results(module, x)
 
 
-def nonlinearity_changed(module: Any, x: Tensor) -> Any:
+def nonlinearity_changed(module, x):
     """A cell follows the attribute; nn.RNN follows `mode`."""
     module.nonlinearity = "relu"
     return results(module, x)
 
 
-def mode_changed(module: Any, x: Tensor) -> Any:
+def mode_changed(module, x):
     module.mode = "RNN_RELU"
     return results(module, x)
 
@@ -285,9 +283,7 @@ EVENTS = [
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.__name__)
 @pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
-def test_modules_behave_like_torchs_after_every_event(
-    event: Callable[[nn.Module, Tensor], Any], kind: type[nn.Module]
-) -> None:
+def test_modules_behave_like_torchs_after_every_event(event, kind):
     state = kind(*ARGUMENTS[kind], dtype=torch.float64).state_dict()
     x = torch.randn(SHAPES[kind], dtype=torch.float64)
     expected = event(made("theirs", kind, state), x)
@@ -297,9 +293,7 @@ def test_modules_behave_like_torchs_after_every_event(
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
-def test_a_module_computes_in_the_dtype_it_was_moved_to(
-    kind: type[nn.Module], dtype: torch.dtype
-) -> None:
+def test_a_module_computes_in_the_dtype_it_was_moved_to(kind, dtype):
     state = kind(*ARGUMENTS[kind], dtype=torch.float64).state_dict()
     x = torch.randn(SHAPES[kind], dtype=dtype)
     expected = made("theirs", kind, state).to(dtype)(x)
@@ -310,9 +304,7 @@ def test_a_module_computes_in_the_dtype_it_was_moved_to(
 
 
 @pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
-def test_gradients_reach_exactly_the_parameters_that_are_not_frozen(
-    kind: type[nn.Module],
-) -> None:
+def test_gradients_reach_exactly_the_parameters_that_are_not_frozen(kind):
     state = kind(*ARGUMENTS[kind], dtype=torch.float64).state_dict()
     x = torch.randn(SHAPES[kind], dtype=torch.float64)
     theirs = made("theirs", kind, state)
@@ -330,7 +322,7 @@ def test_gradients_reach_exactly_the_parameters_that_are_not_frozen(
                 assert_close_fp64(outputs[len(outputs) - len(wanted) :], wanted)
 
 
-def _torch_1_0(state: dict[str, Any]) -> None:
+def _torch_1_0(state):
     """As before torch 1.0: the parameters themselves, under a name without underscore."""
     weights = list(state["_parameters"].values())
     del state["_flat_weights"], state["_flat_weights_names"], state["_all_weights"]
@@ -338,24 +330,24 @@ def _torch_1_0(state: dict[str, Any]) -> None:
     state["all_weights"] = [weights[:4], weights[4:]]
 
 
-def _torch_1_4(state: dict[str, Any]) -> None:
+def _torch_1_4(state):
     del state["proj_size"]
 
 
-def _torch_1_12(state: dict[str, Any]) -> None:
+def _torch_1_12(state):
     """The weights as they are, and no weak references to them."""
     assert "_flat_weight_refs" not in state
 
 
 @pytest.mark.parametrize("age", [_torch_1_0, _torch_1_4, _torch_1_12])
-def test_state_pickled_by_an_older_torch_is_taken(age: Callable[[dict[str, Any]], None]) -> None:
+def test_state_pickled_by_an_older_torch_is_taken(age):
     theirs = nn.RNN(3, 4, 2, nonlinearity="relu", dtype=torch.float64)
     state = theirs.__getstate__()
     age(state)
     x = torch.randn(5, 2, 3, dtype=torch.float64)
     expected = results(theirs, x)
 
-    def unpickled(cls: type[nn.Module]) -> Any:
+    def unpickled(cls):
         module = cls.__new__(cls)
         module.__setstate__(copy.deepcopy(state))
         return module
@@ -367,8 +359,8 @@ def test_state_pickled_by_an_older_torch_is_taken(age: Callable[[dict[str, Any]]
         assert_close_fp64(results(pickle.loads(pickle.dumps(module)), x), expected)
 
 
-def test_skip_init_builds_a_cell_and_refuses_the_rnn_as_torchs() -> None:
-    skip_init: Any = nn.utils.skip_init
+def test_skip_init_builds_a_cell_and_refuses_the_rnn_as_torchs():
+    skip_init = nn.utils.skip_init
     theirs = nn.RNNCell(3, 4, nonlinearity="relu")
     ours = skip_init(rnn_ext.RNNCell, 3, 4, nonlinearity="relu")
     ours.load_state_dict(theirs.state_dict())
@@ -379,13 +371,13 @@ def test_skip_init_builds_a_cell_and_refuses_the_rnn_as_torchs() -> None:
     assert refused.error is RuntimeError
 
 
-def test_an_ensemble_of_stacked_states_runs_under_one_vmap() -> None:
+def test_an_ensemble_of_stacked_states_runs_under_one_vmap():
     models = [rnn_ext.RNN(3, 4, 2, dtype=torch.float64) for _ in range(3)]
     x = torch.randn(5, 2, 3, dtype=torch.float64)
-    parameters, buffers = torch.func.stack_module_state(models)  # type: ignore[arg-type]
+    parameters, buffers = torch.func.stack_module_state(models)
     base = copy.deepcopy(models[0]).to("meta")
 
-    def call(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Any:
+    def call(parameters, buffers):
         return torch.func.functional_call(base, (parameters, buffers), (x,))
 
     together = torch.func.vmap(call)(parameters, buffers)
@@ -396,16 +388,16 @@ def test_an_ensemble_of_stacked_states_runs_under_one_vmap() -> None:
 class Gated(rnn_ext.RNN):
     """Ours with a constructor, a forward and a parameter of its own."""
 
-    def __init__(self, size: int, *, gate: float) -> None:
+    def __init__(self, size, *, gate):
         super().__init__(size, size, dtype=torch.float64)
         self.gate = nn.Parameter(torch.tensor(gate, dtype=torch.float64))
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
+    def forward(self, input, hx=None):
         output, h_n = super().forward(input, hx)
         return self.gate * output, h_n
 
 
-def test_a_subclass_may_have_its_own_parameter_and_forward() -> None:
+def test_a_subclass_may_have_its_own_parameter_and_forward():
     module = Gated(4, gate=0.5)
     assert list(module.state_dict())[-1] == "gate"
     plain = nn.RNN(4, 4, dtype=torch.float64)
@@ -419,7 +411,7 @@ def test_a_subclass_may_have_its_own_parameter_and_forward() -> None:
         assert_close_fp64([gradient], [output.sum()])
 
 
-def test_an_unknown_mode_fails_like_in_torchs() -> None:
+def test_an_unknown_mode_fails_like_in_torchs():
     x = torch.randn(5, 2, 3)
     theirs, ours = nn.RNN(3, 4), rnn_ext.RNN(3, 4)
     theirs.mode = ours.mode = "GRU"

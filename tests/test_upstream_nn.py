@@ -18,7 +18,7 @@ import rnn_ext
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("p", [0, 0.276, 0.731, 1])
-def test_dropout_zeroes_or_scales_what_goes_between_layers(p: float, training: bool) -> None:
+def test_dropout_zeroes_or_scales_what_goes_between_layers(p, training):
     """Weights of ones and relu count: layer 1 gives 10, layer 2 adds up what is left of 1000."""
     rnn = rnn_ext.RNN(10, 1000, 2, bias=False, dropout=p, nonlinearity="relu").train(training)
     for parameter in rnn.parameters():
@@ -41,7 +41,7 @@ def test_dropout_zeroes_or_scales_what_goes_between_layers(p: float, training: b
 
 @pytest.mark.parametrize("p", [0, 0.1234])
 @pytest.mark.parametrize("training", [True, False])
-def test_dropout_draws_anew_in_every_call_and_after_unpickling(p: float, training: bool) -> None:
+def test_dropout_draws_anew_in_every_call_and_after_unpickling(p, training):
     rnn = rnn_ext.RNN(100, 100, 2, bias=False, dropout=p, nonlinearity="relu").train(training)
     x, hx = torch.rand(1, 1, 100), torch.rand(2, 1, 100)
     first, second = rnn(x, hx)[0], rnn(x, hx)[0]
@@ -53,7 +53,7 @@ def test_dropout_draws_anew_in_every_call_and_after_unpickling(p: float, trainin
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
-def test_weight_norm_changes_nothing_until_its_parameters_change() -> None:
+def test_weight_norm_changes_nothing_until_its_parameters_change():
     rnn = rnn_ext.RNN(32, 32, num_layers=2)
     x = torch.randn(3, 2, 32)
     expected = rnn(x)[0]
