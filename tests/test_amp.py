@@ -1,9 +1,7 @@
 """Mixed precision: autocast casts as for torch's own modules, then our kernels run."""
 
 import copy
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -16,16 +14,14 @@ import rnn_ext
 HALVES = [torch.bfloat16, torch.float16]
 
 
-def autocast(dtype: torch.dtype) -> AbstractContextManager[Any]:
+def autocast(dtype):
     return torch.autocast("cpu", dtype=dtype)
 
 
-def pairs() -> list[tuple[nn.Module, nn.Module, Any]]:
+def pairs():
     """Torch's module, ours with the same weights, and arguments of their forward."""
     packed = pack_sequence([torch.randn(n, 5) for n in (4, 3, 1)])
-    found: list[Any] = [
-        (*twins(5, 6, nonlinearity="relu", batch_first=True), (torch.randn(3, 9, 5),))
-    ]
+    found = [(*twins(5, 6, nonlinearity="relu", batch_first=True), (torch.randn(3, 9, 5),))]
     for kind in KINDS:
         two_ways = {"kind": kind, "num_layers": 2, "bidirectional": True}
         cells = twins(5, 6, kind=f"{kind}Cell")
@@ -38,14 +34,14 @@ def pairs() -> list[tuple[nn.Module, nn.Module, Any]]:
     return found
 
 
-def to(dtype: torch.dtype, args: Any) -> Any:
+def to(dtype, args):
     if isinstance(args, tuple) and not isinstance(args, PackedSequence):
         return tuple(to(dtype, a) for a in args)
     return args.to(dtype)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_results_have_the_dtypes_that_torchs_modules_give(dtype: torch.dtype) -> None:
+def test_results_have_the_dtypes_that_torchs_modules_give(dtype):
     for theirs, ours, args in pairs():
         for given in (torch.float32, dtype):
             dtypes = []
@@ -64,7 +60,7 @@ def test_results_have_the_dtypes_that_torchs_modules_give(dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_results_are_those_of_a_module_in_their_dtype(dtype: torch.dtype) -> None:
+def test_results_are_those_of_a_module_in_their_dtype(dtype):
     for _, module, args in pairs():
         with autocast(dtype):
             results = flat(module(*args))
@@ -80,7 +76,7 @@ def test_results_are_those_of_a_module_in_their_dtype(dtype: torch.dtype) -> Non
         assert "rnn_ext CPU kernels" in line
 
 
-def test_float64_stays_float64() -> None:
+def test_float64_stays_float64():
     theirs, ours = twins(5, 6, dtype=torch.float64)
     x = torch.randn(9, 3, 5, dtype=torch.float64)
     expected = ours(x)
@@ -89,7 +85,7 @@ def test_float64_stays_float64() -> None:
         assert_same_bits(ours(x), expected)
 
 
-def test_a_transform_or_graph_under_autocast_gives_that_dtype_too() -> None:
+def test_a_transform_or_graph_under_autocast_gives_that_dtype_too():
     module = rnn_ext.RNN(5, 6)
     x = torch.randn(9, 3, 5)
     torch._dynamo.reset()
@@ -101,7 +97,7 @@ def test_a_transform_or_graph_under_autocast_gives_that_dtype_too() -> None:
     assert tangent.any()
 
 
-def test_a_grad_scaler_skips_steps_that_overflow_and_trains_in_the_others() -> None:
+def test_a_grad_scaler_skips_steps_that_overflow_and_trains_in_the_others():
     module = rnn_ext.RNN(5, 6)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=1)
@@ -125,7 +121,7 @@ def test_a_grad_scaler_skips_steps_that_overflow_and_trains_in_the_others() -> N
     assert losses[-1] < losses[0]
 
 
-def test_autocast_switched_off_inside_runs_our_kernels() -> None:
+def test_autocast_switched_off_inside_runs_our_kernels():
     module = rnn_ext.RNN(5, 6)
     x = torch.randn(9, 3, 5)
     expected = module(x)
@@ -133,16 +129,14 @@ def test_autocast_switched_off_inside_runs_our_kernels() -> None:
         assert_same_bits(module(x), expected)
 
 
-def _of_gpu_autocast() -> AbstractContextManager[Any]:
+def _of_gpu_autocast():
     return torch.autocast("cuda", dtype=torch.float16)
 
 
 @pytest.mark.filterwarnings("ignore:.*CUDA is not available.*:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*device_type of 'cuda'.*:UserWarning")
 @pytest.mark.parametrize("context", [nullcontext, _of_gpu_autocast])
-def test_ignores_autocast_of_another_device(
-    context: Callable[[], AbstractContextManager[Any]],
-) -> None:
+def test_ignores_autocast_of_another_device(context):
     module = rnn_ext.RNN(5, 6)
     x = torch.randn(9, 3, 5)
     expected = module(x)

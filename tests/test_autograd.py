@@ -1,8 +1,6 @@
 """Gradients: which are computed, when they may be requested, and what may change in between."""
 
 import itertools
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -29,20 +27,20 @@ NAMES = ("input", "hx", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
 SUBSETS = [wanted for n in range(len(NAMES) + 1) for wanted in itertools.combinations(NAMES, n)]
 
 
-def one_layer(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+def one_layer(dtype=torch.float64):
     """T = 4, B = 3, I = 5, H = 6."""
     weights = layer_weights(5, 6, dtype=dtype)
     x, hx = torch.randn(4, 3, 5, dtype=dtype), torch.randn(1, 3, 6, dtype=dtype)
     return dict(zip(NAMES, (x, hx, *weights), strict=True))
 
 
-def run(tensors: dict[str, Tensor], forward: Callable[..., Any] = rnn) -> tuple[Tensor, Tensor]:
+def run(tensors, forward=rnn):
     x, hx, *weights = tensors.values()
     return forward(x, hx, weights)
 
 
 @pytest.mark.parametrize("wanted", SUBSETS, ids="+".join)
-def test_exactly_the_wanted_gradients_are_computed(wanted: tuple[str, ...]) -> None:
+def test_exactly_the_wanted_gradients_are_computed(wanted):
     values = one_layer()
     tensors = {n: t.clone().requires_grad_(n in wanted) for n, t in values.items()}
     output, h_n = run(tensors)
@@ -61,9 +59,9 @@ def test_exactly_the_wanted_gradients_are_computed(wanted: tuple[str, ...]) -> N
 
 @pytest.mark.parametrize("wanted", [w for w in SUBSETS if len(w) == 1], ids="+".join)
 @pytest.mark.parametrize("form", ["packed", "stacked two-way"])
-def test_single_gradients_of_other_forms(form: str, wanted: tuple[str, ...]) -> None:
+def test_single_gradients_of_other_forms(form, wanted):
     sizes = torch.tensor([3, 2, 2, 1])
-    options: dict[str, Any] = {"batch_sizes": sizes}
+    options = {"batch_sizes": sizes}
     weights = layer_weights(5, 6, dtype=torch.float64)
     if form != "packed":
         options = {"num_layers": 2, "bidirectional": True}
@@ -83,7 +81,7 @@ def test_single_gradients_of_other_forms(form: str, wanted: tuple[str, ...]) -> 
     assert_close_fp64(*results)
 
 
-def test_frozen_modules_train_what_lies_below() -> None:
+def test_frozen_modules_train_what_lies_below():
     theirs, ours = twins(5, 6, 2, bidirectional=True, dtype=torch.float64)
     x = torch.randn(4, 3, 5, dtype=torch.float64)
     grads = []
@@ -97,7 +95,7 @@ def test_frozen_modules_train_what_lies_below() -> None:
 
 
 @pytest.mark.parametrize("part", [0, 1], ids=["output", "h_n"])
-def test_a_result_without_gradient_counts_as_zero(part: int) -> None:
+def test_a_result_without_gradient_counts_as_zero(part):
     results = []
     for forward in (rnn, reference_rnn):
         torch.manual_seed(0)
@@ -107,10 +105,10 @@ def test_a_result_without_gradient_counts_as_zero(part: int) -> None:
     assert_close_fp64(*results)
 
 
-def test_zero_strided_and_broadcast_upstream_gradients() -> None:
+def test_zero_strided_and_broadcast_upstream_gradients():
     theirs, ours = twins(5, 6, 2, dtype=torch.float64)
     x = torch.randn(4, 3, 5, dtype=torch.float64)
-    reductions: list[Callable[[Tensor], Tensor]] = [
+    reductions = [
         lambda y: y.sum(),
         lambda y: y.mean(0).square().sum(),
         lambda y: y[-1].sum(),
@@ -125,7 +123,7 @@ def test_zero_strided_and_broadcast_upstream_gradients() -> None:
         assert_close_fp64(actual, expected)
 
 
-def test_retained_graph_gives_the_same_bits_again(isa: str) -> None:
+def test_retained_graph_gives_the_same_bits_again(isa):
     module = rnn_ext.RNN(5, 17, 2, bidirectional=True)
     x, hx = leaves(torch.randn(9, 3, 5), torch.randn(4, 3, 17))
     wanted = [x, hx, *module.parameters()]
@@ -135,7 +133,7 @@ def test_retained_graph_gives_the_same_bits_again(isa: str) -> None:
     assert_same_bits(torch.autograd.grad(loss, wanted), first)
 
 
-def test_second_backward_without_retained_graph_is_refused() -> None:
+def test_second_backward_without_retained_graph_is_refused():
     module = rnn_ext.RNN(5, 6)
     loss = module(torch.randn(4, 3, 5))[0].sum()
     loss.backward()
@@ -143,7 +141,7 @@ def test_second_backward_without_retained_graph_is_refused() -> None:
         loss.backward()
 
 
-def test_gradients_accumulate_over_calls() -> None:
+def test_gradients_accumulate_over_calls():
     module = rnn_ext.RNN(5, 6, dtype=torch.float64)
     x = torch.randn(4, 3, 5, dtype=torch.float64)
     module(x)[0].sum().backward()
@@ -152,7 +150,7 @@ def test_gradients_accumulate_over_calls() -> None:
     assert_close_fp64([p.grad for p in module.parameters()], [2 * g for g in once])
 
 
-def test_one_graph_through_two_calls_with_carried_state() -> None:
+def test_one_graph_through_two_calls_with_carried_state():
     theirs, ours = twins(5, 6, 2, dtype=torch.float64)
     x = torch.randn(8, 3, 5, dtype=torch.float64)
     results = []
@@ -167,7 +165,7 @@ def test_one_graph_through_two_calls_with_carried_state() -> None:
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled:UserWarning")
 @pytest.mark.filterwarnings("ignore:Error detected in:UserWarning")
-def test_anomaly_mode_works_and_names_a_nan() -> None:
+def test_anomaly_mode_works_and_names_a_nan():
     module = rnn_ext.RNN(5, 6)
     x = torch.randn(4, 3, 5)
     with torch.autograd.detect_anomaly(check_nan=True):
@@ -178,7 +176,7 @@ def test_anomaly_mode_works_and_names_a_nan() -> None:
 
 
 @pytest.mark.parametrize("name", ["input", "hx", "weight_ih", "weight_hh"])
-def test_a_saved_tensor_changed_in_place_is_an_error(name: str) -> None:
+def test_a_saved_tensor_changed_in_place_is_an_error(name):
     tensors = one_layer()
     for n in ("input", "weight_ih"):
         tensors[n].requires_grad_()
@@ -190,10 +188,8 @@ def test_a_saved_tensor_changed_in_place_is_an_error(name: str) -> None:
 
 
 @pytest.mark.parametrize("change", [Tensor.relu_, Tensor.zero_, lambda t: t.mul_(3)])
-def test_an_output_changed_in_place_never_gives_wrong_gradients(
-    change: Callable[[Tensor], Tensor],
-) -> None:
-    def gradient(forward: Callable[..., Any]) -> list[Tensor]:
+def test_an_output_changed_in_place_never_gives_wrong_gradients(change):
+    def gradient(forward):
         torch.manual_seed(0)
         tensors = dict(zip(NAMES, leaves(*one_layer().values()), strict=True))
         output, h_n = run(tensors, forward)
@@ -208,8 +204,8 @@ def test_an_output_changed_in_place_never_gives_wrong_gradients(
         assert_close_fp64(actual, gradient(reference_rnn))
 
 
-def test_changing_h_n_in_place_changes_nothing_else() -> None:
-    def results(touch: bool) -> list[Tensor]:
+def test_changing_h_n_in_place_changes_nothing_else():
+    def results(touch):
         torch.manual_seed(0)
         tensors = dict(zip(NAMES, leaves(*one_layer().values()), strict=True))
         output, h_n = run(tensors)
@@ -223,13 +219,11 @@ def test_changing_h_n_in_place_changes_nothing_else() -> None:
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 @pytest.mark.parametrize("seq_len", [1, 4])
 @pytest.mark.parametrize("form", ["batched", "unbatched", "packed"])
-def test_results_share_no_memory_with_anything(
-    form: str, seq_len: int, mode: Callable[[], Any]
-) -> None:
+def test_results_share_no_memory_with_anything(form, seq_len, mode):
     module = rnn_ext.RNN(6, 6)
     x = torch.randn(seq_len, 6) if form == "unbatched" else torch.randn(seq_len, 1, 6)
     hx = torch.randn(1, 6) if form == "unbatched" else torch.randn(1, 1, 6)
-    argument: Any = x
+    argument = x
     if form == "packed":
         argument = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([seq_len]))
         x = argument.data
@@ -240,7 +234,7 @@ def test_results_share_no_memory_with_anything(
     assert len(set(owners)) == len(owners)
 
 
-def test_no_grad_and_inference_mode_record_nothing() -> None:
+def test_no_grad_and_inference_mode_record_nothing():
     module = rnn_ext.RNN(5, 6, 2)
     x = torch.randn(4, 3, 5, requires_grad=True)
     with torch.no_grad():
@@ -250,7 +244,7 @@ def test_no_grad_and_inference_mode_record_nothing() -> None:
         assert all(t.is_inference() and not t.requires_grad for t in module(x))
 
 
-def test_inference_tensors_are_taken_or_refused_like_by_nn_rnn() -> None:
+def test_inference_tensors_are_taken_or_refused_like_by_nn_rnn():
     with torch.inference_mode():
         theirs, ours = twins(5, 6)
         x = torch.randn(4, 3, 5)
@@ -261,7 +255,7 @@ def test_inference_tensors_are_taken_or_refused_like_by_nn_rnn() -> None:
     assert outcome(lambda: trained_ours(x)) == outcome(lambda: trained_theirs(x))
 
 
-def test_backward_works_in_eval_mode() -> None:
+def test_backward_works_in_eval_mode():
     theirs, ours = twins(5, 6, 2, dropout=0.5, dtype=torch.float64)
     x = torch.randn(4, 3, 5, dtype=torch.float64)
     grads = [
@@ -272,14 +266,14 @@ def test_backward_works_in_eval_mode() -> None:
 
 
 @pytest.mark.parametrize("seq_len", [1, 2])
-def test_one_tensor_as_input_and_hx(seq_len: int) -> None:
+def test_one_tensor_as_input_and_hx(seq_len):
     theirs, ours = twins(6, 6, seq_len, dtype=torch.float64)
     (x,) = leaves(torch.randn(seq_len, 3, 6, dtype=torch.float64))
     grads = [torch.autograd.grad(loss_of(*module(x, x)), [x]) for module in (theirs, ours)]
     assert_close_fp64(*grads[::-1])
 
 
-def test_tied_weights_accumulate_both_gradients() -> None:
+def test_tied_weights_accumulate_both_gradients():
     theirs, ours = twins(6, 6, 2, dtype=torch.float64)
     x = torch.randn(4, 3, 6, dtype=torch.float64)
     grads = []
@@ -292,7 +286,7 @@ def test_tied_weights_accumulate_both_gradients() -> None:
     assert_close_fp64(*grads[::-1])
 
 
-def test_the_same_module_twice_in_one_graph() -> None:
+def test_the_same_module_twice_in_one_graph():
     theirs, ours = twins(6, 6, dtype=torch.float64)
     x = torch.randn(4, 3, 6, dtype=torch.float64)
     grads = []
@@ -303,7 +297,7 @@ def test_the_same_module_twice_in_one_graph() -> None:
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_empty_batch_has_shapes_and_zero_gradients(bidirectional: bool) -> None:
+def test_empty_batch_has_shapes_and_zero_gradients(bidirectional):
     theirs, ours = twins(5, 6, 2, bidirectional=bidirectional)
     (x,) = leaves(torch.randn(4, 0, 5))
     (hx,) = leaves(torch.randn(2 * (1 + bidirectional), 0, 6))
@@ -318,13 +312,13 @@ def test_empty_batch_has_shapes_and_zero_gradients(bidirectional: bool) -> None:
             assert not grad.any()
 
 
-def test_saved_for_backward_are_input_output_and_hx_only() -> None:
+def test_saved_for_backward_are_input_output_and_hx_only():
     """The contract's training memory: nothing of size T * B * H beyond x and h is kept."""
     module = rnn_ext.RNN(5, 64)
     x, hx = leaves(torch.randn(50, 8, 5), torch.randn(1, 8, 64))
-    saved: dict[int, int] = {}
+    saved = {}
 
-    def record(tensor: Tensor) -> Tensor:
+    def record(tensor):
         storage = tensor.untyped_storage()
         saved[storage.data_ptr()] = storage.nbytes()
         return tensor
@@ -336,7 +330,7 @@ def test_saved_for_backward_are_input_output_and_hx_only() -> None:
     assert kept <= sum(t.untyped_storage().nbytes() for t in (x, hx, output))
 
 
-def test_saved_tensor_hooks_may_replace_what_was_saved() -> None:
+def test_saved_tensor_hooks_may_replace_what_was_saved():
     module = rnn_ext.RNN(5, 6)
     x = torch.randn(4, 3, 5)
     expected = torch.autograd.grad(module(x)[0].sum(), list(module.parameters()))
@@ -346,7 +340,7 @@ def test_saved_tensor_hooks_may_replace_what_was_saved() -> None:
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_activation_checkpointing_gives_the_same_bits(use_reentrant: bool) -> None:
+def test_activation_checkpointing_gives_the_same_bits(use_reentrant):
     module = rnn_ext.RNN(5, 6, 2)
     (x,) = leaves(torch.randn(4, 3, 5))
     module(x)[0].sum().backward()
@@ -357,13 +351,13 @@ def test_activation_checkpointing_gives_the_same_bits(use_reentrant: bool) -> No
     assert_same_bits([x.grad, *(p.grad for p in module.parameters())], expected)
 
 
-def test_gradient_hooks_see_what_nn_rnns_see() -> None:
+def test_gradient_hooks_see_what_nn_rnns_see():
     theirs, ours = twins(5, 6, dtype=torch.float64)
     x = torch.randn(4, 3, 5, dtype=torch.float64)
-    seen: list[list[Tensor]] = []
+    seen = []
     for module in (theirs, ours):
         output, h_n = module(x)
-        grads: dict[str, Tensor] = {}
+        grads = {}
         hooked = {"weight": module.weight_hh_l0, "output": output, "h_n": h_n}
         for name, tensor in hooked.items():
             tensor.register_hook(lambda grad, n=name, g=grads: g.update({n: grad}))
@@ -372,7 +366,7 @@ def test_gradient_hooks_see_what_nn_rnns_see() -> None:
     assert_close_fp64(*seen[::-1])
 
 
-def test_gradients_are_writable_and_not_shared() -> None:
+def test_gradients_are_writable_and_not_shared():
     """Gradients of the two biases are equal, but must be two tensors: clipping scales each."""
     tensors = dict(zip(NAMES, leaves(*one_layer().values()), strict=True))
     loss_of(*run(tensors)).backward()

@@ -6,13 +6,10 @@ No test asserts a measured time.
 import argparse
 import json
 import re
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import rnn_ext
 from rnn_ext import cli
@@ -24,55 +21,52 @@ from rnn_ext.bench.workload import Workload
 TINY = ["--seq-len=3", "--batch-size=2", "--hidden-size=5", "--input-size=4", "--threads=1"]
 
 
-def parse(*flags: str) -> argparse.Namespace:
+def parse(*flags):
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     return parser.parse_args([*TINY, "--seconds=0.001", *flags])
 
 
-def bench(*flags: str) -> int:
+def bench(*flags):
     return command.run(parse(*flags))
 
 
 # Comparison
 
 
-Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
-def wrong_value(rnn: Forward, input: Tensor) -> tuple[Tensor, Tensor]:
+def wrong_value(rnn, input):
     output, h_n = rnn(input)
     return output * 1.001, h_n
 
 
-def wrong_final_state(rnn: Forward, input: Tensor) -> tuple[Tensor, Tensor]:
+def wrong_final_state(rnn, input):
     output, h_n = rnn(input)
     return output, h_n.roll(1, dims=-1)
 
 
-def wrong_without_gradients(rnn: Forward, input: Tensor) -> tuple[Tensor, Tensor]:
+def wrong_without_gradients(rnn, input):
     output, h_n = rnn(input)
     return (output if torch.is_grad_enabled() else output.flip(0)), h_n
 
 
-def not_a_number(rnn: Forward, input: Tensor) -> tuple[Tensor, Tensor]:
+def not_a_number(rnn, input):
     output, h_n = rnn(input)
     return output.index_fill(0, torch.tensor(0), torch.nan), h_n
 
 
-def doubled_weight_gradients(rnn: Forward, input: Tensor) -> tuple[Tensor, Tensor]:
+def doubled_weight_gradients(rnn, input):
     output, h_n = rnn(input)
     again, _ = rnn(input.detach())
     return output + again - again.detach(), h_n
 
 
-def no_input_gradient(rnn: Forward, input: Tensor) -> tuple[Tensor, Tensor]:
+def no_input_gradient(rnn, input):
     return rnn(input.detach())
 
 
-def spoiled(spoil: Callable[[Forward, Tensor], tuple[Tensor, Tensor]]) -> type[nn.RNN]:
+def spoiled(spoil):
     class Spoiled(nn.RNN):
-        def forward(self, input: Any, hx: Any = None) -> Any:
+        def forward(self, input, hx=None):
             return spoil(super().forward, input)
 
     return Spoiled
@@ -90,13 +84,7 @@ def spoiled(spoil: Callable[[Forward, Tensor], tuple[Tensor, Tensor]]) -> type[n
         (no_input_gradient, r"\(training\): gradient of input is missing"),
     ],
 )
-def test_a_wrong_result_names_the_cell_and_exits_1(
-    wrong: Callable[[Forward, Tensor], tuple[Tensor, Tensor]],
-    found: str,
-    nonlinearity: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_wrong_result_names_the_cell_and_exits_1(wrong, found, nonlinearity, monkeypatch, capsys):
     monkeypatch.setattr(rnn_ext, "RNN", spoiled(wrong))
     assert bench(f"--nonlinearity={nonlinearity}") == 1
     captured = capsys.readouterr()
@@ -109,7 +97,7 @@ class Precise(nn.RNN):
 
     error = 0.0
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
+    def forward(self, input, hx=None):
         wide = torch.float64 if input.dtype == torch.float32 else torch.float32
         weights = [weight.to(wide) for weight in self.parameters()]
         hx = input.new_zeros(1, input.shape[1], self.hidden_size).to(wide)
@@ -120,44 +108,38 @@ class Precise(nn.RNN):
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_rounding_differences_are_accepted(
-    dtype: str, nonlinearity: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rounding_differences_are_accepted(dtype, nonlinearity, monkeypatch):
     monkeypatch.setattr(rnn_ext, "RNN", Precise)
     flags = (f"--dtype={dtype}", f"--nonlinearity={nonlinearity}")
     assert bench("--seq-len=200", "--hidden-size=33", *flags) == 0
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_may_have_the_error_of_nn_rnn(
-    dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_half_precision_may_have_the_error_of_nn_rnn(dtype, monkeypatch):
     monkeypatch.setattr(rnn_ext, "RNN", nn.RNN)
     assert bench("--seq-len=300", f"--dtype={dtype}") == 0
 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 0.05), ("float16", 0.006)])
-def test_larger_errors_are_rejected_in_half_precision(
-    dtype: str, error: float, nonlinearity: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_larger_errors_are_rejected_in_half_precision(dtype, error, nonlinearity, monkeypatch):
     monkeypatch.setattr(rnn_ext, "RNN", Precise)
     monkeypatch.setattr(Precise, "error", error)  # 6 eps
     assert bench("--seq-len=20", f"--dtype={dtype}", f"--nonlinearity={nonlinearity}") == 1
 
 
-def test_a_result_of_another_shape_is_rejected() -> None:
+def test_a_result_of_another_shape_is_rejected():
     found = first_difference({"h_n": torch.ones(1, 3)}, {"h_n": torch.ones(1, 1)})
     assert found == "h_n has shape (1, 1), not (1, 3)"
 
 
-def test_results_that_are_zero_on_both_sides_are_equal() -> None:
+def test_results_that_are_zero_on_both_sides_are_equal():
     zeros = {"output": torch.zeros(3)}
     assert first_difference(zeros, {"output": torch.zeros(3)}) is None
 
 
-def test_nothing_is_timed_before_the_results_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> Timings:
+def test_nothing_is_timed_before_the_results_agree(monkeypatch):
+    def fail(*_):
         pytest.fail("timed a wrong module")
 
     monkeypatch.setattr(rnn_ext, "RNN", spoiled(wrong_value))
@@ -166,7 +148,7 @@ def test_nothing_is_timed_before_the_results_agree(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("kind", [rnn_ext.RNN, rnn_ext.RNNCell])
-def test_training_leaves_every_gradient_of_one_call(kind: type[nn.Module]) -> None:
+def test_training_leaves_every_gradient_of_one_call(kind):
     """Repeated calls must not add to the gradients: that would be additional work."""
     module = kind(4, 5)
     rows = (3, 2) if kind is rnn_ext.RNN else (2,)
@@ -195,9 +177,7 @@ def test_training_leaves_every_gradient_of_one_call(kind: type[nn.Module]) -> No
         ("--cell", "--dtype=bfloat16", "--bidirectional"),
     ],
 )
-def test_a_table_has_a_line_for_each_shape_and_mode(
-    flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_table_has_a_line_for_each_shape_and_mode(flags, capsys):
     assert bench(*flags) == 0
     out = capsys.readouterr().out
     steps = 1 if "--cell" in flags else 3
@@ -208,12 +188,12 @@ def test_a_table_has_a_line_for_each_shape_and_mode(
     assert f"ISA {rnn_ext.build_info()['isa']}" in out
 
 
-def fake_timing(monkeypatch: pytest.MonkeyPatch, *ratios: float, warning: str = "") -> list[int]:
+def fake_timing(monkeypatch, *ratios, warning=""):
     """Replaces timing and load warning; returns the numbers of threads that the timing sees."""
-    seen: list[int] = []
+    seen = []
     spread = Spread.of(ratios)
 
-    def fake(*_: object) -> Timings:
+    def fake(*_):
         seen.append(torch.get_num_threads())
         return Timings(Timing(3, spread, Spread(1.0, 1.0, 1.0), spread))
 
@@ -222,9 +202,7 @@ def fake_timing(monkeypatch: pytest.MonkeyPatch, *ratios: float, warning: str = 
     return seen
 
 
-def test_sizes_are_measured_once_in_every_combination(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_sizes_are_measured_once_in_every_combination(monkeypatch, tmp_path, capsys):
     before = torch.get_num_threads()
     seen = fake_timing(monkeypatch, 2.0, 2.0)
     file = tmp_path / "bench.json"
@@ -245,9 +223,7 @@ def test_sizes_are_measured_once_in_every_combination(
     assert "warning" not in capsys.readouterr().out
 
 
-def test_warns_on_a_loaded_machine(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_warns_on_a_loaded_machine(monkeypatch, capsys):
     fake_timing(monkeypatch, 1.0, 2.0, 9.0)
     assert bench() == 0
     assert "\nwarning: the ratios scatter" in capsys.readouterr().out
@@ -256,12 +232,10 @@ def test_warns_on_a_loaded_machine(
     assert "\nwarning: threads waited\n" in capsys.readouterr().out
 
 
-def test_ctrl_c_keeps_what_was_measured_and_exits_130(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_ctrl_c_keeps_what_was_measured_and_exits_130(monkeypatch, tmp_path):
     measured = []
 
-    def fake(args: Any, shape: Any, mode: Any) -> Timings:
+    def fake(args, shape, mode):
         measured.append(mode)
         if len(measured) > 1:
             raise KeyboardInterrupt
@@ -284,9 +258,7 @@ def test_ctrl_c_keeps_what_was_measured_and_exits_130(
         ("--json=no/x.json", "argument --json: the folder 'no' does not exist; create it first"),
     ],
 )
-def test_bad_flags_are_one_line_errors(
-    flag: str, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_flags_are_one_line_errors(flag, message, capsys):
     assert cli.main(["bench", flag]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,20 +26,20 @@ from rnn_ext.bench.timing import (
 class FakeClock:
     """A clock that only the functions made by ``takes`` move."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.now = 0.0
 
-    def __call__(self) -> float:
+    def __call__(self):
         return self.now
 
-    def takes(self, seconds: Callable[[], float]) -> Callable[[], None]:
-        def function() -> None:
+    def takes(self, seconds):
+        def function():
             self.now += seconds()
 
         return function
 
 
-def test_times_are_per_call_and_the_ratio_is_theirs_over_ours() -> None:
+def test_times_are_per_call_and_the_ratio_is_theirs_over_ours():
     clock = FakeClock()
     timing = time_pair(clock.takes(lambda: 3.0), clock.takes(lambda: 0.5), 60.0, clock=clock)
     assert timing.baseline_seconds == Spread(3.0, 3.0, 3.0)
@@ -49,11 +48,11 @@ def test_times_are_per_call_and_the_ratio_is_theirs_over_ours() -> None:
     assert timing.rounds > MIN_ROUNDS
 
 
-def test_short_calls_are_timed_in_blocks() -> None:
+def test_short_calls_are_timed_in_blocks():
     clock = FakeClock()
-    reads: list[float] = []
+    reads = []
 
-    def reading_clock() -> float:
+    def reading_clock():
         reads.append(clock.now)
         return clock.now
 
@@ -67,11 +66,11 @@ def test_short_calls_are_timed_in_blocks() -> None:
     assert reads[-2] - reads[-3] == pytest.approx(MIN_BLOCK_SECONDS, rel=0.02)  # a call either way
 
 
-def test_a_slow_first_call_does_not_shorten_the_blocks() -> None:
+def test_a_slow_first_call_does_not_shorten_the_blocks():
     clock = FakeClock()
     calls = 0
 
-    def seconds() -> float:
+    def seconds():
         nonlocal calls
         calls += 1
         return 1.0 if calls == 1 else MIN_BLOCK_SECONDS / 100
@@ -81,11 +80,11 @@ def test_a_slow_first_call_does_not_shorten_the_blocks() -> None:
     assert calls >= 2 + MIN_ROUNDS * 100
 
 
-def test_slow_calls_get_the_fewest_rounds() -> None:
+def test_slow_calls_get_the_fewest_rounds():
     clock = FakeClock()
     calls = 0
 
-    def seconds() -> float:
+    def seconds():
         nonlocal calls
         calls += 1
         return 10.0
@@ -95,19 +94,19 @@ def test_slow_calls_get_the_fewest_rounds() -> None:
     assert calls == 1 + MIN_ROUNDS, "one call as warm-up used up the time"
 
 
-def test_rounds_continue_until_the_budget_is_spent() -> None:
+def test_rounds_continue_until_the_budget_is_spent():
     clock = FakeClock()
     step = clock.takes(lambda: 1.0)
     time_pair(step, step, 100.0, clock=clock)
     assert 100.0 <= clock.now <= 102.0
 
 
-def test_both_go_first_equally_often() -> None:
+def test_both_go_first_equally_often():
     clock = FakeClock()
-    order: list[str] = []
+    order = []
 
-    def step(name: str) -> Callable[[], None]:
-        def seconds() -> float:
+    def step(name):
+        def seconds():
             order.append(name)
             return 1.0
 
@@ -117,7 +116,7 @@ def test_both_go_first_equally_often() -> None:
     assert order[4:] == ["theirs", "ours", "ours", "theirs"] * 2
 
 
-def test_a_change_of_speed_and_a_burst_leave_the_ratio_alone() -> None:
+def test_a_change_of_speed_and_a_burst_leave_the_ratio_alone():
     clock = FakeClock()
     # Two blocks of warm-up; then the machine slows to a third, after a burst hit theirs alone.
     # The ratio of the medians would be 9.
@@ -141,11 +140,11 @@ def test_a_change_of_speed_and_a_burst_leave_the_ratio_alone() -> None:
 # Cold
 
 
-def test_only_the_call_is_timed_and_other_work_precedes_each() -> None:
+def test_only_the_call_is_timed_and_other_work_precedes_each():
     clock = FakeClock()
-    order: list[str] = []
+    order = []
 
-    def step(name: str, seconds: float) -> Callable[[], None]:
+    def step(name, seconds):
         return clock.takes(lambda: order.append(name) or seconds)
 
     timing = time_pair_cold(
@@ -160,11 +159,11 @@ def test_only_the_call_is_timed_and_other_work_precedes_each() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "pairs"), [(100.0, 1), (0.0, 1), (330.0, 5), (1e4, MAX_PAIRS)])
-def test_slow_cold_calls_have_smaller_rounds(seconds: float, pairs: int) -> None:
+def test_slow_cold_calls_have_smaller_rounds(seconds, pairs):
     clock = FakeClock()
     calls = 0
 
-    def count() -> float:
+    def count():
         nonlocal calls
         calls += 1
         return 10.0
@@ -176,7 +175,7 @@ def test_slow_cold_calls_have_smaller_rounds(seconds: float, pairs: int) -> None
     assert clock.now <= max(seconds, 20.0 * (1 + MIN_ROUNDS * pairs)) + 20.0 * pairs
 
 
-def test_a_burst_in_a_round_of_cold_calls_leaves_its_median_alone() -> None:
+def test_a_burst_in_a_round_of_cold_calls_leaves_its_median_alone():
     clock = FakeClock()
     times = iter([1.0, 50.0, *[1.0] * 1000])
     timing = time_pair_cold(
@@ -189,8 +188,8 @@ def test_a_burst_in_a_round_of_cold_calls_leaves_its_median_alone() -> None:
     assert timing.ratio == Spread(1.0, 1.0, 1.0)
 
 
-def test_long_calls_are_not_timed_cold(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hot(seconds: float) -> Timing:
+def test_long_calls_are_not_timed_cold(monkeypatch):
+    def hot(seconds):
         return Timing.of([(seconds, 1e-3)] * 3)
 
     monkeypatch.setattr(timing_module, "time_pair_cold", lambda *_, **__: hot(2.0))
@@ -200,13 +199,13 @@ def test_long_calls_are_not_timed_cold(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (result.hot, result.cold) == (hot(seconds), cold)
 
 
-def test_other_work_leaves_gradients_and_the_gradient_mode_alone() -> None:
+def test_other_work_leaves_gradients_and_the_gradient_mode_alone():
     with torch.enable_grad():
         timing_module.other_work()()
         assert torch.is_grad_enabled()
 
 
-def test_warns_of_rounds_that_scatter() -> None:
+def test_warns_of_rounds_that_scatter():
     steady = Timing.of([(2.0, 1.0), (2.1, 1.0), (1.9, 1.0)])
     wild = Timing.of([(2.0, 1.0), (9.0, 1.0), (1.0, 1.0), (5.0, 1.0)])
     assert (
@@ -219,9 +218,7 @@ def test_warns_of_rounds_that_scatter() -> None:
 
 
 @pytest.mark.parametrize(("waited", "is_warned"), [(0.0, False), (1.4, False), (1.6, True)])
-def test_warns_of_threads_that_wait_for_a_core(
-    waited: float, is_warned: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_warns_of_threads_that_wait_for_a_core(waited, is_warned, monkeypatch):
     times = iter([50.0, 60.0])
     seconds = iter([3.0, 3.0 + waited])
     monkeypatch.setattr(timing_module.time, "perf_counter", lambda: next(times))
@@ -232,7 +229,7 @@ def test_warns_of_threads_that_wait_for_a_core(
 
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="Linux alone reports this")
-def test_a_busy_program_on_the_same_core_counts_as_waiting() -> None:
+def test_a_busy_program_on_the_same_core_counts_as_waiting():
     # Ends when the warning comes.
     program = """if True:
         import os, sys

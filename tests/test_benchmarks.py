@@ -4,7 +4,6 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,7 +20,6 @@ from benchmarks.real import real_cases
 from benchmarks.report import format_report
 from benchmarks.results import Measured, Row, Run
 from rnn_ext.bench.timing import LONGEST_COLD_SECONDS, MIN_ROUNDS, Timings
-from rnn_ext.bench.workload import Mode
 
 pytestmark = pytest.mark.usefixtures("fake_limits")
 
@@ -31,14 +29,14 @@ FOLDER = Path(results.__file__).parent
 # Cases
 
 
-def test_default_grid_is_all_sizes_but_the_largest_cell() -> None:
+def test_default_grid_is_all_sizes_but_the_largest_cell():
     grid = shapes(SEQ_LENS, BATCH_SIZES, HIDDEN_SIZES)
     assert len(grid) == len(set(grid)) == 3 * 4 * 4 - 1
     assert (1024, 128, 1024) not in grid
     assert (1024, 128, 1024) in shapes([1024], BATCH_SIZES, HIDDEN_SIZES)
 
 
-def test_flops_count_every_layer_and_direction() -> None:
+def test_flops_count_every_layer_and_direction():
     assert Case(10, 3, 4, 5).flops("forward") == 2 * 10 * 3 * 5 * (4 + 5)
     assert Case(10, 3, 4, 5).flops("training") == 3 * Case(10, 3, 4, 5).flops("forward")
     both = Case(10, 3, 4, 5, num_layers=2, bidirectional=True)
@@ -48,7 +46,7 @@ def test_flops_count_every_layer_and_direction() -> None:
     assert packed.flops("forward") == 2 * (10 + 8 + 5) * 5 * (4 + 5)
 
 
-def test_real_calls_are_what_their_rows_say() -> None:
+def test_real_calls_are_what_their_rows_say():
     cases = {case.name: case for case in real_cases(torch.float64)}
     assert len(cases) == 18
     expected = [
@@ -79,7 +77,7 @@ KINDS = [
     [*KINDS, *(replace(KINDS[i], dtype=torch.bfloat16) for i in (3, 5))],
     ids=lambda case: f"{case.dtype_name}, {case.settings}",
 )
-def test_every_sort_of_case_is_compared_and_timed(case: Case, mode: Mode) -> None:
+def test_every_sort_of_case_is_compared_and_timed(case, mode):
     found = measure(case, mode, 0.001)
     assert found.hot.rounds >= MIN_ROUNDS
     # On a machine busy enough, even these calls are too long to be timed cold.
@@ -99,9 +97,7 @@ def test_every_sort_of_case_is_compared_and_timed(case: Case, mode: Mode) -> Non
     ],
     ids=lambda value: value.settings if isinstance(value, Case) else "",
 )
-def test_a_call_has_the_shapes_and_gradients_of_its_case(
-    case: Case, input: tuple[int, ...], hx: tuple[int, ...] | None, gradients: int
-) -> None:
+def test_a_call_has_the_shapes_and_gradients_of_its_case(case, input, hx, gradients):
     work = draw(case, "training")
     assert work.data.shape == input
     assert (None if work.hx is None else work.hx.shape) == hx
@@ -114,7 +110,7 @@ def test_a_call_has_the_shapes_and_gradients_of_its_case(
 # Results
 
 
-def a_run(*rows: Row) -> Run:
+def a_run(*rows):
     return Run(
         "python -m benchmarks grid",
         "2026-01-02T03:04:05+00:00",
@@ -126,12 +122,12 @@ def a_run(*rows: Row) -> Run:
     )
 
 
-def measured(theirs: float, ours: float) -> Measured:
+def measured(theirs, ours):
     timings = hot_and_cold(theirs, ours)
     return Measured(timings.hot, timings.cold)
 
 
-def test_json_round_trips(tmp_path: Path) -> None:
+def test_json_round_trips(tmp_path):
     case = Case(9, 1, 2, 3, dtype=torch.bfloat16, layout="packed", hx="learned", name="somebody")
     row = Row(case, 2, forward=Measured(note="skipped"), training=measured(2.0, 1.0))
     assert row.training
@@ -145,9 +141,7 @@ def test_json_round_trips(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", sorted(FOLDER.glob("results/*.json")), ids=lambda f: f.stem)
-def test_recorded_results_are_readable(
-    file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_recorded_results_are_readable(file, capsys, tmp_path):
     recorded = results.read(file)
     assert recorded.complete
     assert main(["show", str(file)]) == 0
@@ -157,7 +151,7 @@ def test_recorded_results_are_readable(
     )
 
 
-def test_every_key_of_the_json_is_documented(tmp_path: Path) -> None:
+def test_every_key_of_the_json_is_documented(tmp_path):
     row = Row(CASE, 2, forward=measured(2.0, 1.0), training=Measured(note="skipped"))
     assert row.forward
     row.forward.memory_bytes = {"nn_rnn": Memory(3, 2)}
@@ -165,7 +159,7 @@ def test_every_key_of_the_json_is_documented(tmp_path: Path) -> None:
     row.forward.kernels = "persistent"
     results.write(a_run(row), tmp_path / "run.json")
 
-    def keys(value: Any) -> set[str]:
+    def keys(value):
         if isinstance(value, list):
             return set().union(*map(keys, value))
         if not isinstance(value, dict):
@@ -178,9 +172,7 @@ def test_every_key_of_the_json_is_documented(tmp_path: Path) -> None:
     assert {key for key in found - known if f"`{key}`" not in text} == set()
 
 
-def test_show_rejects_a_file_of_another_format(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_show_rejects_a_file_of_another_format(tmp_path, capsys):
     file = tmp_path / "other.json"
     file.write_text('{"format": "rnn-ext bench 1"}')
     with pytest.raises(SystemExit, match="2"):
@@ -191,7 +183,7 @@ def test_show_rejects_a_file_of_another_format(
 # Report and picture
 
 
-def test_report_has_hot_and_cold_times_shares_and_what_was_skipped() -> None:
+def test_report_has_hot_and_cold_times_shares_and_what_was_skipped():
     report = format_report(
         a_run(
             Row(Case(16, 1, 32, 32), 2, forward=measured(90e-6, 9e-6)),
@@ -220,7 +212,7 @@ def test_report_has_hot_and_cold_times_shares_and_what_was_skipped() -> None:
     assert "forward cold, against nn.RNN: 10.00 times as fast in geometric mean" in report
 
 
-def test_picture_has_a_panel_for_each_mode_and_number_of_threads() -> None:
+def test_picture_has_a_panel_for_each_mode_and_number_of_threads():
     rows = [
         Row(Case(16, 1, size, size), threads, forward=measured(size, 1), training=measured(3, 1))
         for size in (2, 4)
@@ -239,7 +231,7 @@ def test_picture_has_a_panel_for_each_mode_and_number_of_threads() -> None:
     assert [bar.get_width() for bar in bars.patches] == [1, 3]
 
 
-def test_rejects_a_plot_without_timings() -> None:
+def test_rejects_a_plot_without_timings():
     with pytest.raises(ValueError, match="nothing was timed"):
         plot.draw(a_run(Row(CASE, 2)))
 
@@ -248,12 +240,7 @@ def test_rejects_a_plot_without_timings() -> None:
 
 
 @pytest.mark.parametrize("command", ["grid", "cells", "call", "recurrences"])
-def test_a_command_prints_what_it_stores(
-    command: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_command_prints_what_it_stores(command, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         "benchmarks.__main__.measure_start", lambda names: dict.fromkeys(["import", *names], 0.25)
     )
@@ -278,15 +265,13 @@ def test_a_command_prints_what_it_stores(
     assert capsys.readouterr().out == captured.out
 
 
-def test_the_call_is_compared_with_a_linear_layer_of_the_same_output() -> None:
+def test_the_call_is_compared_with_a_linear_layer_of_the_same_output():
     found = call.measure_linear(Case(18, 1, 4, 6), "training", 0.001)
     assert isinstance(found, Timings)
     assert found.cold
 
 
-def test_limits_alone_time_no_call(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_limits_alone_time_no_call(monkeypatch, capsys):
     monkeypatch.setattr(run, "measure", lambda *_: pytest.fail("measured"))
     assert main(["limits", "--threads=2", "--hidden-size=8"]) == 0
     out = capsys.readouterr().out
@@ -294,16 +279,14 @@ def test_limits_alone_time_no_call(
     assert "limits of the machine, 1 thread\n- matrix product 50 GFLOP/s\n" in out
 
 
-def test_real_calls_can_be_chosen_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_real_calls_can_be_chosen_by_name(capsys):
     flags = ["--threads=1", "--seconds-per-cell=0.001", "--mode=forward"]
     assert main(["real", "name-classifier", "streaming-audio", *flags]) == 0
     names = re.findall(r"^\| +([a-z-]+) \| +tanh", capsys.readouterr().out, re.MULTILINE)
     assert names == ["streaming-audio", "name-classifier"]
 
 
-def test_a_cell_larger_than_memory_is_skipped_with_a_note(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_cell_larger_than_memory_is_skipped_with_a_note(monkeypatch, capsys):
     monkeypatch.setattr(run, "available_memory", lambda: Case(4, 1, 8, 8).memory("training"))
     sizes = ["--seq-len=4,400", "--batch-size=1", "--hidden-size=8"]
     assert main(["grid", *TINY, *sizes, "--threads=1"]) == 0
@@ -312,12 +295,10 @@ def test_a_cell_larger_than_memory_is_skipped_with_a_note(
     assert "skipped T=4 B=1" not in out
 
 
-def test_ctrl_c_keeps_what_was_measured_and_exits_130(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_ctrl_c_keeps_what_was_measured_and_exits_130(monkeypatch, tmp_path):
     calls = 0
 
-    def fake(*_: object) -> Timings:
+    def fake(*_):
         nonlocal calls
         calls += 1
         if calls > 3:

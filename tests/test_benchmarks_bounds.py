@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from math import inf
-from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -15,12 +14,10 @@ from benchmarks.coding import decode, encode
 from benchmarks.gemm import gemm_rates, step_rates
 from benchmarks.machine import Cache, caches
 from benchmarks.probe import load_probe
-from rnn_ext.bench.workload import MODES, Mode
+from rnn_ext.bench.workload import MODES
 
 
-def calls(
-    call: float = 0.0, forward_step: float = 0.0, backward_step: float = 0.0
-) -> dict[str, tuple[CallCost, ...]]:
+def calls(call=0.0, forward_step=0.0, backward_step=0.0):
     steps = {"forward": forward_step, "training": forward_step + backward_step}
     return {
         "calls": tuple(
@@ -38,7 +35,7 @@ SLOW = replace(FREE, flop_rate=1.0)
 MEMORY = (Level("L1", 1000, 1e9), Level("L2", 3000, 1e8), Level("memory", None, 1e7))
 
 
-def test_each_level_serves_as_many_bytes_as_it_holds() -> None:
+def test_each_level_serves_as_many_bytes_as_it_holds():
     read = replace(FREE, levels=MEMORY).read_seconds
     assert read(500) == pytest.approx(500e-9)
     assert read(1000) == pytest.approx(1e-6)
@@ -57,13 +54,13 @@ def test_each_level_serves_as_many_bytes_as_it_holds() -> None:
     ],
     ids=lambda case: case.settings,
 )
-def test_flops_are_those_of_the_case(case: Case, mode: Mode) -> None:
+def test_flops_are_those_of_the_case(case, mode):
     result = bound(case, mode, replace(FREE, flop_rate=1e9), SLOW)
     assert (result.limit, result.split) == ("flops", (1, 1))
     assert result.seconds == pytest.approx(case.flops(mode) / 1e9)
 
 
-def test_one_thread_reads_w_hh_every_step_and_w_ih_once() -> None:
+def test_one_thread_reads_w_hh_every_step_and_w_ih_once():
     alone = replace(FREE, levels=MEMORY)
     case = Case(7, 1, 50, 20)
     seconds = 7 * alone.read_seconds(4 * 20 * 20) + alone.read_seconds(4 * 50 * 20)
@@ -77,7 +74,7 @@ def test_one_thread_reads_w_hh_every_step_and_w_ih_once() -> None:
     assert half.seconds < result.seconds / 2
 
 
-def test_threads_that_share_columns_read_their_own() -> None:
+def test_threads_that_share_columns_read_their_own():
     team = replace(TEAM, levels=MEMORY, fork_join_seconds=1e-9)
     seconds = 7 * team.read_seconds(4 * 20 * 20 / 4) + team.read_seconds(4 * 50 * 20 / 4) + 1e-9
     result = bound(Case(7, 1, 50, 20), "forward", replace(FREE, levels=MEMORY), team)
@@ -85,21 +82,21 @@ def test_threads_that_share_columns_read_their_own() -> None:
     assert result.seconds == pytest.approx(seconds)
 
 
-def test_threads_that_share_columns_meet_after_every_step() -> None:
+def test_threads_that_share_columns_meet_after_every_step():
     team = replace(TEAM, barrier_seconds=2.0, fork_join_seconds=0.5)
     result = bound(Case(7, 1, 4, 8), "training", SLOW, team)
     assert (result.limit, result.split) == ("sync", (1, 2))
     assert result.seconds == pytest.approx(2 * (7 * 2.0 + 0.5))
 
 
-def test_threads_that_share_batch_rows_never_meet_but_each_reads_all_of_w_hh() -> None:
+def test_threads_that_share_batch_rows_never_meet_but_each_reads_all_of_w_hh():
     team = replace(TEAM, barrier_seconds=2.0, levels=MEMORY)
     result = bound(Case(7, 4, 0, 20), "forward", SLOW, team)
     assert (result.limit, result.split) == ("weights", (2, 1))
     assert result.seconds == pytest.approx(7 * team.read_seconds(4 * 20 * 20))
 
 
-def test_threads_without_a_row_do_nothing() -> None:
+def test_threads_without_a_row_do_nothing():
     team = replace(TEAM, flop_rate=4e6, barrier_seconds=inf)
     case = Case(7, 2, 4, 8)
     result = bound(case, "forward", SLOW, team)
@@ -107,35 +104,35 @@ def test_threads_without_a_row_do_nothing() -> None:
     assert result.seconds == pytest.approx(case.flops("forward") / 2e6)
 
 
-def test_threads_may_share_rows_and_columns() -> None:
+def test_threads_may_share_rows_and_columns():
     case = Case(7, 2, 4, 2)
     result = bound(case, "forward", SLOW, replace(TEAM, flop_rate=4e6))
     assert result.split == (2, 2)
     assert result.seconds == pytest.approx(case.flops("forward") / 4e6)
 
 
-def test_a_team_is_not_used_where_one_thread_is_faster() -> None:
+def test_a_team_is_not_used_where_one_thread_is_faster():
     case = Case(7, 2, 4, 8)
     alone = replace(FREE, flop_rate=1e9)
     result = bound(case, "forward", alone, replace(TEAM, fork_join_seconds=1.0))
     assert (result.split, result.limit) == ((1, 1), "flops")
 
 
-def test_every_layer_and_pass_starts_a_team() -> None:
+def test_every_layer_and_pass_starts_a_team():
     team = replace(TEAM, fork_join_seconds=0.5)
     case = Case(7, 4, 4, 8, num_layers=3, bidirectional=True)
     assert bound(case, "forward", SLOW, team).seconds == pytest.approx(3 * 0.5)
     assert bound(case, "training", SLOW, team).seconds == pytest.approx(6 * 0.5)
 
 
-def test_short_calls_are_bound_by_the_call() -> None:
+def test_short_calls_are_bound_by_the_call():
     alone = replace(FREE, flop_rate=1e9, **calls(call=1e-5))
     result = bound(Case(1, 1, 4, 8), "forward", alone, alone)
     assert result.limit == "call"
     assert result.seconds == pytest.approx(1e-5 + 2 * 8 * (4 + 8) / 1e9)
 
 
-def test_steps_wait_for_the_step_before() -> None:
+def test_steps_wait_for_the_step_before():
     alone = replace(FREE, **calls(call=1.0, forward_step=2.0, backward_step=3.0))
     case = Case(10, 1, 4, 8)
     result = bound(case, "forward", alone, alone)
@@ -147,7 +144,7 @@ def test_steps_wait_for_the_step_before() -> None:
     assert bound(layers, "forward", alone, alone).seconds == 1 + 2 * 10 * 2
 
 
-def test_simultaneous_costs_take_as_long_as_the_longest() -> None:
+def test_simultaneous_costs_take_as_long_as_the_longest():
     alone = replace(FREE, flop_rate=1e9, levels=MEMORY, **calls(forward_step=1e-6))
     case = Case(10, 1, 0, 8)
     flops, weights = 2 * 8 * 8 / 1e9, alone.read_seconds(4 * 8 * 8)
@@ -160,7 +157,7 @@ def test_simultaneous_costs_take_as_long_as_the_longest() -> None:
 # Measuring
 
 
-def test_caches_are_what_the_system_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caches_are_what_the_system_says(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "CACHES", tmp_path)
     assert caches() == machine.USUAL_CACHES
     for index, (level, kind, size, sharing) in enumerate(
@@ -183,7 +180,7 @@ def test_caches_are_what_the_system_says(tmp_path: Path, monkeypatch: pytest.Mon
     assert caches() == (Cache(1, 48 << 10, 1), Cache(2, 2 << 20, 1), Cache(3, 32 << 20, 8))
 
 
-def test_the_probe_builds_and_measures() -> None:
+def test_the_probe_builds_and_measures():
     probe = load_probe()
     for threads in (1, 2):
         assert 0 < probe.read_rate(1, threads) < inf
@@ -193,7 +190,7 @@ def test_the_probe_builds_and_measures() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_matrix_product_is_measured_in_every_library(dtype: torch.dtype) -> None:
+def test_matrix_product_is_measured_in_every_library(dtype):
     rates = gemm_rates(dtype, size=32, seconds=0)
     onednn = dtype != torch.float64 and torch.backends.mkldnn.is_available()
     assert set(rates) == {"torch.mm", "rnn_ext"} | ({"oneDNN"} if onednn else set())
@@ -201,14 +198,14 @@ def test_matrix_product_is_measured_in_every_library(dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_the_product_of_a_step_is_measured_in_every_library(dtype: torch.dtype) -> None:
+def test_the_product_of_a_step_is_measured_in_every_library(dtype):
     rates = step_rates(dtype, 3, 32, seconds=0)
     onednn = dtype != torch.float64 and torch.backends.mkldnn.is_available()
     assert set(rates) == {"torch.mm", "rnn_ext"} | ({"oneDNN"} if onednn else set())
     assert all(rate > 0 for rate in rates.values())
 
 
-def test_limits_are_those_of_the_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_are_those_of_the_cases(monkeypatch):
     monkeypatch.setattr(limits, "SWEEPS", 1)
     monkeypatch.setattr(limits, "CALL_SECONDS", 0.0)
     monkeypatch.setattr(limits, "MAX_BYTES", 1 << 20)
@@ -246,12 +243,7 @@ def test_limits_are_those_of_the_cases(monkeypatch: pytest.MonkeyPatch) -> None:
         ([(1, 32, 1), (2, 512, 2)], 4, [16, 128, 1024]),
     ],
 )
-def test_each_level_is_measured_with_what_fits_it_alone(
-    caches: list[tuple[int, int, int]],
-    threads: int,
-    sizes: list[int],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_each_level_is_measured_with_what_fits_it_alone(caches, threads, sizes, monkeypatch):
     machine = tuple(Cache(level, size << 10, cores) for level, size, cores in caches)
     monkeypatch.setattr(limits, "caches", lambda: machine)
     assert [size >> 10 for *_, size in limits._sizes(threads)] == sizes

@@ -1,11 +1,8 @@
 """``python -m benchmarks`` on a GPU, tested without one: the CPU stands in for it."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +17,7 @@ from benchmarks.peers.pool import Pool
 from benchmarks.roofline import Roofline
 from rnn_ext.bench import check
 from rnn_ext.bench.timing import MIN_BLOCK_SECONDS
-from rnn_ext.bench.workload import Mode, Workload
+from rnn_ext.bench.workload import Workload
 
 GPU_TINY = ["grid", "--device=cuda", *TINY, "--mode=forward"]
 
@@ -40,18 +37,18 @@ class FakeEvent:
 
     now = 0.0
 
-    def __init__(self, enable_timing: bool) -> None:
+    def __init__(self, enable_timing):
         assert enable_timing
         self.is_over = False
 
-    def record(self) -> None:
+    def record(self):
         FakeEvent.now += TICK
         self.time = FakeEvent.now
 
-    def synchronize(self) -> None:
+    def synchronize(self):
         self.is_over = True
 
-    def elapsed_time(self, end: "FakeEvent") -> float:
+    def elapsed_time(self, end):
         assert self.is_over
         assert end.is_over
         return 1e3 * (end.time - self.time)
@@ -60,7 +57,7 @@ class FakeEvent:
 class OnCPU(TorchFunctionMode):
     """Makes on the CPU what is asked for on a GPU."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if str(kwargs.get("device", "")).startswith("cuda"):
             kwargs = {**kwargs, "device": "cpu"}
@@ -68,7 +65,7 @@ class OnCPU(TorchFunctionMode):
 
 
 @pytest.fixture
-def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fake_gpu(monkeypatch):
     """A GPU that is the CPU, in all but its name and its clock."""
     device = SimpleNamespace(
         name="Fast 9000", major=9, minor=0, multi_processor_count=132, total_memory=1 << 36
@@ -95,7 +92,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 # The clock
 
 
-def test_the_clock_adds_up_what_events_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_adds_up_what_events_measure(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     clock = gpu.EventClock()
     readings = [clock() for _ in range(3)]
@@ -105,13 +102,13 @@ def test_the_clock_adds_up_what_events_measure(monkeypatch: pytest.MonkeyPatch) 
 # The bound
 
 
-def test_few_rows_are_bound_by_the_latency_of_steps() -> None:
+def test_few_rows_are_bound_by_the_latency_of_steps():
     case = Case(1000, 1, 8, 8)
     assert ROOFLINE.bound(case, "forward") == Bound(pytest.approx(1.01e-3), "latency", None)
     assert ROOFLINE.bound(case, "training") == Bound(pytest.approx(3.05e-3), "latency", None)
 
 
-def test_many_rows_are_bound_by_products_or_by_memory() -> None:
+def test_many_rows_are_bound_by_products_or_by_memory():
     wide = Case(10, 100, 1000, 1000)  # 4 GFLOP forward, 12 in all; plus the call
     assert ROOFLINE.bound(wide, "forward") == Bound(pytest.approx(4.01e-3), "flops", None)
     assert ROOFLINE.bound(wide, "training") == Bound(pytest.approx(12.05e-3), "flops", None)
@@ -119,7 +116,7 @@ def test_many_rows_are_bound_by_products_or_by_memory() -> None:
     assert ROOFLINE.bound(narrow, "forward") == Bound(pytest.approx(9e-5, rel=1e-4), "memory", None)
 
 
-def test_layers_and_directions_add_up() -> None:
+def test_layers_and_directions_add_up():
     one = Case(1000, 1, 8, 8)
     call = ROOFLINE.call_cost("forward", "tanh").call_seconds
     of_one = ROOFLINE.bound(one, "forward").seconds - call
@@ -135,16 +132,14 @@ def test_layers_and_directions_add_up() -> None:
 
 
 @pytest.fixture
-def fake_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+def fake_measure(monkeypatch):
     kernels = {5: "persistent", 6: "torch"}
     monkeypatch.setattr(run, "kernels", lambda case, *_: kernels[case.hidden_size])
     monkeypatch.setattr(run, "measure", lambda *_: replace(hot_and_cold(4e-6, 2e-6), cold=None))
 
 
 @pytest.mark.usefixtures("fake_gpu", "fake_measure")
-def test_report_names_device_precision_limits_and_kernels(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_report_names_device_precision_limits_and_kernels(tmp_path, capsys):
     file = tmp_path / "gpu.json"
     assert main([*GPU_TINY, "--hidden-size=5,6", "--tf32", f"--json={file}"]) == 0
     report = capsys.readouterr().out
@@ -165,19 +160,15 @@ def test_report_names_device_precision_limits_and_kernels(
 
 
 @pytest.mark.usefixtures("fake_gpu")
-def test_a_cell_is_compared_and_timed_like_on_the_cpu(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_cell_is_compared_and_timed_like_on_the_cpu(capsys):
     assert main([*GPU_TINY, "--mode=training"]) == 0
     assert "training hot, against nn.RNN: " in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("fake_gpu", "fake_measure")
 @pytest.mark.parametrize("error", [check.MismatchError("they differ"), RuntimeError("no")])
-def test_a_cell_that_fails_is_noted_and_the_rest_measured(
-    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail_once(case: Case, mode: Mode, *_: object) -> Any:
+def test_a_cell_that_fails_is_noted_and_the_rest_measured(error, monkeypatch, capsys):
+    def fail_once(case, mode, *_):
         if case.hidden_size == 5:
             raise error
         return hot_and_cold(2.0, 1.0)
@@ -199,16 +190,14 @@ def test_a_cell_that_fails_is_noted_and_the_rest_measured(
     ],
 )
 @pytest.mark.usefixtures("fake_gpu")
-def test_rejects_flags_that_have_no_meaning_on_a_gpu(
-    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rejects_flags_that_have_no_meaning_on_a_gpu(flags, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["grid", *flags])
     assert f"error: {message}" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_the_command_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_the_command_says_so(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["grid", "--device=cuda"])
     assert "--device cuda needs a GPU, and torch" in capsys.readouterr().err
@@ -217,7 +206,7 @@ def test_without_a_gpu_the_command_says_so(capsys: pytest.CaptureFixture[str]) -
 # Precision
 
 
-def test_tf32_is_switched_for_torch_and_cudnn() -> None:
+def test_tf32_is_switched_for_torch_and_cudnn():
     products, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = products.allow_tf32, cudnn.allow_tf32
     # torch's test helpers, which other tests import, freeze the switch for the whole process.
@@ -238,18 +227,16 @@ def test_tf32_is_switched_for_torch_and_cudnn() -> None:
         (torch.float64, None),
     ],
 )
-def test_results_on_a_gpu_are_compared_with_nn_rnn_in_float64(
-    dtype: torch.dtype, precise: torch.dtype | None
-) -> None:
-    on_gpu: Any = SimpleNamespace(is_cuda=True, dtype=dtype)
+def test_results_on_a_gpu_are_compared_with_nn_rnn_in_float64(dtype, precise):
+    on_gpu = SimpleNamespace(is_cuda=True, dtype=dtype)
     assert check._precise_dtype(on_gpu) == precise
 
 
 @pytest.mark.usefixtures("fake_gpu")
-def test_dropout_is_left_out_of_the_comparison_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropout_is_left_out_of_the_comparison_alone(monkeypatch):
     compared, timed = [], []
 
-    def fake_check(theirs: Any, ours: Any, work: Any) -> None:
+    def fake_check(theirs, ours, work):
         compared.extend([theirs.dropout, ours.dropout])
 
     monkeypatch.setattr(measure, "check", fake_check)
@@ -264,7 +251,7 @@ def test_dropout_is_left_out_of_the_comparison_alone(monkeypatch: pytest.MonkeyP
 # Other runtimes
 
 
-def test_runtimes_on_a_gpu_are_those_of_torch() -> None:
+def test_runtimes_on_a_gpu_are_those_of_torch():
     pool = Pool(1, "cuda", tf32=True)
     assert [one.runtime.name for one in pool._workers] == ["rnn_ext", "nn.RNN", "torch.compile"]
     assert pool._workers[0]._settings == ["1", "cuda", "True"]

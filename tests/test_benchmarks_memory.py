@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.benchmarks import CASE, TINY
-from torch import Tensor, nn
+from torch import nn
 
 import rnn_ext
 from benchmarks import memory, results, run
@@ -14,12 +14,11 @@ from benchmarks.__main__ import main
 from benchmarks.cases import Case
 from benchmarks.draw import build, draw
 from benchmarks.memory import Memory, measure_memory, peak_bytes, saved_bytes
-from rnn_ext.bench.workload import Mode
 
 pytestmark = pytest.mark.usefixtures("fake_limits")
 
 
-def test_saved_bytes_are_those_of_the_storages_that_the_call_made() -> None:
+def test_saved_bytes_are_those_of_the_storages_that_the_call_made():
     x = torch.randn(10, 4, requires_grad=True)
     linear = nn.Linear(4, 6)
     own = [x, *linear.parameters()]
@@ -40,7 +39,7 @@ def test_saved_bytes_are_those_of_the_storages_that_the_call_made() -> None:
     ],
     ids=lambda value: value.settings if isinstance(value, Case) else "",
 )
-def test_a_layer_saves_its_output_and_the_callers_tensors(case: Case, elements: int) -> None:
+def test_a_layer_saves_its_output_and_the_callers_tensors(case, elements):
     module, work = build(rnn_ext.RNN, case, "training"), draw(case, "training")
     own = [*work.tensors(), *module.parameters()]
     assert saved_bytes(lambda: module(*work.arguments()), own) == 4 * elements
@@ -54,11 +53,11 @@ PEAK_ERROR = 1 << 20
 
 
 @LINUX
-def test_peak_counts_freed_memory_and_ignores_earlier_peaks() -> None:
+def test_peak_counts_freed_memory_and_ignores_earlier_peaks():
     size = 64 << 20
     torch.ones(2 * size, dtype=torch.uint8)  # a higher peak, before
 
-    def call() -> Tensor:
+    def call():
         scratch = torch.ones(size, dtype=torch.uint8)
         return scratch[: size // 2].clone()
 
@@ -67,8 +66,8 @@ def test_peak_counts_freed_memory_and_ignores_earlier_peaks() -> None:
 
 
 @LINUX
-def test_peak_counts_memory_that_reuses_freed_blocks() -> None:
-    def call() -> list[Tensor]:
+def test_peak_counts_memory_that_reuses_freed_blocks():
+    def call():
         return [torch.ones(64 << 10, dtype=torch.uint8) for _ in range(200)]
 
     call()
@@ -77,7 +76,7 @@ def test_peak_counts_memory_that_reuses_freed_blocks() -> None:
 
 
 @LINUX
-def test_memory_of_a_call_is_measured_in_another_process() -> None:
+def test_memory_of_a_call_is_measured_in_another_process():
     case = Case(64, 32, 1, 512)
     output = 64 * 32 * 512 * 4
     result = measure_memory(case, "training", "rnn_ext", 1)
@@ -87,12 +86,10 @@ def test_memory_of_a_call_is_measured_in_another_process() -> None:
     assert result.peak <= 2 * output + 512 * 512 * 4 + PEAK_ERROR
 
 
-def test_memory_is_measured_for_each_cell_mode_and_library(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    asked: list[tuple[object, ...]] = []
+def test_memory_is_measured_for_each_cell_mode_and_library(monkeypatch, tmp_path):
+    asked = []
 
-    def fake(case: Case, mode: Mode, library: memory.Library, threads: int) -> Memory:
+    def fake(case, mode, library, threads):
         asked.append((case.seq_len, mode, library, threads))
         if (mode, library) == ("training", "rnn_ext"):
             raise memory.MemoryProbeError("the process for rnn_ext ended with code -9")
@@ -116,7 +113,7 @@ def test_memory_is_measured_for_each_cell_mode_and_library(
     assert row.training.note.endswith("the process for rnn_ext ended with code -9")
 
 
-def test_reports_a_process_without_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_a_process_without_a_result(monkeypatch):
     monkeypatch.setattr(sys, "executable", "false")
     with pytest.raises(memory.MemoryProbeError, match="the process for nn_rnn ended with code 1"):
         measure_memory(CASE, "forward", "nn_rnn", 1)

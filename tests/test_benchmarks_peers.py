@@ -6,7 +6,6 @@ The runtimes themselves are compared with ``nn.RNN`` where they are installed: `
 
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from support.benchmarks import CASE, TINY
-from torch import Tensor
 
 from benchmarks import results, run
 from benchmarks.__main__ import main
@@ -22,11 +20,10 @@ from benchmarks.cases import Case
 from benchmarks.machine import facts
 from benchmarks.peers import pool, torch_modules
 from benchmarks.peers.report import format_peers
-from benchmarks.peers.runtimes import RUNTIMES, Prepared, Problem, Runtime
+from benchmarks.peers.runtimes import RUNTIMES, Prepared, Runtime
 from benchmarks.peers.worker import Answer, Desk, Request
 from benchmarks.results import Measured, Row, Run
 from rnn_ext.bench.timing import MIN_ROUNDS
-from rnn_ext.bench.workload import Mode
 
 pytestmark = pytest.mark.usefixtures("fake_limits")
 
@@ -38,7 +35,7 @@ REQUEST = Request(CASE, "training")
 # Runtimes
 
 
-def test_no_peer_is_imported_by_the_benchmark() -> None:
+def test_no_peer_is_imported_by_the_benchmark():
     code = (
         "import sys, benchmarks.__main__; "
         "print({'jax', 'onnx', 'onnxruntime', 'openvino'} & set(sys.modules))"
@@ -53,8 +50,8 @@ def test_no_peer_is_imported_by_the_benchmark() -> None:
     assert done.stdout == "set()\n"
 
 
-def test_a_runtime_without_all_its_packages_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    def version(package: str) -> str:
+def test_a_runtime_without_all_its_packages_is_skipped(monkeypatch):
+    def version(package):
         if package == "onnx":
             raise metadata.PackageNotFoundError
         return f"{package} 1.2"
@@ -64,7 +61,7 @@ def test_a_runtime_without_all_its_packages_is_skipped(monkeypatch: pytest.Monke
     assert len(pool.Pool(1)) == len(RUNTIMES) - 2
 
 
-def installed(name: str) -> Runtime:
+def installed(name):
     runtime = BY_NAME[name]
     if runtime.packages and runtime.version() is None:
         pytest.skip(f"needs {' and '.join(runtime.packages)}: pip install --group peers")
@@ -76,13 +73,13 @@ QUICK = [(name, mode) for name in ("rnn_ext", "nn.RNN", *PEERS) for mode in BY_N
 
 
 @pytest.mark.parametrize(("name", "mode"), QUICK)
-def test_results_are_those_of_nn_rnn_and_then_timed(name: str, mode: Mode) -> None:
+def test_results_are_those_of_nn_rnn_and_then_timed(name, mode):
     desk = Desk(installed(name), 1)
     assert desk.answer(Request(Case(9, 2, 4, 5), mode)) == Answer()
     assert desk.answer(Request(seconds=0.001)).seconds > 0
 
 
-def test_compiled_loop_computes_in_blocks_what_nn_rnn_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_loop_computes_in_blocks_what_nn_rnn_does(monkeypatch):
     # Compiling takes seconds; this test is about the loop over blocks.
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(torch_modules, "BLOCK", 4)
@@ -95,13 +92,13 @@ def test_compiled_loop_computes_in_blocks_what_nn_rnn_does(monkeypatch: pytest.M
 # The worker
 
 
-def with_results(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Problem], Prepared]:
+def with_results(change):
     """A runtime that computes what ours does, and then changes it."""
 
-    def prepare(problem: Problem) -> Prepared:
+    def prepare(problem):
         right = torch_modules.prepare_ours(problem)
 
-        def results() -> dict[str, Tensor]:
+        def results():
             found = right.results()
             change(found)
             return found
@@ -120,16 +117,14 @@ def with_results(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Pro
         (lambda r: r.pop("gradient of input"), "gradient of input is missing"),
     ],
 )
-def test_a_runtime_with_wrong_results_is_reported_and_not_timed(
-    change: Callable[[dict[str, Tensor]], object], found: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_runtime_with_wrong_results_is_reported_and_not_timed(change, found, monkeypatch):
     monkeypatch.setattr(Runtime, "load", lambda _: with_results(change))
     answer = Desk(BY_NAME["JAX"], 1).answer(REQUEST)
     assert answer.error.startswith(f"differs from nn.RNN, {found}")
 
 
-def test_an_exception_of_a_runtime_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: Problem) -> Prepared:
+def test_an_exception_of_a_runtime_is_reported_in_one_line(monkeypatch):
+    def fail(_):
         raise NotImplementedError("no such kernel\nand a page about it")
 
     monkeypatch.setattr(Runtime, "load", lambda _: fail)
@@ -140,7 +135,7 @@ def test_an_exception_of_a_runtime_is_reported_in_one_line(monkeypatch: pytest.M
 # The pool
 
 
-def scripted(body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pool.Worker:
+def scripted(body, tmp_path, monkeypatch):
     """A worker whose process runs ``body`` for every line that it reads."""
     lines = "\n".join(f"    {line}" for line in body.splitlines())
     tmp_path.joinpath("fake.py").write_text(
@@ -161,8 +156,8 @@ def scripted(body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pool
     ],
 )
 def test_a_worker_without_an_answer_says_why_and_restarts(
-    body: str, limit: float, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    body, limit, message, tmp_path, monkeypatch
+):
     one = scripted(body, tmp_path, monkeypatch)
     monkeypatch.setattr(pool, "LIMIT_SECONDS", limit)
     try:
@@ -176,22 +171,22 @@ def test_a_worker_without_an_answer_says_why_and_restarts(
 class FakeWorker:
     """Takes as many seconds a call as its name's length, and fails at the request ``fails_at``."""
 
-    def __init__(self, name: str, fails_at: int | None = None) -> None:
+    def __init__(self, name, fails_at=None):
         self.runtime = replace(BY_NAME["nn.RNN"], name=name)
         self.fails_at = fails_at
-        self.asked: list[Request] = []
+        self.asked = []
 
-    def ask(self, request: Request) -> Answer:
+    def ask(self, request):
         self.asked.append(request)
         if len(self.asked) - 1 == self.fails_at:
             raise pool.PeerError("of a reason")
         return Answer() if request.case else Answer(float(len(self.runtime.name)))
 
-    def close(self) -> None:
+    def close(self):
         """Nothing was started."""
 
 
-def test_all_are_prepared_then_timed_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_are_prepared_then_timed_in_rounds(monkeypatch):
     monkeypatch.setattr(pool, "PAUSE_SECONDS", 0.0)
     workers = [FakeWorker("a"), FakeWorker("bb", fails_at=0), FakeWorker("ccc", fails_at=2)]
     some = pool.Pool(1)
@@ -206,18 +201,18 @@ def test_all_are_prepared_then_timed_in_rounds(monkeypatch: pytest.MonkeyPatch) 
 # The report
 
 
-def a_run(*rows: Row) -> Run:
+def a_run(*rows):
     peers = {"ONNX Runtime": None, "OpenVINO": "1.2", "JAX": "3.4"}
     return Run("benchmarks", "2026", facts(), 2.0, True, peers=peers, cells=list(rows))
 
 
-def a_row(case: Case, **peers: list[float]) -> Row:
+def a_row(case, **peers):
     names = {"ours": "rnn_ext", "openvino": "OpenVINO", "jax": "JAX"}
     times = {names[name]: [1e-3 * time for time in times] for name, times in peers.items()}
     return Row(case, 2, forward=Measured(peer_seconds=times))
 
 
-def test_table_has_ratios_of_rounds_and_marks_the_fastest() -> None:
+def test_table_has_ratios_of_rounds_and_marks_the_fastest():
     run = a_run(
         # The whole second round was slow, which the ratio of medians would not show.
         a_row(Case(16, 1, 32, 32), ours=[1, 4, 1], openvino=[2, 8, 8], jax=[0.5, 2, 0.5]),
@@ -240,7 +235,7 @@ def test_table_has_ratios_of_rounds_and_marks_the_fastest() -> None:
     ]
 
 
-def test_every_cell_in_which_a_runtime_is_faster_is_named_the_worst_first() -> None:
+def test_every_cell_in_which_a_runtime_is_faster_is_named_the_worst_first():
     rows = [
         a_row(Case(16, b, 32, 32), ours=[1] * 3, openvino=[1.5 / b] * 3, jax=[0.9 * b] * 3)
         for b in (1, 3, 2)
@@ -253,13 +248,13 @@ def test_every_cell_in_which_a_runtime_is_faster_is_named_the_worst_first() -> N
     assert line == "forward, faster than rnn_ext: none"
 
 
-def test_without_ours_there_are_times_and_no_ratios() -> None:
+def test_without_ours_there_are_times_and_no_ratios():
     _, table, summary, *_ = format_peers(a_run(a_row(CASE, jax=[2] * 3)))
     assert "**2.00 ms** |" in table.splitlines()[-1]
     assert summary == "forward, faster than rnn_ext: none"
 
 
-def test_report_lists_absent_runtimes_and_the_versions_of_the_others() -> None:
+def test_report_lists_absent_runtimes_and_the_versions_of_the_others():
     assert format_peers(a_run(a_row(CASE, ours=[1] * 3)))[-1].splitlines() == [
         "skipped ONNX Runtime: it is not installed; pip install --group peers",
         "OpenVINO 1.2, JAX 3.4",
@@ -269,9 +264,7 @@ def test_report_lists_absent_runtimes_and_the_versions_of_the_others() -> None:
 # From end to end
 
 
-def test_peers_are_timed_and_kept_in_the_json(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_peers_are_timed_and_kept_in_the_json(monkeypatch, capsys, tmp_path):
     absent = Runtime("Nobody", "nobody", packages=("a-package-that-nobody-made",))
     monkeypatch.setattr(pool, "RUNTIMES", (BY_NAME["rnn_ext"], BY_NAME["nn.RNN"], absent))
     monkeypatch.setattr(pool, "PAUSE_SECONDS", 0.0)
@@ -290,9 +283,7 @@ def test_peers_are_timed_and_kept_in_the_json(
     assert capsys.readouterr().out == printed
 
 
-def test_memory_is_counted_for_every_process(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_memory_is_counted_for_every_process(monkeypatch, capsys):
     monkeypatch.setattr(pool, "RUNTIMES", (BY_NAME["rnn_ext"], BY_NAME["nn.RNN"]))
     needed = Case(3, 2, 5, 5).memory("forward")
     monkeypatch.setattr(run, "available_memory", lambda: 2 * needed - 1)

@@ -1,7 +1,6 @@
 """``python -m benchmarks recurrences``. No test asserts a measured time."""
 
 import time
-from typing import Any
 
 import pytest
 import torch
@@ -12,14 +11,14 @@ from benchmarks.recurrences import BASELINES, CELLS, measure_recurrence
 from benchmarks.start import measure_start
 from rnn_ext.bench.check import MismatchError
 from rnn_ext.bench.timing import MIN_ROUNDS
-from rnn_ext.bench.workload import MODES, Mode
+from rnn_ext.bench.workload import MODES
 
 LAYER = Case(5, 3, 4, 6, recurrence="gru")
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", CELLS)
-def test_every_cell_is_compared_with_its_loop_and_timed(name: str, mode: Mode) -> None:
+def test_every_cell_is_compared_with_its_loop_and_timed(name, mode):
     for case in (
         Case(5, 3, 4, 6, recurrence=name),
         Case(1, 3, 4, 6, recurrence=name, cell=True),
@@ -30,10 +29,10 @@ def test_every_cell_is_compared_with_its_loop_and_timed(name: str, mode: Mode) -
         assert not found.note
 
 
-def test_a_plain_rnn_is_called_once_for_each_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plain_rnn_is_called_once_for_each_gate(monkeypatch):
     steps = []
 
-    def time_nothing(theirs: Any, *_: Any) -> Any:
+    def time_nothing(theirs, *_):
         theirs()
         raise KeyboardInterrupt
 
@@ -45,19 +44,15 @@ def test_a_plain_rnn_is_called_once_for_each_gate(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_what_differs_from_the_loop_is_not_timed(
-    mode: Mode, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_differs_from_the_loop_is_not_timed(mode, monkeypatch):
     loop = recurrences._Call.loop
     monkeypatch.setattr(recurrences._Call, "loop", lambda *args: tuple(2 * t for t in loop(*args)))
     with pytest.raises(MismatchError, match="rnn_ext and the loop differ at gru T=5"):
         measure_recurrence(LAYER, mode, "loop", 0.001)
 
 
-def test_a_compilation_is_told_with_its_time_or_why_it_was_skipped(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def compile_as(function: Any) -> str:
+def test_a_compilation_is_told_with_its_time_or_why_it_was_skipped(monkeypatch):
+    def compile_as(function):
         monkeypatch.setattr(torch, "compile", lambda loop, **_: function or loop)
         found = measure_recurrence(LAYER, "forward", "torch.compile", 0.001)
         assert (found.hot is None) == (function is not None)
@@ -69,11 +64,11 @@ def test_a_compilation_is_told_with_its_time_or_why_it_was_skipped(
     assert compile_as(lambda _: time.sleep(60)).endswith("TimeoutError: more than 0.05 s")
 
 
-def test_the_import_and_the_first_call_are_timed_in_new_processes() -> None:
+def test_the_import_and_the_first_call_are_timed_in_new_processes():
     found = measure_start(["gru"], repeats=1)
     assert list(found) == ["import", "gru"]
     assert all(seconds > 0 for seconds in found.values())
 
 
-def test_operations_are_counted_for_each_gate() -> None:
+def test_operations_are_counted_for_each_gate():
     assert LAYER.flops("training") == 3 * Case(5, 3, 4, 6).flops("training")

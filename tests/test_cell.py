@@ -10,7 +10,7 @@ import pytest
 import torch
 from support import SIZES, assert_close_fp64, assert_same_bits, leaves, same_bits
 from support.reference import reference_rnn
-from torch import Tensor, nn
+from torch import nn
 
 import rnn_ext
 
@@ -25,26 +25,26 @@ class CellCase:
     given: bool
     batched: bool = True
 
-    def __str__(self) -> str:
+    def __str__(self):
         return (
             f"B{self.batch}-I{self.input_size}-H{self.hidden_size}-{self.nonlinearity}-"
             f"{'bias' if self.bias else 'nobias'}-{'hx' if self.given else 'nohx'}-"
             f"{'batched' if self.batched else 'unbatched'}"
         )
 
-    def twins(self, dtype: torch.dtype) -> tuple[nn.RNNCell, rnn_ext.RNNCell]:
+    def twins(self, dtype):
         args = (self.input_size, self.hidden_size, self.bias, self.nonlinearity)
         theirs, ours = nn.RNNCell(*args, dtype=dtype), rnn_ext.RNNCell(*args, dtype=dtype)
         ours.load_state_dict(theirs.state_dict())
         return theirs, ours
 
-    def arguments(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    def arguments(self, dtype):
         lead = (self.batch,) if self.batched else ()
         x = torch.randn(*lead, self.input_size, dtype=dtype)
         return x, torch.randn(*lead, self.hidden_size, dtype=dtype) if self.given else None
 
 
-def _cases() -> list[CellCase]:
+def _cases():
     """Every size in every position, with the options rotating."""
     options = itertools.cycle(itertools.product(("tanh", "relu"), (True, False), (True, False)))
     count = len(SIZES)
@@ -63,7 +63,7 @@ def _cases() -> list[CellCase]:
     return batched + unbatched
 
 
-def gradients_of(cell: nn.Module, x: Tensor, hx: Tensor | None) -> list[Tensor]:
+def gradients_of(cell, x, hx):
     x, hx = leaves(x, hx)
     h = cell(x, hx)
     weight = torch.linspace(-1, 2, h.numel(), dtype=h.dtype).view_as(h)
@@ -72,14 +72,14 @@ def gradients_of(cell: nn.Module, x: Tensor, hx: Tensor | None) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("case", _cases(), ids=str)
-def test_fp64_forward_and_gradients_equal_nn_rnn_cell(case: CellCase, isa: str) -> None:
+def test_fp64_forward_and_gradients_equal_nn_rnn_cell(case, isa):
     theirs, ours = case.twins(torch.float64)
     arguments = case.arguments(torch.float64)
     assert_close_fp64(gradients_of(ours, *arguments), gradients_of(theirs, *arguments))
 
 
 @pytest.mark.parametrize("case", _cases(), ids=str)
-def test_fp32_forward_and_gradients_are_as_exact_as_nn_rnn_cell(case: CellCase, isa: str) -> None:
+def test_fp32_forward_and_gradients_are_as_exact_as_nn_rnn_cell(case, isa):
     theirs, ours = case.twins(torch.float32)
     arguments = case.arguments(torch.float32)
     x, hx = arguments
@@ -96,9 +96,7 @@ def test_fp32_forward_and_gradients_are_as_exact_as_nn_rnn_cell(case: CellCase, 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_stepping_a_cell_has_the_bits_of_the_whole_sequence(
-    nonlinearity: str, bias: bool, isa: str
-) -> None:
+def test_stepping_a_cell_has_the_bits_of_the_whole_sequence(nonlinearity, bias, isa):
     rnn = rnn_ext.RNN(9, 33, nonlinearity=nonlinearity, bias=bias).requires_grad_(False)
     cell = rnn_ext.RNNCell(9, 33, bias, nonlinearity).requires_grad_(False)
     for theirs, ours in zip(rnn.parameters(), cell.parameters(), strict=True):
@@ -110,7 +108,7 @@ def test_stepping_a_cell_has_the_bits_of_the_whole_sequence(
         assert same_bits(h, output[t])
 
 
-def test_a_loop_over_the_cell_trains_like_the_reference() -> None:
+def test_a_loop_over_the_cell_trains_like_the_reference():
     cell = rnn_ext.RNNCell(3, 5, dtype=torch.float64)
     x, hx = leaves(
         torch.randn(6, 2, 3, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
@@ -127,9 +125,7 @@ def test_a_loop_over_the_cell_trains_like_the_reference() -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_same_seed_attributes_repr_and_state_dict_as_nn_rnn_cell(
-    bias: bool, nonlinearity: str
-) -> None:
+def test_same_seed_attributes_repr_and_state_dict_as_nn_rnn_cell(bias, nonlinearity):
     torch.manual_seed(3)
     theirs = nn.RNNCell(4, 6, bias, nonlinearity)
     torch.manual_seed(3)
@@ -145,13 +141,13 @@ def test_same_seed_attributes_repr_and_state_dict_as_nn_rnn_cell(
     assert theirs.load_state_dict(ours.state_dict()) == ([], [])
 
 
-def test_is_an_rnn_cell_base_but_not_an_nn_rnn_cell() -> None:
+def test_is_an_rnn_cell_base_but_not_an_nn_rnn_cell():
     cell = rnn_ext.RNNCell(2, 3)
     assert isinstance(cell, nn.RNNCellBase)
     assert not isinstance(cell, nn.RNNCell)
 
 
-def test_signatures_are_those_of_nn_rnn_cell() -> None:
+def test_signatures_are_those_of_nn_rnn_cell():
     for name in ("__init__", "forward"):
         theirs = list(inspect.signature(getattr(nn.RNNCell, name)).parameters.values())
         ours = list(inspect.signature(getattr(rnn_ext.RNNCell, name)).parameters.values())
@@ -161,7 +157,7 @@ def test_signatures_are_those_of_nn_rnn_cell() -> None:
         assert all(p.kind is p.KEYWORD_ONLY for p in ours[len(theirs) :])
 
 
-def test_empty_batch_and_empty_state_work_like_in_nn_rnn_cell() -> None:
+def test_empty_batch_and_empty_state_work_like_in_nn_rnn_cell():
     for batch, hidden_size in ((0, 4), (2, 0)):
         theirs, ours = nn.RNNCell(3, hidden_size), rnn_ext.RNNCell(3, hidden_size)
         x = torch.randn(batch, 3)
@@ -171,7 +167,7 @@ def test_empty_batch_and_empty_state_work_like_in_nn_rnn_cell() -> None:
             assert not grad.any()
 
 
-def test_non_contiguous_arguments() -> None:
+def test_non_contiguous_arguments():
     theirs, ours = CellCase(6, 5, 7, "tanh", True, True).twins(torch.float64)
     arguments = [
         (torch.randn(5, 6, dtype=torch.float64).t(), torch.randn(7, dtype=torch.float64)),
@@ -183,7 +179,7 @@ def test_non_contiguous_arguments() -> None:
         assert_close_fp64((ours(x, hx),), (theirs(x, hx),))
 
 
-def test_result_does_not_alias_its_arguments() -> None:
+def test_result_does_not_alias_its_arguments():
     cell = rnn_ext.RNNCell(4, 4).requires_grad_(False)
     x, hx = torch.randn(2, 4), torch.randn(2, 4)
     h = cell(x, hx)
@@ -194,15 +190,15 @@ def test_result_does_not_alias_its_arguments() -> None:
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))])
-def test_copies_compute_the_same(duplicate: object) -> None:
+def test_copies_compute_the_same(duplicate):
     cell = rnn_ext.RNNCell(3, 4, nonlinearity="relu")
     x = torch.randn(2, 3)
-    twin = duplicate(cell)  # type: ignore[operator]
+    twin = duplicate(cell)
     assert type(twin) is rnn_ext.RNNCell
     assert_same_bits((twin(x),), (cell(x),))
 
 
-def test_changed_weights_are_seen_by_the_next_call() -> None:
+def test_changed_weights_are_seen_by_the_next_call():
     theirs, ours = CellCase(2, 3, 4, "tanh", True, True).twins(torch.float64)
     x = torch.randn(2, 3, dtype=torch.float64)
     ours(x)
@@ -212,9 +208,7 @@ def test_changed_weights_are_seen_by_the_next_call() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_gradient_of_the_weights_of_one_row_is_an_exact_outer_product(
-    dtype: torch.dtype, isa: str
-) -> None:
+def test_gradient_of_the_weights_of_one_row_is_an_exact_outer_product(dtype, isa):
     cell = rnn_ext.RNNCell(67, 45, dtype=dtype)
     x, hx = torch.randn(1, 67, dtype=dtype), torch.randn(1, 45, dtype=dtype)
     cell(x, hx).sum().backward()
@@ -223,7 +217,7 @@ def test_gradient_of_the_weights_of_one_row_is_an_exact_outer_product(
     assert torch.equal(cell.weight_hh.grad, torch.outer(dz, hx[0]))
 
 
-def test_gradient_of_one_row_is_added_to_that_of_the_other_steps(isa: str) -> None:
+def test_gradient_of_one_row_is_added_to_that_of_the_other_steps(isa):
     # Weight gradients are summed over 1280 rows at a time at this hidden size.
     ours, theirs = (library.RNN(3, 45, dtype=torch.float64) for library in (rnn_ext, nn))
     ours.load_state_dict(theirs.state_dict())

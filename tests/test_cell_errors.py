@@ -1,18 +1,14 @@
 """Rejected cells: the error names the cell, the reason and the line. Also pickling."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import multiprocessing
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,7 +22,7 @@ OUTSIDE = torch.ones(7, dtype=torch.float64)
 COUNTER = itertools.count()
 
 # The content of a function, and words of its error.
-BODIES: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+BODIES = {
     "sum": (lambda x: x - x.sum(), "cannot contain sum.* reductions"),
     "softmax": (lambda x: x.softmax(-1), "cannot contain _softmax"),
     "index": (lambda x: x[0], "IndexError.* no dimensions"),
@@ -52,11 +48,11 @@ BODIES: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_what_a_cell_cannot_contain(name: str) -> None:
+def test_what_a_cell_cannot_contain(name):
     body, words = BODIES[name]
 
     @rnn_ext.cell
-    def culprit(u: Tensor, v: Tensor, y: Tensor) -> Any:
+    def culprit(u, v, y):
         return body(u)
 
     with pytest.raises(rnn_ext.CellError, match=words) as caught:
@@ -64,36 +60,36 @@ def test_what_a_cell_cannot_contain(name: str) -> None:
     assert str(caught.value).startswith(f"cell 'culprit' ({Path(__file__)}:")
 
 
-def test_the_line_is_that_of_the_operation() -> None:
+def test_the_line_is_that_of_the_operation():
     @rnn_ext.cell
-    def culprit(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
+    def culprit(u, v, y):
         x = u + v
         return x.mean()
 
-    first = culprit.__wrapped__.__code__.co_firstlineno  # type: ignore[attr-defined]
+    first = culprit.__wrapped__.__code__.co_firstlineno
     with pytest.raises(rnn_ext.CellError, match=rf"py:{first + 3}\): .*mean"):
         _ = culprit.program
 
 
-def test_rejects_a_derivative_it_cannot_contain() -> None:
+def test_rejects_a_derivative_it_cannot_contain():
     class Odd(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
+        def forward(ctx, x):
             return x * 2
 
         @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Tensor:
+        def backward(ctx, grad):
             return grad.cumsum(-1)
 
     @rnn_ext.cell
-    def culprit(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
+    def culprit(u, v, y):
         return Odd.apply(u + v)
 
     with pytest.raises(rnn_ext.CellError, match="cannot contain cumsum"):
         _ = culprit.program
 
 
-def test_arguments_are_checked_where_a_cell_is_defined() -> None:
+def test_arguments_are_checked_where_a_cell_is_defined():
     for decorate, function, words in (
         (rnn_ext.cell, lambda u, v: u, r"expected \(u, v, y\)"),
         (rnn_ext.cell(states=("c",)), lambda u, v, y, x: (y, x), r"expected \(u, v, y, c\)"),
@@ -110,38 +106,38 @@ def test_arguments_are_checked_where_a_cell_is_defined() -> None:
             decorate(function)
 
 
-def yields_once(u: Any, v: Any, y: Tensor) -> Any:
+def yields_once(u, v, y):
     w = yield y
     return w + v
 
 
-def yields_twice(u: Any, v: Any, y: Tensor) -> Any:
+def yields_twice(u, v, y):
     w = yield y
     x = yield w
     return x + v
 
 
-def yields_a_number(u: Any, v: Any, y: Tensor) -> Any:
+def yields_a_number(u, v, y):
     w = yield 0.5
     return w + v
 
 
-def yields_a_mask(u: Any, v: Any, y: Tensor) -> Any:
+def yields_a_mask(u, v, y):
     w = yield y > 0
     return w + v
 
 
-def yields_a_sum(u: Any, v: Any, y: Tensor) -> Any:
+def yields_a_sum(u, v, y):
     w = yield y.sum()
     return w + v
 
 
-def yields_nothing_of_its_own(u: Any, v: Any, y: Tensor) -> Any:
+def yields_nothing_of_its_own(u, v, y):
     w = yield OUTSIDE
     return w + v
 
 
-def returns_early(u: Any, v: Any, y: Tensor) -> Any:
+def returns_early(u, v, y):
     if u is v:
         yield y
     return v
@@ -158,7 +154,7 @@ def returns_early(u: Any, v: Any, y: Tensor) -> Any:
         (yields_nothing_of_its_own, r"make it a parameter or an input"),
     ],
 )
-def test_what_a_cell_cannot_yield(function: Callable[..., Any], words: str) -> None:
+def test_what_a_cell_cannot_yield(function, words):
     with pytest.raises(rnn_ext.CellError, match=words):
         _ = rnn_ext.cell(gates=(1, 1))(function).program
 
@@ -172,8 +168,8 @@ def test_what_a_cell_cannot_yield(function: Callable[..., Any], words: str) -> N
     ],
     ids=["no_grad, autocast, meta", "inference", "fake"],
 )
-def test_a_cell_is_traced_whatever_mode_is_on(modes: Sequence[Callable[[], Any]]) -> None:
-    fresh = rnn_ext.cell(gates=4, states=("c",))(cells.lstm.__wrapped__)  # type: ignore[attr-defined]
+def test_a_cell_is_traced_whatever_mode_is_on(modes):
+    fresh = rnn_ext.cell(gates=4, states=("c",))(cells.lstm.__wrapped__)
     with ExitStack() as stack:
         for mode in modes:
             stack.enter_context(mode())
@@ -184,7 +180,7 @@ def test_a_cell_is_traced_whatever_mode_is_on(modes: Sequence[Callable[[], Any]]
     assert torch.equal(fresh.program, cells.lstm.program)
 
 
-def test_tracing_imports_no_compiler() -> None:
+def test_tracing_imports_no_compiler():
     """Importing one would take seconds, and a first call may take half a second."""
     code = "import sys, rnn_ext; rnn_ext.cells.lstm.program; print(*sys.modules)"
     result = subprocess.run(
@@ -193,16 +189,16 @@ def test_tracing_imports_no_compiler() -> None:
     assert not {"torch._dynamo", "sympy"}.intersection(result.stdout.split())
 
 
-def local_cell() -> rnn_ext.Cell:
+def local_cell():
     @rnn_ext.cell(states=("x",), parameters=("a",))
-    def local(u: Tensor, v: Tensor, y: Tensor, x: Tensor, *, a: Tensor) -> tuple[Tensor, Tensor]:
+    def local(u, v, y, x, *, a):
         x = a * x + u + v
         return cells.spike(x - 1), x
 
     return local
 
 
-def test_pickling_by_path_and_by_program() -> None:
+def test_pickling_by_path_and_by_program():
     assert pickle.loads(pickle.dumps(cells.alif)) is cells.alif
     assert copy.deepcopy(cells.alif) is cells.alif
     cell = local_cell()
@@ -230,9 +226,9 @@ def test_pickling_by_path_and_by_program() -> None:
             assert not any(g is not None and g.any() for g in (actual, expected))
 
 
-def test_a_copy_without_function_yields() -> None:
+def test_a_copy_without_function_yields():
     @rnn_ext.cell(gates=(2, 1), states=("x",))
-    def local(u: Any, v: Any, y: Tensor, x: Tensor) -> Any:
+    def local(u, v, y, x):
         a, b = cells.spike(u[0] + v[0]), (u[1] + v[1]).sin()
         w = yield a * b + x
         return (u[2] + w * b).tanh(), a * x
@@ -252,6 +248,6 @@ def test_a_copy_without_function_yields() -> None:
         torch.testing.assert_close(actual, expected)
 
 
-def test_a_spawned_process_gets_a_cell() -> None:
+def test_a_spawned_process_gets_a_cell():
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(repr, (local_cell(),)) == repr(local_cell())

@@ -1,11 +1,7 @@
 """Programs of cells with everything that a cell may contain, against their functions."""
 
-from __future__ import annotations
-
 import functools
 import math
-from collections.abc import Callable, Generator, Sequence
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +9,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.programs import assert_program_equals_loop, by_kernels, check, random_run
-from torch import Tensor
 
 import rnn_ext
 from rnn_ext import cells
@@ -26,7 +21,7 @@ nan, inf = math.nan, math.inf
 SPECIAL = [nan, inf, -inf, 0.0, -0.0, 0.5, -0.5, 1.5, 1.0, -1.0, 2.0, 3.0, -3.0, 6.0, 25.0, 1e-30]
 SPECIAL += [-25.0, 800.0, -800.0]
 
-OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+OPERATIONS = {
     "neg": lambda x: -x,
     "abs": torch.abs,
     "reflected": lambda x: 2 - x * 3 - 1,
@@ -99,12 +94,12 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_operation_equals_torchs(name: str) -> None:
+def test_operation_equals_torchs(name):
     """At special values and between them, values and gradients, forward and backward programs."""
     function = OPERATIONS[name]
 
     @rnn_ext.cell
-    def cell(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
+    def cell(u, v, y):
         return function(u)
 
     program = Program.decode(cell.program)
@@ -126,19 +121,19 @@ class Triangle(torch.autograd.Function):
     """A surrogate gradient that masks the gradient in place, as in many tutorials."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx, x):
         ctx.save_for_backward(x)
         return x.gt(0).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx, grad):
         (x,) = ctx.saved_tensors
         result = grad.clone()
         result.masked_fill_(x.abs() > 1, 0)
         return result * (1 - x.abs())
 
 
-SURROGATES: dict[str, Callable[[Tensor], Tensor]] = {
+SURROGATES = {
     "autograd.Function": Triangle.apply,
     "detach": lambda x: (x > 0).to(x.dtype).detach() + x.sigmoid() - x.sigmoid().detach(),
     "spike": cells.spike,
@@ -146,36 +141,36 @@ SURROGATES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", SURROGATES)
-def test_surrogate_gradients(name: str) -> None:
+def test_surrogate_gradients(name):
     @rnn_ext.cell(states=("x",))
-    def cell(u: Tensor, v: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def cell(u, v, y, x):
         x = 0.9 * x + u + v - y
         return SURROGATES[name](x - 1).double(), x
 
     assert_program_equals_loop(cell)
 
 
-def no_products(u: Any, v: Any, y: Tensor) -> Tensor:
+def no_products(u, v, y):
     return 0.5 * y + 0.25
 
 
-def constants(u: Any, v: Any, y: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+def constants(u, v, y, a):
     return torch.zeros_like(y), torch.full_like(y, nan)
 
 
-def swapped(u: Any, v: Any, y: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+def swapped(u, v, y, a):
     return a, y
 
 
-def separate(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
+def separate(u, v, y):
     return u * v + (u + v).tanh()
 
 
-def only_recurrent(u: Any, v: Tensor, y: Tensor) -> Tensor:
+def only_recurrent(u, v, y):
     return v.tanh()
 
 
-def many_gates(u: Any, v: Any, y: Tensor) -> Tensor:
+def many_gates(u, v, y):
     for a, b in zip(u, v, strict=True):
         y = (y + a * b).sin()
     return y
@@ -184,26 +179,13 @@ def many_gates(u: Any, v: Any, y: Tensor) -> Tensor:
 NINE = tuple("abcdefghi")
 
 
-def nine_states(
-    u: Tensor,
-    v: Tensor,
-    y: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    d: Tensor,
-    e: Tensor,
-    f: Tensor,
-    g: Tensor,
-    h: Tensor,
-    i: Tensor,
-) -> tuple[Tensor, ...]:
+def nine_states(u, v, y, a, b, c, d, e, f, g, h, i):
     states = (a, b, c, d, e, f, g, h, i)
     new = [(s * t + u).sin() for s, t in zip(states, (y, *states), strict=False)]
     return (sum(new, v).tanh(), *new)
 
 
-def early_results(u: Any, v: Any, y: Tensor, c: Tensor, *, p: Tensor, n: Tensor) -> Any:
+def early_results(u, v, y, c, *, p, n):
     """Three products; a state is there before the last; values pass from each phase to the last."""
     a, b = u[0] * v[0], (u[1] + v[1]).sigmoid()
     w = yield a * b + p
@@ -213,31 +195,31 @@ def early_results(u: Any, v: Any, y: Tensor, c: Tensor, *, p: Tensor, n: Tensor)
     return (x * u[3]).sigmoid() * b + y + u[2] * w, c.tanh()
 
 
-def yields_y(u: Any, v: Any, y: Tensor) -> Any:
+def yields_y(u, v, y):
     w = yield y
     return (u[0] + w).sin()
 
 
-def yields_a_constant(u: Any, v: Any, y: Tensor) -> Any:
+def yields_a_constant(u, v, y):
     a, b = yield torch.ones_like(y)
     return (u[0] + a + v).sin() * b
 
 
-def yields_for_nothing(u: Any, v: Any, y: Tensor) -> Any:
+def yields_for_nothing(u, v, y):
     yield y.exp()
     return v.sin()
 
 
-def explodes(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
+def explodes(u, v, y):
     return (y * y + 3).exp() + u + v
 
 
-def explodes_within_a_step(u: Any, v: Tensor, y: Tensor) -> Any:
+def explodes_within_a_step(u, v, y):
     w = yield (y * y + 3).exp()
     return w + u[0] * v
 
 
-def is_nan_at_once(u: Any, v: Tensor, y: Tensor) -> Any:
+def is_nan_at_once(u, v, y):
     w = yield (-y * y - 1).log()
     return (u[1] + w).tanh() + v
 
@@ -262,7 +244,7 @@ UNUSUAL = [
 
 @pytest.mark.parametrize("cell", UNUSUAL, ids=lambda cell: cell.name)
 @pytest.mark.parametrize("hidden_size", [7, 70])
-def test_unusual_cells(cell: rnn_ext.Cell, hidden_size: int) -> None:
+def test_unusual_cells(cell, hidden_size):
     assert_program_equals_loop(cell, hidden_size)
 
 
@@ -274,11 +256,11 @@ KNOWN = [getattr(cells, name) for name in cells.__all__]
     cell=st.sampled_from([*UNUSUAL, *(c for c in KNOWN if isinstance(c, rnn_ext.Cell))]),
     sizes=st.tuples(st.sampled_from([1, 2, 17, 33]), st.integers(1, 4), st.sampled_from([0, 1, 5])),
 )
-def test_cells_in_any_shape(cell: rnn_ext.Cell, sizes: tuple[int, int, int]) -> None:
+def test_cells_in_any_shape(cell, sizes):
     assert_program_equals_loop(cell, *sizes)
 
 
-def test_kernels_take_one_value_for_all_units() -> None:
+def test_kernels_take_one_value_for_all_units():
     run = random_run(cells.leaky_current)
     (alpha,), (noise,) = run.parameters, run.inputs
     ones = torch.ones((), dtype=torch.float64)
@@ -297,7 +279,7 @@ YIELD = 10
 
 
 @st.composite
-def expressions(draw: st.DrawFn) -> list[tuple[int, int, int]]:
+def expressions(draw):
     """Each takes two earlier values: (operation, first, second)."""
     count = draw(st.integers(1, 25))
     indices = st.integers(0, 1000)
@@ -311,18 +293,14 @@ def expressions(draw: st.DrawFn) -> list[tuple[int, int, int]]:
     gates=st.sampled_from([1, 2]),
     merged=st.booleans(),
 )
-def test_random_cells(
-    steps: list[tuple[int, int, int]], results: tuple[int, ...], gates: int, merged: bool
-) -> None:
+def test_random_cells(steps, results, gates, merged):
     yields = sum(op == YIELD for op, *_ in steps)
 
-    def compute(
-        u: Any, v: Any, y: Tensor, a: Tensor, b: Tensor, *, p: Tensor, n: Tensor
-    ) -> Generator[Tensor, Tensor, tuple[Tensor, ...]]:
+    def compute(u, v, y, a, b, *, p, n):
         own = iter(u if gates + yields > 1 else (u,))
-        values: list[Tensor] = []
+        values = []
 
-        def receive(products: Sequence[Tensor]) -> None:
+        def receive(products):
             for product in products:
                 values.extend([next(own) + product] if merged else [next(own), product])
 
@@ -344,7 +322,7 @@ def test_random_cells(
                 values.append((0.5 * first - second / 3).sin())
         return tuple(values[i % len(values)].tanh() for i in results)
 
-    def without_yields(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+    def without_yields(*args, **kwargs):
         with pytest.raises(StopIteration) as end:
             next(compute(*args, **kwargs))
         return end.value.value
@@ -377,26 +355,26 @@ TABLE = {
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_what_is_saved_and_how_many_slots(name: str) -> None:
+def test_what_is_saved_and_how_many_slots(name):
     cell = getattr(cells, name)
     program = Program.decode(cell.program)
     assert program.saved + len(program.kept_states) == len(cell.saved)
     assert (len(cell.saved), program.forward_slots, program.backward_slots) == TABLE[name]
 
 
-def test_saved_values_have_names() -> None:
+def test_saved_values_have_names():
     assert cells.lstm.saved[-1] == "c"
     assert "v[2]" in cells.gru.saved
     assert cells.elman.saved == ()
 
 
-def test_a_program_survives_its_encoding() -> None:
+def test_a_program_survives_its_encoding():
     for name in TABLE:
         encoded = getattr(cells, name).program
         assert encoded.dtype == torch.int64
         assert torch.equal(Program.decode(encoded).encode(), encoded)
 
 
-def test_program_is_written_in_the_words_of_the_kernels() -> None:
+def test_program_is_written_in_the_words_of_the_kernels():
     assert list(program.OPERATIONS) == rnn_ext._C.program_operations()
     assert list(program.OPERANDS) == rnn_ext._C.program_operands()

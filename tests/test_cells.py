@@ -10,5 +10,5 @@ CELLS = [name for name in cells.__all__ if isinstance(getattr(cells, name), rnn_
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_program_equals_plain_loop(name: str) -> None:
+def test_program_equals_plain_loop(name):
     assert_program_equals_loop(getattr(cells, name))

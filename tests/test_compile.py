@@ -4,8 +4,6 @@ Code is generated in test_inductor.py.
 """
 
 import io
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -26,12 +24,12 @@ from rnn_ext._core.recurrence import Recurrence
 from rnn_ext.functional import rnn
 
 
-def compiled(module: Callable[..., Any], dynamic: bool | None = None) -> Callable[..., Any]:
+def compiled(module, dynamic=None):
     torch._dynamo.reset()
     return torch.compile(module, fullgraph=True, dynamic=dynamic, backend="aot_eager")
 
 
-def step(call: Callable[..., Any], module: nn.Module, x: Tensor, hx: Any = None) -> list[Tensor]:
+def step(call, module, x, hx=None):
     """Results and gradients of `call`, which is `module` or its compiled form."""
     x, *states = leaves(x, *([] if hx is None else flat(hx)))
     output, *finals = flat(call(x, tuple(states) if len(states) > 1 else (*states, None)[0]))
@@ -41,21 +39,19 @@ def step(call: Callable[..., Any], module: nn.Module, x: Tensor, hx: Any = None)
 
 
 @pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
+def kind(request):
     return request.param
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["hx None", "hx given"])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_compiles_without_graph_break_to_the_same_bits(
-    batch_first: bool, given: bool, kind: str
-) -> None:
+def test_compiles_without_graph_break_to_the_same_bits(batch_first, given, kind):
     module = getattr(rnn_ext, kind)(5, 6, 2, bidirectional=True, batch_first=batch_first)
     x, hx = torch.randn(3, 3, 5), hx_of(kind, 4, 3, 6) if given else None
     assert_same_bits(step(compiled(module), module, x, hx), step(module, module, x, hx))
 
 
-def test_one_graph_serves_all_lengths_and_batches(kind: str) -> None:
+def test_one_graph_serves_all_lengths_and_batches(kind):
     module = getattr(rnn_ext, kind)(5, 6, 2)
     graph = compiled(module, dynamic=True)
     step(graph, module, torch.randn(4, 3, 5))
@@ -65,7 +61,7 @@ def test_one_graph_serves_all_lengths_and_batches(kind: str) -> None:
             assert_same_bits(step(graph, module, x), step(module, module, x))
 
 
-def test_tied_weights_and_one_tensor_in_two_places_compile() -> None:
+def test_tied_weights_and_one_tensor_in_two_places_compile():
     module = rnn_ext.RNN(6, 6)
     module.weight_hh_l0 = module.weight_ih_l0
     x = torch.randn(1, 3, 6)
@@ -74,13 +70,13 @@ def test_tied_weights_and_one_tensor_in_two_places_compile() -> None:
     assert_same_bits(step(graph, module, x, x), step(module, module, x, x))
 
 
-def test_cell_compiles(kind: str) -> None:
+def test_cell_compiles(kind):
     cell = getattr(rnn_ext, f"{kind}Cell")(5, 6)
     x, hx = torch.randn(3, 5), hx_of(kind, 3, 6)
     assert_same_bits(flat(compiled(cell)(x, hx)), flat(cell(x, hx)))
 
 
-def test_no_graph_is_added_after_the_second_shape() -> None:
+def test_no_graph_is_added_after_the_second_shape():
     module = rnn_ext.RNN(5, 6, 2, dropout=0.5)
     graph = compiled(module)
     for seq_len, batch in ((4, 3), (7, 5)):
@@ -90,11 +86,11 @@ def test_no_graph_is_added_after_the_second_shape() -> None:
             step(graph, module, torch.randn(seq_len, batch, 5), torch.randn(2, batch, 6))
 
 
-def test_packed_input_compiles_and_one_graph_serves_all_lengths(kind: str) -> None:
+def test_packed_input_compiles_and_one_graph_serves_all_lengths(kind):
     module = getattr(rnn_ext, kind)(5, 6, 2, bidirectional=True)
     graph = compiled(module, dynamic=True)
 
-    def results(call: Callable[..., Any], lengths: list[int], given: bool) -> list[Tensor]:
+    def results(call, lengths, given):
         (x,) = leaves(torch.randn(max(lengths), len(lengths), 5, generator=rng(0)))
         hx = hx_of(kind, 4, len(lengths), 6, generator=rng(1)) if given else None
         packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
@@ -108,12 +104,12 @@ def test_packed_input_compiles_and_one_graph_serves_all_lengths(kind: str) -> No
                 assert_same_bits(results(graph, lengths, given), results(module, lengths, given))
 
 
-def rng(seed: int) -> torch.Generator:
+def rng(seed):
     return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["hx None", "hx given"])
-def test_functional_form_compiles_with_batch_sizes(given: bool) -> None:
+def test_functional_form_compiles_with_batch_sizes(given):
     weights = layer_weights(5, 6)
     graph = compiled(lambda *args: rnn(*args[:2], weights, batch_sizes=args[2]))
     for sizes in ([3, 2, 1], [2, 2]):
@@ -127,9 +123,7 @@ def test_functional_form_compiles_with_batch_sizes(given: bool) -> None:
 
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_exports_with_dynamic_length_and_batch_and_survives_a_file(
-    batch_first: bool, strict: bool, kind: str
-) -> None:
+def test_exports_with_dynamic_length_and_batch_and_survives_a_file(batch_first, strict, kind):
     module = getattr(rnn_ext, kind)(5, 6, 2, bidirectional=True, batch_first=batch_first)
     seq_len, batch = torch.export.Dim("seq_len"), torch.export.Dim("batch")
     args = torch.randn(3, 4, 5) if batch_first else torch.randn(4, 3, 5), hx_of(kind, 4, 3, 6)
@@ -145,10 +139,10 @@ def test_exports_with_dynamic_length_and_batch_and_survives_a_file(
 
 
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
-def test_make_fx_records_forward_and_backward_as_one_op_each(mode: str) -> None:
+def test_make_fx_records_forward_and_backward_as_one_op_each(mode):
     module = rnn_ext.RNN(5, 6)
 
-    def gradient(x: Tensor, *weights: Tensor) -> Tensor:
+    def gradient(x, *weights):
         x = x.detach().requires_grad_()
         return torch.autograd.grad(rnn(x, None, weights)[0].sum(), x)[0]
 
@@ -161,7 +155,7 @@ def test_make_fx_records_forward_and_backward_as_one_op_each(mode: str) -> None:
     assert_same_bits([graph(*args)], [gradient(*args)])
 
 
-def test_fake_tensors_pass_through_modules_forward_and_backward(kind: str) -> None:
+def test_fake_tensors_pass_through_modules_forward_and_backward(kind):
     with FakeTensorMode():
         module = getattr(rnn_ext, kind)(5, 6, 2, bidirectional=True)
         cell = getattr(rnn_ext, f"{kind}Cell")(12, 7)
@@ -174,10 +168,10 @@ def test_fake_tensors_pass_through_modules_forward_and_backward(kind: str) -> No
         assert tensor.grad.shape == tensor.shape
 
 
-def test_activation_checkpointing_compiles() -> None:
+def test_activation_checkpointing_compiles():
     module = rnn_ext.RNN(5, 6)
 
-    def call(x: Tensor, hx: Tensor | None) -> Any:
+    def call(x, hx):
         return checkpoint(module, x, hx, use_reentrant=False)
 
     x = torch.randn(4, 3, 5)
@@ -187,7 +181,7 @@ def test_activation_checkpointing_compiles() -> None:
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("grad", [False, True])
-def test_traces_for_other_lengths_and_saves_like_nn_rnn(grad: bool, kind: str) -> None:
+def test_traces_for_other_lengths_and_saves_like_nn_rnn(grad, kind):
     module = getattr(rnn_ext, kind)(5, 6, 2)
     with torch.set_grad_enabled(grad):
         traced = torch.jit.trace(module, (torch.randn(4, 3, 5),))
@@ -197,7 +191,7 @@ def test_traces_for_other_lengths_and_saves_like_nn_rnn(grad: bool, kind: str) -
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_script_error_says_what_to_do_instead() -> None:
+def test_script_error_says_what_to_do_instead():
     model = _Tagger(rnn_ext.RNN(3, 4), rnn_ext.RNNCell(4, 4))
     for module in (model, model.rnn, model.cell):
         with pytest.raises(
@@ -212,17 +206,17 @@ def test_script_error_says_what_to_do_instead() -> None:
 
 
 class _Tagger(nn.Module):
-    def __init__(self, rnn: nn.Module, cell: nn.Module) -> None:
+    def __init__(self, rnn, cell):
         super().__init__()
         self.rnn = rnn
         self.cell = cell
 
-    def forward(self, x: Tensor, hx: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, hx: Tensor | None = None) -> Tensor:  # for TorchScript
         output, h_n = self.rnn(x, hx=hx)
         return self.cell(output[0]) + h_n[-1]
 
 
-def test_fx_records_a_call_as_one_node_like_nn_rnn() -> None:
+def test_fx_records_a_call_as_one_node_like_nn_rnn():
     theirs = torch.fx.symbolic_trace(_Tagger(nn.RNN(3, 4), nn.RNNCell(4, 4)))
     model = _Tagger(rnn_ext.RNN(3, 4), rnn_ext.RNNCell(4, 4))
     parametrizations.orthogonal(model.rnn, "weight_hh_l0")
@@ -237,18 +231,18 @@ def test_fx_records_a_call_as_one_node_like_nn_rnn() -> None:
 class _Pair(nn.Module):
     """A layer and a cell whose hx is an argument of forward."""
 
-    def __init__(self, library: Any, kind: str) -> None:
+    def __init__(self, library, kind):
         super().__init__()
         self.rnn = getattr(library, kind)(3, 4)
         self.cell = getattr(library, f"{kind}Cell")(4, 4)
 
-    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> Any:
+    def forward(self, x, h, c):
         is_pair = isinstance(self.rnn, (nn.LSTM, rnn_ext.LSTM))
         output, _ = self.rnn(x, (h, c) if is_pair else h)
         return self.cell(output[0])
 
 
-def test_fx_records_each_kind_with_its_hx_as_one_node(kind: str) -> None:
+def test_fx_records_each_kind_with_its_hx_as_one_node(kind):
     theirs = torch.fx.symbolic_trace(_Pair(nn, kind))
     model = _Pair(rnn_ext, kind)
     graph = torch.fx.symbolic_trace(model)
@@ -259,9 +253,9 @@ def test_fx_records_each_kind_with_its_hx_as_one_node(kind: str) -> None:
     assert_same_bits(flat(graph(*args)), flat(model(*args)))
 
 
-def test_fx_refuses_to_look_into_a_forward_built_on_ours() -> None:
+def test_fx_refuses_to_look_into_a_forward_built_on_ours():
     class Doubled(rnn_ext.RNN):
-        def forward(self, input: Any, hx: Any = None) -> Any:
+        def forward(self, input, hx=None):
             output, h_n = super().forward(input, hx)
             return 2 * output, h_n
 
@@ -271,13 +265,11 @@ def test_fx_refuses_to_look_into_a_forward_built_on_ours() -> None:
 
 @pytest.mark.parametrize("change", [False, True], ids=["as returned", "changed in place"])
 @pytest.mark.parametrize("is_cell", [False, True])
-def test_compiled_autograd_gives_the_gradients_of_an_eager_call(
-    kind: str, is_cell: bool, change: bool
-) -> None:
-    module: nn.Module = getattr(rnn_ext, f"{kind}Cell" if is_cell else kind)(3, 4)
+def test_compiled_autograd_gives_the_gradients_of_an_eager_call(kind, is_cell, change):
+    module = getattr(rnn_ext, f"{kind}Cell" if is_cell else kind)(3, 4)
     x = torch.randn(2, 3) if is_cell else torch.randn(5, 2, 3)
 
-    def loss() -> Tensor:
+    def loss():
         output = flat(module(x))[0]
         return (output.mul_(2) if change else output).square().sum()
 

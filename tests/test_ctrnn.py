@@ -1,7 +1,6 @@
 """``CTRNN`` against plain loops with the formulas of its docstring; the parametrizations."""
 
 import copy
-from typing import Any
 
 import pytest
 import torch
@@ -17,9 +16,7 @@ from rnn_ext.parametrizations import Dale, FixedZeros, NoSelfConnection
 SEQ_LEN, BATCH, INPUT, HIDDEN = 7, 3, 2, 6
 
 
-def loop(
-    layer: CTRNN, phi: Any, place: str, input: Tensor, x0: Tensor, noise: Tensor
-) -> tuple[Tensor, Tensor]:
+def loop(layer, phi, place, input, x0, noise):
     """One layer: r at all steps, and the last x in form "current", else r."""
     alpha, x, r = layer.alpha, x0, phi(x0) if layer.form == "current" else x0
     w_ih, w_hh, b_ih, b_hh = layer.all_weights[0]
@@ -41,9 +38,9 @@ def loop(
 @pytest.mark.parametrize("place", ["inside", "outside"])
 @pytest.mark.parametrize("form", ["current", "rate", "inside"])
 @pytest.mark.parametrize("phi", [*NONLINEARITIES, nn.functional.gelu])
-def test_forms_are_those_of_a_loop(form: str, phi: Any, place: str) -> None:
+def test_forms_are_those_of_a_loop(form, phi, place):
     torch.manual_seed(0)
-    settings: dict[str, Any] = {"form": form, "nonlinearity": phi, "noise": place}
+    settings = {"form": form, "nonlinearity": phi, "noise": place}
     tau = torch.linspace(20.0, 100.0, HIDDEN, dtype=torch.float64)
     layer = CTRNN(INPUT, HIDDEN, dt=10.0, tau=tau, dtype=torch.float64, **settings)
     x = torch.randn(SEQ_LEN, BATCH, INPUT).double().requires_grad_()
@@ -60,7 +57,7 @@ def test_forms_are_those_of_a_loop(form: str, phi: Any, place: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_starts_from_phi_of_the_state() -> None:
+def test_starts_from_phi_of_the_state():
     layer = CTRNN(INPUT, HIDDEN, alpha=0.5, nonlinearity="softplus", dtype=torch.float64)
     x = torch.randn(SEQ_LEN, BATCH, INPUT).double()
     zeros = torch.zeros(BATCH, HIDDEN).double()
@@ -72,7 +69,7 @@ def test_starts_from_phi_of_the_state() -> None:
     torch.testing.assert_close(nn.functional.softplus(currents), layer(x)[0])
 
 
-def test_layers_directions_packed_and_no_batch() -> None:
+def test_layers_directions_packed_and_no_batch():
     layer = CTRNN(INPUT, HIDDEN, 2, alpha=0.3, bidirectional=True, learn_initial_state=True)
     nn.init.normal_(layer.initial_state)
     rows = [torch.randn(n, INPUT) for n in (4, 7, 1)]
@@ -89,7 +86,7 @@ def test_layers_directions_packed_and_no_batch() -> None:
 
 
 @pytest.mark.parametrize("form", ["current", "rate", "inside"])
-def test_noise_is_drawn_anew_with_its_standard_deviation(form: str) -> None:
+def test_noise_is_drawn_anew_with_its_standard_deviation(form):
     torch.manual_seed(0)
     # relu of rates without input, recurrence or bias is noise alone where alpha is 1.
     layer = CTRNN(1, 1000, form=form, alpha=1.0, noise_std=0.5, nonlinearity="relu").eval()
@@ -102,7 +99,7 @@ def test_noise_is_drawn_anew_with_its_standard_deviation(form: str) -> None:
     assert torch.equal(layer(torch.zeros(5, 1, 1), noise=0.25)[0], torch.full((5, 1, 1000), 0.25))
 
 
-def test_learned_time_constants_stay_in_their_limits() -> None:
+def test_learned_time_constants_stay_in_their_limits():
     torch.manual_seed(0)
     layer = CTRNN(INPUT, HIDDEN, dt=10.0, tau=50.0, learn_alpha=True)
     torch.testing.assert_close(layer.alpha, torch.full((HIDDEN,), 0.2))
@@ -116,7 +113,7 @@ def test_learned_time_constants_stay_in_their_limits() -> None:
     assert not torch.equal(layer.alpha, torch.full((HIDDEN,), 0.2))
 
 
-def test_constraints_hold_through_training() -> None:
+def test_constraints_hold_through_training():
     torch.manual_seed(0)
     layer = CTRNN(INPUT, HIDDEN, alpha=0.2, nonlinearity="relu")
     signs = torch.tensor([1.0, 1, 1, 1, -1, -1])
@@ -139,8 +136,8 @@ def test_constraints_hold_through_training() -> None:
         Dale(torch.tensor([0.5, 1.0]))
 
 
-def test_mistakes_are_named() -> None:
-    mistakes: list[tuple[dict[str, Any], str]] = [
+def test_mistakes_are_named():
+    mistakes = [
         ({}, "give alpha, or dt and tau"),
         ({"alpha": 0.0}, "alpha must be above 0 and at most 1"),
         ({"dt": 20.0, "tau": 10.0}, "alpha must be above 0 and at most 1, got 2"),
@@ -158,7 +155,7 @@ def test_mistakes_are_named() -> None:
         CTRNN(2, 3, alpha=0.1, nonlinearity=lambda x: torch.softmax(x, -1))
 
 
-def test_shows_its_settings() -> None:
+def test_shows_its_settings():
     layer = CTRNN(2, 3, alpha=0.1, form="rate", noise_std=0.2, batch_first=True)
     expected = "CTRNN(2, 3, batch_first=True, form='rate', nonlinearity='tanh', noise_std=0.2)"
     assert repr(layer) == expected

@@ -1,14 +1,10 @@
 """The CUDA driver and kernels, executed on the emulated device, against the plain RNN in fp64."""
 
-from __future__ import annotations
-
 import ctypes
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 import pytest
 import torch
@@ -37,7 +33,7 @@ class Case:
     bias: bool = True
     has_hx: bool = True
 
-    def __str__(self) -> str:
+    def __str__(self):
         regime = "persistent" if self.shared_bytes else "steps"
         return (
             f"{regime}-H{self.hidden_size}-{self.multiprocessors}SM-"
@@ -55,16 +51,16 @@ class Tensors:
     batch_sizes: Tensor | None
 
     @classmethod
-    def of(cls, case: Case) -> Tensors:
+    def of(cls, case):
         generator = torch.Generator().manual_seed(1)
 
-        def draw(*shape: int, scale: float = 1.0) -> Tensor:
+        def draw(*shape, scale=1.0):
             values = torch.randn(*shape, generator=generator, dtype=torch.float64)
             return (values * scale).to(case.dtype)
 
         directions, hidden = 1 + case.bidirectional, case.hidden_size
         batch_sizes = None
-        rows: tuple[int, ...] = (case.seq_len, case.batch)
+        rows = (case.seq_len, case.batch)
         if case.is_packed:
             sizes = [
                 max(1, case.batch - t * case.batch // case.seq_len) for t in range(case.seq_len)
@@ -87,23 +83,17 @@ class Tensors:
         hx = draw(directions, case.batch, hidden) if case.has_hx or case.is_packed else None
         return cls(draw(*rows, case.input_size), hx, weights, batch_sizes)
 
-    def upstream(self, case: Case) -> tuple[Tensor, Tensor]:
+    def upstream(self, case):
         generator = torch.Generator().manual_seed(2)
         directions = 1 + case.bidirectional
         shapes = [
             (*self.input.shape[:-1], directions * case.hidden_size),
             (directions, case.batch, case.hidden_size),
         ]
-        return tuple(torch.randn(s, generator=generator).to(case.dtype) for s in shapes)  # type: ignore[return-value]
+        return tuple(torch.randn(s, generator=generator).to(case.dtype) for s in shapes)
 
 
-def run(
-    case: Case,
-    tensors: Tensors,
-    upstream: tuple[Tensor | None, Tensor | None],
-    order: str = "identity",
-    mask: Sequence[bool] | None = None,
-) -> list[Tensor]:
+def run(case, tensors, upstream, order="identity", mask=None):
     """Output, h_n and the gradients of input, hx and weights, from the emulated device."""
     settings = (tensors.batch_sizes, case.nonlinearity, case.bidirectional)
     operands = (tensors.input, tensors.hx, tensors.weights)
@@ -115,9 +105,7 @@ def run(
     return [output, h_n, *grads]
 
 
-def expected(
-    case: Case, tensors: Tensors, upstream: tuple[Tensor | None, Tensor | None]
-) -> list[Tensor]:
+def expected(case, tensors, upstream):
     """The same from the plain RNN in fp64."""
     operands = [
         t.detach().double().clone().requires_grad_()
@@ -139,7 +127,7 @@ def expected(
     return [*(r.detach() for r in results), *grads]
 
 
-def worst_error(actual: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
+def worst_error(actual, reference):
     """The largest error, in units of a dtype's precision at each tensor's largest value."""
     errors = [0.0]
     for a, b in zip(actual, reference, strict=True):
@@ -161,13 +149,13 @@ PRECISION = {
 
 
 @cache
-def parity_error(case: Case, order: str = "identity") -> float:
+def parity_error(case, order="identity"):
     tensors = Tensors.of(case)
     upstream = tensors.upstream(case)
     return worst_error(run(case, tensors, upstream, order), expected(case, tensors, upstream))
 
 
-def shapes_of(dtype: torch.dtype) -> Iterator[Case]:
+def shapes_of(dtype):
     """A case for each shape of each kernel, at sizes that are not a multiple of it."""
     widths = (61, 127) if dtype == torch.float64 else (61, 127, 200)
     for multiprocessors in (MANY, FEW):
@@ -186,22 +174,22 @@ SWEEP = [
 
 
 @pytest.mark.parametrize("case", SWEEP, ids=str)
-def test_kernel_computes_the_recurrence_and_its_gradients(case: Case) -> None:
+def test_kernel_computes_the_recurrence_and_its_gradients(case):
     assert parity_error(case) <= PRECISION[case.dtype]
 
 
-def kernel_names(source: str) -> list[str]:
+def kernel_names(source):
     return re.findall(r"__global__ void(?: __launch_bounds__\(.*\))?\s+(\w+)\(", source)
 
 
-def test_every_kernel_was_executed_in_every_instantiation() -> None:
+def test_every_kernel_was_executed_in_every_instantiation():
     for case in SWEEP:
         parity_error(case)
     launched = emulation.launched_kernels()
     sources = [s.read_text() for s in emulation.kernel_sources(emulation.ROOT / "csrc")]
     names = {name for source in sources for name in kernel_names(source)}
     assert len(names) == sum(source.count("__global__") for source in sources)
-    assert {re.search(r"rnn_ext::cuda::(\w+)", k)[1] for k in launched} == names  # type: ignore[index]
+    assert {re.search(r"rnn_ext::cuda::(\w+)", k)[1] for k in launched} == names
 
     command = ["nm", "-C", "--defined-only", str(emulation.build_library())]
     listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -217,7 +205,7 @@ KINDS = [
 ]
 
 
-def tangent_operands(case: Case) -> list[Any]:
+def tangent_operands(case):
     """The arguments of `_rnn_tangent` without the last flag; `initial` is None without an hx."""
     tensors = Tensors.of(case)
     seed, initial = tensors.upstream(case)
@@ -226,14 +214,12 @@ def tangent_operands(case: Case) -> list[Any]:
     return [seed, initial if case.has_hx else None, matrices, seed.sin(), *settings]
 
 
-def run_tangent(
-    case: Case, operands: Sequence[Any], reverse: bool = False, order: str = "identity"
-) -> Tensor:
+def run_tangent(case, operands, reverse=False, order="identity"):
     with emulation.device(order, case.multiprocessors, case.shared_bytes):
         return emulation.OPS._rnn_tangent(*operands, reverse)
 
 
-def expected_tangent(operands: Sequence[Any], reverse: bool = False) -> Tensor:
+def expected_tangent(operands, reverse=False):
     seed, initial, matrices, states, batch_sizes, nonlinearity = operands
     start = None if initial is None else initial.double()
     exact = (seed.double(), start, [m.double() for m in matrices], states.double())
@@ -245,9 +231,7 @@ def expected_tangent(operands: Sequence[Any], reverse: bool = False) -> Tensor:
 )
 @pytest.mark.parametrize("dtype", PRECISION, ids=str)
 @pytest.mark.parametrize("case", KINDS, ids=str)
-def test_tangent_recurrence(
-    case: Case, dtype: torch.dtype, nonlinearity: str, has_hx: bool, reverse: bool
-) -> None:
+def test_tangent_recurrence(case, dtype, nonlinearity, has_hx, reverse):
     case = replace(case, dtype=dtype, nonlinearity=nonlinearity, has_hx=has_hx)
     operands = tangent_operands(case)
     result = run_tangent(case, operands, reverse)
@@ -256,7 +240,7 @@ def test_tangent_recurrence(
 
 
 @pytest.mark.parametrize("case", KINDS[::2], ids=str)
-def test_tangent_recurrence_reads_any_layout(case: Case) -> None:
+def test_tangent_recurrence_reads_any_layout(case):
     seed, initial, matrices, *rest = operands = tangent_operands(case)
     strided = [
         seed.transpose(0, 1).contiguous().transpose(0, 1),
@@ -268,7 +252,7 @@ def test_tangent_recurrence_reads_any_layout(case: Case) -> None:
     assert worst_error([result], [expected_tangent(operands)]) <= PRECISION[case.dtype]
 
 
-def test_tangent_recurrence_of_an_empty_batch() -> None:
+def test_tangent_recurrence_of_an_empty_batch():
     case = replace(KINDS[0], batch=0)
     result = run_tangent(case, tangent_operands(case))
     assert result.shape == (case.seq_len, 0, 2 * case.hidden_size)
@@ -276,7 +260,7 @@ def test_tangent_recurrence_of_an_empty_batch() -> None:
 
 @pytest.mark.parametrize("order", ["reversed", "shuffled"])
 @pytest.mark.parametrize("case", KINDS, ids=str)
-def test_results_do_not_depend_on_the_order_of_threads(case: Case, order: str) -> None:
+def test_results_do_not_depend_on_the_order_of_threads(case, order):
     tensors = Tensors.of(case)
     upstream = tensors.upstream(case)
     assert_same_bits(run(case, tensors, upstream, order), run(case, tensors, upstream))
@@ -284,7 +268,7 @@ def test_results_do_not_depend_on_the_order_of_threads(case: Case, order: str) -
 
 @pytest.mark.parametrize("case", KINDS, ids=str)
 @pytest.mark.parametrize("hidden_size", [1, 64, 65])
-def test_sizes_at_the_edges_of_tiles(case: Case, hidden_size: int) -> None:
+def test_sizes_at_the_edges_of_tiles(case, hidden_size):
     for batch, seq_len, input_size in [(1, 1, 1), (2, 3, 17), (33, 2, 1)]:
         sized = replace(
             case, hidden_size=hidden_size, batch=batch, seq_len=seq_len, input_size=input_size
@@ -296,21 +280,19 @@ def test_sizes_at_the_edges_of_tiles(case: Case, hidden_size: int) -> None:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("has_hx", [False, True])
 @pytest.mark.parametrize("case", KINDS[::2], ids=str)
-def test_with_and_without_bias_hx_and_second_direction(
-    case: Case, bidirectional: bool, bias: bool, has_hx: bool
-) -> None:
+def test_with_and_without_bias_hx_and_second_direction(case, bidirectional, bias, has_hx):
     case = replace(case, bidirectional=bidirectional, bias=bias, has_hx=has_hx)
     assert parity_error(case) <= PRECISION[case.dtype]
 
 
 @pytest.mark.parametrize("case", KINDS, ids=str)
-def test_packed_sequence_longer_than_one_upload(case: Case) -> None:
+def test_packed_sequence_longer_than_one_upload(case):
     case = replace(case, hidden_size=3, batch=2, seq_len=300, is_packed=True, dtype=torch.float64)
     assert parity_error(case) <= PRECISION[case.dtype]
 
 
 @pytest.mark.parametrize("case", KINDS, ids=str)
-def test_gradients_that_do_not_arrive_count_as_zero(case: Case) -> None:
+def test_gradients_that_do_not_arrive_count_as_zero(case):
     tensors = Tensors.of(case)
     for_output, for_h_n = tensors.upstream(case)
     for upstream in [(for_output, None), (None, for_h_n)]:
@@ -319,7 +301,7 @@ def test_gradients_that_do_not_arrive_count_as_zero(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", KINDS, ids=str)
-def test_only_the_wanted_gradients_are_returned_and_have_the_same_bits(case: Case) -> None:
+def test_only_the_wanted_gradients_are_returned_and_have_the_same_bits(case):
     tensors = Tensors.of(case)
     upstream = tensors.upstream(case)
     _, _, *everything = run(case, tensors, upstream)
@@ -330,7 +312,7 @@ def test_only_the_wanted_gradients_are_returned_and_have_the_same_bits(case: Cas
 
 
 @pytest.mark.parametrize("case", [KINDS[0], KINDS[2]], ids=str)
-def test_results_do_not_depend_on_memory_layouts(case: Case) -> None:
+def test_results_do_not_depend_on_memory_layouts(case):
     tensors = Tensors.of(case)
     for_output, for_h_n = tensors.upstream(case)
     assert tensors.hx is not None
@@ -358,7 +340,7 @@ def test_results_do_not_depend_on_memory_layouts(case: Case) -> None:
 
 @pytest.mark.parametrize("has_hx", [False, True])
 @pytest.mark.parametrize("case", KINDS[::2], ids=str)
-def test_cell_gives_the_bits_of_a_layer_of_one_step(case: Case, has_hx: bool) -> None:
+def test_cell_gives_the_bits_of_a_layer_of_one_step(case, has_hx):
     case = replace(case, seq_len=1, bidirectional=False, has_hx=has_hx)
     tensors = Tensors.of(case)
     for_output, _ = tensors.upstream(case)
@@ -375,7 +357,7 @@ def test_cell_gives_the_bits_of_a_layer_of_one_step(case: Case, has_hx: bool) ->
 
 
 @pytest.mark.parametrize("case", KINDS[::2], ids=str)
-def test_empty_batch_gives_empty_states_and_zero_gradients(case: Case) -> None:
+def test_empty_batch_gives_empty_states_and_zero_gradients(case):
     case = replace(case, batch=0)
     tensors = Tensors.of(case)
     output, h_n, *grads = run(case, tensors, tensors.upstream(case))
@@ -385,7 +367,7 @@ def test_empty_batch_gives_empty_states_and_zero_gradients(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", KINDS[::2], ids=str)
-def test_a_missing_hx_means_zeros_also_where_a_weight_is_infinite(case: Case) -> None:
+def test_a_missing_hx_means_zeros_also_where_a_weight_is_infinite(case):
     case = replace(case, has_hx=False, bidirectional=False)
     tensors = Tensors.of(case)
     tensors.weights[1][7, 3] = float("inf")
@@ -395,7 +377,7 @@ def test_a_missing_hx_means_zeros_also_where_a_weight_is_infinite(case: Case) ->
 
 
 @pytest.mark.parametrize("case", KINDS, ids=str)
-def test_nan_of_one_batch_row_stays_in_it(case: Case) -> None:
+def test_nan_of_one_batch_row_stays_in_it(case):
     case = replace(case, is_packed=False)
     for nonlinearity in ("tanh", "relu"):
         case = replace(case, nonlinearity=nonlinearity)
@@ -418,9 +400,7 @@ def test_nan_of_one_batch_row_stays_in_it(case: Case) -> None:
         ("CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasSgemm`", "rnn_ext: "),
     ],
 )
-def test_a_failed_matrix_product_reports_torchs_reason(
-    is_backward: bool, reason: str, beginning: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failed_matrix_product_reports_torchs_reason(is_backward, reason, beginning, capfd):
     emulation.load()
     tensors = Tensors.of(KINDS[0])
     settings = (tensors.batch_sizes, "tanh", True)
@@ -430,9 +410,9 @@ def test_a_failed_matrix_product_reports_torchs_reason(
     op, arguments = emulation.OPS.rnn_forward, (*operands, *settings)
     if is_backward:
         op = emulation.OPS.rnn_backward
-        arguments = (output, h_n, *operands, output, *settings, mask)  # type: ignore[assignment]
+        arguments = (output, h_n, *operands, output, *settings, mask)
 
-    def fail(*_: Any, **__: Any) -> None:
+    def fail(*_, **__):
         raise RuntimeError(reason)
 
     with torch.library._scoped_library("aten", "IMPL") as aten:
@@ -452,25 +432,25 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_emulation_reports_faults_of_a_kernel(fault: str) -> None:
+def test_emulation_reports_faults_of_a_kernel(fault):
     run_fault = emulation.load().emulation_run_fault
     run_fault.restype = ctypes.c_char_p
     assert FAULTS[fault] in run_fault(fault.encode()).decode()
 
 
-def test_shared_memory_starts_as_nan() -> None:
-    is_nan: Any = emulation.load().emulation_fresh_shared_memory_is_nan
+def test_shared_memory_starts_as_nan():
+    is_nan = emulation.load().emulation_fresh_shared_memory_is_nan
     assert is_nan()
 
 
 @pytest.mark.slow
-def test_kernels_are_clean_under_address_and_undefined_behavior_sanitizers() -> None:
+def test_kernels_are_clean_under_address_and_undefined_behavior_sanitizers():
     done = subprocess.run([emulation.build_sanitized()], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "cases passed" in done.stdout
 
 
-def test_packed_backward_needs_hx_and_a_packed_tangent_does_not() -> None:
+def test_packed_backward_needs_hx_and_a_packed_tangent_does_not():
     case = Case(8, is_packed=True)
     tensors = Tensors.of(case)
     settings = (tensors.batch_sizes, case.nonlinearity, case.bidirectional)

@@ -4,17 +4,14 @@ The calls run on fake tensors, which have a device and shapes but no data. Autog
 them where torch has no CUDA; for calls under autograd the tests ask `explain`.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
-from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,7 +22,7 @@ from rnn_ext._core import cuda
 from rnn_ext.functional import rnn
 from rnn_ext.info import route_of
 
-H100: cuda.Limits = (132, 227 << 10, 65536)
+H100 = (132, 227 << 10, 65536)
 # Persistent blocks on it: of four rows, of two in float64.
 MOST_ROWS = 132 * 4
 
@@ -33,17 +30,17 @@ MOST_ROWS = 132 * 4
 class Recorder(TorchDispatchMode):
     """Collects the names of the ops that run."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.ops: set[str] = set()
+        self.ops = set()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.ops.add(func.name())
         return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture
-def h100(monkeypatch: pytest.MonkeyPatch) -> None:
+def h100(monkeypatch):
     """All CUDA devices are like an H100, which our kernels were built for."""
     monkeypatch.setattr(cuda, "limits", lambda _: H100)
     monkeypatch.setattr(cuda, "setting", "auto")
@@ -52,12 +49,12 @@ def h100(monkeypatch: pytest.MonkeyPatch) -> None:
 FAKE = FakeTensorMode(allow_non_fake_inputs=True)  # batch_sizes are real
 
 
-def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def tensor(*shape, dtype=torch.float32):
     with FAKE:
         return torch.empty(shape, dtype=dtype, device="cuda")
 
 
-def on_cuda(module: nn.Module, dtype: torch.dtype = torch.float32) -> Any:
+def on_cuda(module, dtype=torch.float32):
     for name, parameter in list(module.named_parameters()):
         with FAKE:
             fake = nn.Parameter(tensor(*parameter.shape, dtype=dtype))
@@ -65,7 +62,7 @@ def on_cuda(module: nn.Module, dtype: torch.dtype = torch.float32) -> Any:
     return module
 
 
-def layer(hidden_size: int, dtype: torch.dtype = torch.float32, **options: Any) -> rnn_ext.RNN:
+def layer(hidden_size, dtype=torch.float32, **options):
     return on_cuda(rnn_ext.RNN(17, hidden_size, device="meta", **options), dtype)
 
 
@@ -73,11 +70,11 @@ class TorchsOp(Exception):
     """Stands in for torch's op, which needs a device even if tensors are fake."""
 
     @classmethod
-    def call(cls, *_: Any) -> None:
+    def call(cls, *_):
         raise cls
 
 
-def op_of(module: nn.Module, *arguments: Any) -> str:
+def op_of(module, *arguments):
     """The op that the call runs: one of ours, or torch's."""
     torchs = {"rnn_tanh": TorchsOp.call, "rnn_tanh_cell": TorchsOp.call}
     try:
@@ -89,18 +86,18 @@ def op_of(module: nn.Module, *arguments: Any) -> str:
     return op
 
 
-def packed(*batch_sizes: int) -> PackedSequence:
+def packed(*batch_sizes):
     return PackedSequence(tensor(sum(batch_sizes), 17), torch.tensor(batch_sizes))
 
 
-def assert_ours(module: nn.Module, input: Tensor | PackedSequence, why: str) -> None:
+def assert_ours(module, input, why):
     line = rnn_ext.explain(module, input)
     assert line.startswith("rnn_ext CUDA kernels")
     assert line.endswith(f"({why})")
     assert op_of(module, input).startswith("rnn_ext::")
 
 
-def assert_torchs(module: nn.Module, input: Tensor | PackedSequence, why: str) -> None:
+def assert_torchs(module, input, why):
     assert rnn_ext.explain(module, input) == f"torch's own op: {why}"
     assert op_of(module, input) == "torch's own op"
 
@@ -112,8 +109,8 @@ FITS = "a persistent kernel takes all rows at once"
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("hidden_size", [1, 64, 256])
 def test_auto_takes_our_kernels_up_to_the_rows_that_persistent_blocks_hold_at_once(
-    hidden_size: int, dtype: torch.dtype
-) -> None:
+    hidden_size, dtype
+):
     module = layer(hidden_size, dtype)
     for batch in (1, 0, MOST_ROWS):
         assert_ours(module, tensor(2, batch, 17, dtype=dtype), FITS)
@@ -126,7 +123,7 @@ def test_auto_takes_our_kernels_up_to_the_rows_that_persistent_blocks_hold_at_on
 
 
 @pytest.mark.usefixtures("h100")
-def test_auto_counts_the_blocks_of_both_directions_and_of_float64() -> None:
+def test_auto_counts_the_blocks_of_both_directions_and_of_float64():
     both = layer(64, bidirectional=True, num_layers=2)
     assert_ours(both, tensor(2, MOST_ROWS // 2, 17), FITS)
     assert op_of(both, tensor(2, MOST_ROWS // 2 + 1, 17)) == "torch's own op"
@@ -136,7 +133,7 @@ def test_auto_counts_the_blocks_of_both_directions_and_of_float64() -> None:
 
 
 @pytest.mark.usefixtures("h100")
-def test_auto_leaves_states_that_fit_no_block_to_torchs_op() -> None:
+def test_auto_leaves_states_that_fit_no_block_to_torchs_op():
     reason = "no persistent CUDA kernel holds {} on this device"
     assert_torchs(layer(257), tensor(2, 1, 17), reason.format("257 units of torch.float32"))
     module, x = layer(129, torch.float64), tensor(2, 1, 17, dtype=torch.float64)
@@ -144,7 +141,7 @@ def test_auto_leaves_states_that_fit_no_block_to_torchs_op() -> None:
 
 
 @pytest.mark.usefixtures("h100")
-def test_auto_counts_steps_and_rows_in_every_layout() -> None:
+def test_auto_counts_steps_and_rows_in_every_layout():
     batch_first = layer(64, batch_first=True)
     assert_ours(batch_first, tensor(MOST_ROWS, 3, 17), FITS)
     assert op_of(batch_first, tensor(MOST_ROWS + 1, 3, 17)) == "torch's own op"
@@ -154,7 +151,7 @@ def test_auto_counts_steps_and_rows_in_every_layout() -> None:
 
 
 @pytest.mark.usefixtures("h100")
-def test_auto_treats_a_cell_as_a_layer_of_one_step() -> None:
+def test_auto_treats_a_cell_as_a_layer_of_one_step():
     cell = on_cuda(rnn_ext.RNNCell(17, 64, device="meta")).eval()
     assert_ours(cell, tensor(MOST_ROWS, 17), FITS)
     assert_ours(cell, tensor(17), FITS)
@@ -166,7 +163,7 @@ LONG = "cuDNN does not support sequences of more than 65535 steps"
 
 
 @pytest.mark.usefixtures("h100")
-def test_auto_takes_sequences_longer_than_cudnn_does() -> None:
+def test_auto_takes_sequences_longer_than_cudnn_does():
     assert_ours(layer(300), tensor(65536, 1, 17), LONG)
     assert_ours(layer(300), packed(*[1] * 65536), LONG)
     # 65536 rows are not steps.
@@ -175,7 +172,7 @@ def test_auto_takes_sequences_longer_than_cudnn_does() -> None:
 
 
 @pytest.mark.usefixtures("h100")
-def test_auto_takes_backward_in_eval_mode_but_not_inference() -> None:
+def test_auto_takes_backward_in_eval_mode_but_not_inference():
     module, x = layer(300).eval(), tensor(2, 1, 17)
     ours, reason = "rnn_ext CUDA kernels", "(cuDNN has no backward in eval mode)"
     line = rnn_ext.explain(module, x)
@@ -191,7 +188,7 @@ def test_auto_takes_backward_in_eval_mode_but_not_inference() -> None:
 
 
 @pytest.mark.usefixtures("h100")
-def test_auto_takes_calls_where_deterministic_algorithms_are_asked_for() -> None:
+def test_auto_takes_calls_where_deterministic_algorithms_are_asked_for():
     torch.use_deterministic_algorithms(True)
     try:
         assert_ours(
@@ -204,7 +201,7 @@ def test_auto_takes_calls_where_deterministic_algorithms_are_asked_for() -> None
 
 
 @pytest.mark.usefixtures("h100")
-def test_a_setting_overrules_what_would_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_overrules_what_would_be_chosen(monkeypatch):
     monkeypatch.setattr(cuda, "setting", "ours")
     assert_ours(layer(5000), tensor(2, 4096, 17), "RNN_EXT_CUDA=ours")
     monkeypatch.setattr(cuda, "setting", "torch")
@@ -213,16 +210,14 @@ def test_a_setting_overrules_what_would_be_chosen(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.usefixtures("h100")
 @pytest.mark.parametrize("setting", ["auto", "ours"])
-def test_a_device_that_cannot_run_them_gets_torchs_op_and_the_reason(
-    monkeypatch: pytest.MonkeyPatch, setting: str
-) -> None:
+def test_a_device_that_cannot_run_them_gets_torchs_op_and_the_reason(monkeypatch, setting):
     monkeypatch.setattr(cuda, "setting", setting)
     monkeypatch.setattr(cuda, "limits", lambda _: "the driver is too old")
     assert_torchs(layer(16), tensor(2, 1, 17), "the driver is too old")
 
 
 @pytest.mark.usefixtures("h100")
-def test_autocast_and_dtypes_without_kernels_go_to_torchs_op() -> None:
+def test_autocast_and_dtypes_without_kernels_go_to_torchs_op():
     torch.set_autocast_enabled("cuda", True)
     try:
         assert rnn_ext.explain(layer(16), tensor(2, 1, 17)) == "torch's own op: autocast is on"
@@ -233,7 +228,7 @@ def test_autocast_and_dtypes_without_kernels_go_to_torchs_op() -> None:
 
 
 @pytest.mark.usefixtures("h100")
-def test_too_few_weights_are_an_error_on_cuda_too() -> None:
+def test_too_few_weights_are_an_error_on_cuda_too():
     with pytest.raises(ValueError, match="weights"):
         rnn(tensor(2, 1, 17), None, [])
     module = layer(64)
@@ -243,7 +238,7 @@ def test_too_few_weights_are_an_error_on_cuda_too() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
-def test_the_reason_without_a_device_is_one_sentence_from_the_binary() -> None:
+def test_the_reason_without_a_device_is_one_sentence_from_the_binary():
     reason = cuda.limits(0)
     assert isinstance(reason, str)
     if _C.build_info()["cuda_archs"] is None:
@@ -267,23 +262,21 @@ def test_the_reason_without_a_device_is_one_sentence_from_the_binary() -> None:
     ],
 )
 def test_code_runs_on_devices_of_its_major_version_and_ptx_on_later_ones(
-    archs: list[str], capability: tuple[int, int], expected: bool
-) -> None:
+    archs, capability, expected
+):
     assert cuda.runs_on(archs, capability) == expected
 
 
-def test_the_choice_neither_breaks_a_compiled_graph_nor_recompiles_for_each_batch(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_choice_neither_breaks_a_compiled_graph_nor_recompiles_for_each_batch(monkeypatch):
     monkeypatch.setattr(cuda, "limits", lambda _: H100)
     compiled = []
 
-    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+    def backend(graph, _):
         compiled.append(graph)
         return graph.forward
 
     @torch.compile(fullgraph=True, backend=backend, dynamic=True)
-    def f(x: Tensor) -> Tensor:
+    def f(x):
         choice = cuda.decide("auto", 0, x.dtype, x.size(0), 64, 1, None)
         return x + 1 if choice.ours else x
 
@@ -293,12 +286,12 @@ def test_the_choice_neither_breaks_a_compiled_graph_nor_recompiles_for_each_batc
     assert f(torch.zeros(MOST_ROWS + 1)).sum() == 0
 
 
-def test_importing_the_package_does_not_import_the_compiler() -> None:
+def test_importing_the_package_does_not_import_the_compiler():
     program = "import sys, rnn_ext; sys.exit('torch._dynamo' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_a_wrong_setting_is_an_error_that_lists_the_valid_ones() -> None:
+def test_a_wrong_setting_is_an_error_that_lists_the_valid_ones():
     done = subprocess.run(
         [sys.executable, "-c", "import rnn_ext"],
         env=os.environ | {"RNN_EXT_CUDA": "mine"},
@@ -315,9 +308,7 @@ def test_a_wrong_setting_is_an_error_that_lists_the_valid_ones() -> None:
     ("setting", "hidden_size", "kernels"),
     [("ours", 64, "persistent"), ("ours", 4096, "step"), ("torch", 64, "torch")],
 )
-def test_the_route_names_the_kernels(
-    monkeypatch: pytest.MonkeyPatch, setting: str, hidden_size: int, kernels: str
-) -> None:
+def test_the_route_names_the_kernels(monkeypatch, setting, hidden_size, kernels):
     monkeypatch.setattr(cuda, "setting", setting)
     module, x = layer(hidden_size), tensor(2, 1, 17)
     assert route_of(module, x).kernels() == kernels

@@ -1,14 +1,12 @@
 """DistributedDataParallel and fully_shard: two processes train to what one process does."""
 
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from support import PATIENCE, assert_close_fp64
-from torch import Tensor, nn
+from torch import nn
 
 import rnn_ext
 
@@ -17,17 +15,17 @@ STEPS = 5
 
 
 class Tagger(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.rnn = rnn_ext.RNN(3, 4, 2, bidirectional=True)
         self.cell = rnn_ext.RNNCell(8, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         output, _ = self.rnn(x)
         return self.cell(output[-1])
 
 
-def train(wrap: Callable[[nn.Module], nn.Module], rows: slice) -> nn.Module:
+def train(wrap, rows):
     """A model trained on these rows of the batch, its loss the mean over rows."""
     torch.manual_seed(0)
     model = wrap(Tagger().double())
@@ -42,16 +40,16 @@ def train(wrap: Callable[[nn.Module], nn.Module], rows: slice) -> nn.Module:
     return model
 
 
-def data_parallel(model: nn.Module) -> nn.Module:
+def data_parallel(model):
     return nn.parallel.DistributedDataParallel(model)
 
 
-def fully_sharded(model: nn.Module) -> nn.Module:
+def fully_sharded(model):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh("cpu", (WORLD,))
-    for part in (model.rnn, model.cell, model):  # type: ignore[attr-defined]
+    for part in (model.rnn, model.cell, model):
         fully_shard(part, mesh=mesh)
     return model
 
@@ -59,7 +57,7 @@ def fully_sharded(model: nn.Module) -> nn.Module:
 WRAPPERS = {"data parallel": data_parallel, "fully sharded": fully_sharded}
 
 
-def work(rank: int, folder: str) -> None:
+def work(rank, folder):
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", WORLD)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
@@ -71,7 +69,7 @@ def work(rank: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """Where the processes left their weights."""
     path = tmp_path_factory.mktemp("ranks")
     processes = torch.multiprocessing.start_processes(
@@ -88,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
-def test_two_processes_train_to_the_result_of_one(name: str, folder: Path) -> None:
+def test_two_processes_train_to_the_result_of_one(name, folder):
     expected = [p.detach() for p in train(lambda model: model, slice(None)).parameters()]
     for rank in range(WORLD):
         assert_close_fp64(torch.load(folder / f"{name} {rank}.pt"), expected)

@@ -7,7 +7,6 @@ import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def blocks(page: Path) -> list[tuple[str, str]]:
+def blocks(page):
     """Language and content of each code block."""
     return BLOCK.findall(page.read_text(encoding="utf-8"))
 
@@ -28,7 +27,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 PAGES_WITH_PYTHON = [page for page in PAGES if "python" in dict(blocks(page))]
 
 
-def on_any_machine(text: str) -> str:
+def on_any_machine(text):
     """What `explain` prints, without the parts that depend on the CPU and the release of torch."""
     text = re.sub(r"generic|avx\w+", "ISA", text)
     text = re.sub(r"\d of 2 threads( sharing the \w+ \w+)?", "THREADS", text)
@@ -36,14 +35,12 @@ def on_any_machine(text: str) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES_WITH_PYTHON, ids=lambda page: page.name)
-def test_python_runs_and_prints_what_the_page_says(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_python_runs_and_prints_what_the_page_says(page, tmp_path, monkeypatch):
     """A text block after a Python block is the output of that block."""
     monkeypatch.chdir(tmp_path)  # for files that the page writes
     torch.set_num_threads(1 if page.stem.startswith("tutorial") else 2)
-    names: dict[str, Any] = {}
-    printed: str | None = None
+    names = {}
+    printed = None
     for language, content in [*blocks(page), ("end", "")]:
         if printed:
             assert language == "text", f"not on the page: {printed}"
@@ -57,18 +54,18 @@ def test_python_runs_and_prints_what_the_page_says(
             printed = out.getvalue()
 
 
-def test_translation_has_the_same_code_and_output() -> None:
+def test_translation_has_the_same_code_and_output():
     assert blocks(DOCS / "tutorial.zh.md") == blocks(DOCS / "tutorial.md")
 
 
-def anchors(page: Path) -> set[str]:
+def anchors(page):
     """The anchors of a page's headings, as GitHub and the site make them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
+def test_links_within_the_repository_lead_somewhere(page):
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     for target in re.findall(r"\]\(([^)\s]+)", text):
         if target.startswith("https://"):
@@ -79,7 +76,7 @@ def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(file), target
 
 
-def test_every_page_is_in_the_table_of_contents() -> None:
+def test_every_page_is_in_the_table_of_contents():
     index = (DOCS / "index.md").read_text(encoding="utf-8")
     listed = {
         line
@@ -89,7 +86,7 @@ def test_every_page_is_in_the_table_of_contents() -> None:
     assert {page.stem for page in DOCS.glob("*.md")} - listed == {"index"}
 
 
-def test_every_test_file_is_in_the_table_of_promises() -> None:
+def test_every_test_file_is_in_the_table_of_promises():
     page = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
     table = page.partition("| promise | files |")[2].partition("\n## ")[0]
     rows = [row.split("|") for row in table.splitlines() if row.count("|") == 3]
@@ -98,9 +95,9 @@ def test_every_test_file_is_in_the_table_of_promises() -> None:
     assert sorted(listed) == sorted(files)
 
 
-def test_flags_in_commands_exist() -> None:
+def test_flags_in_commands_exist():
     """Each `rnn-ext COMMAND --flag` on any page, against what the command itself lists."""
-    used: dict[str, set[str]] = {}
+    used = {}
     for page in PAGES:
         for line in re.findall(r"rnn-ext \w[^`\n]*|rnn_ext train [^`\n]*", page.read_text("utf-8")):
             used.setdefault(line.split()[1], set()).update(re.findall(r" (--[\w-]+)", line))

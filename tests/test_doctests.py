@@ -2,7 +2,6 @@
 
 import doctest
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ import rnn_ext
 
 
 @pytest.mark.parametrize("name", ["modules", "swap", "onnx"])
-def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_run(name, tmp_path, monkeypatch):
     if name == "onnx":
         pytest.importorskip("onnxscript")
     monkeypatch.chdir(tmp_path)

@@ -1,29 +1,26 @@
 """Dropout between layers: the draws of nn.RNN, in training only."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from support import assert_close_fp64, assert_same_bits, leaves, twins
-from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import rnn_ext
 
 
-def padded() -> Tensor:
+def padded():
     return torch.randn(9, 4, 5, dtype=torch.float64)
 
 
-def unbatched() -> Tensor:
+def unbatched():
     return torch.randn(9, 5, dtype=torch.float64)
 
 
-def packed() -> PackedSequence:
+def packed():
     return pack_sequence([torch.randn(n, 5, dtype=torch.float64) for n in (9, 6, 6, 1)])
 
 
-def packed_unsorted() -> PackedSequence:
+def packed_unsorted():
     xs = [torch.randn(n, 5, dtype=torch.float64) for n in (2, 9, 6)]
     return pack_sequence(xs, enforce_sorted=False)
 
@@ -32,9 +29,7 @@ def packed_unsorted() -> PackedSequence:
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
-def test_same_seed_drops_what_nn_rnn_drops(
-    make: Callable[[], Tensor | PackedSequence], batch_first: bool, bidirectional: bool, p: float
-) -> None:
+def test_same_seed_drops_what_nn_rnn_drops(make, batch_first, bidirectional, p):
     theirs, ours = twins(
         5,
         6,
@@ -57,7 +52,7 @@ def test_same_seed_drops_what_nn_rnn_drops(
     assert_close_fp64(results[1], results[0])
 
 
-def test_eval_mode_drops_nothing_and_draws_nothing() -> None:
+def test_eval_mode_drops_nothing_and_draws_nothing():
     module = rnn_ext.RNN(5, 6, 3, dropout=0.5)
     plain = rnn_ext.RNN(5, 6, 3)
     plain.load_state_dict(module.state_dict())
@@ -68,21 +63,21 @@ def test_eval_mode_drops_nothing_and_draws_nothing() -> None:
     assert not torch.equal(module.train()(x)[0], plain(x)[0])
 
 
-def test_the_last_layer_is_not_dropped() -> None:
+def test_the_last_layer_is_not_dropped():
     module = rnn_ext.RNN(5, 200, 2, dropout=0.9)
     output, h_n = module(torch.randn(9, 4, 5))
     assert (output == 0).sum() == 0
     assert (h_n == 0).sum() == 0
 
 
-def test_two_calls_draw_twice() -> None:
+def test_two_calls_draw_twice():
     module = rnn_ext.RNN(5, 6, 2, dropout=0.5)
     x = torch.randn(9, 4, 5)
     assert not torch.equal(module(x)[0], module(x)[0])
 
 
 @pytest.mark.filterwarnings("ignore:dropout option adds dropout:UserWarning")
-def test_dropout_with_one_layer_does_nothing() -> None:
+def test_dropout_with_one_layer_does_nothing():
     theirs, ours = twins(5, 6, dropout=0.9, dtype=torch.float64)
     x = padded()
     state = torch.get_rng_state()
@@ -91,7 +86,7 @@ def test_dropout_with_one_layer_does_nothing() -> None:
     assert_close_fp64(actual, theirs(x))
 
 
-def test_retained_graph_reuses_the_mask() -> None:
+def test_retained_graph_reuses_the_mask():
     module = rnn_ext.RNN(5, 6, 2, dropout=0.5)
     (x,) = leaves(torch.randn(9, 4, 5))
     loss = module(x)[0].sum()
@@ -100,7 +95,7 @@ def test_retained_graph_reuses_the_mask() -> None:
     assert_same_bits(torch.autograd.grad(loss, [x]), first)
 
 
-def test_attribute_may_be_changed_after_construction() -> None:
+def test_attribute_may_be_changed_after_construction():
     theirs, ours = twins(5, 6, 2, dropout=0.1, dtype=torch.float64)
     x = padded()
     results = []

@@ -2,28 +2,26 @@
 
 import itertools
 import random
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import KINDS, Outcome, flat, outcome, twins
+from support import KINDS, flat, outcome, twins
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnn_ext
 
 
-def assert_same_outcome(ours: Callable[[], Any], theirs: Callable[[], Any]) -> Outcome:
+def assert_same_outcome(ours, theirs):
     expected = outcome(theirs)
     assert outcome(ours) == expected
     return expected
 
 
-def assert_same_failure(ours: Callable[[], Any], theirs: Callable[[], Any]) -> None:
+def assert_same_failure(ours, theirs):
     assert assert_same_outcome(ours, theirs).error is not None, "nn.RNN accepts this"
 
 
@@ -70,17 +68,15 @@ BAD_CONSTRUCTIONS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("args", "kwargs"), BAD_CONSTRUCTIONS, ids=str)
-def test_constructor_raises_torchs_errors(
-    args: tuple[Any, ...], kwargs: dict[str, Any], kind: str
-) -> None:
+def test_constructor_raises_torchs_errors(args, kwargs, kind):
     theirs, ours = getattr(nn, kind), getattr(rnn_ext, kind)
     expected = assert_same_outcome(lambda: ours(*args, **kwargs), lambda: theirs(*args, **kwargs))
     if expected.error is None:
         assert repr(ours(*args, **kwargs)) == repr(theirs(*args, **kwargs))
 
 
-def test_most_of_these_constructions_are_refused() -> None:
-    def refused(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def test_most_of_these_constructions_are_refused():
+    def refused(kind, args, kwargs):
         return outcome(lambda: getattr(nn, kind)(*args, **kwargs)).error is not None
 
     for kind in KINDS:
@@ -88,16 +84,16 @@ def test_most_of_these_constructions_are_refused() -> None:
         assert sum(refused(kind, *given) for given in BAD_CONSTRUCTIONS) >= 27
 
 
-def test_dropout_with_one_layer_warns_like_nn_rnn() -> None:
+def test_dropout_with_one_layer_warns_like_nn_rnn():
     expected = assert_same_outcome(
         lambda: rnn_ext.RNN(3, 4, dropout=0.5), lambda: nn.RNN(3, 4, dropout=0.5)
     )
     assert len(expected.warnings) == 1
 
 
-def test_constructor_checks_in_the_order_of_nn_rnn() -> None:
+def test_constructor_checks_in_the_order_of_nn_rnn():
     """With several errors at once, the same one is raised, after the same warnings."""
-    pools: dict[str, tuple[Any, ...]] = {
+    pools = {
         "input_size": (3, 0, 2.5),
         "hidden_size": (4, -1, None),
         "num_layers": (1, 2, 0),
@@ -113,7 +109,7 @@ def test_constructor_checks_in_the_order_of_nn_rnn() -> None:
         assert_same_outcome(partial(rnn_ext.RNN, **kwargs), partial(nn.RNN, **kwargs))
 
 
-def _packed(input_size: int, lengths: tuple[int, ...] = (3, 2), **kwargs: Any) -> PackedSequence:
+def _packed(input_size, lengths=(3, 2), **kwargs):
     return pack_padded_sequence(
         torch.zeros(max(lengths), len(lengths), input_size, **kwargs), torch.tensor(lengths)
     )
@@ -121,7 +117,7 @@ def _packed(input_size: int, lengths: tuple[int, ...] = (3, 2), **kwargs: Any) -
 
 zeros = torch.zeros
 # For an RNN; a GRU and an LSTM get the same, the LSTM hx and zeros like it as a pair.
-BAD_CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
+BAD_CALLS = {
     "no input": lambda: (),
     "0-D input": lambda: (zeros(()),),
     "1-D input": lambda: (zeros(3),),
@@ -162,7 +158,7 @@ BAD_CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
 
 
 # For an LSTM alone.
-BAD_PAIRS: dict[str, Callable[[], tuple[Any, ...]]] = {
+BAD_PAIRS = {
     "hx is a tensor": lambda: (zeros(5, 2, 3), zeros(2, 2, 4)),
     "hx is both in one tensor": lambda: (zeros(5, 2, 3), zeros(2, 2, 2, 4)),
     "hx is one": lambda: (zeros(5, 2, 3), (zeros(2, 2, 4),)),
@@ -180,7 +176,7 @@ BAD_PAIRS: dict[str, Callable[[], tuple[Any, ...]]] = {
 }
 
 
-def paired(arguments: tuple[Any, ...], kind: str) -> tuple[Any, ...]:
+def paired(arguments, kind):
     """The arguments with hx as this kind takes it."""
     if kind == "LSTM" and len(arguments) == 2 and isinstance(arguments[1], Tensor):
         return arguments[0], (arguments[1], torch.zeros_like(arguments[1]))
@@ -190,9 +186,7 @@ def paired(arguments: tuple[Any, ...], kind: str) -> tuple[Any, ...]:
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("arguments", BAD_CALLS.values(), ids=BAD_CALLS)
-def test_forward_raises_torchs_errors(
-    arguments: Callable[[], tuple[Any, ...]], kind: str, batch_first: bool
-) -> None:
+def test_forward_raises_torchs_errors(arguments, kind, batch_first):
     theirs, ours = twins(3, 4, 2, kind=kind, batch_first=batch_first)
     args = paired(arguments(), kind)
     expected = assert_same_outcome(partial(ours, *args), partial(theirs, *args))
@@ -201,9 +195,7 @@ def test_forward_raises_torchs_errors(
 
 
 @pytest.mark.parametrize("arguments", BAD_PAIRS.values(), ids=BAD_PAIRS)
-def test_lstm_raises_torchs_errors_for_wrong_pairs_of_states(
-    arguments: Callable[[], tuple[Any, ...]],
-) -> None:
+def test_lstm_raises_torchs_errors_for_wrong_pairs_of_states(arguments):
     theirs, ours = twins(3, 4, 2, kind="LSTM")
     args = arguments()
     assert_same_outcome(partial(ours, *args), partial(theirs, *args))
@@ -211,13 +203,13 @@ def test_lstm_raises_torchs_errors_for_wrong_pairs_of_states(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(0, 2, 3), (2, 0, 3)])
-def test_no_time_steps_fail_like_in_torch(shape: tuple[int, ...], kind: str) -> None:
+def test_no_time_steps_fail_like_in_torch(shape, kind):
     theirs, ours = twins(3, 4, kind=kind, batch_first=shape[1] == 0)
     assert_same_failure(lambda: ours(zeros(shape)), lambda: theirs(zeros(shape)))
 
 
 @pytest.mark.parametrize("kind", ["RNN", "GRU"])
-def test_a_projection_given_by_position_fails_as_in_torch(kind: str) -> None:
+def test_a_projection_given_by_position_fails_as_in_torch(kind):
     args = (3, 4, 1, *(("tanh",) if kind == "RNN" else ()), True, False, 0.0, False, 2)
     ours, theirs = getattr(rnn_ext, kind)(*args), getattr(nn, kind)(*args)
     assert repr(ours) == repr(theirs)
@@ -225,23 +217,23 @@ def test_a_projection_given_by_position_fails_as_in_torch(kind: str) -> None:
         assert_same_failure(partial(ours, *arguments), partial(theirs, *arguments))
 
 
-def _wrong_shape(module: nn.RNNBase) -> None:
+def _wrong_shape(module):
     module.weight_hh_l0 = nn.Parameter(zeros(len(module.weight_hh_l0), 5))
 
 
-def _wrong_bias(module: nn.RNNBase) -> None:
+def _wrong_bias(module):
     module.bias_ih_l0 = nn.Parameter(zeros(len(module.bias_ih_l0) + 1))
 
 
-def _wrong_dtype(module: nn.RNNBase) -> None:
+def _wrong_dtype(module):
     module.weight_hh_l0 = nn.Parameter(module.weight_hh_l0.detach().double())
 
 
-def _no_weight(module: nn.RNNBase) -> None:
+def _no_weight(module):
     module.weight_hh_l0 = None
 
 
-def _all_wrong_device(module: nn.RNNBase) -> None:
+def _all_wrong_device(module):
     module.to("meta")
 
 
@@ -249,9 +241,7 @@ def _all_wrong_device(module: nn.RNNBase) -> None:
 @pytest.mark.parametrize(
     "damage", [_wrong_shape, _wrong_bias, _wrong_dtype, _no_weight, _all_wrong_device]
 )
-def test_damaged_weights_fail_like_in_torch(
-    damage: Callable[[nn.RNNBase], None], kind: str
-) -> None:
+def test_damaged_weights_fail_like_in_torch(damage, kind):
     theirs, ours = twins(3, 4, kind=kind)
     damage(theirs)
     damage(ours)
@@ -283,13 +273,8 @@ def test_a_frozen_weight_of_another_width_fails_like_in_torch(input_shape, batch
     st.booleans(),
 )
 def test_any_shapes_are_accepted_or_rejected_as_by_torch(
-    kind: str,
-    input_shape: list[int],
-    hx_shape: list[int] | None,
-    hx_dtype: torch.dtype,
-    batch_first: bool,
-    bidirectional: bool,
-) -> None:
+    kind, input_shape, hx_shape, hx_dtype, batch_first, bidirectional
+):
     theirs, ours = twins(3, 2, kind=kind, batch_first=batch_first, bidirectional=bidirectional)
     given = () if hx_shape is None else (zeros(hx_shape, dtype=hx_dtype),)
     args = paired((zeros(input_shape), *given), kind)
@@ -314,14 +299,12 @@ CELL_CONSTRUCTIONS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("args", "kwargs"), CELL_CONSTRUCTIONS, ids=str)
-def test_cell_constructor_raises_torchs_errors(
-    args: tuple[Any, ...], kwargs: dict[str, Any], kind: str
-) -> None:
+def test_cell_constructor_raises_torchs_errors(args, kwargs, kind):
     theirs, ours = getattr(nn, f"{kind}Cell"), getattr(rnn_ext, f"{kind}Cell")
     assert_same_failure(lambda: ours(*args, **kwargs), lambda: theirs(*args, **kwargs))
 
 
-BAD_CELL_CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
+BAD_CELL_CALLS = {
     "no input": lambda: (),
     "0-D input": lambda: (zeros(()),),
     "3-D input": lambda: (zeros(1, 2, 3),),
@@ -347,13 +330,13 @@ BAD_CELL_CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("arguments", BAD_CELL_CALLS.values(), ids=BAD_CELL_CALLS)
-def test_cell_raises_torchs_errors(arguments: Callable[[], tuple[Any, ...]], kind: str) -> None:
+def test_cell_raises_torchs_errors(arguments, kind):
     theirs, ours = twins(3, 4, kind=f"{kind}Cell")
     args = paired(arguments(), kind)
     assert_same_failure(partial(ours, *args), partial(theirs, *args))
 
 
-BAD_CELL_PAIRS: dict[str, Callable[[], tuple[Any, ...]]] = {
+BAD_CELL_PAIRS = {
     "hx is a tensor": lambda: (zeros(2, 3), zeros(2, 4)),
     "hx is both in one tensor": lambda: (zeros(2, 3), zeros(2, 2, 4)),
     "hx is three": lambda: (zeros(2, 3), (zeros(2, 4),) * 3),
@@ -366,33 +349,31 @@ BAD_CELL_PAIRS: dict[str, Callable[[], tuple[Any, ...]]] = {
 
 
 @pytest.mark.parametrize("arguments", BAD_CELL_PAIRS.values(), ids=BAD_CELL_PAIRS)
-def test_lstm_cell_raises_torchs_errors_for_wrong_pairs_of_states(
-    arguments: Callable[[], tuple[Any, ...]],
-) -> None:
+def test_lstm_cell_raises_torchs_errors_for_wrong_pairs_of_states(arguments):
     theirs, ours = twins(3, 4, kind="LSTMCell")
     args = arguments()
     assert_same_outcome(partial(ours, *args), partial(theirs, *args))
 
 
-def test_cell_of_unknown_nonlinearity_fails_in_forward_like_nn_rnn_cell() -> None:
+def test_cell_of_unknown_nonlinearity_fails_in_forward_like_nn_rnn_cell():
     ours = rnn_ext.RNNCell(3, 4, nonlinearity="gelu")
     theirs = nn.RNNCell(3, 4, nonlinearity="gelu")
     assert repr(ours) == repr(theirs)
     assert_same_failure(lambda: ours(zeros(2, 3)), lambda: theirs(zeros(2, 3)))
 
 
-def refusal(call: Callable[[], Any]) -> str:
+def refusal(call):
     """The text of the error that the functional form raises."""
     result = outcome(call)
     assert result.error in (ValueError, RuntimeError, TypeError), result
     return result.text
 
 
-def weights_of(num_layers: int = 2) -> list[Tensor]:
+def weights_of(num_layers=2):
     return [p.detach() for p in nn.RNN(3, 4, num_layers).parameters()]
 
 
-FUNCTIONAL_MISTAKES: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
+FUNCTIONAL_MISTAKES = {
     "input dimensions": (
         lambda: rnn_ext.functional.rnn(zeros(1, 5, 2, 3), None, weights_of(), num_layers=2),
         ("input",),
@@ -533,16 +514,14 @@ FUNCTIONAL_MISTAKES: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize(("call", "words"), FUNCTIONAL_MISTAKES.values(), ids=FUNCTIONAL_MISTAKES)
-def test_functional_error_names_the_argument_the_expected_and_the_actual(
-    call: Callable[[], Any], words: tuple[str, ...]
-) -> None:
+def test_functional_error_names_the_argument_the_expected_and_the_actual(call, words):
     text = refusal(call)
     assert "\n" not in text
     for word in words:
         assert word in text, text
 
 
-def test_functional_without_time_steps_fails_like_nn_rnn() -> None:
+def test_functional_without_time_steps_fails_like_nn_rnn():
     module = nn.RNN(3, 4)
     assert_same_failure(
         lambda: rnn_ext.functional.rnn(zeros(0, 2, 3), None, list(module.parameters())),

@@ -1,7 +1,6 @@
 """Where we have no kernel, torch's own op runs and gives its results; `explain` says so."""
 
 import re
-from typing import Any
 
 import pytest
 import torch
@@ -24,7 +23,7 @@ import rnn_ext
 OTHER_DTYPES = [torch.complex64, torch.complex128]
 
 
-def assert_equal(actual: Any, expected: Any) -> None:
+def assert_equal(actual, expected):
     for a, b in zip(flat(actual), flat(expected), strict=True):
         assert a.dtype == b.dtype
         assert torch.equal(a, b)
@@ -33,9 +32,7 @@ def assert_equal(actual: Any, expected: Any) -> None:
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dtype", OTHER_DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_other_dtypes_give_exactly_torchs_results(
-    kind: str, dtype: torch.dtype, packed: bool
-) -> None:
+def test_other_dtypes_give_exactly_torchs_results(kind, dtype, packed):
     theirs, ours = twins(5, 6, 2, kind=kind, bidirectional=True, dtype=dtype)
     x = torch.randn(9, 3, 5, dtype=dtype)
     hx = hx_of(kind, 4, 3, 6, dtype=dtype)
@@ -52,7 +49,7 @@ def test_other_dtypes_give_exactly_torchs_results(
     assert not any(level in line for level in ISA_LEVELS)
 
 
-def test_a_dtype_that_nn_rnn_does_not_support_fails_alike() -> None:
+def test_a_dtype_that_nn_rnn_does_not_support_fails_alike():
     theirs, ours = twins(5, 6, nonlinearity="relu", dtype=torch.complex64)
     x = torch.randn(9, 3, 5, dtype=torch.complex64)
     expected = outcome(lambda: theirs(x))
@@ -62,7 +59,7 @@ def test_a_dtype_that_nn_rnn_does_not_support_fails_alike() -> None:
 
 @pytest.mark.parametrize("dtype", OTHER_DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_cell_of_other_dtypes_gives_exactly_torchs_results(kind: str, dtype: torch.dtype) -> None:
+def test_cell_of_other_dtypes_gives_exactly_torchs_results(kind, dtype):
     theirs, ours = twins(5, 6, kind=f"{kind}Cell", dtype=dtype)
     for shape in ((3,), ()):
         x, hx = torch.randn(*shape, 5, dtype=dtype), hx_of(kind, *shape, 6, dtype=dtype)
@@ -70,7 +67,7 @@ def test_cell_of_other_dtypes_gives_exactly_torchs_results(kind: str, dtype: tor
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_meta_device_gives_torchs_shapes(kind: str) -> None:
+def test_meta_device_gives_torchs_shapes(kind):
     layers = twins(5, 6, 2, kind=kind, bidirectional=True, batch_first=True, device="meta")
     x = torch.randn(3, 9, 5, device="meta")
     line = rnn_ext.explain(layers[1], x)
@@ -87,7 +84,7 @@ def test_meta_device_gives_torchs_shapes(kind: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", KINDS)
-def test_explain_names_isa_and_plan_of_our_path(kind: str, dtype: torch.dtype) -> None:
+def test_explain_names_isa_and_plan_of_our_path(kind, dtype):
     module = getattr(rnn_ext, kind)(5, 6, dtype=dtype)
     plan = r"\d of 3 threads" if kind == "RNN" else f"program of cell '{kind.lower()}'"
     x = torch.randn(9, 3, 5, dtype=dtype)
@@ -102,9 +99,9 @@ def test_explain_names_isa_and_plan_of_our_path(kind: str, dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_explain_does_not_run_the_call(kind: str) -> None:
+def test_explain_does_not_run_the_call(kind):
     module = getattr(rnn_ext, kind)(5, 6, 2, dropout=0.5)
-    calls: list[object] = []
+    calls = []
     module.register_forward_hook(lambda *_: calls.append(1))
     state = torch.get_rng_state()
     rnn_ext.explain(module, torch.randn(9, 3, 5, generator=torch.Generator()))
@@ -113,7 +110,7 @@ def test_explain_does_not_run_the_call(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_explain_takes_a_cell(kind: str) -> None:
+def test_explain_takes_a_cell(kind):
     line = rnn_ext.explain(getattr(rnn_ext, f"{kind}Cell")(5, 6), torch.randn(3, 5))
     assert any(level in line for level in ISA_LEVELS)
 
@@ -123,7 +120,7 @@ class Tagged(Tensor):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_tensor_subclasses_work_like_in_torch(kind: str) -> None:
+def test_tensor_subclasses_work_like_in_torch(kind):
     theirs, ours = twins(5, 6, kind=kind)
     x = torch.randn(9, 3, 5).as_subclass(Tagged)
     expected, actual = flat(theirs(x)), flat(ours(x))

@@ -1,12 +1,9 @@
 """FlopCounterMode counts the calls of this package as it counts those of nn.RNN."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 from support import twins, without_node
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
@@ -17,20 +14,20 @@ T, B, FEATURES, H = 5, 3, 4, 6
 OPS = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("rnn_ext::")]
 
 
-def count(call: Callable[[], Any]) -> int:
+def count(call):
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
 
 
-def test_every_op_has_a_formula() -> None:
+def test_every_op_has_a_formula():
     assert len(OPS) >= 10
     for name in OPS:
         packet = getattr(torch.ops.rnn_ext, name.removeprefix("rnn_ext::"))
         assert packet in flop_registry, name
 
 
-LAYERS: list[dict[str, Any]] = [
+LAYERS = [
     {},
     {"num_layers": 2},
     {"bidirectional": True},
@@ -42,9 +39,7 @@ LAYERS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("wants", ["nothing", "weights", "input", "hx"])
 @pytest.mark.parametrize("options", LAYERS, ids=str)
-def test_a_layer_counts_what_nn_rnn_counts(
-    options: dict[str, Any], wants: str, packed: bool
-) -> None:
+def test_a_layer_counts_what_nn_rnn_counts(options, wants, packed):
     counts = []
     for module in twins(FEATURES, H, **options):
         x = torch.randn(T, B, FEATURES, requires_grad=wants == "input")
@@ -57,7 +52,7 @@ def test_a_layer_counts_what_nn_rnn_counts(
                 requires_grad=True,
             )
 
-        def call(module: nn.Module = module, x: Tensor = x, hx: Tensor | None = hx) -> None:
+        def call(module=module, x=x, hx=hx):
             output, _ = module(pack_padded_sequence(x, [5, 4, 2]) if packed else x, hx)
             if wants != "nothing":
                 (output.data if packed else output).sum().backward()
@@ -71,7 +66,7 @@ def test_a_layer_counts_what_nn_rnn_counts(
 
 
 @pytest.mark.parametrize("with_hx", [False, True])
-def test_a_cell_counts_what_nn_rnn_cell_counts(with_hx: bool) -> None:
+def test_a_cell_counts_what_nn_rnn_cell_counts(with_hx):
     counts = []
     for cell in (nn.RNNCell(FEATURES, H), rnn_ext.RNNCell(FEATURES, H)):
         x = torch.randn(B, FEATURES, requires_grad=True)
@@ -81,12 +76,12 @@ def test_a_cell_counts_what_nn_rnn_cell_counts(with_hx: bool) -> None:
 
 
 @pytest.mark.parametrize("way", ["without the node in C++", "compiled", "torch.func"])
-def test_every_route_counts_the_same(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_route_counts_the_same(way, monkeypatch):
     module = rnn_ext.RNN(FEATURES, H)
     x = torch.randn(T, B, FEATURES)
     parameters = list(module.parameters())
 
-    def step(layer: Callable[..., Any] = module) -> Any:
+    def step(layer=module):
         return torch.autograd.grad(layer(x)[0].sum(), parameters)
 
     expected = count(step)
@@ -97,7 +92,7 @@ def test_every_route_counts_the_same(way: str, monkeypatch: pytest.MonkeyPatch) 
     elif way == "torch.func":
         weights = {name: p.detach() for name, p in module.named_parameters()}
 
-        def loss(weights: dict[str, Tensor]) -> Tensor:
+        def loss(weights):
             return torch.func.functional_call(module, weights, (x,))[0].sum()
 
         # Its backward takes the tangent op through all steps, the first included.
@@ -107,7 +102,7 @@ def test_every_route_counts_the_same(way: str, monkeypatch: pytest.MonkeyPatch) 
         assert count(step) == expected
 
 
-def test_the_text_generators_model_counts_a_table_where_nn_rnn_counts_every_step() -> None:
+def test_the_text_generators_model_counts_a_table_where_nn_rnn_counts_every_step():
     vocab_size = 7
     counts = []
     for rnn_class in (nn.RNN, rnn_ext.RNN):
@@ -118,7 +113,7 @@ def test_the_text_generators_model_counts_a_table_where_nn_rnn_counts_every_step
     assert counts[0] - counts[1] == 3 * 2 * (T * B - vocab_size) * H * H
 
 
-def test_generation_counts_a_step_for_each_token_that_is_read() -> None:
+def test_generation_counts_a_step_for_each_token_that_is_read():
     vocab_size, prompt, length = 7, 3, 4
     layers = [torch.randn(shape) for shape in ((H, H), (H, H), (H, H), (H,))]
     matrices = 3 * 2 * H * H

@@ -3,10 +3,7 @@
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -30,7 +27,7 @@ pytestmark = [
 ]
 
 
-def in_forked_child(function: Callable[[], list[Tensor]], path: Path) -> list[Tensor]:
+def in_forked_child(function, path):
     """What `function` returns in a forked child; an error if the child hangs or fails."""
     child = multiprocessing.get_context("fork").Process(
         target=lambda: torch.save(function(), path), daemon=True
@@ -47,9 +44,7 @@ def in_forked_child(function: Callable[[], list[Tensor]], path: Path) -> list[Te
 
 @pytest.mark.parametrize("split", PLANS)
 @pytest.mark.parametrize("threads", [1, 2, MORE_THREADS_THAN_CORES])
-def test_a_forked_child_computes_the_parents_bits(
-    threads: int, split: str | None, tmp_path: Path
-) -> None:
+def test_a_forked_child_computes_the_parents_bits(threads, split, tmp_path):
     work = jobs()
     with using_threads(threads, split):
         expected = [t for job in work for t in train_step(*job)]  # the parent's pool is up
@@ -61,17 +56,17 @@ def test_a_forked_child_computes_the_parents_bits(
         assert_same_bits([t for job in work for t in train_step(*job)], expected)
 
 
-def forward_only(module: rnn_ext.RNN, x: Tensor) -> list[Tensor]:
+def forward_only(module, x):
     with torch.no_grad():
         return list(module(x))
 
 
-def test_a_forked_child_trains(tmp_path: Path) -> None:
+def test_a_forked_child_trains(tmp_path):
     """Through the raw ops: torch's own autograd engine refuses to run in a forked child."""
     x, hx = torch.randn(20, 3, 17), torch.randn(1, 3, 33)
     weights = [p.detach() for p in rnn_ext.RNN(17, 33).parameters()]
 
-    def step() -> list[Tensor]:
+    def step():
         output, h_n = torch.ops.rnn_ext.rnn_forward(x, hx, weights, None, "tanh", False)
         mask = [True] * 6
         return torch.ops.rnn_ext.rnn_backward(
@@ -84,10 +79,10 @@ def test_a_forked_child_trains(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", PLANS)
-def test_a_child_may_set_the_thread_count_and_fork_again(split: str | None, tmp_path: Path) -> None:
+def test_a_child_may_set_the_thread_count_and_fork_again(split, tmp_path):
     module, x = jobs()[1]
 
-    def descend() -> list[Tensor]:
+    def descend():
         torch.set_num_threads(MORE_THREADS_THAN_CORES)
         own = forward_only(module, x)
         path = tmp_path / "grandchild"
@@ -104,11 +99,11 @@ def test_a_child_may_set_the_thread_count_and_fork_again(split: str | None, tmp_
 
 
 @pytest.mark.parametrize("split", PLANS)
-def test_a_fork_while_other_threads_are_inside_the_op(split: str | None, tmp_path: Path) -> None:
+def test_a_fork_while_other_threads_are_inside_the_op(split, tmp_path):
     work = jobs()
     done = threading.Event()
 
-    def go_on(job: tuple[rnn_ext.RNN, Tensor]) -> list[Tensor]:
+    def go_on(job):
         while not done.is_set():
             result = train_step(*job)
         return result
@@ -127,14 +122,14 @@ def test_a_fork_while_other_threads_are_inside_the_op(split: str | None, tmp_pat
             assert_same_bits(future.result(PATIENCE), want)
 
 
-def train_in_child(weights: dict[str, list[Any]], x: list[Any]) -> list[list[Any]]:
+def train_in_child(weights, x):
     module = rnn_ext.RNN(3, 5)
     module.load_state_dict({name: torch.tensor(w) for name, w in weights.items()})
     return [t.tolist() for t in train_step(module, torch.tensor(x))]
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_a_spawned_child_trains_after_use_in_the_parent(method: str) -> None:
+def test_a_spawned_child_trains_after_use_in_the_parent(method):
     module, x = rnn_ext.RNN(3, 5), torch.randn(7, 2, 3)
     expected = [t.tolist() for t in train_step(module, x)]
     weights = {name: w.tolist() for name, w in module.state_dict().items()}
@@ -146,18 +141,18 @@ def test_a_spawned_child_trains_after_use_in_the_parent(method: str) -> None:
 class Encoded(Dataset[Tensor]):
     """A data set whose items come out of an RNN."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.encoder = rnn_ext.RNN(5, 17).requires_grad_(False)
         self.data = torch.randn(6, 30, 5)
 
-    def __len__(self) -> int:
+    def __len__(self):
         return len(self.data)
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index):
         return self.encoder(self.data[index])[0]
 
 
-def test_works_in_data_loader_workers_while_the_parent_trains() -> None:
+def test_works_in_data_loader_workers_while_the_parent_trains():
     data = Encoded()
     module = rnn_ext.RNN(17, 33)
     inputs = [torch.stack([data[i], data[i + 1]], 1) for i in range(0, len(data), 2)]

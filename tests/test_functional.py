@@ -2,7 +2,6 @@
 
 import inspect
 import itertools
-from typing import Any
 
 import pytest
 import torch
@@ -28,7 +27,7 @@ OPTIONS = [
 ]
 
 
-def test_signatures() -> None:
+def test_signatures():
     signature = inspect.signature(rnn)
     assert list(signature.parameters)[:3] == ["input", "hx", "weights"]
     keywords = {
@@ -57,7 +56,7 @@ def test_signatures() -> None:
 
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_has_the_bits_of_the_module(options: dict[str, Any], batch_first: bool) -> None:
+def test_has_the_bits_of_the_module(options, batch_first):
     module = rnn_ext.RNN(5, 7, batch_first=batch_first, **options)
     weights = list(module.parameters())
     stacked = options["num_layers"] * (1 + options["bidirectional"])
@@ -70,7 +69,7 @@ def test_has_the_bits_of_the_module(options: dict[str, Any], batch_first: bool) 
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_gradients_equal_the_reference(options: dict[str, Any]) -> None:
+def test_gradients_equal_the_reference(options):
     bare = {k: v for k, v in options.items() if k != "nonlinearity"}
     weights = leaves(*layer_weights(5, 7, dtype=torch.float64, **bare))
     stacked = options["num_layers"] * (1 + options["bidirectional"])
@@ -87,9 +86,7 @@ def test_gradients_equal_the_reference(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("given", [False, True], ids=["hx None", "hx given"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_packed_data_by_batch_sizes_has_the_bits_of_the_module(
-    options: dict[str, Any], given: bool
-) -> None:
+def test_packed_data_by_batch_sizes_has_the_bits_of_the_module(options, given):
     module = rnn_ext.RNN(5, 7, **options)
     packed = pack_padded_sequence(torch.randn(6, 3, 5), torch.tensor([6, 4, 1]))
     stacked = options["num_layers"] * (1 + options["bidirectional"])
@@ -101,7 +98,7 @@ def test_packed_data_by_batch_sizes_has_the_bits_of_the_module(
     assert_same_bits((output, h_n), (expected_output.data, expected_h_n))
 
 
-def test_weights_may_be_any_sequence_of_plain_tensors() -> None:
+def test_weights_may_be_any_sequence_of_plain_tensors():
     weights = layer_weights(5, 7)
     x = torch.randn(6, 4, 5)
     expected = rnn(x, None, weights)
@@ -114,7 +111,7 @@ def test_weights_may_be_any_sequence_of_plain_tensors() -> None:
     )
 
 
-def test_weights_computed_from_others_pass_gradients_on() -> None:
+def test_weights_computed_from_others_pass_gradients_on():
     base, x = leaves(
         torch.randn(7, 7, dtype=torch.float64), torch.randn(6, 4, 5, dtype=torch.float64)
     )
@@ -126,7 +123,7 @@ def test_weights_computed_from_others_pass_gradients_on() -> None:
     assert_close_fp64(*results)
 
 
-def test_dropout_acts_in_training_only() -> None:
+def test_dropout_acts_in_training_only():
     weights = layer_weights(5, 7, num_layers=2)
     x = torch.randn(6, 4, 5)
     plain = rnn(x, None, weights, num_layers=2)
@@ -139,9 +136,7 @@ def test_dropout_acts_in_training_only() -> None:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("batched", [True, False])
 @pytest.mark.parametrize("given", [True, False], ids=["hx given", "hx None"])
-def test_cell_has_the_bits_of_the_module(
-    nonlinearity: str, bias: bool, batched: bool, given: bool
-) -> None:
+def test_cell_has_the_bits_of_the_module(nonlinearity, bias, batched, given):
     cell = rnn_ext.RNNCell(5, 7, bias, nonlinearity)
     lead = (4,) if batched else ()
     x, hx = torch.randn(*lead, 5), torch.randn(*lead, 7) if given else None
@@ -149,7 +144,7 @@ def test_cell_has_the_bits_of_the_module(
     assert_same_bits((actual,), (cell(x, hx),))
 
 
-def test_an_absent_bias_counts_as_zero() -> None:
+def test_an_absent_bias_counts_as_zero():
     theirs = nn.RNNCell(5, 7, dtype=torch.float64)
     x = torch.randn(4, 5, dtype=torch.float64)
     weights = theirs.weight_ih, theirs.weight_hh
@@ -160,7 +155,7 @@ def test_an_absent_bias_counts_as_zero() -> None:
         assert_close_fp64((rnn_cell(x, None, *weights, **{present: bias}),), (theirs(x),))
 
 
-def test_results_own_their_memory() -> None:
+def test_results_own_their_memory():
     weights = layer_weights(7, 7)
     x, hx = torch.randn(1, 4, 7), torch.randn(1, 4, 7)
     output, h_n = rnn(x, hx, weights)
@@ -170,15 +165,13 @@ def test_results_own_their_memory() -> None:
     assert same_bits(output, expected)
 
 
-def test_no_memory_for_the_result_is_torchs_out_of_memory_error() -> None:
+def test_no_memory_for_the_result_is_torchs_out_of_memory_error():
     x = torch.zeros(1, 1, 1).expand(2**20, 2**20, 1)  # a result of 4 TiB
     with pytest.raises(torch.OutOfMemoryError, match="could not allocate a tensor of"):
         rnn(x, None, layer_weights(1, 1))
 
 
-def test_no_memory_for_a_copy_that_torch_makes_is_its_out_of_memory_error_too(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_no_memory_for_a_copy_that_torch_makes_is_its_out_of_memory_error_too(capfd):
     features = 2**40
     x = torch.zeros(1, 1, 1).expand(1, 1, features)
     w_ih = torch.zeros(1, 1).expand(1, features)

@@ -1,14 +1,11 @@
 """torch.func and forward-mode derivatives, against those of the reference loop."""
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from support import KINDS, assert_close_fp64, flat, layer_weights, leaves, twins
 from support.reference import reference_layers, reference_rnn
-from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,7 +16,7 @@ from rnn_ext.functional import rnn, rnn_cell
 NAMES = ("input", "hx", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def primals() -> list[Tensor]:
+def primals():
     return [
         torch.randn(4, 3, 5, dtype=torch.float64),
         torch.randn(1, 3, 6, dtype=torch.float64),
@@ -27,16 +24,16 @@ def primals() -> list[Tensor]:
     ]
 
 
-def ours(x: Tensor, hx: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+def ours(x, hx, *weights):
     return rnn(x, hx, weights)
 
 
-def reference(x: Tensor, hx: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+def reference(x, hx, *weights):
     return reference_rnn(x, hx, weights)
 
 
-def loss(forward: Callable[..., Any]) -> Callable[..., Tensor]:
-    def function(*tensors: Tensor) -> Tensor:
+def loss(forward):
+    def function(*tensors):
         output, h_n = forward(*tensors)
         return output.square().sum() + h_n.sum()
 
@@ -44,12 +41,12 @@ def loss(forward: Callable[..., Any]) -> Callable[..., Tensor]:
 
 
 @pytest.mark.parametrize("index", range(len(NAMES)), ids=NAMES)
-def test_jvp_has_no_silent_zero_tangent(index: int) -> None:
+def test_jvp_has_no_silent_zero_tangent(index):
     values = primals()
     tangents = [torch.zeros_like(t) for t in values]
     tangents[index] = torch.randn_like(values[index])
 
-    def tangent(forward: Callable[..., Any]) -> list[Tensor]:
+    def tangent(forward):
         results, derivatives = torch.func.jvp(forward, tuple(values), tuple(tangents))[:2]
         return [*results, *derivatives]
 
@@ -59,11 +56,11 @@ def test_jvp_has_no_silent_zero_tangent(index: int) -> None:
 
 @pytest.mark.parametrize("index", range(len(NAMES)), ids=NAMES)
 @pytest.mark.parametrize("grad", [False, True], ids=["no grad", "grad"])
-def test_dual_numbers_have_no_silent_zero_tangent(index: int, grad: bool) -> None:
+def test_dual_numbers_have_no_silent_zero_tangent(index, grad):
     values = [t.requires_grad_(grad) for t in primals()]
     direction = torch.randn_like(values[index])
 
-    def tangent(forward: Callable[..., Any]) -> list[Tensor]:
+    def tangent(forward):
         with forward_ad.dual_level():
             inputs = list(values)
             inputs[index] = forward_ad.make_dual(values[index], direction)
@@ -73,16 +70,16 @@ def test_dual_numbers_have_no_silent_zero_tangent(index: int, grad: bool) -> Non
     assert_close_fp64(tangent(ours), tangent(reference))
 
 
-def _or_zero(dual: Any) -> Tensor:
+def _or_zero(dual):
     return torch.zeros_like(dual.primal) if dual.tangent is None else dual.tangent
 
 
-def test_dual_numbers_through_module_and_cell() -> None:
+def test_dual_numbers_through_module_and_cell():
     theirs, module = twins(5, 6, 2, dtype=torch.float64)
     x, direction = torch.randn(4, 3, 5).double(), torch.randn(4, 3, 5).double()
     weights = layer_weights(5, 6, dtype=torch.float64)
 
-    def tangent(call: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    def tangent(call):
         return list(torch.func.jvp(call, (x,), (direction,)))
 
     assert_close_fp64(tangent(lambda t: module(t)[0]), tangent(lambda t: theirs(t)[0]))
@@ -92,7 +89,7 @@ def test_dual_numbers_through_module_and_cell() -> None:
     )
 
 
-def test_func_grad_and_vjp_are_right() -> None:
+def test_func_grad_and_vjp_are_right():
     values = tuple(primals())
     every = tuple(range(len(values)))
     assert_close_fp64(
@@ -106,11 +103,11 @@ def test_func_grad_and_vjp_are_right() -> None:
     assert_close_fp64(*results)
 
 
-def test_func_grad_of_grad() -> None:
+def test_func_grad_of_grad():
     values = tuple(primals())
 
-    def curvature(forward: Callable[..., Any]) -> list[Tensor]:
-        def slope(x: Tensor) -> Tensor:
+    def curvature(forward):
+        def slope(x):
             return torch.func.grad(lambda t: loss(forward)(t, *values[1:]))(x).square().sum()
 
         return [torch.func.grad(slope)(values[0])]
@@ -129,7 +126,7 @@ def test_func_grad_of_grad() -> None:
     ],
     ids=str,
 )
-def test_vmap_is_right(in_dims: tuple[int | None, ...]) -> None:
+def test_vmap_is_right(in_dims):
     values = [
         t if dim is None else torch.stack([t, 2 * t, t - 1], dim=dim)
         for t, dim in zip(primals(), in_dims, strict=True)
@@ -139,11 +136,11 @@ def test_vmap_is_right(in_dims: tuple[int | None, ...]) -> None:
     )
 
 
-def test_per_sample_gradients_are_right() -> None:
+def test_per_sample_gradients_are_right():
     x, hx, *weights = primals()
 
-    def per_sample(forward: Callable[..., Any]) -> Any:
-        def one(row: Tensor, state: Tensor, *weights: Tensor) -> Tensor:
+    def per_sample(forward):
+        def one(row, state, *weights):
             return loss(forward)(row[:, None], state[:, None], *weights)
 
         every = tuple(range(2, 6))
@@ -156,7 +153,7 @@ def test_per_sample_gradients_are_right() -> None:
 
 
 @pytest.mark.parametrize("transform", [torch.func.jacrev, torch.func.jacfwd])
-def test_jacobians_are_right(transform: Callable[..., Any]) -> None:
+def test_jacobians_are_right(transform):
     x, hx, *weights = primals()
     assert_close_fp64(
         [transform(lambda t: ours(x, t, *weights)[1])(hx)],
@@ -164,11 +161,11 @@ def test_jacobians_are_right(transform: Callable[..., Any]) -> None:
     )
 
 
-def test_batched_vector_jacobian_products_are_right() -> None:
+def test_batched_vector_jacobian_products_are_right():
     """torch.autograd.grad(is_grads_batched=True), which vmaps over backward."""
     values = leaves(*primals())
 
-    def batched(forward: Callable[..., Any]) -> Any:
+    def batched(forward):
         output, _ = forward(*values)
         rows = torch.eye(output.numel(), dtype=output.dtype)[:5].view(5, *output.shape)
         return torch.autograd.grad(output, values, rows, is_grads_batched=True)
@@ -186,29 +183,29 @@ def test_batched_vector_jacobian_products_are_right() -> None:
     ],
     ids=["hessian", "jacrev of jacrev", "jacrev of jacfwd", "vmap of grad of grad"],
 )
-def test_second_derivatives_are_right(transform: Callable[..., Any]) -> None:
+def test_second_derivatives_are_right(transform):
     x, _, *weights = primals()
     index = torch.arange(4.0, dtype=torch.float64)
 
-    def scaled(forward: Callable[..., Any]) -> Callable[[Tensor], Tensor]:
+    def scaled(forward):
         return lambda t: loss(forward)(x * t.sum(), torch.zeros(1, 3, 6).double(), *weights)
 
     assert_close_fp64([transform(scaled(ours))(index)], [transform(scaled(reference))(index)])
 
 
-PACKED: dict[str, Any] = {"batch_sizes": torch.tensor([3, 2, 2, 1]), "bidirectional": True}
+PACKED = {"batch_sizes": torch.tensor([3, 2, 2, 1]), "bidirectional": True}
 
 
 @pytest.mark.parametrize("transform", ["jvp", "vmap", "per sample"])
-def test_packed_input_under_transforms(transform: str) -> None:
+def test_packed_input_under_transforms(transform):
     values = [
         torch.randn(8, 5, dtype=torch.float64),
         torch.randn(2, 3, 6, dtype=torch.float64),
         *layer_weights(5, 6, bidirectional=True, dtype=torch.float64),
     ]
 
-    def results(forward: Callable[..., Any]) -> Any:
-        def call(x: Tensor, hx: Tensor, *weights: Tensor) -> Any:
+    def results(forward):
+        def call(x, hx, *weights):
             return forward(x, hx, weights, **PACKED)
 
         if transform == "jvp":
@@ -226,17 +223,17 @@ def test_packed_input_under_transforms(transform: str) -> None:
 class Calls(TorchDispatchMode):
     """Counts the calls of this package's ops."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.names: Counter[str] = Counter()
+        self.names = Counter()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "rnn_ext":
             self.names[func.__name__.split(".")[0]] += 1
         return func(*args, **(kwargs or {}))
 
 
-def test_samples_share_one_call_of_each_kernel() -> None:
+def test_samples_share_one_call_of_each_kernel():
     x, _, *weights = primals()
     rows = x.transpose(0, 1).contiguous()
     gradient = torch.func.grad(lambda w, row: rnn(row[:, None], None, w)[0].square().sum())
@@ -248,7 +245,7 @@ def test_samples_share_one_call_of_each_kernel() -> None:
     assert calls.names == {"_rnn_forward": 1, "_rnn_tangent": 1}
 
 
-def test_double_backward_runs_fused_kernels_alone() -> None:
+def test_double_backward_runs_fused_kernels_alone():
     x, *weights = leaves(primals()[0], *primals()[2:])
     output, _ = rnn(x, None, weights)
     with Calls() as calls:
@@ -258,10 +255,10 @@ def test_double_backward_runs_fused_kernels_alone() -> None:
 
 
 @pytest.mark.parametrize("name", ["jvp", "grad", "vmap", "jacfwd", "hessian"])
-def test_transforms_inside_torch_compile_are_right(name: str) -> None:
+def test_transforms_inside_torch_compile_are_right(name):
     """An opaque op has no tangent there, and torch raises no error."""
     x, _, *weights = primals()
-    functions: dict[str, Callable[[Tensor], Any]] = {
+    functions = {
         "jvp": lambda t: torch.func.jvp(lambda x: rnn(x, None, weights)[0], (t,), (t,))[1],
         "grad": torch.func.grad(lambda t: rnn(t, None, weights)[0].square().sum()),
         "vmap": torch.func.vmap(lambda t: rnn(t[:, None], None, weights)[0], 1),
@@ -275,7 +272,7 @@ def test_transforms_inside_torch_compile_are_right(name: str) -> None:
     assert_close_fp64([result], [functions[name](x)])
 
 
-def test_an_empty_batch_under_vmap() -> None:
+def test_an_empty_batch_under_vmap():
     weights = layer_weights(5, 6)
     output, h_n = torch.func.vmap(lambda t: rnn(t, None, weights))(torch.zeros(3, 4, 0, 5))
     assert output.shape == (3, 4, 0, 6)
@@ -283,10 +280,10 @@ def test_an_empty_batch_under_vmap() -> None:
 
 
 @pytest.mark.parametrize("form", ["layer", "cell"])
-def test_a_tensor_kept_from_a_transform_passes_its_gradient_on(form: str) -> None:
-    kept: list[Tensor] = []
+def test_a_tensor_kept_from_a_transform_passes_its_gradient_on(form):
+    kept = []
 
-    def keep(t: Tensor) -> Tensor:
+    def keep(t):
         kept.append(t)
         return t.sum()
 
@@ -294,14 +291,14 @@ def test_a_tensor_kept_from_a_transform_passes_its_gradient_on(form: str) -> Non
     x, *weights = leaves(torch.randn(shape, dtype=torch.float64), *primals()[2:])
     torch.func.grad(keep)(x)
 
-    def outputs(t: Tensor) -> Tensor:
+    def outputs(t):
         return rnn_cell(t, None, *weights) if form == "cell" else rnn(t, None, weights)[0]
 
     results = [torch.autograd.grad(outputs(t).square().sum(), [x, *weights]) for t in (kept[0], x)]
     assert_close_fp64(*results)
 
 
-TRANSFORMS: dict[str, Callable[..., Any]] = {
+TRANSFORMS = {
     "jvp": lambda f, w, x: torch.func.jvp(lambda x: f(w, x), (x,), (x.cos(),))[1],
     "jvp of weights": lambda f, w, x: torch.func.jvp(lambda w: f(w, x), (w,), (w,))[1],
     "vmap": lambda f, w, x: torch.func.vmap(f, (None, 0))(w, torch.stack([x, 2 * x])),
@@ -319,18 +316,18 @@ TRANSFORMS: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("form", ["layer", "cell"])
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_modules_under_transforms_are_right(kind: str, transform: str, form: str) -> None:
+def test_modules_under_transforms_are_right(kind, transform, form):
     """Beside the reference, since torch's own modules lack rules for some of them."""
     name = f"{kind}Cell" if form == "cell" else kind
     _, module = twins(5, 6, kind=name, dtype=torch.float64)
     x = torch.randn(4, 3, 5, dtype=torch.float64)
     weights = {name: p.detach() for name, p in module.named_parameters()}
 
-    def ours(w: Any, x: Tensor) -> Tensor:
+    def ours(w, x):
         results = flat(functional_call(module, w, (x if form == "layer" else x[0],)))
         return torch.cat([t.flatten() for t in results])
 
-    def exact(w: Any, x: Tensor) -> Tensor:
+    def exact(w, x):
         output, *finals = reference_layers(
             x if form == "layer" else x[:1], [], list(w.values()), kind=kind
         )
@@ -342,7 +339,7 @@ def test_modules_under_transforms_are_right(kind: str, transform: str, form: str
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_batched_products_with_modules_gradients_are_torchs(kind: str) -> None:
+def test_batched_products_with_modules_gradients_are_torchs(kind):
     """torch.autograd.grad(is_grads_batched=True), of first and second order."""
     results = []
     x = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)

@@ -1,9 +1,7 @@
 """Gradients and higher derivatives against finite differences and against torch's modules'."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -18,18 +16,17 @@ from support import (
     loss_of,
     twins,
 )
-from torch import Tensor, nn
 
 import rnn_ext
 
-FORMS: dict[str, dict[str, Any]] = {
+FORMS = {
     "plain": {},
     "no bias": {"bias": False},
     "two-way": {"bidirectional": True},
     "stacked": {"num_layers": 2},
     "packed": {"bidirectional": True},
 }
-LAYERS: dict[str, Callable[..., nn.Module]] = {
+LAYERS = {
     "tanh": rnn_ext.RNN,
     "relu": partial(rnn_ext.RNN, nonlinearity="relu"),
     "GRU": rnn_ext.GRU,
@@ -45,10 +42,10 @@ class Check:
     layer: str
     given: bool = True
 
-    def __str__(self) -> str:
+    def __str__(self):
         return f"{self.form}-{self.layer}-{'hx' if self.given else 'nohx'}"
 
-    def function_and_inputs(self, seq_len: int, hidden_size: int) -> tuple[Any, list[Tensor]]:
+    def function_and_inputs(self, seq_len, hidden_size):
         options = FORMS[self.form]
         module = LAYERS[self.layer](2, hidden_size, dtype=torch.float64, **options)
         lead, batch_sizes = (seq_len, 2), None
@@ -71,7 +68,7 @@ CHECKS = [
 
 
 @pytest.mark.parametrize("case", CHECKS, ids=str)
-def test_gradcheck(case: Check) -> None:
+def test_gradcheck(case):
     """In reverse and forward mode, and both of them batched."""
     function, inputs = case.function_and_inputs(seq_len=3, hidden_size=3)
     assert torch.autograd.gradcheck(
@@ -84,7 +81,7 @@ def test_gradcheck(case: Check) -> None:
 
 
 @pytest.mark.parametrize("case", CHECKS, ids=str)
-def test_gradgradcheck(case: Check) -> None:
+def test_gradgradcheck(case):
     """Reverse over reverse, batched too, and forward over reverse."""
     function, inputs = case.function_and_inputs(seq_len=2, hidden_size=2)
     assert torch.autograd.gradgradcheck(
@@ -94,10 +91,10 @@ def test_gradgradcheck(case: Check) -> None:
 
 @pytest.mark.parametrize("layer", [layer for layer in LAYERS if layer != "relu"])
 @pytest.mark.parametrize("form", FORMS)
-def test_third_derivatives(form: str, layer: str) -> None:
+def test_third_derivatives(form, layer):
     function, inputs = Check(form, layer).function_and_inputs(seq_len=3, hidden_size=2)
 
-    def gradient(*inputs: Tensor) -> tuple[Tensor, ...]:
+    def gradient(*inputs):
         loss = sum(output.square().sum() for output in function(*inputs))
         return torch.autograd.grad(loss, inputs, create_graph=True)
 
@@ -105,7 +102,7 @@ def test_third_derivatives(form: str, layer: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["plain", "no bias", "two-way", "packed"])
-def test_double_backward_through_the_raw_ops(form: str) -> None:
+def test_double_backward_through_the_raw_ops(form):
     """The ops of an RNN have their own autograd, which captured graphs use."""
     bidirectional = FORMS[form].get("bidirectional", False)
     weights = layer_weights(2, 2, dtype=torch.float64, **FORMS[form])
@@ -113,14 +110,14 @@ def test_double_backward_through_the_raw_ops(form: str) -> None:
     x = torch.randn(*((3,) if form == "packed" else (2, 2)), 2, dtype=torch.float64)
     hx = torch.randn(1 + bidirectional, 2, 2, dtype=torch.float64)
 
-    def function(x: Tensor, hx: Tensor, *weights: Tensor) -> Any:
+    def function(x, hx, *weights):
         settings = (batch_sizes, "tanh", bidirectional)
         return torch.ops.rnn_ext.rnn_forward(x, hx, weights, *settings)
 
     assert torch.autograd.gradgradcheck(function, leaves(x, hx, *weights), fast_mode=True)
 
 
-CELLS: dict[str, Callable[..., nn.Module]] = {
+CELLS = {
     "tanh": rnn_ext.RNNCell,
     "relu": partial(rnn_ext.RNNCell, nonlinearity="relu"),
     "GRU": rnn_ext.GRUCell,
@@ -130,7 +127,7 @@ CELLS: dict[str, Callable[..., nn.Module]] = {
 
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("name", CELLS)
-def test_gradcheck_and_gradgradcheck_of_the_cell(name: str, given: bool) -> None:
+def test_gradcheck_and_gradgradcheck_of_the_cell(name, given):
     cell = CELLS[name](3, 4, dtype=torch.float64)
     kind = name if name in KINDS else "RNN"
     hx = flat(hx_of(kind, 2, 4, dtype=torch.float64)) if given else []
@@ -139,13 +136,13 @@ def test_gradcheck_and_gradgradcheck_of_the_cell(name: str, given: bool) -> None
     assert torch.autograd.gradgradcheck(as_function(cell), inputs)
 
 
-def loss_of_all(results: Any) -> Tensor:
+def loss_of_all(results):
     output, *states = flat(results)
     return loss_of(output, torch.cat(states))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_create_graph_changes_no_first_gradient(kind: str) -> None:
+def test_create_graph_changes_no_first_gradient(kind):
     module = getattr(rnn_ext, kind)(5, 6, 2, bidirectional=True, dtype=torch.float64)
     (x,) = leaves(torch.randn(4, 3, 5, dtype=torch.float64))
     wanted = [x, *module.parameters()]
@@ -156,7 +153,7 @@ def test_create_graph_changes_no_first_gradient(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradient_penalty_trains_like_torchs(kind: str) -> None:
+def test_gradient_penalty_trains_like_torchs(kind):
     theirs, ours = twins(5, 6, 2, kind=kind, dtype=torch.float64)
     results = []
     x = torch.randn(4, 3, 5, dtype=torch.float64)
@@ -171,7 +168,7 @@ def test_gradient_penalty_trains_like_torchs(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_hessian_vector_products_equal_torchs(kind: str) -> None:
+def test_hessian_vector_products_equal_torchs(kind):
     theirs, ours = twins(5, 6, kind=kind, dtype=torch.float64)
     x = torch.randn(4, 3, 5, dtype=torch.float64)
     vectors = [torch.randn_like(p) for p in theirs.parameters()]

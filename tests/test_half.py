@@ -6,7 +6,6 @@ Errors against nn.RNN's are in test_parity.py, bitwise promises in test_reproduc
 import pytest
 import torch
 from support import ISA_LEVELS, PLANS, assert_same_bits, leaves, same_bits, twins, using_threads
-from torch import Tensor
 
 import rnn_ext
 from rnn_ext.functional import rnn
@@ -14,40 +13,38 @@ from rnn_ext.functional import rnn
 HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 
 
-def every_value(dtype: torch.dtype) -> Tensor:
+def every_value(dtype):
     return torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(dtype)
 
 
-def relu_of_sums(rows: Tensor) -> Tensor:
+def relu_of_sums(rows):
     """relu of the sum of each row of ``(N, I)``, added up in order."""
     ones, zero = torch.ones(1, rows.size(1), dtype=rows.dtype), torch.zeros_like(rows[:1, :1])
     output, _ = rnn(rows.unsqueeze(0), None, [ones, zero], nonlinearity="relu", bias=False)
     return output.view(-1)
 
 
-def as_multiplied(x: Tensor, isa: str) -> Tensor:
+def as_multiplied(x, isa):
     """The value of x in a product: AVX512-BF16 treats subnormal numbers as zeros."""
     if isa == "avx512_bf16" and x.dtype == torch.bfloat16:
         return torch.where(x.abs() < torch.finfo(x.dtype).tiny, torch.zeros_like(x), x)
     return x
 
 
-def assert_same_numbers(actual: Tensor, expected: Tensor) -> None:
+def assert_same_numbers(actual, expected):
     assert torch.equal(actual.isnan(), expected.isnan())
     assert torch.equal(actual.nan_to_num(-1), expected.nan_to_num(-1))
 
 
 @HALVES
-def test_every_value_passes_unchanged(dtype: torch.dtype, isa: str) -> None:
+def test_every_value_passes_unchanged(dtype, isa):
     x = every_value(dtype)
     assert_same_numbers(relu_of_sums(x.unsqueeze(1)), as_multiplied(x, isa).relu())
 
 
 @HALVES
 @pytest.mark.parametrize("width", [1, 16, 67])
-def test_weights_and_biases_of_every_value_pass_unchanged(
-    dtype: torch.dtype, width: int, isa: str
-) -> None:
+def test_weights_and_biases_of_every_value_pass_unchanged(dtype, width, isa):
     """As columns of a vector and of its tail, in weights of either memory layout."""
     x = every_value(dtype)
     x = x[~x.isnan() & ~x.isinf()][: 1 << 15]
@@ -62,7 +59,7 @@ def test_weights_and_biases_of_every_value_pass_unchanged(
 
 
 @HALVES
-def test_results_are_rounded_to_nearest_even(dtype: torch.dtype, isa: str) -> None:
+def test_results_are_rounded_to_nearest_even(dtype, isa):
     """Sums of a value and parts of its last place: below, at and above every sort of tie."""
     values = every_value(dtype)
     values = values[(values >= 0) & values.isfinite()]
@@ -76,14 +73,14 @@ def test_results_are_rounded_to_nearest_even(dtype: torch.dtype, isa: str) -> No
 FRACTIONS = (0.25, 0.5, 0.75, 1.5)
 
 
-def test_float16_overflows_to_infinity_and_underflows_gradually(isa: str) -> None:
+def test_float16_overflows_to_infinity_and_underflows_gradually(isa):
     rows = torch.tensor([[65504, 15], [65504, 16], [65504, 65504], [2**-24, 2**-24], [2**-14, 0]])
     expected = torch.tensor([65504, torch.inf, torch.inf, 2**-23, 2**-14])
     assert torch.equal(relu_of_sums(rows.half()), expected.half())
 
 
 @HALVES
-def test_the_state_between_steps_is_float32(dtype: torch.dtype, isa: str) -> None:
+def test_the_state_between_steps_is_float32(dtype, isa):
     """Steps of 2^-10, which would change no state above 8 or 2 in the storage types."""
     steps = 16 << 10
     x = torch.full((steps, 1, 1), 2.0**-10, dtype=dtype)
@@ -96,7 +93,7 @@ def test_the_state_between_steps_is_float32(dtype: torch.dtype, isa: str) -> Non
 
 @HALVES
 @pytest.mark.parametrize("split", PLANS)
-def test_gradients_are_summed_in_float32(dtype: torch.dtype, split: str | None, isa: str) -> None:
+def test_gradients_are_summed_in_float32(dtype, split, isa):
     """Sums of some thousand ones, where a sum kept in 16 bits would stop at 256 or 2048."""
     steps, batch = 300, 11
     x, w_ih, w_hh, b_ih, b_hh = leaves(
@@ -118,7 +115,7 @@ def test_gradients_are_summed_in_float32(dtype: torch.dtype, split: str | None, 
 
 
 @HALVES
-def test_a_bidirectional_layer_adds_its_input_gradients(dtype: torch.dtype, isa: str) -> None:
+def test_a_bidirectional_layer_adds_its_input_gradients(dtype, isa):
     _, module = twins(5, 33, bidirectional=True, nonlinearity="relu", bias=False, dtype=dtype)
     for parameter in module.parameters():
         parameter.data.copy_(torch.randint(-1, 2, parameter.shape))
@@ -132,7 +129,7 @@ def test_a_bidirectional_layer_adds_its_input_gradients(dtype: torch.dtype, isa:
 
 
 @HALVES
-def test_a_cell_is_one_step_of_a_layer(dtype: torch.dtype, isa: str) -> None:
+def test_a_cell_is_one_step_of_a_layer(dtype, isa):
     cell, layer = rnn_ext.RNNCell(5, 33, dtype=dtype), rnn_ext.RNN(5, 33, dtype=dtype)
     layer.load_state_dict({f"{name}_l0": w for name, w in cell.state_dict().items()})
     x, hx = torch.randn(7, 5, dtype=dtype), torch.randn(7, 33, dtype=dtype)
@@ -140,7 +137,7 @@ def test_a_cell_is_one_step_of_a_layer(dtype: torch.dtype, isa: str) -> None:
 
 
 @HALVES
-def test_no_gradient_mode_gives_the_same_bits(dtype: torch.dtype) -> None:
+def test_no_gradient_mode_gives_the_same_bits(dtype):
     module = rnn_ext.RNN(5, 33, 2, bidirectional=True, dtype=dtype)
     x, hx = torch.randn(9, 4, 5, dtype=dtype), torch.randn(4, 4, 33, dtype=dtype)
     expected = module(x, hx)
@@ -149,14 +146,14 @@ def test_no_gradient_mode_gives_the_same_bits(dtype: torch.dtype) -> None:
 
 
 @HALVES
-def test_explain_names_the_dtype_and_the_kernels(dtype: torch.dtype) -> None:
+def test_explain_names_the_dtype_and_the_kernels(dtype):
     line = rnn_ext.explain(rnn_ext.RNN(5, 6, dtype=dtype), torch.randn(9, 3, 5, dtype=dtype))
     assert str(dtype).removeprefix("torch.") in line
     assert any(level in line for level in ISA_LEVELS)
 
 
 @HALVES
-def test_float32_states_and_weights_are_refused_like_in_nn_rnn(dtype: torch.dtype) -> None:
+def test_float32_states_and_weights_are_refused_like_in_nn_rnn(dtype):
     theirs, ours = twins(5, 6, dtype=dtype)
     x = torch.randn(9, 3, 5, dtype=dtype)
     errors = []

@@ -13,12 +13,12 @@ CALLS = 2000
 CHILDREN = 2
 
 
-def test_there_are_hostile_calls_of_every_op() -> None:
+def test_there_are_hostile_calls_of_every_op():
     assert set(hostile_calls.MAKERS) == set(hostile_calls.OPS)
 
 
 @pytest.mark.parametrize("child", range(CHILDREN))
-def test_hostile_calls_end_in_an_exception_or_a_result(child: int) -> None:
+def test_hostile_calls_end_in_an_exception_or_a_result(child):
     command = [sys.executable, str(PROGRAM), str(child * CALLS), str(CALLS)]
     process = subprocess.run(command, capture_output=True, text=True, timeout=5 * PATIENCE)
     lines = process.stdout.splitlines()

@@ -1,15 +1,10 @@
 """Gradients stay right when a result is changed in place, which nn.RNN allows."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
 from support import KINDS, flat, twins, without_node
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -17,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import rnn_ext
 from rnn_ext._core import autograd
 
-CHANGES: dict[str, Callable[[Tensor], Any]] = {
+CHANGES = {
     "mul_": lambda y: y.mul_(2),
     "relu_": lambda y: F.relu_(y),
     "+= residual": lambda y: y.add_(torch.ones(y.shape[-1], dtype=y.dtype)),
@@ -25,7 +20,7 @@ CHANGES: dict[str, Callable[[Tensor], Any]] = {
     "of a part": lambda y: y[:1].mul_(0),
     "through detach": lambda y: y.detach().mul_(2),
 }
-LAYERS: dict[str, dict[str, Any]] = {
+LAYERS = {
     "one layer": {},
     "batch first": {"batch_first": True},
     "two directions": {"bidirectional": True},
@@ -35,7 +30,7 @@ LAYERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(params=["C++", "Python"], autouse=True)
-def node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def node(request, monkeypatch):
     """Runs the test with either implementation of the autograd node."""
     if request.param == "C++":
         if rnn_ext.build_info()["autograd_node"] != "C++":
@@ -45,9 +40,7 @@ def node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return request.param
 
 
-def gradients(
-    module: nn.Module, layer: str, change: Callable[[Tensor], Any], order: int
-) -> list[Tensor]:
+def gradients(module, layer, change, order):
     """The gradients of a loss in the changed output, for input and parameters; of order 1 or 2."""
     torch.manual_seed(1)
     x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
@@ -59,14 +52,14 @@ def gradients(
     grads = torch.autograd.grad(loss, leaves, create_graph=order == 2)
     if order == 1:
         return list(grads)
-    return list(torch.autograd.grad(sum(g.square().sum() for g in grads), leaves))  # type: ignore[arg-type]
+    return list(torch.autograd.grad(sum(g.square().sum() for g in grads), leaves))
 
 
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_torchs_after_a_change(kind: str, name: str, layer: str, order: int) -> None:
+def test_gradients_are_torchs_after_a_change(kind, name, layer, order):
     theirs, ours = twins(3, 4, kind=kind, dtype=torch.float64, **LAYERS[layer])
     expected = gradients(theirs, layer, CHANGES[name], order)
     actual = gradients(ours, layer, CHANGES[name], order)
@@ -76,18 +69,18 @@ def test_gradients_are_torchs_after_a_change(kind: str, name: str, layer: str, o
 
 
 @pytest.mark.parametrize("order", [1, 2])
-def test_a_cells_next_state_can_be_changed_although_nn_rnn_cell_refuses(order: int) -> None:
+def test_a_cells_next_state_can_be_changed_although_nn_rnn_cell_refuses(order):
     """`nn.RNNCell` refuses it, so torch's operations give the expected gradients."""
     cell = rnn_ext.RNNCell(3, 4, dtype=torch.float64)
     x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
     hx = torch.randn(2, 4, dtype=torch.float64)
     leaves = [x, *cell.parameters()]
 
-    def gradients(h: Tensor) -> list[Tensor]:
+    def gradients(h):
         grads = torch.autograd.grad((h * h).sum(), leaves, create_graph=order == 2)
         if order == 1:
             return list(grads)
-        return list(torch.autograd.grad(sum(g.square().sum() for g in grads), leaves))  # type: ignore[arg-type]
+        return list(torch.autograd.grad(sum(g.square().sum() for g in grads), leaves))
 
     bias = cell.bias_ih + cell.bias_hh
     z = x @ cell.weight_ih.t() + hx @ cell.weight_hh.t() + bias
@@ -97,15 +90,13 @@ def test_a_cells_next_state_can_be_changed_although_nn_rnn_cell_refuses(order: i
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10 * max(1.0, b.abs().max().item()))
 
 
-def forward_calls(change: bool) -> int:
+def forward_calls(change):
     """How many forward ops a training step runs."""
 
     class Counter(TorchDispatchMode):
         count = 0
 
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             self.count += func.name() == "rnn_ext::_rnn_forward"
             return func(*args, **(kwargs or {}))
 
@@ -118,12 +109,12 @@ def forward_calls(change: bool) -> int:
     return counter.count
 
 
-def test_only_a_changed_output_is_computed_again() -> None:
+def test_only_a_changed_output_is_computed_again():
     assert forward_calls(change=False) == 1
     assert forward_calls(change=True) == 2
 
 
-def test_a_changed_weight_is_still_an_error() -> None:
+def test_a_changed_weight_is_still_an_error():
     module = rnn_ext.RNN(3, 4)
     output, _ = module(torch.randn(5, 2, 3))
     with torch.no_grad():
@@ -133,12 +124,12 @@ def test_a_changed_weight_is_still_an_error() -> None:
 
 
 @pytest.mark.parametrize("changed", [False, True])
-def test_hooks_see_what_is_saved_and_own_its_memory(changed: bool) -> None:
+def test_hooks_see_what_is_saved_and_own_its_memory(changed):
     module = rnn_ext.RNN(3, 4)
     x = torch.randn(5, 2, 3)
-    packed: list[tuple[int, ...]] = []
+    packed = []
 
-    def pack(t: Tensor) -> Tensor:
+    def pack(t):
         packed.append(tuple(t.shape))
         return t.clone()
 
@@ -154,7 +145,7 @@ def test_hooks_see_what_is_saved_and_own_its_memory(changed: bool) -> None:
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
-def test_offloading_frees_the_output() -> None:
+def test_offloading_frees_the_output():
     """Once the caller drops the output, only the hooks' copy keeps memory alive."""
     module = rnn_ext.RNN(3, 4)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
@@ -165,11 +156,11 @@ def test_offloading_frees_the_output() -> None:
     h_n.sum().backward()
 
 
-def test_a_change_under_checkpointing_gives_the_gradients_without_it() -> None:
+def test_a_change_under_checkpointing_gives_the_gradients_without_it():
     module = rnn_ext.RNN(3, 4)
     x = torch.randn(5, 2, 3, requires_grad=True)
 
-    def double(x: Tensor) -> Tensor:
+    def double(x):
         return module(x)[0].mul_(2)
 
     results = []
@@ -179,7 +170,7 @@ def test_a_change_under_checkpointing_gives_the_gradients_without_it() -> None:
         assert torch.equal(a, b)
 
 
-def test_the_python_node_is_the_one_that_runs_without_the_other(node: str) -> None:
+def test_the_python_node_is_the_one_that_runs_without_the_other(node):
     output, _ = rnn_ext.RNN(3, 4)(torch.randn(5, 2, 3))
     is_python = isinstance(output.grad_fn, autograd._RNNLayer._backward_cls)
     assert is_python == (node == "Python")

@@ -1,8 +1,5 @@
 """torch.compile and AOTInductor with the default back end, which generates code."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 import torch
 from support import assert_same_bits, leaves
@@ -11,13 +8,13 @@ import rnn_ext
 
 
 @pytest.fixture(autouse=True)
-def nothing_compiled_before() -> Iterator[None]:
+def nothing_compiled_before():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
 
 
-def test_training_and_inference_give_the_bits_of_eager_mode() -> None:
+def test_training_and_inference_give_the_bits_of_eager_mode():
     module = rnn_ext.RNN(6, 6)
     module.weight_hh_l0 = module.weight_ih_l0
     graph = torch.compile(module, fullgraph=True, dynamic=True)
@@ -35,7 +32,7 @@ def test_training_and_inference_give_the_bits_of_eager_mode() -> None:
                 assert_same_bits(graph(x), module(x))
 
 
-def test_one_tensor_as_input_and_hx() -> None:
+def test_one_tensor_as_input_and_hx():
     module = rnn_ext.RNN(6, 6)
     (x,) = leaves(torch.randn(1, 3, 6))
     output, _ = torch.compile(module, fullgraph=True)(x, x)
@@ -44,7 +41,7 @@ def test_one_tensor_as_input_and_hx() -> None:
     assert_same_bits(*(torch.autograd.grad(o.sum(), x) for o in (output, expected)))
 
 
-def test_an_aot_inductor_package_runs_for_other_lengths_and_batches(tmp_path: Path) -> None:
+def test_an_aot_inductor_package_runs_for_other_lengths_and_batches(tmp_path):
     module = rnn_ext.RNN(5, 6, 2, bidirectional=True).eval()
     sizes = {0: torch.export.Dim("seq_len"), 1: torch.export.Dim("batch")}
     with torch.no_grad():

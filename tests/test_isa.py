@@ -15,26 +15,26 @@ import rnn_ext
 from rnn_ext import _C
 
 
-def test_levels_go_from_generic_to_the_best_of_the_machine() -> None:
+def test_levels_go_from_generic_to_the_best_of_the_machine():
     compiled = rnn_ext.build_info()["isa_compiled"]
     assert ISA_LEVELS[0] == "generic"
     assert list(ISA_LEVELS) == [level for level in compiled if level in ISA_LEVELS]
 
 
-def test_the_best_level_is_chosen_unless_a_variable_caps_it() -> None:
+def test_the_best_level_is_chosen_unless_a_variable_caps_it():
     result = in_fresh_python(None)
     assert (result.returncode, result.stdout.strip()) == (0, ISA_LEVELS[-1]), result.stderr
 
 
 @pytest.mark.parametrize("name", ISA_LEVELS)
-def test_set_isa_takes_effect(name: str) -> None:
+def test_set_isa_takes_effect(name):
     with using_isa(name):
         assert _C.isa() == name
         assert rnn_ext.build_info()["isa"] == name
 
 
 @pytest.mark.parametrize("name", ["", "avx1", "AVX2", "neon "])
-def test_unknown_level_is_refused_with_the_valid_ones_and_changes_nothing(name: str) -> None:
+def test_unknown_level_is_refused_with_the_valid_ones_and_changes_nothing(name):
     before = _C.isa()
     with pytest.raises((ValueError, RuntimeError)) as error:
         _C.set_isa(name)
@@ -43,7 +43,7 @@ def test_unknown_level_is_refused_with_the_valid_ones_and_changes_nothing(name: 
     assert _C.isa() == before
 
 
-def in_fresh_python(value: str | None) -> subprocess.CompletedProcess[str]:
+def in_fresh_python(value):
     """Imports the package with RNN_EXT_ISA set, or not, and prints the level chosen."""
     others = {name: text for name, text in os.environ.items() if name != "RNN_EXT_ISA"}
     return subprocess.run(
@@ -55,7 +55,7 @@ def in_fresh_python(value: str | None) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_environment_variable_caps_the_level() -> None:
+def test_environment_variable_caps_the_level():
     result = in_fresh_python("generic")
     assert (result.returncode, result.stdout.strip()) == (0, "generic"), result.stderr
     # A cap above the machine's levels leaves its best one, which is the last.
@@ -63,7 +63,7 @@ def test_environment_variable_caps_the_level() -> None:
     assert (result.returncode, result.stdout.strip()) == (0, ISA_LEVELS[-1]), result.stderr
 
 
-def test_wrong_environment_variable_is_an_error_that_lists_the_valid_values() -> None:
+def test_wrong_environment_variable_is_an_error_that_lists_the_valid_values():
     result = in_fresh_python("sse9")
     assert result.returncode != 0
     assert "RNN_EXT_ISA" in result.stderr
@@ -72,7 +72,7 @@ def test_wrong_environment_variable_is_an_error_that_lists_the_valid_values() ->
         assert level in result.stderr
 
 
-def test_build_info_has_the_promised_keys() -> None:
+def test_build_info_has_the_promised_keys():
     info = rnn_ext.build_info()
     assert set(info) >= {
         "version",
@@ -102,7 +102,7 @@ NEEDS = {
     not (sys.platform == "linux" and platform.machine() == "x86_64"),
     reason="Linux lists the features of x86-64 processors",
 )
-def test_the_levels_are_those_that_linux_lists_the_features_of() -> None:
+def test_the_levels_are_those_that_linux_lists_the_features_of():
     flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
     assert flags is not None
     features = set(flags.group(1).split())

@@ -4,13 +4,11 @@ import copy
 import io
 import itertools
 import pickle
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from support import KINDS, assert_close_fp64, flat, outcome, twins
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import rnn_ext
@@ -19,22 +17,22 @@ MODULES = [kind + form for kind in KINDS for form in ("", "Cell")]
 FORMS = ("ours", "swapped", "restored")
 
 
-def arguments(name: str) -> tuple[int, ...]:
+def arguments(name):
     """Of the constructor."""
     return (3, 4) if name.endswith("Cell") else (3, 4, 2)
 
 
-def random_input(name: str, dtype: torch.dtype = torch.float64) -> Tensor:
+def random_input(name, dtype=torch.float64):
     return torch.randn((2, 3) if name.endswith("Cell") else (5, 2, 3), dtype=dtype)
 
 
-def random_state(name: str) -> dict[str, Tensor]:
+def random_state(name):
     return made("theirs", name).state_dict()
 
 
-def made(form: str, name: str, state: dict[str, Tensor] | None = None) -> Any:
+def made(form, name, state=None):
     """A module in fp64 with the weights `state`: torch's of that name, ours, or a swapped one."""
-    library: Any = rnn_ext if form in ("ours", "restored") else nn
+    library = rnn_ext if form in ("ours", "restored") else nn
     module = getattr(library, name)(*arguments(name), dtype=torch.float64)
     if state is not None:
         module.load_state_dict(state)
@@ -45,7 +43,7 @@ def made(form: str, name: str, state: dict[str, Tensor] | None = None) -> Any:
     return module
 
 
-def results(module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+def results(module, x):
     """The result of forward, and the gradients of the parameters that require one."""
     outputs = tuple(flat(module(x)))
     wanted = [p for p in module.parameters() if p.requires_grad]
@@ -55,28 +53,28 @@ def results(module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
     return (*outputs, *torch.autograd.grad(loss, wanted))
 
 
-def recurrent(module: nn.Module) -> str:
+def recurrent(module):
     """The name of the (first) recurrent weight."""
     return next(name for name, _ in module.named_parameters() if "weight_hh" in name)
 
 
-def tenths(module: nn.Module) -> Tensor:
+def tenths(module):
     """A value for it."""
     return torch.full_like(module.get_parameter(recurrent(module)).detach(), 0.1)
 
 
-def pickled(module: Any, x: Tensor) -> Any:
+def pickled(module, x):
     return results(pickle.loads(pickle.dumps(module)), x)
 
 
-def saved_whole(module: Any, x: Tensor) -> Any:
+def saved_whole(module, x):
     buffer = io.BytesIO()
     torch.save(module, buffer)
     buffer.seek(0)
     return results(torch.load(buffer, weights_only=False), x)
 
 
-def state_saved_and_loaded_as_weights_only(module: Any, x: Tensor) -> Any:
+def state_saved_and_loaded_as_weights_only(module, x):
     buffer = io.BytesIO()
     torch.save(module.state_dict(), buffer)
     buffer.seek(0)
@@ -85,18 +83,18 @@ def state_saved_and_loaded_as_weights_only(module: Any, x: Tensor) -> Any:
     return results(module, x)
 
 
-def deep_copied_after_a_call(module: Any, x: Tensor) -> Any:
+def deep_copied_after_a_call(module, x):
     module(x)
     return results(copy.deepcopy(module), x)
 
 
-def state_assigned(module: Any, x: Tensor) -> Any:
+def state_assigned(module, x):
     state = {name: 2 * value for name, value in module.state_dict().items()}
     module.load_state_dict(state, assign=True)
     return results(module, x)
 
 
-def partly_loaded(module: Any, x: Tensor) -> Any:
+def partly_loaded(module, x):
     state = {recurrent(module): tenths(module), "unknown": torch.ones(1)}
     result = module.load_state_dict(state, strict=False)
     assert result.unexpected_keys == ["unknown"]
@@ -104,11 +102,11 @@ def partly_loaded(module: Any, x: Tensor) -> Any:
     return results(module, x)
 
 
-def through_half_and_back(module: Any, x: Tensor) -> Any:
+def through_half_and_back(module, x):
     return results(module.half().double(), x)
 
 
-def converted_by_swapping_tensors(module: Any, x: Tensor) -> Any:
+def converted_by_swapping_tensors(module, x):
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
         return results(module.float().double(), x)
@@ -116,25 +114,25 @@ def converted_by_swapping_tensors(module: Any, x: Tensor) -> Any:
         torch.__future__.set_swap_module_params_on_conversion(False)
 
 
-def in_shared_memory(module: Any, x: Tensor) -> Any:
+def in_shared_memory(module, x):
     assert all(p.is_shared() for p in module.share_memory().parameters())
     return results(module, x)
 
 
-def through_meta_and_emptied(module: Any, x: Tensor) -> Any:
+def through_meta_and_emptied(module, x):
     state = {name: value.clone() for name, value in module.state_dict().items()}
     module.to("meta").to_empty(device="cpu").load_state_dict(state)
     return results(module, x)
 
 
-def built_in_a_meta_context(module: Any, x: Tensor) -> Any:
+def built_in_a_meta_context(module, x):
     with torch.device("meta"):
         twin = type(module)(*arguments(type(module).__name__))
     twin.load_state_dict(module.state_dict(), assign=True)
     return results(twin, x)
 
 
-def replicated_for_data_parallel(module: Any, x: Tensor) -> Any:
+def replicated_for_data_parallel(module, x):
     """As torch.nn.parallel.replicate does: plain tensors replace the parameters."""
     replica = module._replicate_for_data_parallel()
     copies = {name: 1 * p for name, p in module.named_parameters()}
@@ -145,65 +143,65 @@ def replicated_for_data_parallel(module: Any, x: Tensor) -> Any:
     return *outputs, *gradients, *results(module, x)
 
 
-def weight_replaced_by_attribute(module: Any, x: Tensor) -> Any:
+def weight_replaced_by_attribute(module, x):
     module(x)
     setattr(module, recurrent(module), nn.Parameter(tenths(module)))
     return results(module, x)
 
 
-def weight_deleted_and_registered(module: Any, x: Tensor) -> Any:
+def weight_deleted_and_registered(module, x):
     name, value = recurrent(module), tenths(module)
     delattr(module, name)
     module.register_parameter(name, nn.Parameter(value))
     return results(module, x)
 
 
-def weight_made_a_buffer(module: Any, x: Tensor) -> Any:
+def weight_made_a_buffer(module, x):
     name, value = recurrent(module), tenths(module)
     delattr(module, name)
     module.register_buffer(name, value)
     return results(module, x)
 
 
-def weight_made_a_plain_tensor(module: Any, x: Tensor) -> Any:
+def weight_made_a_plain_tensor(module, x):
     name, value = recurrent(module), tenths(module)
     delattr(module, name)
     setattr(module, name, value)
     return results(module, x)
 
 
-def weight_data_edited_between_calls(module: Any, x: Tensor) -> Any:
+def weight_data_edited_between_calls(module, x):
     module(x)
     module.get_parameter(recurrent(module)).data.mul_(2)
     return results(module, x)
 
 
-def weights_written_from_a_vector(module: Any, x: Tensor) -> Any:
+def weights_written_from_a_vector(module, x):
     vector = nn.utils.parameters_to_vector(module.parameters())
     nn.utils.vector_to_parameters(2 * vector, module.parameters())
     return results(module, x)
 
 
-def called_functionally_before(module: Any, x: Tensor) -> Any:
+def called_functionally_before(module, x):
     given = {name: 2 * p for name, p in module.named_parameters()}
     torch.func.functional_call(module, given, (x,))
     return results(module, x)
 
 
-def weights_transposed_in_memory(module: Any, x: Tensor) -> Any:
+def weights_transposed_in_memory(module, x):
     for parameter in module.parameters():
         if parameter.dim() == 2:
             parameter.data = parameter.data.t().contiguous().t()
     return results(module, x)
 
 
-def weight_expanded(module: Any, x: Tensor) -> Any:
+def weight_expanded(module, x):
     expanded = tenths(module)[:, :1].expand(-1, 4)
     setattr(module, recurrent(module), nn.Parameter(expanded))
     return results(module, x)
 
 
-def weights_overlapping_in_one_storage(module: Any, x: Tensor) -> Any:
+def weights_overlapping_in_one_storage(module, x):
     storage, start = torch.linspace(-0.4, 0.4, 600, dtype=torch.float64), 0
     for parameter in module.parameters():
         parameter.data = storage[start : start + parameter.numel()].view_as(parameter)
@@ -211,14 +209,14 @@ def weights_overlapping_in_one_storage(module: Any, x: Tensor) -> Any:
     return results(module, x)
 
 
-def one_bias_in_two_places(module: Any, x: Tensor) -> Any:
+def one_bias_in_two_places(module, x):
     name = recurrent(module).replace("weight_hh", "bias_hh")
     setattr(module, name, getattr(module, name.replace("_hh", "_ih")))
     assert len(list(module.parameters())) == len(module.state_dict()) - 1
     return results(module, x)
 
 
-def parametrized_and_assigned(module: Any, x: Tensor) -> Any:
+def parametrized_and_assigned(module, x):
     name = recurrent(module)
     parametrizations.orthogonal(module, name)
     rows, _ = getattr(module, name).shape
@@ -226,14 +224,14 @@ def parametrized_and_assigned(module: Any, x: Tensor) -> Any:
     return results(module, x)
 
 
-def parametrized_and_cached(module: Any, x: Tensor) -> Any:
+def parametrized_and_cached(module, x):
     parametrizations.orthogonal(module, recurrent(module))
     with parametrize.cached():
         module(x)
         return results(module, x)
 
 
-def pruned_for_good(module: Any, x: Tensor) -> Any:
+def pruned_for_good(module, x):
     name = recurrent(module)
     prune.l1_unstructured(module, name, 0.5)
     module(x)
@@ -241,24 +239,24 @@ def pruned_for_good(module: Any, x: Tensor) -> Any:
     return results(module, x)
 
 
-def used_in_inference_mode(module: Any, x: Tensor) -> Any:
+def used_in_inference_mode(module, x):
     with torch.inference_mode():
         inside = results(module, x)
     return *(t.clone() for t in inside), *results(module, x)
 
 
-def mapped_by_apply(module: Any, x: Tensor) -> Any:
+def mapped_by_apply(module, x):
     module._apply(lambda t: 2 * t)
     return results(module, x)
 
 
-def nonlinearity_changed(module: Any, x: Tensor) -> Any:
+def nonlinearity_changed(module, x):
     """RNNCell follows the attribute, RNN follows `mode`; the others follow neither."""
     module.nonlinearity = "relu"
     return results(module, x)
 
 
-def mode_changed(module: Any, x: Tensor) -> Any:
+def mode_changed(module, x):
     module.mode = "RNN_RELU"
     return results(module, x)
 
@@ -299,12 +297,10 @@ EVENTS = [
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.__name__)
 @pytest.mark.parametrize("name", MODULES)
-def test_modules_behave_like_torchs_after_every_event(
-    event: Callable[[nn.Module, Tensor], Any], name: str
-) -> None:
+def test_modules_behave_like_torchs_after_every_event(event, name):
     state, x = random_state(name), random_input(name)
 
-    def after_event(form: str) -> Any:
+    def after_event(form):
         torch.manual_seed(1)  # parametrizations draw
         return event(made(form, name, state), x)
 
@@ -315,7 +311,7 @@ def test_modules_behave_like_torchs_after_every_event(
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", MODULES)
-def test_a_module_computes_in_the_dtype_it_was_moved_to(name: str, dtype: torch.dtype) -> None:
+def test_a_module_computes_in_the_dtype_it_was_moved_to(name, dtype):
     state, x = random_state(name), random_input(name, dtype)
     expected = made("theirs", name, state).to(dtype)(x)
     for form in FORMS:
@@ -325,7 +321,7 @@ def test_a_module_computes_in_the_dtype_it_was_moved_to(name: str, dtype: torch.
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_gradients_reach_exactly_the_parameters_that_are_not_frozen(name: str) -> None:
+def test_gradients_reach_exactly_the_parameters_that_are_not_frozen(name):
     state, x = random_state(name), random_input(name)
     theirs = made("theirs", name, state)
     everything = dict(zip(state, results(theirs, x)[-len(state) :], strict=True))
@@ -342,7 +338,7 @@ def test_gradients_reach_exactly_the_parameters_that_are_not_frozen(name: str) -
                 assert_close_fp64(outputs[len(outputs) - len(wanted) :], wanted)
 
 
-def _torch_1_0(state: dict[str, Any]) -> None:
+def _torch_1_0(state):
     """As before torch 1.0: the parameters themselves, under a name without underscore."""
     weights = list(state["_parameters"].values())
     del state["_flat_weights"], state["_flat_weights_names"], state["_all_weights"]
@@ -351,20 +347,18 @@ def _torch_1_0(state: dict[str, Any]) -> None:
     state["all_weights"] = [weights[:4], weights[4:]]
 
 
-def _torch_1_4(state: dict[str, Any]) -> None:
+def _torch_1_4(state):
     del state["proj_size"]
 
 
-def _torch_1_12(state: dict[str, Any]) -> None:
+def _torch_1_12(state):
     """The weights as they are, and no weak references to them."""
     assert "_flat_weight_refs" not in state
 
 
 @pytest.mark.parametrize("age", [_torch_1_0, _torch_1_4, _torch_1_12])
 @pytest.mark.parametrize("kind", KINDS)
-def test_state_pickled_by_an_older_torch_is_taken(
-    kind: str, age: Callable[[dict[str, Any]], None]
-) -> None:
+def test_state_pickled_by_an_older_torch_is_taken(kind, age):
     own = {"nonlinearity": "relu"} if kind == "RNN" else {}
     theirs = getattr(nn, kind)(3, 4, 2, dtype=torch.float64, **own)
     state = theirs.__getstate__()
@@ -372,7 +366,7 @@ def test_state_pickled_by_an_older_torch_is_taken(
     x = torch.randn(5, 2, 3, dtype=torch.float64)
     expected = results(theirs, x)
 
-    def unpickled(cls: type[nn.Module]) -> Any:
+    def unpickled(cls):
         module = cls.__new__(cls)
         module.__setstate__(copy.deepcopy(state))
         return module
@@ -386,8 +380,8 @@ def test_state_pickled_by_an_older_torch_is_taken(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_skip_init_builds_a_cell_and_refuses_the_layer_as_torchs(kind: str) -> None:
-    skip_init: Any = nn.utils.skip_init
+def test_skip_init_builds_a_cell_and_refuses_the_layer_as_torchs(kind):
+    skip_init = nn.utils.skip_init
     own = {"nonlinearity": "relu"} if kind == "RNN" else {}
     theirs = getattr(nn, f"{kind}Cell")(3, 4, **own)
     ours = skip_init(getattr(rnn_ext, f"{kind}Cell"), 3, 4, **own)
@@ -400,13 +394,13 @@ def test_skip_init_builds_a_cell_and_refuses_the_layer_as_torchs(kind: str) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_ensemble_of_stacked_states_runs_under_one_vmap(kind: str) -> None:
+def test_an_ensemble_of_stacked_states_runs_under_one_vmap(kind):
     models = [getattr(rnn_ext, kind)(3, 4, 2, dtype=torch.float64) for _ in range(3)]
     x = torch.randn(5, 2, 3, dtype=torch.float64)
     parameters, buffers = torch.func.stack_module_state(models)
     base = copy.deepcopy(models[0]).to("meta")
 
-    def call(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Any:
+    def call(parameters, buffers):
         return torch.func.functional_call(base, (parameters, buffers), (x,))
 
     together = torch.func.vmap(call)(parameters, buffers)
@@ -417,12 +411,12 @@ def test_an_ensemble_of_stacked_states_runs_under_one_vmap(kind: str) -> None:
 class _Scaled:
     """A constructor, a forward and a parameter of its own."""
 
-    def __init__(self, size: int, *, scale: float) -> None:
-        super().__init__(size, size, dtype=torch.float64)  # type: ignore[call-arg]
+    def __init__(self, size, *, scale):
+        super().__init__(size, size, dtype=torch.float64)
         self.scale = nn.Parameter(torch.tensor(scale, dtype=torch.float64))
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        output, states = super().forward(input, hx)  # type: ignore[misc]
+    def forward(self, input, hx=None):
+        output, states = super().forward(input, hx)
         return self.scale * output, states
 
 
@@ -439,7 +433,7 @@ class ScaledLSTM(_Scaled, rnn_ext.LSTM):
 
 
 @pytest.mark.parametrize("cls", [ScaledRNN, ScaledGRU, ScaledLSTM])
-def test_a_subclass_may_have_its_own_parameter_and_forward(cls: Any) -> None:
+def test_a_subclass_may_have_its_own_parameter_and_forward(cls):
     module = cls(4, scale=0.5)
     assert list(module.state_dict())[-1] == "scale"
     plain = getattr(nn, cls.__name__.removeprefix("Scaled"))(4, 4, dtype=torch.float64)
@@ -455,7 +449,7 @@ def test_a_subclass_may_have_its_own_parameter_and_forward(cls: Any) -> None:
 
 @pytest.mark.parametrize("mode", ["RNN_RELU", "GRU", "LSTM", "unknown"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_another_mode_has_torchs_outcome(kind: str, mode: str) -> None:
+def test_another_mode_has_torchs_outcome(kind, mode):
     """An RNN alone follows it."""
     theirs, ours = twins(3, 4, kind=kind, dtype=torch.float64)
     theirs.mode = ours.mode = mode

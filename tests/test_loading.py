@@ -1,15 +1,11 @@
 """Loading the binary: the messages if it is missing, stale, or for another Python."""
 
-from __future__ import annotations
-
 import importlib
 import platform
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -18,11 +14,10 @@ import rnn_ext
 from rnn_ext import _digest
 
 PACKAGE = Path(rnn_ext.__file__).parent
-Load = Callable[[], ModuleType]
 
 
 @pytest.fixture
-def package(tmp_path: Path) -> Path:
+def package(tmp_path):
     """An empty package with our loader in it, as it lies in site-packages."""
     folder = tmp_path / f"loader_of_{tmp_path.name}"
     folder.mkdir()
@@ -33,23 +28,23 @@ def package(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def load(package: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+def load(package, monkeypatch):
     """That package's `load`, imported when first called."""
     monkeypatch.syspath_prepend(package.parent)
     return lambda: importlib.import_module(f"{package.name}._extension").load()
 
 
-def make_source_tree(root: Path) -> None:
+def make_source_tree(root):
     (root / "csrc").mkdir()
     (root / "csrc" / "ops.cpp").write_text("int x;\n")
     (root / "pyproject.toml").touch()
 
 
-def write_module(package: Path, source_digest: str) -> None:
+def write_module(package, source_digest):
     (package / "_C.py").write_text(f"source_digest = {source_digest!r}\n")
 
 
-def sentence(load: Load) -> str:
+def sentence(load):
     with pytest.raises(ImportError) as caught:
         load()
     text = str(caught.value)
@@ -58,24 +53,20 @@ def sentence(load: Load) -> str:
     return text
 
 
-def test_error_for_an_old_torch_says_how_to_upgrade(
-    load: Load, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_error_for_an_old_torch_says_how_to_upgrade(load, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
     text = sentence(load)
     assert "needs torch 2.10 or newer and found torch 2.9.1+cpu" in text
     assert "pip install --upgrade torch" in text
 
 
-def test_oldest_supported_torch_is_taken(
-    package: Path, load: Load, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_oldest_supported_torch_is_taken(package, load, monkeypatch):
     write_module(package, "")
     monkeypatch.setattr(torch, "__version__", "2.10.0")
     assert load().__name__ == f"{package.name}._C"
 
 
-def test_tree_that_was_never_built_says_make_build(package: Path, load: Load) -> None:
+def test_tree_that_was_never_built_says_make_build(package, load):
     make_source_tree(package.parent)
     text = sentence(load)
     assert "never built" in text
@@ -83,14 +74,14 @@ def test_tree_that_was_never_built_says_make_build(package: Path, load: Load) ->
     assert "another folder" in text
 
 
-def test_installed_package_without_its_binary_says_install_again(package: Path, load: Load) -> None:
+def test_installed_package_without_its_binary_says_install_again(package, load):
     text = sentence(load)
     assert f"missing from {package}" in text
     assert f"install rnn_ext again with {sys.executable}" in text
 
 
 @pytest.mark.parametrize("in_tree", [False, True])
-def test_binary_for_another_python_is_named(package: Path, load: Load, in_tree: bool) -> None:
+def test_binary_for_another_python_is_named(package, load, in_tree):
     binary = package / "_C.cpython-39-x86_64-linux-gnu.so"
     binary.touch()
     if in_tree:
@@ -101,7 +92,7 @@ def test_binary_for_another_python_is_named(package: Path, load: Load, in_tree: 
     assert ("make build" in text) == in_tree
 
 
-def test_binary_that_does_not_load_says_why(package: Path, load: Load) -> None:
+def test_binary_that_does_not_load_says_why(package, load):
     binary = package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     binary.write_bytes(b"\x7fELF of some other machine")
     text = sentence(load)
@@ -110,12 +101,12 @@ def test_binary_that_does_not_load_says_why(package: Path, load: Load) -> None:
     assert "install rnn_ext again" in text
 
 
-def test_error_that_the_binary_itself_raises_passes_unchanged(package: Path, load: Load) -> None:
+def test_error_that_the_binary_itself_raises_passes_unchanged(package, load):
     (package / "_C.py").write_text("raise ImportError('RNN_EXT_ISA is wrong.')\n")
     assert sentence(load) == "RNN_EXT_ISA is wrong."
 
 
-def test_changed_source_says_make_build_until_it_is_built(package: Path, load: Load) -> None:
+def test_changed_source_says_make_build_until_it_is_built(package, load):
     make_source_tree(package.parent)
     csrc = package.parent / "csrc"
     write_module(package, _digest.source_digest(csrc))
@@ -126,15 +117,13 @@ def test_changed_source_says_make_build_until_it_is_built(package: Path, load: L
     assert "`make build`" in text
 
 
-def test_ignores_csrc_of_another_project_beside_an_installed_package(
-    package: Path, load: Load
-) -> None:
+def test_ignores_csrc_of_another_project_beside_an_installed_package(package, load):
     write_module(package, "0")
     (package.parent / "csrc").mkdir()
     load()
 
 
-def test_digest_sees_content_names_and_headers_but_no_hidden_or_other_files(tmp_path: Path) -> None:
+def test_digest_sees_content_names_and_headers_but_no_hidden_or_other_files(tmp_path):
     (tmp_path / "cpu").mkdir()
     seen = {_digest.source_digest(tmp_path)}
     for name, content in [
@@ -154,9 +143,7 @@ def test_digest_sees_content_names_and_headers_but_no_hidden_or_other_files(tmp_
     assert _digest.source_digest(tmp_path) in seen
 
 
-def test_the_node_of_another_torch_release_is_not_loaded(
-    package: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_node_of_another_torch_release_is_not_loaded(package, monkeypatch):
     monkeypatch.syspath_prepend(package.parent)
     monkeypatch.delenv("RNN_EXT_NODE", raising=False)
     (package / "_node_2_99_0.py").write_text("is_here = True\n")

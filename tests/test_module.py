@@ -5,13 +5,11 @@ import inspect
 import io
 import itertools
 import pickle
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from support import KINDS, assert_like, assert_same_bits, flat, hx_of, twins
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils._pytree import tree_map
 
@@ -27,20 +25,18 @@ OPTIONS = [
 
 
 @pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
+def kind(request):
     return request.param
 
 
-def seeded(library: Any, kind: str, *args: Any, **kwargs: Any) -> Any:
+def seeded(library, kind, *args, **kwargs):
     """The module of `library`, torch.nn or rnn_ext, drawn from one seed."""
     torch.manual_seed(7)
     return getattr(library, kind)(*args, **kwargs)
 
 
 @pytest.mark.parametrize(("kind", "options"), OPTIONS, ids=str)
-def test_same_seed_draws_the_same_parameters_in_the_same_order(
-    options: dict[str, Any], kind: str
-) -> None:
+def test_same_seed_draws_the_same_parameters_in_the_same_order(options, kind):
     theirs = seeded(nn, kind, 5, 7, **options)
     state = torch.get_rng_state()
     ours = seeded(rnn_ext, kind, 5, 7, **options)
@@ -49,7 +45,7 @@ def test_same_seed_draws_the_same_parameters_in_the_same_order(
     assert_same_bits(ours.parameters(), theirs.parameters())
 
 
-def test_reset_parameters_draws_like_nn_rnn(kind: str) -> None:
+def test_reset_parameters_draws_like_nn_rnn(kind):
     theirs, ours = twins(4, 5, 2, kind=kind)
     for module in (theirs, ours):
         torch.manual_seed(3)
@@ -58,7 +54,7 @@ def test_reset_parameters_draws_like_nn_rnn(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "options"), OPTIONS, ids=str)
-def test_attributes_and_repr_equal_nn_rnn(options: dict[str, Any], kind: str) -> None:
+def test_attributes_and_repr_equal_nn_rnn(options, kind):
     theirs = getattr(nn, kind)(
         5, 7, batch_first=True, dropout=0.25 * (options["num_layers"] > 1), **options
     )
@@ -77,14 +73,14 @@ def test_attributes_and_repr_equal_nn_rnn(options: dict[str, Any], kind: str) ->
     assert all(a is b for a, b in zip(ours._flat_weights, ours.parameters(), strict=True))
 
 
-def test_is_an_rnn_base_but_not_an_nn_rnn(kind: str) -> None:
+def test_is_an_rnn_base_but_not_an_nn_rnn(kind):
     module = getattr(rnn_ext, kind)(2, 3)
     assert isinstance(module, nn.RNNBase)
     assert not isinstance(module, getattr(nn, kind))
     assert type(module).__name__ == kind
 
 
-def test_forward_takes_nn_rnn_s_arguments_and_optional_ones_behind(kind: str) -> None:
+def test_forward_takes_nn_rnn_s_arguments_and_optional_ones_behind(kind):
     theirs = list(inspect.signature(getattr(nn, kind).forward).parameters.values())
     ours = list(inspect.signature(getattr(rnn_ext, kind).forward).parameters.values())
     assert [(p.name, p.default) for p in ours[: len(theirs)]] == [
@@ -106,14 +102,14 @@ def test_forward_takes_nn_rnn_s_arguments_and_optional_ones_behind(kind: str) ->
     ],
     ids=str,
 )
-def test_positional_arguments_mean_what_they_mean_to_nn_rnn(arguments: tuple[Any, ...]) -> None:
+def test_positional_arguments_mean_what_they_mean_to_nn_rnn(arguments):
     theirs, ours = seeded(nn, "RNN", *arguments), seeded(rnn_ext, "RNN", *arguments)
     assert repr(ours) == repr(theirs)
     assert_same_bits(ours.parameters(), theirs.parameters())
 
 
 @pytest.mark.parametrize(("kind", "options"), OPTIONS, ids=str)
-def test_state_dict_goes_both_ways(options: dict[str, Any], kind: str) -> None:
+def test_state_dict_goes_both_ways(options, kind):
     theirs, ours = getattr(nn, kind)(5, 7, **options), getattr(rnn_ext, kind)(5, 7, **options)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert ours.load_state_dict(theirs.state_dict(), strict=True) == ([], [])
@@ -124,7 +120,7 @@ def test_state_dict_goes_both_ways(options: dict[str, Any], kind: str) -> None:
 
 
 @pytest.mark.parametrize("assign", [False, True])
-def test_loaded_weights_are_used_at_once(assign: bool, kind: str) -> None:
+def test_loaded_weights_are_used_at_once(assign, kind):
     theirs, ours = getattr(nn, kind)(3, 4), getattr(rnn_ext, kind)(3, 4)
     x = torch.randn(5, 2, 3)
     ours(x)
@@ -132,24 +128,24 @@ def test_loaded_weights_are_used_at_once(assign: bool, kind: str) -> None:
     assert_like(flat(ours(x)), flat(theirs(x)))
 
 
-def _scale_data(module: nn.RNNBase) -> None:
+def _scale_data(module):
     module.get_parameter("weight_hh_l0").data.mul_(2)
 
 
-def _replace_parameter(module: nn.RNNBase) -> None:
+def _replace_parameter(module):
     torch.manual_seed(1)
     module.weight_hh_l0 = nn.Parameter(torch.randn(module.weight_hh_l0.shape))
 
 
-def _replace_data(module: nn.RNNBase) -> None:
+def _replace_data(module):
     module.bias_ih_l0.data = torch.ones_like(module.bias_ih_l0)
 
 
-def _write_through_detached(module: nn.RNNBase) -> None:
+def _write_through_detached(module):
     module.get_parameter("weight_ih_l0").detach()[1] = 0.5
 
 
-def _optimizer_step(module: nn.RNNBase) -> None:
+def _optimizer_step(module):
     for parameter in module.parameters():
         parameter.grad = torch.ones_like(parameter)
     torch.optim.SGD(module.parameters(), lr=0.1).step()
@@ -160,9 +156,7 @@ def _optimizer_step(module: nn.RNNBase) -> None:
     [_scale_data, _replace_parameter, _replace_data, _write_through_detached, _optimizer_step],
 )
 @pytest.mark.parametrize("inference", [False, True])
-def test_changed_weights_are_seen_by_the_next_call(
-    change: Callable[[nn.RNNBase], None], inference: bool, kind: str
-) -> None:
+def test_changed_weights_are_seen_by_the_next_call(change, inference, kind):
     theirs, ours = twins(3, 4, kind=kind)
     x = torch.randn(5, 2, 3)
     with torch.inference_mode(inference):
@@ -175,7 +169,7 @@ def test_changed_weights_are_seen_by_the_next_call(
     assert not torch.equal(after[0], before[0])
 
 
-def test_moves_between_dtypes_like_nn_rnn(kind: str) -> None:
+def test_moves_between_dtypes_like_nn_rnn(kind):
     theirs, ours = twins(3, 4, 2, kind=kind)
     x = torch.randn(5, 2, 3, dtype=torch.float64)
     for a, b in zip(flat(ours.double()(x)), flat(theirs.double()(x)), strict=True):
@@ -185,14 +179,14 @@ def test_moves_between_dtypes_like_nn_rnn(kind: str) -> None:
     assert_like(flat(ours.float()(x.float())), flat(theirs.float()(x.float())))
 
 
-def test_flatten_parameters_does_not_move_parameters() -> None:
+def test_flatten_parameters_does_not_move_parameters():
     module = rnn_ext.RNN(3, 4, 2)
     before = [(id(p), p.data_ptr()) for p in module.parameters()]
     assert module.flatten_parameters() is None
     assert [(id(p), p.data_ptr()) for p in module.parameters()] == before
 
 
-def test_built_on_meta_and_materialized(kind: str) -> None:
+def test_built_on_meta_and_materialized(kind):
     theirs, ours = (
         getattr(nn, kind)(3, 4, device="meta"),
         getattr(rnn_ext, kind)(3, 4, device="meta"),
@@ -206,11 +200,11 @@ def test_built_on_meta_and_materialized(kind: str) -> None:
     assert_like(flat(ours(x)), flat(theirs(x)))
 
 
-def _pickled(module: nn.Module) -> Any:
+def _pickled(module):
     return pickle.loads(pickle.dumps(module))
 
 
-def _saved(module: nn.Module) -> Any:
+def _saved(module):
     buffer = io.BytesIO()
     torch.save(module, buffer)
     buffer.seek(0)
@@ -218,9 +212,7 @@ def _saved(module: nn.Module) -> Any:
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, _pickled, _saved])
-def test_copies_compute_the_same_and_share_nothing(
-    duplicate: Callable[[nn.Module], Any], kind: str
-) -> None:
+def test_copies_compute_the_same_and_share_nothing(duplicate, kind):
     module = getattr(rnn_ext, kind)(3, 4, 2, bidirectional=True).eval()
     x = torch.randn(5, 2, 3)
     expected = flat(module(x))
@@ -235,7 +227,7 @@ def test_copies_compute_the_same_and_share_nothing(
     assert_same_bits(flat(twin(x)), expected)
 
 
-def test_functional_call_uses_the_given_weights_and_differentiates_them(kind: str) -> None:
+def test_functional_call_uses_the_given_weights_and_differentiates_them(kind):
     theirs, ours = twins(3, 4, 2, kind=kind)
     x = torch.randn(5, 2, 3)
     grads = []
@@ -254,12 +246,12 @@ class _Counting(nn.Module):
 
     reads = 0
 
-    def forward(self, weight: Tensor) -> Tensor:
+    def forward(self, weight):
         self.reads += 1
         return 2 * weight
 
 
-def test_each_weight_is_read_exactly_once_a_forward(kind: str) -> None:
+def test_each_weight_is_read_exactly_once_a_forward(kind):
     module = getattr(rnn_ext, kind)(3, 4, 2, bidirectional=True)
     counters = {name: _Counting() for name, _ in list(module.named_parameters())}
     for name, counter in counters.items():
@@ -269,28 +261,26 @@ def test_each_weight_is_read_exactly_once_a_forward(kind: str) -> None:
     assert {name: c.reads for name, c in counters.items()} == dict.fromkeys(counters, 1)
 
 
-def _weight_norm(module: nn.RNNBase) -> None:
+def _weight_norm(module):
     parametrizations.weight_norm(module, "weight_hh_l0")
 
 
-def _orthogonal(module: nn.RNNBase) -> None:
+def _orthogonal(module):
     parametrizations.orthogonal(module, "weight_hh_l0")
 
 
-def _old_weight_norm(module: nn.RNNBase) -> None:
+def _old_weight_norm(module):
     nn.utils.weight_norm(module, "weight_hh_l0")
 
 
-def _pruned(module: nn.RNNBase) -> None:
+def _pruned(module):
     torch.manual_seed(2)
     prune.random_unstructured(module, "weight_ih_l0", 0.5)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 @pytest.mark.parametrize("wrap", [_weight_norm, _orthogonal, _old_weight_norm, _pruned])
-def test_reparametrized_weights_work_and_train(
-    wrap: Callable[[nn.RNNBase], None], kind: str
-) -> None:
+def test_reparametrized_weights_work_and_train(wrap, kind):
     theirs, ours = twins(3, 4, kind=kind)
     x = torch.randn(5, 2, 3)
     for module in (theirs, ours):
@@ -311,9 +301,7 @@ def test_reparametrized_weights_work_and_train(
     ids=str,
 )
 @pytest.mark.parametrize("kind", ["GRU", "LSTM"])
-def test_positional_arguments_mean_what_they_mean_to_torch(
-    arguments: tuple[Any, ...], kind: str
-) -> None:
+def test_positional_arguments_mean_what_they_mean_to_torch(arguments, kind):
     theirs, ours = seeded(nn, kind, *arguments), seeded(rnn_ext, kind, *arguments)
     assert repr(ours) == repr(theirs)
     assert_same_bits(ours.parameters(), theirs.parameters())
@@ -321,7 +309,7 @@ def test_positional_arguments_mean_what_they_mean_to_torch(
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported:UserWarning")
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "bias": False}])
-def test_an_lstm_with_a_projection_runs_on_torchs_op(options: dict[str, Any]) -> None:
+def test_an_lstm_with_a_projection_runs_on_torchs_op(options):
     theirs, ours = twins(3, 4, kind="LSTM", proj_size=2, **options)
     assert repr(ours) == repr(theirs)
     x = torch.randn(5, 2, 3)
@@ -329,7 +317,7 @@ def test_an_lstm_with_a_projection_runs_on_torchs_op(options: dict[str, Any]) ->
     assert rnn_ext.explain(ours, x) == "torch's own op: proj_size is not 0"
 
 
-def test_output_views_that_nn_rnn_documents_work() -> None:
+def test_output_views_that_nn_rnn_documents_work():
     """`output.view(seq_len, batch, num_directions, hidden_size)`, and h_n's by layer."""
     module = rnn_ext.RNN(3, 4, 2, bidirectional=True)
     output, h_n = module(torch.randn(5, 7, 3))
@@ -338,7 +326,7 @@ def test_output_views_that_nn_rnn_documents_work() -> None:
     assert_same_bits((directions[-1, :, 0], directions[0, :, 1]), layers[1])
 
 
-def test_batch_first_transposes_input_and_output_but_not_hx(kind: str) -> None:
+def test_batch_first_transposes_input_and_output_but_not_hx(kind):
     theirs, first = twins(3, 4, 2, batch_first=True, kind=kind)
     last = getattr(rnn_ext, kind)(3, 4, 2)
     last.load_state_dict(theirs.state_dict())
@@ -351,7 +339,7 @@ def test_batch_first_transposes_input_and_output_but_not_hx(kind: str) -> None:
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_unbatched_input_is_a_batch_of_one(batch_first: bool, kind: str) -> None:
+def test_unbatched_input_is_a_batch_of_one(batch_first, kind):
     module = getattr(rnn_ext, kind)(3, 4, 2, bidirectional=True, batch_first=batch_first)
     x, hx = torch.randn(5, 3), hx_of(kind, 4, 4)
     batch_dim = 0 if batch_first else 1
@@ -361,9 +349,9 @@ def test_unbatched_input_is_a_batch_of_one(batch_first: bool, kind: str) -> None
     assert_same_bits(flat(module(x, hx)), expected)
 
 
-def test_hooks_run(kind: str) -> None:
+def test_hooks_run(kind):
     module = getattr(rnn_ext, kind)(3, 4)
-    seen: list[str] = []
+    seen = []
     module.register_forward_pre_hook(lambda *_: seen.append("pre"))
     module.register_forward_hook(lambda *_: seen.append("forward"))
     module.register_full_backward_hook(lambda *_: seen.append("backward"))
@@ -371,9 +359,9 @@ def test_hooks_run(kind: str) -> None:
     assert seen == ["pre", "forward", "backward"]
 
 
-def test_a_subclass_may_add_state_before_and_after_init() -> None:
+def test_a_subclass_may_add_state_before_and_after_init():
     class Named(rnn_ext.RNN):
-        def __init__(self, name: str, *args: Any, **kwargs: Any) -> None:
+        def __init__(self, name, *args, **kwargs):
             super().__init__(*args, **kwargs)
             self.label = name
 
@@ -382,7 +370,7 @@ def test_a_subclass_may_add_state_before_and_after_init() -> None:
     assert module(torch.randn(5, 2, 3))[0].shape == (5, 2, 4)
 
 
-def test_a_deleted_weight_is_still_used_as_by_nn_rnn(kind: str) -> None:
+def test_a_deleted_weight_is_still_used_as_by_nn_rnn(kind):
     """Both keep it in `_flat_weights`; the call must use that weight, not freed memory."""
     theirs, ours = twins(3, 4, kind=kind)
     x = torch.randn(5, 2, 3)
@@ -390,14 +378,14 @@ def test_a_deleted_weight_is_still_used_as_by_nn_rnn(kind: str) -> None:
     assert_like(flat(ours(x)), flat(theirs(x)))
 
 
-def test_works_inside_sequential_containers_and_module_lists() -> None:
+def test_works_inside_sequential_containers_and_module_lists():
     class Net(nn.Module):
-        def __init__(self, cls: type[nn.Module]) -> None:
+        def __init__(self, cls):
             super().__init__()
             self.blocks = nn.ModuleList([cls(3, 4), cls(4, 4)])
             self.head = nn.Linear(4, 2)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x):
             for block in self.blocks:
                 x, _ = block(x)
             return self.head(x)

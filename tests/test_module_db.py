@@ -6,9 +6,7 @@ Needs expecttest, which torch's internal test modules import.
 import copy
 import io
 import pickle
-from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +18,7 @@ from torch.testing._internal.common_utils import noncontiguous_like
 
 import rnn_ext
 
-REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
+REPLACEMENTS = {
     getattr(nn, name): getattr(rnn_ext, name)
     for kind in ("RNN", "GRU", "LSTM")
     for name in (kind, f"{kind}Cell")
@@ -28,7 +26,7 @@ REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
 INFOS = {info.module_cls: info for info in module_db if info.module_cls in REPLACEMENTS}
 
 
-def samples(training: bool = True, **options: Any) -> Iterator[Any]:
+def samples(training=True, **options):
     """Every sample: a pair of modules with equal weights, and the arguments of their forward."""
     for theirs, ours in REPLACEMENTS.items():
         info = INFOS[theirs]
@@ -46,7 +44,7 @@ def samples(training: bool = True, **options: Any) -> Iterator[Any]:
             yield *(m.train(training) for m in pair), sample
 
 
-def results(module: nn.Module, sample: Any, contiguous: bool = True) -> list[torch.Tensor]:
+def results(module, sample, contiguous=True):
     """What forward returns, and the gradients of every argument and parameter."""
     args = [noncontiguous(a) if not contiguous else a for a in sample.forward_input.args]
     parts = flat(module(*args, **sample.forward_input.kwargs))
@@ -55,7 +53,7 @@ def results(module: nn.Module, sample: Any, contiguous: bool = True) -> list[tor
     return [*(p.detach() for p in parts), *torch.autograd.grad(parts, wanted, upstream)]
 
 
-def noncontiguous(value: Any) -> Any:
+def noncontiguous(value):
     if type(value) is tuple:
         return tuple(map(noncontiguous, value))
     if isinstance(value, PackedSequence):
@@ -68,9 +66,7 @@ def noncontiguous(value: Any) -> Any:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("contiguous", [True, False])
 @pytest.mark.parametrize("packed", [False, True])
-def test_samples_give_nn_rnns_results_and_gradients(
-    training: bool, contiguous: bool, packed: bool
-) -> None:
+def test_samples_give_nn_rnns_results_and_gradients(training, contiguous, packed):
     count = 0
     for theirs, ours, sample in samples(training, with_packed_sequence=packed):
         assert_close_fp64(results(ours, sample, contiguous), results(theirs, sample))
@@ -78,7 +74,7 @@ def test_samples_give_nn_rnns_results_and_gradients(
     assert count >= (67 if packed else 35)
 
 
-def test_samples_pass_their_own_reference() -> None:
+def test_samples_pass_their_own_reference():
     for _, ours, sample in samples():
         if sample.reference_fn is not None:
             args, kwargs = sample.forward_input.args, sample.forward_input.kwargs
@@ -86,7 +82,7 @@ def test_samples_pass_their_own_reference() -> None:
             assert_close_fp64(flat(ours(*args, **kwargs)), flat(expected))
 
 
-def test_samples_pass_gradcheck_and_gradgradcheck() -> None:
+def test_samples_pass_gradcheck_and_gradgradcheck():
     """Over input, hx and all parameters at once."""
     for _, ours, sample in samples():
         tensors = (*flat(sample.forward_input.args), *ours.parameters())
@@ -94,7 +90,7 @@ def test_samples_pass_gradcheck_and_gradgradcheck() -> None:
         assert torch.autograd.gradgradcheck(as_function(ours), tensors, fast_mode=True)
 
 
-def saved_and_loaded(module: nn.Module) -> nn.Module:
+def saved_and_loaded(module):
     file = io.BytesIO()
     torch.save(module.state_dict(), file)
     file.seek(0)
@@ -105,15 +101,15 @@ def saved_and_loaded(module: nn.Module) -> nn.Module:
     return copied
 
 
-def through_float_and_back(module: nn.Module) -> nn.Module:
+def through_float_and_back(module):
     return copy.deepcopy(module).to(torch.float32).to(torch.float64)
 
 
-def in_memory_formats(module: nn.Module) -> nn.Module:
+def in_memory_formats(module):
     return copy.deepcopy(module).to(memory_format=torch.channels_last)
 
 
-def emptied_and_filled(module: nn.Module) -> nn.Module:
+def emptied_and_filled(module):
     empty = copy.deepcopy(module).to("meta").to_empty(device="cpu")
     empty.load_state_dict(module.state_dict())
     return empty
@@ -130,8 +126,8 @@ CHANGES = (
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_samples_survive_copying_moving_and_pickling(
-    change: Callable[[nn.Module], nn.Module],
-) -> None:
+    change,
+):
     for theirs, ours, sample in samples():
         changed = change(ours)
         assert type(changed) is type(ours)
@@ -140,9 +136,7 @@ def test_samples_survive_copying_moving_and_pickling(
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_samples_are_built_on_the_device_and_in_the_dtype_requested(
-    device: str, dtype: torch.dtype
-) -> None:
+def test_samples_are_built_on_the_device_and_in_the_dtype_requested(device, dtype):
     for _, ours, sample in samples():
         args, kwargs = sample.constructor_input.args, sample.constructor_input.kwargs
         by_arguments = type(ours)(*args, **kwargs, device=device, dtype=dtype)
@@ -152,7 +146,7 @@ def test_samples_are_built_on_the_device_and_in_the_dtype_requested(
             assert {(p.device.type, p.dtype) for p in module.parameters()} == {(device, dtype)}
 
 
-def test_forward_depends_on_the_mode_exactly_where_torchs_does() -> None:
+def test_forward_depends_on_the_mode_exactly_where_torchs_does():
     """As PyTorch tests it: without the attribute `training`, such a module fails."""
     for theirs, ours, sample in samples():
         errors = []
@@ -162,7 +156,7 @@ def test_forward_depends_on_the_mode_exactly_where_torchs_does() -> None:
         assert errors == [AttributeError if isinstance(theirs, nn.RNNBase) else None] * 2
 
 
-def test_error_samples_raise_nn_rnns_errors() -> None:
+def test_error_samples_raise_nn_rnns_errors():
     for theirs, ours in REPLACEMENTS.items():
         info = INFOS[theirs]
         for sample in info.module_error_inputs_func(
@@ -171,7 +165,7 @@ def test_error_samples_raise_nn_rnns_errors() -> None:
             given = sample.module_error_input
             constructor, forward = given.constructor_input, given.forward_input
 
-            def call(cls: type[nn.Module], constructor=constructor, forward=forward) -> Any:
+            def call(cls, constructor=constructor, forward=forward):
                 module = cls(*constructor.args, **constructor.kwargs)
                 return module(*forward.args, **forward.kwargs)
 

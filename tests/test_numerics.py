@@ -5,10 +5,8 @@ import itertools
 import math
 import os
 import subprocess
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mpmath
 import pytest
@@ -16,7 +14,6 @@ import torch
 from support import PLANS, SIZES, leaves, same_bits, twins, using_threads
 from support.floats import all_classes, from_bits, ulps
 from support.reference import reference_rnn
-from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.cpp_extension import include_paths
 
@@ -24,14 +21,14 @@ import rnn_ext
 from rnn_ext.functional import rnn
 
 
-def phi_of_column(x: Tensor, nonlinearity: str = "tanh") -> Tensor:
+def phi_of_column(x, nonlinearity="tanh"):
     """phi(x) elementwise: one time step of one unit, each value a batch row, weight 1."""
     one, zero = torch.ones(1, 1, dtype=x.dtype), torch.zeros(1, 1, dtype=x.dtype)
     output, _ = rnn(x.view(1, -1, 1), None, [one, zero], nonlinearity=nonlinearity, bias=False)
     return output.view(-1)
 
 
-def phi_of_row(x: Tensor, width: int, nonlinearity: str = "tanh") -> Tensor:
+def phi_of_row(x, width, nonlinearity="tanh"):
     """phi(x) elementwise, `width` values side by side in the hidden state: whole vectors and tails.
 
     The values come in as a bias, so that infinities meet no other term.
@@ -50,17 +47,17 @@ def phi_of_row(x: Tensor, width: int, nonlinearity: str = "tanh") -> Tensor:
     return torch.cat(rows)
 
 
-def random_bits(count: int) -> Tensor:
+def random_bits(count):
     return from_bits(torch.randint(-(1 << 31), 1 << 31, (count,)))
 
 
-def interesting(count: int) -> Tensor:
+def interesting(count):
     """Values where tanh is neither x nor 1."""
     magnitude = torch.exp2(torch.empty(count).uniform_(-14, 4))
     return magnitude * (torch.randint(2, (count,)) * 2 - 1)
 
 
-def assert_tanh(actual: Tensor, x: Tensor) -> None:
+def assert_tanh(actual, x):
     nan = x.isnan()
     assert torch.equal(actual.isnan(), nan)
     y, x = actual[~nan], x[~nan]
@@ -73,25 +70,25 @@ def assert_tanh(actual: Tensor, x: Tensor) -> None:
     assert bool((y[x < -10] == -1).all())
 
 
-def test_tanh_is_within_two_ulp_on_every_class_of_floats(isa: str) -> None:
+def test_tanh_is_within_two_ulp_on_every_class_of_floats(isa):
     x = torch.cat([all_classes(), interesting(1_000_000), random_bits(1_000_000)])
     assert_tanh(phi_of_column(x), x)
 
 
 @pytest.mark.parametrize("width", [3, 16, 64, 113])
-def test_tanh_is_within_two_ulp_in_vectors_and_their_tails(width: int, isa: str) -> None:
+def test_tanh_is_within_two_ulp_in_vectors_and_their_tails(width, isa):
     x = torch.cat([all_classes()[:: 257 // min(width, 16)], interesting(width * 20)])
     assert_tanh(phi_of_row(x, width)[: len(x)], x)
 
 
-def test_tanh_is_odd_to_the_bit(isa: str) -> None:
+def test_tanh_is_odd_to_the_bit(isa):
     x = torch.cat([all_classes(), interesting(100_000)]).nan_to_num(1.0)
     y, negated = phi_of_column(x), phi_of_column(-x)
     nonzero = x != 0  # a sum of products does not keep the sign of a zero
     assert same_bits(negated[nonzero], -y[nonzero])
 
 
-def test_columns_and_rows_round_alike(isa: str) -> None:
+def test_columns_and_rows_round_alike(isa):
     """The same value gives the same bits in a vector, in its tail and alone."""
     x = interesting(16 * 67)
     expected = phi_of_column(x)
@@ -100,14 +97,14 @@ def test_columns_and_rows_round_alike(isa: str) -> None:
 
 
 @pytest.mark.slow
-def test_tanh_is_within_two_ulp_on_all_floats(isa: str) -> None:
+def test_tanh_is_within_two_ulp_on_all_floats(isa):
     chunk = 1 << 24
     for start in range(-(1 << 31), 1 << 31, chunk):
         x = from_bits(torch.arange(start, start + chunk))
         assert_tanh(phi_of_column(x), x)
 
 
-def test_fp64_tanh_is_exact_to_a_few_ulp(isa: str) -> None:
+def test_fp64_tanh_is_exact_to_a_few_ulp(isa):
     magnitude = torch.exp2(torch.empty(2000, dtype=torch.float64).uniform_(-60, 6))
     x = torch.cat([magnitude, -magnitude, torch.tensor([0.0, 5e-324, 1e-310, 709.0, 1e308])])
     with mpmath.workprec(120):
@@ -119,7 +116,7 @@ def test_fp64_tanh_is_exact_to_a_few_ulp(isa: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_relu_passes_every_float_as_nn_rnn_does(dtype: torch.dtype, isa: str) -> None:
+def test_relu_passes_every_float_as_nn_rnn_does(dtype, isa):
     x = all_classes().to(dtype)
     y = phi_of_column(x, "relu")
     assert torch.equal(y.isnan(), x.isnan())
@@ -129,7 +126,7 @@ def test_relu_passes_every_float_as_nn_rnn_does(dtype: torch.dtype, isa: str) ->
     assert torch.equal(rows.nan_to_num(-1.0), y.nan_to_num(-1.0))
 
 
-def test_denormals_pass_through_the_products(isa: str) -> None:
+def test_denormals_pass_through_the_products(isa):
     x = from_bits(torch.randint(1, 1 << 23, (3, 4, 5)))
     w_ih, w_hh = torch.eye(5).repeat(4, 1)[:17], torch.zeros(17, 17)
     output, _ = rnn(x, None, [w_ih, w_hh], nonlinearity="relu", bias=False)
@@ -147,7 +144,7 @@ class Poison:
     given: bool
     packed: bool
 
-    def __str__(self) -> str:
+    def __str__(self):
         options = [
             self.place,
             str(self.value),
@@ -159,7 +156,7 @@ class Poison:
         return "-".join(options)
 
 
-def _poisons() -> Iterator[Poison]:
+def _poisons():
     options = itertools.cycle(itertools.product((False, True), (True, False), (False, True)))
     places = (
         "input",
@@ -178,7 +175,7 @@ def _poisons() -> Iterator[Poison]:
             yield Poison(place, value, nonlinearity, two_way, given or place == "hx", packed)
 
 
-def poisoned(module: nn.RNNBase, poison: Poison) -> dict[str, Tensor]:
+def poisoned(module, poison):
     """Every result and gradient of a call with the poison in it."""
     torch.manual_seed(11)
     states = 2 * (1 + poison.bidirectional)
@@ -210,20 +207,20 @@ def poisoned(module: nn.RNNBase, poison: Poison) -> dict[str, Tensor]:
 
 
 @functools.cache
-def poisoned_nn_rnn(poison: Poison) -> dict[str, Tensor]:
+def poisoned_nn_rnn(poison):
     """nn.RNN's results, the same at every ISA level of ours."""
     with using_threads(1):
         return poisoned(poisoned_twins(poison)[0], poison)
 
 
-def poisoned_twins(poison: Poison) -> tuple[nn.RNN, rnn_ext.RNN]:
+def poisoned_twins(poison):
     torch.manual_seed(12)
     options = {"nonlinearity": poison.nonlinearity, "bidirectional": poison.bidirectional}
     return twins(17, 33, 2, **options)
 
 
 @pytest.mark.parametrize("poison", list(_poisons()), ids=str)
-def test_nan_and_infinity_propagate_as_in_nn_rnn(poison: Poison, isa: str) -> None:
+def test_nan_and_infinity_propagate_as_in_nn_rnn(poison, isa):
     expected = poisoned_nn_rnn(poison)
     if math.isnan(poison.value):  # an infinite bias only saturates its unit
         assert any(t.isnan().any() for t in expected.values())
@@ -238,15 +235,13 @@ def test_nan_and_infinity_propagate_as_in_nn_rnn(poison: Poison, isa: str) -> No
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize("batch", [2, 5, 16, 33])
-def test_a_nan_stays_in_its_batch_row(
-    batch: int, nonlinearity: str, dtype: torch.dtype, isa: str
-) -> None:
+def test_a_nan_stays_in_its_batch_row(batch, nonlinearity, dtype, isa):
     module = rnn_ext.RNN(9, 33, 2, nonlinearity=nonlinearity, bidirectional=True, dtype=dtype)
     x, hx = torch.randn(7, batch, 9, dtype=dtype), torch.randn(4, batch, 33, dtype=dtype)
     bad = batch // 2
     others = [row for row in range(batch) if row != bad]
 
-    def results(x: Tensor) -> tuple[Tensor, ...]:
+    def results(x):
         x, h = leaves(x, hx)
         output, h_n = module(x, h)
         return (output, h_n, *torch.autograd.grad(output.sum() + h_n.sum(), [x, h]))
@@ -260,7 +255,7 @@ def test_a_nan_stays_in_its_batch_row(
         assert same_bits(after[:, others], before[:, others])
 
 
-def test_saturated_units_have_exact_states_and_zero_gradients(isa: str) -> None:
+def test_saturated_units_have_exact_states_and_zero_gradients(isa):
     module = rnn_ext.RNN(3, 33)
     module.get_parameter("weight_ih_l0").data.fill_(1e30)
     x = torch.tensor([1.0, -1.0]).view(2, 1, 1).expand(2, 4, 3).contiguous().requires_grad_()
@@ -270,7 +265,7 @@ def test_saturated_units_have_exact_states_and_zero_gradients(isa: str) -> None:
     assert not grad.any()
 
 
-def test_sums_that_overflow_saturate_like_nn_rnn(isa: str) -> None:
+def test_sums_that_overflow_saturate_like_nn_rnn(isa):
     theirs, ours = twins(40, 33)
     theirs.get_parameter("weight_ih_l0").data.fill_(3e38)
     ours.load_state_dict(theirs.state_dict())
@@ -281,7 +276,7 @@ def test_sums_that_overflow_saturate_like_nn_rnn(isa: str) -> None:
 
 @pytest.mark.parametrize("batch_sizes", [None, [7, 7, 4, 1, 1]], ids=["padded", "packed"])
 @pytest.mark.parametrize("index", range(len(SIZES)), ids=map(str, SIZES))
-def test_sums_of_integers_are_exact(index: int, batch_sizes: list[int] | None, isa: str) -> None:
+def test_sums_of_integers_are_exact(index, batch_sizes, isa):
     """relu on small integers never rounds: every element of every result must be exact."""
     hidden_size, input_size, batch = (SIZES[index * k % len(SIZES)] for k in (1, 3, 5))
     sizes = None if batch_sizes is None else torch.tensor(batch_sizes)
@@ -291,7 +286,7 @@ def test_sums_of_integers_are_exact(index: int, batch_sizes: list[int] | None, i
     hx = torch.randint(-1, 2, (2, states, hidden_size))
     weights = [w for _ in range(2) for w in integer_weights(input_size, hidden_size)]
 
-    def results(forward: Callable[..., Any], dtype: torch.dtype) -> list[Tensor]:
+    def results(forward, dtype):
         inputs = leaves(*(t.to(dtype) for t in (x, hx, *weights)))
         output, h_n = forward(
             inputs[0],
@@ -313,7 +308,7 @@ def test_sums_of_integers_are_exact(index: int, batch_sizes: list[int] | None, i
             assert torch.equal(got.double(), want)
 
 
-def integer_weights(input_size: int, hidden_size: int) -> list[Tensor]:
+def integer_weights(input_size, hidden_size):
     """One direction's weights: a signed permutation as weight_hh, so that states grow slowly."""
     signs = torch.randint(2, (hidden_size, 1)) * 2 - 1
     w_hh = torch.eye(hidden_size, dtype=torch.int64)[torch.randperm(hidden_size)] * signs
@@ -321,7 +316,7 @@ def integer_weights(input_size: int, hidden_size: int) -> list[Tensor]:
     return [w_ih, w_hh, *torch.randint(-1, 2, (2, hidden_size))]
 
 
-def test_a_hundred_thousand_steps_count_to_a_hundred_thousand(isa: str) -> None:
+def test_a_hundred_thousand_steps_count_to_a_hundred_thousand(isa):
     steps = 100_000
     one = torch.ones(1, 1)
     x, w_ih, w_hh = leaves(torch.ones(steps, 1, 1), one, one)
@@ -332,7 +327,7 @@ def test_a_hundred_thousand_steps_count_to_a_hundred_thousand(isa: str) -> None:
     assert d_w_ih.item() == steps
 
 
-def test_relu_gradient_at_zero_is_zero_as_in_nn_rnn(isa: str) -> None:
+def test_relu_gradient_at_zero_is_zero_as_in_nn_rnn(isa):
     theirs, ours = twins(3, 5, nonlinearity="relu", bias=False)
     for module in (theirs, ours):
         (x,) = leaves(torch.zeros(4, 2, 3))
@@ -340,7 +335,7 @@ def test_relu_gradient_at_zero_is_zero_as_in_nn_rnn(isa: str) -> None:
         assert not any(g.any() for g in grads)
 
 
-def test_fast_math_is_refused() -> None:
+def test_fast_math_is_refused():
     source = Path(__file__).parents[1] / "csrc" / "cpu" / "kernels_generic.cpp"
     command = [
         os.environ.get("CXX", "c++"),

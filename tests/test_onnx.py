@@ -3,12 +3,10 @@
 Needs onnxscript and onnxruntime (`make test-extras`).
 """
 
-from typing import Any
-
 import pytest
 import torch
 from support import assert_like, flat, hx_of
-from torch import Tensor, nn
+from torch import nn
 from torch.export import Dim
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
@@ -25,7 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights:UserWarning"),
 ]
 
-LAYERS: list[dict[str, Any]] = [
+LAYERS = [
     {},
     {"num_layers": 2, "bidirectional": True, "nonlinearity": "relu", "batch_first": True},
     {"num_layers": 2, "bias": False},
@@ -33,7 +31,7 @@ LAYERS: list[dict[str, Any]] = [
 WAYS = ("module", "program")
 
 
-def export(way: str, model: nn.Module, args: tuple[Tensor, ...], sizes: Any) -> Any:
+def export(way, model, args, sizes):
     """The model itself, or an ExportedProgram of it, as an ONNX program."""
     if way == "module":
         return torch.onnx.export(
@@ -46,21 +44,21 @@ def export(way: str, model: nn.Module, args: tuple[Tensor, ...], sizes: Any) -> 
     )
 
 
-def names(args: tuple[Tensor, ...]) -> list[str]:
+def names(args):
     return ["x", "hx"][: len(args)]
 
 
-def run(exported: Any, args: tuple[Tensor, ...]) -> list[Tensor]:
+def run(exported, args):
     session = onnxruntime.InferenceSession(exported.model_proto.SerializeToString())
     feed = dict(zip(names(args), (t.numpy() for t in args), strict=True))
     return [torch.from_numpy(result) for result in session.run(None, feed)]
 
 
-def operators(exported: Any) -> list[str]:
+def operators(exported):
     return [node.op_type for node in exported.model.graph]
 
 
-def arguments(module: rnn_ext.RNN, seq_len: int, batch: int, given: bool) -> tuple[Tensor, ...]:
+def arguments(module, seq_len, batch, given):
     x = torch.randn(*((batch, seq_len) if module.batch_first else (seq_len, batch)), 5)
     states = module.num_layers * (1 + module.bidirectional)
     return (x, torch.randn(states, batch, 6)) if given else (x,)
@@ -69,9 +67,7 @@ def arguments(module: rnn_ext.RNN, seq_len: int, batch: int, given: bool) -> tup
 @pytest.mark.parametrize("given", [False, True], ids=["hx None", "hx given"])
 @pytest.mark.parametrize("options", LAYERS, ids=str)
 @pytest.mark.parametrize("way", WAYS)
-def test_a_layer_is_one_node_that_serves_all_lengths_and_batches(
-    way: str, options: dict[str, Any], given: bool
-) -> None:
+def test_a_layer_is_one_node_that_serves_all_lengths_and_batches(way, options, given):
     module = rnn_ext.RNN(5, 6, **options).eval()
     seq_len, batch = Dim("seq_len"), Dim("batch")
     axes = (batch, seq_len) if module.batch_first else (seq_len, batch)
@@ -88,12 +84,12 @@ def test_a_layer_is_one_node_that_serves_all_lengths_and_batches(
     "options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}], ids=str
 )
 @pytest.mark.parametrize("kind", ["GRU", "LSTM"])
-def test_a_gated_layer_is_one_node_too(kind: str, options: dict[str, Any], given: bool) -> None:
+def test_a_gated_layer_is_one_node_too(kind, options, given):
     module = getattr(rnn_ext, kind)(5, 6, **options).eval()
     seq_len, batch = Dim("seq_len"), Dim("batch")
     states = module.num_layers * (1 + module.bidirectional)
 
-    def drawn(seq_len: int, batch: int) -> tuple[Any, ...]:
+    def drawn(seq_len, batch):
         x = torch.randn(seq_len, batch, 5)
         return (x, hx_of(kind, states, batch, 6)) if given else (x,)
 
@@ -110,7 +106,7 @@ def test_a_gated_layer_is_one_node_too(kind: str, options: dict[str, Any], given
 
 
 @pytest.mark.parametrize("kind", ["GRU", "LSTM"])
-def test_a_gated_cell_is_a_node_of_one_step(kind: str) -> None:
+def test_a_gated_cell_is_a_node_of_one_step(kind):
     cell = getattr(rnn_ext, f"{kind}Cell")(5, 6).eval()
     x = torch.randn(3, 5)
     exported = torch.onnx.export(cell, (x,), dynamo=True, verbose=False)
@@ -120,7 +116,7 @@ def test_a_gated_cell_is_a_node_of_one_step(kind: str) -> None:
     assert_like(map(torch.from_numpy, found), flat(cell(x)))
 
 
-def test_a_program_with_a_gated_layer_asks_for_the_model() -> None:
+def test_a_program_with_a_gated_layer_asks_for_the_model():
     program = torch.export.export(rnn_ext.GRU(5, 6), (torch.randn(4, 3, 5),))
     table = rnn_ext.onnx.translation_table()
     with pytest.raises(torch.onnx.errors.OnnxExporterError) as caught:
@@ -128,12 +124,12 @@ def test_a_program_with_a_gated_layer_asks_for_the_model() -> None:
     assert "give torch.onnx.export the model itself" in str(root_cause(caught.value))
 
 
-def root_cause(error: BaseException) -> BaseException:
+def root_cause(error):
     return root_cause(error.__cause__) if error.__cause__ else error
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_cell_is_a_node_of_one_step(way: str) -> None:
+def test_a_cell_is_a_node_of_one_step(way):
     cell = rnn_ext.RNNCell(5, 6, nonlinearity="relu").eval()
     batch = {0: Dim("batch")}
     exported = export(way, cell, (torch.randn(3, 5), torch.randn(3, 6)), (batch, batch))
@@ -143,15 +139,15 @@ def test_a_cell_is_a_node_of_one_step(way: str) -> None:
 
 
 class _OnPackedData(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.rnn = rnn_ext.RNN(5, 6)
 
-    def forward(self, data: Tensor, hx: Tensor, batch_sizes: Tensor) -> Tensor:
+    def forward(self, data, hx, batch_sizes):
         return self.rnn(PackedSequence(data, batch_sizes), hx)[0].data
 
 
-def test_rejects_packed_input() -> None:
+def test_rejects_packed_input():
     args = torch.randn(6, 5), torch.randn(1, 3, 6), torch.tensor([3, 2, 1])
     program = torch.export.export(_OnPackedData(), args)
     table = rnn_ext.onnx.translation_table()
@@ -161,7 +157,7 @@ def test_rejects_packed_input() -> None:
     assert cause.startswith("ONNX has no packed sequences: export a model that")
 
 
-def test_nn_rnn_is_unrolled_for_one_length() -> None:
+def test_nn_rnn_is_unrolled_for_one_length():
     """The row of the table of features."""
     module = nn.RNN(5, 6).eval()
     sizes = ({0: Dim("seq_len"), 1: Dim("batch")},)

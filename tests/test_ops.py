@@ -2,14 +2,11 @@
 
 import ctypes
 import itertools
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from support import assert_close_fp64, assert_same_bits, layer_weights, leaves
 from support.reference import reference_rnn
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import rnn_ext
@@ -25,13 +22,13 @@ BATCH_SIZES = torch.tensor([3, 3, 1, 1])
 
 
 def forward_arguments(
-    nonlinearity: str = "tanh",
-    bias: bool = True,
-    bidirectional: bool = False,
-    given: bool = True,
-    packed: bool = False,
-    dtype: torch.dtype = torch.float64,
-) -> tuple[Any, ...]:
+    nonlinearity="tanh",
+    bias=True,
+    bidirectional=False,
+    given=True,
+    packed=False,
+    dtype=torch.float64,
+):
     """Arguments of `rnn_forward`: T = 4, B = 3, I = 5, H = 6, all wanting gradients."""
     weights = layer_weights(5, 6, bias=bias, bidirectional=bidirectional, dtype=dtype)
     x = torch.randn(*((8,) if packed else (4, 3)), 5, dtype=dtype)
@@ -41,7 +38,7 @@ def forward_arguments(
     return x, hx, weights, sizes, nonlinearity, bidirectional
 
 
-def backward_arguments(*args: Any, mask: list[bool] | None = None) -> tuple[Any, ...]:
+def backward_arguments(*args, mask=None):
     """Arguments of `rnn_backward` for the call `rnn_forward(*args)`, wanting no gradients."""
     x, hx, weights, *rest = args
     x, hx = x.detach(), None if hx is None else hx.detach()
@@ -62,7 +59,7 @@ def backward_arguments(*args: Any, mask: list[bool] | None = None) -> tuple[Any,
     )
 
 
-SAMPLES: list[dict[str, Any]] = [
+SAMPLES = [
     {},
     {"dtype": torch.float32, "nonlinearity": "relu"},
     {"bias": False, "given": False},
@@ -75,7 +72,7 @@ SAMPLES: list[dict[str, Any]] = [
 ]
 
 
-def test_schemas_are_those_of_the_contract() -> None:
+def test_schemas_are_those_of_the_contract():
     assert str(rnn_forward.default._schema) == (
         "rnn_ext::rnn_forward(Tensor input, Tensor? hx, Tensor[] weights, Tensor? batch_sizes, "
         "str nonlinearity, bool bidirectional) -> (Tensor output, Tensor h_n)"
@@ -88,19 +85,19 @@ def test_schemas_are_those_of_the_contract() -> None:
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
-def test_opcheck_of_forward(sample: dict[str, Any]) -> None:
+def test_opcheck_of_forward(sample):
     torch.library.opcheck(rnn_forward.default, forward_arguments(**sample))
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
-def test_opcheck_of_backward(sample: dict[str, Any]) -> None:
+def test_opcheck_of_backward(sample):
     args = backward_arguments(*forward_arguments(**sample))
     torch.library.opcheck(rnn_backward.default, args)
     torch.library.opcheck(rnn_backward.default, (None, *args[1:]))
     torch.library.opcheck(rnn_backward.default, (args[0], None, *args[2:]))
 
 
-def test_opcheck_of_non_contiguous_arguments() -> None:
+def test_opcheck_of_non_contiguous_arguments():
     x, hx, weights, *rest = forward_arguments()
     x = x.detach().permute(2, 1, 0).contiguous().permute(2, 1, 0)
     hx = hx.detach()[:, :1].expand(-1, 3, -1)
@@ -111,7 +108,7 @@ def test_opcheck_of_non_contiguous_arguments() -> None:
     torch.library.opcheck(rnn_backward.default, (expanded, *args[1:]))
 
 
-def cell_arguments(*args: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def cell_arguments(*args):
     """Arguments of both ops of the cell from `rnn_forward`'s, for its first time step."""
     x, hx, weights, _, nonlinearity, _ = args
     x, hx = x.detach()[0], None if hx is None else hx.detach()[0]
@@ -125,26 +122,26 @@ ONE_WAY = [s for s in SAMPLES if not {"packed", "bidirectional"} & set(s)]
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
-def test_opcheck_of_the_ops_without_autograd(sample: dict[str, Any]) -> None:
+def test_opcheck_of_the_ops_without_autograd(sample):
     args = _f(**sample)
     opcheck_below_autograd(torch.ops.rnn_ext._rnn_forward, args)
     opcheck_below_autograd(torch.ops.rnn_ext._rnn_backward, backward_arguments(*args))
 
 
 @pytest.mark.parametrize("sample", ONE_WAY, ids=str)
-def test_opcheck_of_the_cell(sample: dict[str, Any]) -> None:
+def test_opcheck_of_the_cell(sample):
     forward, backward = cell_arguments(*forward_arguments(**sample))
     opcheck_below_autograd(cell_forward, forward)
     opcheck_below_autograd(cell_backward, backward)
 
 
-def opcheck_below_autograd(op: Any, args: tuple[Any, ...]) -> None:
+def opcheck_below_autograd(op, args):
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(op.default, args, test_utils=checks)
 
 
 @pytest.mark.parametrize("sample", ONE_WAY, ids=str)
-def test_the_cell_has_the_bits_of_a_layer_of_one_step(sample: dict[str, Any], isa: str) -> None:
+def test_the_cell_has_the_bits_of_a_layer_of_one_step(sample, isa):
     forward, backward = cell_arguments(*forward_arguments(**sample))
     x, hx, weights, nonlinearity = forward
     grad, *_, output, _, mask = backward
@@ -158,7 +155,7 @@ def test_the_cell_has_the_bits_of_a_layer_of_one_step(sample: dict[str, Any], is
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
-def test_forward_is_one_layer_of_the_functional_form(sample: dict[str, Any]) -> None:
+def test_forward_is_one_layer_of_the_functional_form(sample):
     x, hx, weights, sizes, nonlinearity, bidirectional = forward_arguments(**sample)
     expected = rnn(
         x,
@@ -174,7 +171,7 @@ def test_forward_is_one_layer_of_the_functional_form(sample: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("sample", [s for s in SAMPLES if "dtype" not in s], ids=str)
-def test_forward_has_autograd_of_its_own(sample: dict[str, Any]) -> None:
+def test_forward_has_autograd_of_its_own(sample):
     x, hx, weights, sizes, nonlinearity, bidirectional = forward_arguments(**sample)
     wanted = [x, *weights, *([] if hx is None else [hx])]
     expected = reference_rnn(
@@ -196,7 +193,7 @@ def test_forward_has_autograd_of_its_own(sample: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_backward_returns_the_masked_gradients_in_order(packed: bool, bidirectional: bool) -> None:
+def test_backward_returns_the_masked_gradients_in_order(packed, bidirectional):
     args = forward_arguments(packed=packed, bidirectional=bidirectional)
     everything = backward_arguments(*args)
     full = rnn_backward(*everything)
@@ -211,7 +208,7 @@ def test_backward_returns_the_masked_gradients_in_order(packed: bool, bidirectio
         assert_close_fp64(some, wanted)
 
 
-def test_absent_upstream_gradients_count_as_zero() -> None:
+def test_absent_upstream_gradients_count_as_zero():
     args = backward_arguments(*forward_arguments(bidirectional=True))
     zero_output, zero_h_n = torch.zeros_like(args[0]), torch.zeros_like(args[1])
     assert_same_bits(rnn_backward(None, *args[1:]), rnn_backward(zero_output, *args[1:]))
@@ -222,7 +219,7 @@ def test_absent_upstream_gradients_count_as_zero() -> None:
         assert not gradient.any()
 
 
-def test_ops_leave_their_arguments_as_they_were() -> None:
+def test_ops_leave_their_arguments_as_they_were():
     args = forward_arguments(packed=True)
     before = [args[0].clone(), args[1].clone(), *(w.clone() for w in args[2])]
     backward = backward_arguments(*args)
@@ -234,7 +231,7 @@ def test_ops_leave_their_arguments_as_they_were() -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_fake_kernels_give_shapes_dtype_and_device_without_data(packed: bool) -> None:
+def test_fake_kernels_give_shapes_dtype_and_device_without_data(packed):
     real_args = forward_arguments(packed=packed, bidirectional=True, dtype=torch.float32)
     real = rnn_forward(*real_args)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -246,7 +243,7 @@ def test_fake_kernels_give_shapes_dtype_and_device_without_data(packed: bool) ->
         assert (a.shape, a.dtype, a.device, a.stride()) == (b.shape, b.dtype, b.device, b.stride())
 
 
-def test_meta_tensors_give_meta_results() -> None:
+def test_meta_tensors_give_meta_results():
     x, hx, weights, *rest = forward_arguments()
     meta = [t.detach().to("meta") for t in (x, hx, *weights)]
     output, h_n = rnn_forward(meta[0], meta[1], meta[2:], *rest)
@@ -256,19 +253,19 @@ def test_meta_tensors_give_meta_results() -> None:
     assert h_n.shape == (1, 3, 6)
 
 
-def _replaced(args: tuple[Any, ...], index: int, value: Any) -> tuple[Any, ...]:
+def _replaced(args, index, value):
     return (*args[:index], value, *args[index + 1 :])
 
 
-def _weight(args: tuple[Any, ...], index: int, value: Tensor) -> tuple[Any, ...]:
+def _weight(args, index, value):
     return _replaced(args, 2, _replaced(tuple(args[2]), index, value))
 
 
-def zeros(*shape: int) -> Tensor:
+def zeros(*shape):
     return torch.zeros(shape, dtype=torch.float64)
 
 
-UNSAFE_FORWARDS: dict[str, Callable[[], tuple[Any, ...]]] = {
+UNSAFE_FORWARDS = {
     "input of another width": lambda: _replaced(_f(), 0, zeros(4, 3, 7)),
     "2-D input, not packed": lambda: _replaced(_f(), 0, zeros(4, 5)),
     "4-D input": lambda: _replaced(_f(), 0, zeros(4, 3, 5, 1)),
@@ -305,25 +302,23 @@ UNSAFE_FORWARDS: dict[str, Callable[[], tuple[Any, ...]]] = {
 }
 
 
-def _f(**options: Any) -> tuple[Any, ...]:
+def _f(**options):
     x, hx, weights, *rest = forward_arguments(**options)
     hx = None if hx is None else hx.detach()
     return x.detach(), hx, [w.detach() for w in weights], *rest
 
 
-def _p() -> tuple[Any, ...]:
+def _p():
     return _f(packed=True)
 
 
 @pytest.mark.parametrize("make", UNSAFE_FORWARDS.values(), ids=UNSAFE_FORWARDS)
-def test_forward_rejects_arguments_that_would_leave_its_memory(
-    make: Callable[[], tuple[Any, ...]],
-) -> None:
+def test_forward_rejects_arguments_that_would_leave_its_memory(make):
     with pytest.raises(RuntimeError):
         rnn_forward(*make())
 
 
-UNSAFE_CELLS: dict[str, Callable[[tuple[Any, ...]], tuple[Any, ...]]] = {
+UNSAFE_CELLS = {
     "input of another width": lambda a: _replaced(a, 0, zeros(3, 7)),
     "3-D input": lambda a: _replaced(a, 0, zeros(1, 3, 5)),
     "1-D input": lambda a: _replaced(a, 0, zeros(5)),
@@ -336,9 +331,7 @@ UNSAFE_CELLS: dict[str, Callable[[tuple[Any, ...]], tuple[Any, ...]]] = {
 
 
 @pytest.mark.parametrize("damage", UNSAFE_CELLS.values(), ids=UNSAFE_CELLS)
-def test_the_cell_rejects_arguments_that_would_leave_its_memory(
-    damage: Callable[[tuple[Any, ...]], tuple[Any, ...]],
-) -> None:
+def test_the_cell_rejects_arguments_that_would_leave_its_memory(damage):
     forward, backward = cell_arguments(*forward_arguments())
     grad, *_, output, _, mask = backward
     x, hx, weights, nonlinearity = damage(forward)
@@ -350,7 +343,7 @@ def test_the_cell_rejects_arguments_that_would_leave_its_memory(
         cell_backward(grad[:2], *backward[1:])
 
 
-UNSAFE_BACKWARDS: dict[str, Callable[[tuple[Any, ...]], tuple[Any, ...]]] = {
+UNSAFE_BACKWARDS = {
     "grad_output of fewer steps": lambda a: _replaced(a, 0, a[0][1:]),
     "grad_output of another width": lambda a: _replaced(a, 0, a[0][..., :5]),
     "grad_output of another dtype": lambda a: _replaced(a, 0, a[0].float()),
@@ -369,15 +362,13 @@ UNSAFE_BACKWARDS: dict[str, Callable[[tuple[Any, ...]], tuple[Any, ...]]] = {
 
 
 @pytest.mark.parametrize("damage", UNSAFE_BACKWARDS.values(), ids=UNSAFE_BACKWARDS)
-def test_backward_rejects_arguments_that_would_leave_its_memory(
-    damage: Callable[[tuple[Any, ...]], tuple[Any, ...]],
-) -> None:
+def test_backward_rejects_arguments_that_would_leave_its_memory(damage):
     args = backward_arguments(*forward_arguments())
     with pytest.raises(RuntimeError):
         rnn_backward(*damage(args))
 
 
-def test_accepts_empty_batches_and_features() -> None:
+def test_accepts_empty_batches_and_features():
     weights = layer_weights(5, 6)
     output, h_n = rnn_forward(torch.zeros(4, 0, 5), None, weights, None, "tanh", False)
     assert output.shape == (4, 0, 6)
@@ -390,10 +381,10 @@ def test_accepts_empty_batches_and_features() -> None:
     torch.testing.assert_close(output.double(), expected, rtol=0, atol=1e-6)
 
 
-def test_a_larger_call_reads_and_writes_inside_its_tensors() -> None:
+def test_a_larger_call_reads_and_writes_inside_its_tensors():
     """Arguments and results are surrounded by NaN, so that a read outside of them is visible."""
 
-    def inside(t: Tensor) -> Tensor:
+    def inside(t):
         around = torch.full((t.numel() + 256,), torch.nan)
         return around[128 : 128 + t.numel()].view_as(t).copy_(t)
 
@@ -420,7 +411,7 @@ class _Heap(ctypes.Structure):
 
 
 @pytest.mark.skipif(not hasattr(LIBC, "mallinfo2"), reason="needs glibc 2.33 to count the heap")
-def test_calls_leave_nothing_on_the_heap() -> None:
+def test_calls_leave_nothing_on_the_heap():
     LIBC.mallinfo2.restype = _Heap
     args = _f()
     backward = backward_arguments(*args)
@@ -438,12 +429,12 @@ def test_calls_leave_nothing_on_the_heap() -> None:
     assert grown < 32 * calls / 2
 
 
-def test_ops_are_found_after_importing_the_package() -> None:
+def test_ops_are_found_after_importing_the_package():
     assert rnn_ext.functional is not None
     assert {"rnn_forward", "rnn_backward"} <= set(dir(torch.ops.rnn_ext))
 
 
-def test_batch_sizes_whose_sum_wraps_are_refused() -> None:
+def test_batch_sizes_whose_sum_wraps_are_refused():
     """Five sizes that add up to 3, modulo 2**64, and an expanded hx of as many rows."""
     x, weights = zeros(3, 1), [zeros(1, 1), zeros(1, 1)]
     hx = zeros(1, 1, 1).expand(1, 2**62, 1)
@@ -455,7 +446,7 @@ def test_batch_sizes_whose_sum_wraps_are_refused() -> None:
 @pytest.mark.parametrize(
     ("x", "hidden_size"), [((3, 1, 4), 2**31), ((2**40, 2**40, 1), 1), ((1, 1, 2**60), 4)]
 )
-def test_sizes_that_overflow_are_rejected_first(x: tuple[int, ...], hidden_size: int) -> None:
+def test_sizes_that_overflow_are_rejected_first(x, hidden_size):
     """A packed weight of 2**31 by 2**31 floats has 2**64 bytes, which is 0."""
     weights = [[hidden_size, x[-1]], [hidden_size, hidden_size]]
     reason = rnn_ext._C.find_obstacle(x, None, weights, None, False, 1, 1)

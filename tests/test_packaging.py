@@ -1,7 +1,5 @@
 """The package as a whole: how it is built, and what its wheels contain."""
 
-from __future__ import annotations
-
 import ast
 import ctypes
 import importlib
@@ -16,10 +14,8 @@ import sys
 import sysconfig
 import venv
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import setuptools
@@ -34,15 +30,14 @@ sys.path.insert(0, str(ROOT))
 import cuda_build  # noqa: E402
 
 PACKAGE = Path(rnn_ext.__file__).parent
-SetupPy = Callable[[], dict[str, Any]]
 
 
-def test_version_is_the_same_in_binary_metadata_and_build_info() -> None:
+def test_version_is_the_same_in_binary_metadata_and_build_info():
     assert rnn_ext.__version__ == importlib.metadata.version("rnn_ext")
     assert _C.build_info()["version"] == rnn_ext.__version__
 
 
-def test_stub_lists_exactly_the_public_names_of_the_binary() -> None:
+def test_stub_lists_exactly_the_public_names_of_the_binary():
     stub = ast.parse((PACKAGE / "_C.pyi").read_text())
     listed = {node.name for node in stub.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     listed |= {
@@ -53,15 +48,15 @@ def test_stub_lists_exactly_the_public_names_of_the_binary() -> None:
     assert listed == {name for name in dir(_C) if not name.startswith("_")}
 
 
-def output_of(*command: str | Path) -> str:
+def output_of(*command):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def libraries_needed(binary: str | Path) -> set[str]:
+def libraries_needed(binary):
     return set(re.findall(r"\(NEEDED\).*\[(.*)\]", output_of("readelf", "-dW", binary)))
 
 
-def assert_needs_only_the_c_shims(binary: str | Path) -> None:
+def assert_needs_only_the_c_shims(binary):
     symbols = output_of("nm", "-DC", "--undefined-only", binary)
     assert re.search(r"\baoti_torch_", symbols)
     assert not re.findall(r".*\b(?:at|c10|torch|caffe2)::.*", symbols)
@@ -70,7 +65,7 @@ def assert_needs_only_the_c_shims(binary: str | Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file")
-def test_binary_needs_only_torchs_c_shims() -> None:
+def test_binary_needs_only_torchs_c_shims():
     assert_needs_only_the_c_shims(str(_C.__file__))
 
 
@@ -129,31 +124,25 @@ def test_linked_with_old_libraries_a_binary_asks_for_old_symbols_only(tmp_path: 
 
 
 @pytest.fixture
-def setup_py(monkeypatch: pytest.MonkeyPatch) -> SetupPy:
+def setup_py(monkeypatch):
     """Runs setup.py up to its call of `setup`; returns its variables."""
     monkeypatch.setattr(setuptools, "setup", lambda **_: None)
     return lambda: runpy.run_path(str(ROOT / "setup.py"))
 
 
-def test_build_on_windows_names_the_platforms(
-    setup_py: SetupPy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_build_on_windows_names_the_platforms(setup_py, monkeypatch):
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(SystemExit, match="supports 64-bit Linux and macOS"):
         setup_py()
 
 
-def test_build_with_an_old_torch_says_upgrade(
-    setup_py: SetupPy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_build_with_an_old_torch_says_upgrade(setup_py, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.9.1")
     with pytest.raises(SystemExit, match=r"found torch 2\.9\.1: run `pip install --upgrade torch`"):
         setup_py()
 
 
-def test_build_without_a_compiler_says_how_to_get_one(
-    setup_py: SetupPy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_build_without_a_compiler_says_how_to_get_one(setup_py, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(SystemExit, match=r"\(c\+\+, g\+\+, clang\+\+\) was found: install .*apt"):
@@ -169,12 +158,8 @@ def test_build_without_a_compiler_says_how_to_get_one(
     ],
 )
 def test_build_with_an_unsuitable_compiler_says_so(
-    setup_py: SetupPy,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    prints: str,
-    complaint: str,
-) -> None:
+    setup_py, monkeypatch, tmp_path, prints, complaint
+):
     compiler = tmp_path / "cxx"
     compiler.write_text(f"#!/bin/sh\necho {prints}\n")
     compiler.chmod(0o755)
@@ -186,7 +171,7 @@ def test_build_with_an_unsuitable_compiler_says_so(
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
-def test_cuda_architectures_follow_the_list_in_pytorchs_format() -> None:
+def test_cuda_architectures_follow_the_list_in_pytorchs_format():
     known = ("75", "80", "90", "90a", "120")
     assert cuda_build.architectures(None, known) == ("75", "80", "90", "120+PTX")
     assert cuda_build.architectures("8.0;9.0+PTX", known) == ("80", "90+PTX")
@@ -196,7 +181,7 @@ def test_cuda_architectures_follow_the_list_in_pytorchs_format() -> None:
             cuda_build.architectures(wanted, known)
 
 
-def test_spilled_registers_are_found_in_the_compilers_report() -> None:
+def test_spilled_registers_are_found_in_the_compilers_report():
     report = (
         "ptxas info    : Function properties for {}\n"
         "    {} bytes stack frame, {} bytes spill stores, 0 bytes spill loads\n"
@@ -208,7 +193,7 @@ def test_spilled_registers_are_found_in_the_compilers_report() -> None:
 
 
 @pytest.fixture
-def no_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def no_nvcc(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.delenv("FORCE_CPU", raising=False)
     monkeypatch.delenv("FORCE_CUDA", raising=False)
@@ -226,12 +211,8 @@ def no_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ids=["absent", "complaining", "silent", "empty"],
 )
 def test_build_without_a_working_nvcc_leaves_cuda_out_and_says_so(
-    setup_py: SetupPy,
-    tmp_path: Path,
-    script: str | None,
-    reason: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    setup_py, tmp_path, script, reason, capsys
+):
     if script is not None:
         nvcc = tmp_path / "bin" / "nvcc"
         nvcc.parent.mkdir()
@@ -244,9 +225,7 @@ def test_build_without_a_working_nvcc_leaves_cuda_out_and_says_so(
 
 
 @pytest.mark.usefixtures("no_nvcc")
-def test_build_that_requires_cuda_fails_without_nvcc(
-    setup_py: SetupPy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_build_that_requires_cuda_fails_without_nvcc(setup_py, monkeypatch):
     monkeypatch.setenv("FORCE_CUDA", "1")
     with pytest.raises(SystemExit, match="FORCE_CUDA is set, but there is no nvcc"):
         setup_py()["find_cuda"]("c++")
@@ -255,9 +234,7 @@ def test_build_that_requires_cuda_fails_without_nvcc(
         setup_py()["find_cuda"]("c++")
 
 
-def test_build_without_cuda_does_not_look_for_it(
-    setup_py: SetupPy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_build_without_cuda_does_not_look_for_it(setup_py, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_CPU", "1")
     monkeypatch.delenv("FORCE_CUDA", raising=False)
     assert setup_py()["find_cuda"]("c++") is None
@@ -265,10 +242,8 @@ def test_build_without_cuda_does_not_look_for_it(
 
 
 @pytest.mark.usefixtures("no_nvcc")
-def test_error_of_nvcc_is_shown_with_a_way_to_build_without_cuda(
-    setup_py: SetupPy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(*_: Any) -> None:
+def test_error_of_nvcc_is_shown_with_a_way_to_build_without_cuda(setup_py, monkeypatch, capsys):
+    def fail(*_):
         raise cuda_build.CompileError("nvcc", cuda_build.KERNELS[0], "error: too new a compiler")
 
     names = setup_py()
@@ -284,7 +259,7 @@ def test_error_of_nvcc_is_shown_with_a_way_to_build_without_cuda(
 
 
 @pytest.fixture(scope="module")
-def cuda_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cuda_wheel(tmp_path_factory):
     """A folder with the package of a wheel that holds CUDA kernels."""
     folder = tmp_path_factory.mktemp("cuda_wheel")
     environment = os.environ | {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.0;9.0+PTX"}
@@ -301,7 +276,7 @@ def cuda_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def run_with(site: Path, program: str) -> str:
+def run_with(site, program):
     """What a program prints that finds the package in `site`."""
     done = subprocess.run(
         [sys.executable, "-c", f"import rnn_ext, torch\n{program}"],
@@ -319,7 +294,7 @@ needs_nvcc = pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
 
 @pytest.mark.slow
 @needs_nvcc
-def test_wheel_with_cuda_kernels_works_on_a_machine_without_a_gpu(cuda_wheel: Path) -> None:
+def test_wheel_with_cuda_kernels_works_on_a_machine_without_a_gpu(cuda_wheel):
     printed = run_with(
         cuda_wheel,
         "assert not torch.cuda.is_available()\n"
@@ -335,7 +310,7 @@ def test_wheel_with_cuda_kernels_works_on_a_machine_without_a_gpu(cuda_wheel: Pa
 
 @pytest.mark.slow
 @needs_nvcc
-def test_without_a_driver_the_cuda_kernels_say_so(cuda_wheel: Path) -> None:
+def test_without_a_driver_the_cuda_kernels_say_so(cuda_wheel):
     reason = run_with(cuda_wheel, "print(rnn_ext._core.cuda.limits(0))")
     assert reason.startswith("rnn_ext: the CUDA kernels cannot run here: ")
     assert len(reason.splitlines()) == 1
@@ -343,7 +318,7 @@ def test_without_a_driver_the_cuda_kernels_say_so(cuda_wheel: Path) -> None:
 
 @pytest.mark.slow
 @needs_nvcc
-def test_cuda_ops_refuse_input_elsewhere(cuda_wheel: Path) -> None:
+def test_cuda_ops_refuse_input_elsewhere(cuda_wheel):
     # As if only the weights were on a device.
     reason = run_with(
         cuda_wheel,
@@ -357,14 +332,12 @@ def test_cuda_ops_refuse_input_elsewhere(cuda_wheel: Path) -> None:
     assert reason == "rnn_ext: input must be on a CUDA device, as another argument is"
 
 
-def test_builds_without_the_node_if_it_does_not_fit_torchs_api(
-    setup_py: SetupPy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_builds_without_the_node_if_it_does_not_fit_torchs_api(setup_py, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_CPU", "1")
     names = setup_py()
-    built: list[str] = []
+    built = []
 
-    def build(command: Any) -> None:
+    def build(command):
         (extension,) = command.extensions
         if extension is names["node"]:
             raise RuntimeError("Error compiling objects for extension")
@@ -382,11 +355,11 @@ def test_builds_without_the_node_if_it_does_not_fit_torchs_api(
 
 
 @pytest.mark.slow
-def test_wheel_from_the_sdist_works_in_an_environment_of_its_own(tmp_path: Path) -> None:
+def test_wheel_from_the_sdist_works_in_an_environment_of_its_own(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["FORCE_CPU"] = "1"
 
-    def run(*command: str | Path, cwd: Path = tmp_path) -> str:
+    def run(*command, cwd=tmp_path):
         done = subprocess.run(
             command, cwd=cwd, env=environment, check=True, stdout=subprocess.PIPE, text=True
         )

@@ -16,7 +16,6 @@ from support import (
     twins,
     using_threads,
 )
-from torch import Tensor
 from torch.nn.utils.rnn import (
     PackedSequence,
     pack_padded_sequence,
@@ -44,16 +43,14 @@ LENGTHS = [
 ]
 
 
-def sequences(lengths: list[int], features: int) -> list[Tensor]:
+def sequences(lengths, features):
     return [torch.randn(n, features) for n in lengths]
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("kind", ["tanh", "relu", "GRU", "LSTM"])
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_each_sequence_has_the_bits_it_has_alone(
-    lengths: list[int], kind: str, bidirectional: bool, isa: str
-) -> None:
+def test_each_sequence_has_the_bits_it_has_alone(lengths, kind, bidirectional, isa):
     options = {} if kind in KINDS else {"nonlinearity": kind}
     kind = kind if kind in KINDS else "RNN"
     module = getattr(rnn_ext, kind)(5, 19, 2, bidirectional=bidirectional, **options)
@@ -75,9 +72,7 @@ def test_each_sequence_has_the_bits_it_has_alone(
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_padded_inputs_gradient_equals_torchs(
-    lengths: list[int], kind: str, bidirectional: bool, given: bool
-) -> None:
+def test_padded_inputs_gradient_equals_torchs(lengths, kind, bidirectional, given):
     theirs, ours = twins(5, 6, 2, kind=kind, bidirectional=bidirectional, dtype=torch.float64)
     padded = torch.randn(max(lengths), len(lengths), 5, dtype=torch.float64)
     hx = hx_of(kind, 2 * (1 + bidirectional), len(lengths), 6, dtype=torch.float64)
@@ -96,7 +91,7 @@ def test_padded_inputs_gradient_equals_torchs(
 
 
 @pytest.mark.parametrize("enforce_sorted", [True, False])
-def test_result_is_packed_like_the_input(enforce_sorted: bool) -> None:
+def test_result_is_packed_like_the_input(enforce_sorted):
     theirs, ours = twins(5, 6)
     packed = pack_sequence(sequences([7, 5, 2], 5), enforce_sorted=enforce_sorted)
     output, _ = ours(packed)
@@ -111,14 +106,14 @@ def test_result_is_packed_like_the_input(enforce_sorted: bool) -> None:
         assert a is None or torch.equal(a, b)
 
 
-def test_packing_of_equal_lengths_has_the_bits_of_the_padded_batch(isa: str) -> None:
+def test_packing_of_equal_lengths_has_the_bits_of_the_padded_batch(isa):
     module = rnn_ext.RNN(5, 17, 2, bidirectional=True)
     x, hx = torch.randn(6, 7, 5), torch.randn(4, 7, 17)
     output, h_n = module(pack_padded_sequence(x, torch.full((7,), 6)), hx)
     assert_same_bits((output.data.view(6, 7, -1), h_n), module(x, hx))
 
 
-def test_values_in_the_padding_do_not_matter() -> None:
+def test_values_in_the_padding_do_not_matter():
     module = rnn_ext.RNN(5, 6, bidirectional=True)
     x = torch.randn(7, 3, 5)
     lengths = torch.tensor([7, 5, 2])
@@ -130,7 +125,7 @@ def test_values_in_the_padding_do_not_matter() -> None:
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_batch_first_does_not_affect_packed_data(batch_first: bool) -> None:
+def test_batch_first_does_not_affect_packed_data(batch_first):
     theirs, ours = twins(5, 6, 2, batch_first=batch_first, dtype=torch.float64)
     packed = pack_sequence([x.double() for x in sequences([4, 3], 5)])
     hx = torch.randn(2, 2, 6, dtype=torch.float64)
@@ -138,7 +133,7 @@ def test_batch_first_does_not_affect_packed_data(batch_first: bool) -> None:
     assert_close_fp64((a.data, b), (c.data, d))
 
 
-def test_hx_follows_its_sequence_through_the_sorting() -> None:
+def test_hx_follows_its_sequence_through_the_sorting():
     """hx and h_n are in the caller's order, whatever order the data is packed in."""
     module = rnn_ext.RNN(5, 6, 2, bidirectional=True)
     xs, hx = sequences([2, 7, 5], 5), torch.randn(4, 3, 6)
@@ -148,7 +143,7 @@ def test_hx_follows_its_sequence_through_the_sorting() -> None:
     assert same_bits(unsorted[:, order], by_length)
 
 
-def test_h_n_is_each_sequences_own_last_step() -> None:
+def test_h_n_is_each_sequences_own_last_step():
     module = rnn_ext.RNN(5, 6, bidirectional=True)
     output, h_n = module(pack_sequence(sequences([3, 8, 5], 5), enforce_sorted=False))
     for row, y in enumerate(unpack_sequence(output)):
@@ -156,7 +151,7 @@ def test_h_n_is_each_sequences_own_last_step() -> None:
         assert same_bits(h_n[1, row], y[0, 6:])
 
 
-def test_gradient_of_one_sequence_leaves_the_others_untouched(isa: str) -> None:
+def test_gradient_of_one_sequence_leaves_the_others_untouched(isa):
     module = rnn_ext.RNN(5, 6, 2, bidirectional=True)
     xs = [x.requires_grad_() for x in sequences([3, 8, 5], 5)]
     hx = torch.randn(4, 3, 6, requires_grad=True)
@@ -169,7 +164,7 @@ def test_gradient_of_one_sequence_leaves_the_others_untouched(isa: str) -> None:
     assert not grads[3][:, [0, 2]].any()
 
 
-def test_strided_batch_sizes_are_read_right() -> None:
+def test_strided_batch_sizes_are_read_right():
     """PackedSequence is a plain tuple: users build it by hand, from slices."""
     module = rnn_ext.RNN(5, 6)
     packed = pack_sequence(sequences([7, 5, 2], 5))
@@ -180,7 +175,7 @@ def test_strided_batch_sizes_are_read_right() -> None:
     assert_same_bits((actual[0].data, actual[1]), (expected[0].data, expected[1]))
 
 
-def test_batch_sizes_changed_before_backward_are_an_error() -> None:
+def test_batch_sizes_changed_before_backward_are_an_error():
     """Backward reads them again; autograd notices the change, as it does for every saved tensor."""
     module = rnn_ext.RNN(5, 6, dtype=torch.float64)
     packed = pack_sequence([x.double() for x in sequences([7, 5, 2], 5)])
@@ -191,10 +186,10 @@ def test_batch_sizes_changed_before_backward_are_an_error() -> None:
         torch.autograd.grad(output.data.sum(), list(module.parameters()))
 
 
-def test_lengths_table_covers_what_it_should() -> None:
+def test_lengths_table_covers_what_it_should():
     drops = [a - b for lengths in LENGTHS for a, b in pairwise(_batch_sizes(lengths))]
     assert {0, 1, 4} <= set(drops)
 
 
-def _batch_sizes(lengths: list[int]) -> list[int]:
+def _batch_sizes(lengths):
     return [sum(n > t for n in lengths) for t in range(max(lengths))]

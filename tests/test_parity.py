@@ -10,7 +10,7 @@ import pytest
 import torch
 from support import ISA_LEVELS, KINDS, SPLITS, same_bits, using_isa, using_threads
 from support.cases import Case, Problem, base_shape, covering_design, viewed
-from support.parity import Error, assert_as_exact_as_nn_rnn, errors_of, expected
+from support.parity import assert_as_exact_as_nn_rnn, errors_of, expected
 
 import rnn_ext
 
@@ -36,7 +36,7 @@ LONG_HALVES = tuple(replace(case, dtype=dtype) for case in LONG_RNN for dtype in
 
 
 @functools.cache
-def errors(case: Case, isa: str) -> tuple[Error, ...]:
+def errors(case, isa):
     """Every tensor's error. Cached: the case's own test and the means over all cases share it."""
     problem, exact, theirs = expected(case)
     # Each way to share a call, for the cases with a team.
@@ -46,9 +46,7 @@ def errors(case: Case, isa: str) -> tuple[Error, ...]:
     return errors_of(ours, theirs, exact)
 
 
-def mean_ratios(
-    cases: tuple[Case, ...], isa: str, kind: str, dtype: torch.dtype = torch.float32
-) -> dict[str, float]:
+def mean_ratios(cases, isa, kind, dtype=torch.float32):
     """Geometric means of the error ratios over a kind's cases: of each tensor, and all."""
     ratios = defaultdict(list)
     for case in cases:
@@ -59,26 +57,26 @@ def mean_ratios(
     return {name: statistics.geometric_mean(values) for name, values in ratios.items()}
 
 
-def replayable(cases: tuple[Case, ...]) -> list[object]:
+def replayable(cases):
     """One test per case and ISA level; the id describes the whole case."""
     return [pytest.param(case, isa, id=f"{case}-{isa}") for case in cases for isa in ISA_LEVELS]
 
 
 @pytest.mark.parametrize(("case", "isa"), replayable(GRID + LONG + LONG_HALVES))
-def test_forward_and_every_gradient_are_as_exact_as_nn_rnn(case: Case, isa: str) -> None:
+def test_forward_and_every_gradient_are_as_exact_as_nn_rnn(case, isa):
     assert_as_exact_as_nn_rnn(case, errors(case, isa), isa)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("isa", ISA_LEVELS)
-def test_mean_error_over_the_grid_is_that_of_torch(isa: str, kind: str) -> None:
+def test_mean_error_over_the_grid_is_that_of_torch(isa, kind):
     means = mean_ratios(GRID, isa, kind)
     assert means["all"] <= 1.25, means
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("isa", ISA_LEVELS)
-def test_mean_error_of_long_reductions_is_that_of_torch(isa: str, kind: str) -> None:
+def test_mean_error_of_long_reductions_is_that_of_torch(isa, kind):
     means = mean_ratios(LONG, isa, kind)
     assert means["all"] <= 1.25, means
     # Bias gradients summed in one chain over all steps and rows measure 6, in chunks of 32 rows
@@ -89,9 +87,7 @@ def test_mean_error_of_long_reductions_is_that_of_torch(isa: str, kind: str) -> 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("isa", ISA_LEVELS)
-def test_mean_error_in_16_bits_is_below_that_of_torch(
-    isa: str, kind: str, dtype: torch.dtype
-) -> None:
+def test_mean_error_in_16_bits_is_below_that_of_torch(isa, kind, dtype):
     """State and sums are fp32, so little but the rounding of stored values is left, in relu too."""
     assert mean_ratios(GRID, isa, kind, dtype)["all"] <= 0.75
     if kind == "RNN":
@@ -100,7 +96,7 @@ def test_mean_error_in_16_bits_is_below_that_of_torch(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 9))
-def test_further_covering_designs(seed: int) -> None:
+def test_further_covering_designs(seed):
     cases = tuple(covering_design(seed))
     for case, isa in itertools.product(cases, ISA_LEVELS):
         assert_as_exact_as_nn_rnn(case, errors(case, isa), isa)
@@ -112,7 +108,7 @@ def test_further_covering_designs(seed: int) -> None:
 
 
 @pytest.mark.parametrize("case", GRID[::4], ids=str)
-def test_forward_without_gradients_gives_the_same_bits(case: Case, isa: str) -> None:
+def test_forward_without_gradients_gives_the_same_bits(case, isa):
     problem = Problem.of(case)
     module = case.module(rnn_ext)
     with_gradients = problem.run(module)
@@ -123,7 +119,7 @@ def test_forward_without_gradients_gives_the_same_bits(case: Case, isa: str) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_reference_agrees_with_torch_in_fp64(kind: str) -> None:
+def test_reference_agrees_with_torch_in_fp64(kind):
     """The reference is itself checked, against torch's own op on packed, stacked, two-way data."""
     case = Case(7, 5, 3, 4, 2, True, kind, dtype=torch.float64, form="packed_unsorted")
     _, exact, theirs = expected(case)
@@ -132,7 +128,7 @@ def test_reference_agrees_with_torch_in_fp64(kind: str) -> None:
         assert (theirs[name] - reference).abs().max() <= 1e-13 * reference.abs().max(), name
 
 
-def test_layouts_have_the_strides_of_their_names() -> None:
+def test_layouts_have_the_strides_of_their_names():
     shape = (4, 5, 6)
     for layout in ("transposed", "strided", "sliced", "expanded"):
         view = viewed(layout, torch.randn(base_shape(layout, shape)), shape)

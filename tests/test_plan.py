@@ -2,7 +2,6 @@
 
 import os
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from rnn_ext import _C
 CORES = min(len(os.sched_getaffinity(0)), _C.cpu_quota("") or 1 << 20)
 
 
-def plan(steps: int, batch: int, hidden_size: int, threads: int) -> tuple[int, int]:
+def plan(steps, batch, hidden_size, threads):
     """Groups of threads, and members of each."""
     groups, at_once, used = _C.plan(steps, batch, hidden_size, hidden_size, False, False, threads)
     assert not at_once
@@ -22,21 +21,21 @@ def plan(steps: int, batch: int, hidden_size: int, threads: int) -> tuple[int, i
     return groups, used // groups
 
 
-def test_one_thread_works_alone() -> None:
+def test_one_thread_works_alone():
     assert plan(128, 32, 512, threads=1) == (1, 1)
 
 
 @pytest.mark.parametrize("threads", [2, 16, 128])
-def test_a_call_shorter_than_waking_the_team_stays_on_one_thread(threads: int) -> None:
+def test_a_call_shorter_than_waking_the_team_stays_on_one_thread(threads):
     assert plan(1, 1, 32, threads) == (1, 1)
 
 
-def test_many_rows_are_shared_by_rows_and_one_row_by_columns() -> None:
+def test_many_rows_are_shared_by_rows_and_one_row_by_columns():
     assert plan(128, 128, 128, threads=2) == (2, 1)
     assert plan(128, 1, 512, threads=2) == (1, 2)
 
 
-def test_many_threads_share_both() -> None:
+def test_many_threads_share_both():
     groups, members = plan(128, 128, 512, threads=64)
     assert groups > 1
     assert members > 1
@@ -44,14 +43,14 @@ def test_many_threads_share_both() -> None:
 
 
 @pytest.mark.skipif("avx512" not in ISA_LEVELS, reason="other levels have narrower panels")
-def test_columns_that_cannot_be_halved_are_not_shared() -> None:
+def test_columns_that_cannot_be_halved_are_not_shared():
     with using_isa("avx512"):  # 200 columns are three panels of 64 and a remainder
         assert plan(50, 64, 200, threads=2) == (2, 1)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 40])
 @pytest.mark.parametrize("hidden_size", [32, 100, 512])
-def test_no_thread_without_work_is_started(batch: int, hidden_size: int) -> None:
+def test_no_thread_without_work_is_started(batch, hidden_size):
     for threads in (2, 5, 16, 64, 200):
         groups, members = plan(1000, batch, hidden_size, threads)
         assert groups * members <= threads
@@ -59,13 +58,13 @@ def test_no_thread_without_work_is_started(batch: int, hidden_size: int) -> None
         assert members <= hidden_size
 
 
-def test_no_more_threads_than_cores() -> None:
+def test_no_more_threads_than_cores():
     assert _C.available_threads(2 * CORES) == CORES
     assert _C.available_threads(1) == 1
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 64])
-def test_explain_shows_the_plan(batch: int) -> None:
+def test_explain_shows_the_plan(batch):
     module = rnn_ext.RNN(256, 256)
     groups, members = plan(50, batch, 256, _C.available_threads(torch.get_num_threads()))
     line = rnn_ext.explain(module, torch.zeros(50, batch, 256))
@@ -74,7 +73,7 @@ def test_explain_shows_the_plan(batch: int) -> None:
     assert ("hidden columns" in line) == (members > 1)
 
 
-def test_explain_shows_a_plan_that_shares_rows_and_columns() -> None:
+def test_explain_shows_a_plan_that_shares_rows_and_columns():
     module, x = rnn_ext.RNN(8, 8), torch.zeros(5, 4, 8)
     with using_threads(4, "blocks"):
         line = rnn_ext.explain(module, x)
@@ -83,8 +82,8 @@ def test_explain_shows_a_plan_that_shares_rows_and_columns() -> None:
     )
 
 
-def test_two_directions_run_at_once_where_neither_gains_from_two_threads() -> None:
-    def plan_of_both(steps: int, batch: int, hidden_size: int) -> tuple[int, bool, int]:
+def test_two_directions_run_at_once_where_neither_gains_from_two_threads():
+    def plan_of_both(steps, batch, hidden_size):
         return _C.plan(steps, batch, hidden_size, hidden_size, False, True, 2)
 
     assert plan_of_both(128, 1, 32) == (1, True, 2)
@@ -92,7 +91,7 @@ def test_two_directions_run_at_once_where_neither_gains_from_two_threads() -> No
 
 
 @pytest.mark.skipif(CORES < 2, reason="a team needs two cores")
-def test_explain_says_that_two_directions_run_at_once() -> None:
+def test_explain_says_that_two_directions_run_at_once():
     module = rnn_ext.RNN(32, 32, bidirectional=True)
     previous = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -101,7 +100,7 @@ def test_explain_says_that_two_directions_run_at_once() -> None:
     assert line.partition(";")[0].endswith("2 of 2 threads, 1 for each direction")
 
 
-def test_a_remembered_plan_is_that_of_the_same_call() -> None:
+def test_a_remembered_plan_is_that_of_the_same_call():
     shapes = [(128, 128, 128, 2), (128, 32, 512, 16), (128, 1, 512, 2), (1, 1, 32, 2)]
     alone = [plan(*shape) for shape in shapes]
     assert len(set(alone)) == len(shapes)
@@ -113,11 +112,11 @@ def test_a_remembered_plan_is_that_of_the_same_call() -> None:
 
 @pytest.mark.skipif(CORES < 2, reason="there is no core to take away")
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
-def test_the_affinity_may_change_while_the_process_runs() -> None:
+def test_the_affinity_may_change_while_the_process_runs():
     cores = os.sched_getaffinity(0)
     assert _C.available_threads(CORES) > 1
 
-    def wait_for(threads: int) -> None:
+    def wait_for(threads):
         end = time.monotonic() + PATIENCE
         while _C.available_threads(CORES) != threads:
             assert time.monotonic() < end
@@ -182,9 +181,7 @@ GROUPS = {
 
 
 @pytest.mark.parametrize(("files", "cores"), GROUPS.values(), ids=GROUPS)
-def test_the_quota_of_the_control_groups(
-    files: dict[str, str], cores: int | None, tmp_path: Path
-) -> None:
+def test_the_quota_of_the_control_groups(files, cores, tmp_path):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)

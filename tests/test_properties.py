@@ -3,14 +3,12 @@
 A failing example prints the line that replays it: `compare(nn.RNN, RNN, Call(...), ...)`.
 """
 
-from typing import Any
-
 import pytest
 import torch
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, assume, given, note, settings
 from hypothesis import strategies as st
 from support import ISA_LEVELS, KINDS, PLANS, outcome, using_isa, using_threads
-from support.calls import Call, Data, Observation, largest, observe
+from support.calls import Call, Data, largest, observe
 from support.strategies import (
     cell_arguments,
     cell_calls,
@@ -18,7 +16,7 @@ from support.strategies import (
     layer_arguments,
     layer_calls,
 )
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 import rnn_ext
@@ -26,13 +24,12 @@ from rnn_ext import RNN
 from rnn_ext._core.dtypes import KERNEL_DTYPES
 
 WIDE = {torch.float64, torch.complex128}
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class FunctionalRNN(nn.RNN):
     """`nn.RNN`'s parameters, run by `rnn_ext.functional.rnn`."""
 
-    def forward(self, input: Any, hx: Tensor | None = None) -> Any:
+    def forward(self, input, hx=None):
         names = ("nonlinearity", "num_layers", "bias", "dropout", "training", "bidirectional")
         options = {name: getattr(self, name) for name in names}
         weights = [getattr(self, name) for name in self._flat_weights_names]
@@ -46,9 +43,7 @@ class FunctionalRNN(nn.RNN):
         return packed, self.permute_hidden(h_n, unsorted_indices)
 
 
-def compare(
-    theirs: type[nn.Module], ours: type[nn.Module], call: Call, isa: str, split: str | None
-) -> None:
+def compare(theirs, ours, call, isa, split):
     """The same error and warnings, or the same results, gradients and other observations."""
     with using_threads(1):  # calls this small gain nothing from torch's own threads
         expected = observe(theirs, call)
@@ -72,7 +67,7 @@ def compare(
         assert_close(name, actual.values[name], expected.values[name], exact)
 
 
-def assert_close(name: str, a: Tensor, b: Tensor, exact: Observation | None) -> None:
+def assert_close(name, a, b, exact):
     """The contract's bounds on single tensors: `a` is ours, `b` torch's."""
     assert equal(*(t.where(~t.isfinite(), 0) for t in (a, b))), f"{name}: other NaN or inf"
     if exact is None:
@@ -87,22 +82,20 @@ def assert_close(name: str, a: Tensor, b: Tensor, exact: Observation | None) -> 
     assert error <= bound, f"{name}: off by {error}, allowed {bound}"
 
 
-def equal(a: Tensor, b: Tensor) -> bool:
+def equal(a, b):
     return torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
 
 
-def compare_constructions(
-    theirs: type[nn.Module], ours: type[nn.Module], arguments: Arguments
-) -> None:
+def compare_constructions(theirs, ours, arguments):
     """The same error and warnings, or equal modules that accept the same input."""
-    seen: list[Any] = []
+    seen = []
     for cls in (theirs, ours):
-        traits: dict[str, Any] = {}
+        traits = {}
         seen += [outcome(lambda: _construct(cls, arguments, traits)), traits]  # noqa: B023
     assert seen[2:] == seen[:2]
 
 
-def _construct(cls: type[nn.Module], arguments: Arguments, traits: dict[str, Any]) -> None:
+def _construct(cls, arguments, traits):
     torch.manual_seed(0)
     module = cls(*arguments[0], **arguments[1])
     traits["repr"] = repr(module)
@@ -126,12 +119,12 @@ CONSTRUCTIONS = [
 ]
 
 
-def in_every_run(examples: int) -> settings:
+def in_every_run(examples):
     """The same examples in every run."""
     return settings(derandomize=True, max_examples=examples, deadline=None, print_blob=True)
 
 
-def exploring(examples: int) -> settings:
+def exploring(examples):
     """Different examples in every run, after those that failed in earlier ones."""
     patient = [HealthCheck.too_slow]
     return settings(
@@ -139,10 +132,10 @@ def exploring(examples: int) -> settings:
     )
 
 
-def check_call(
-    theirs: type[nn.Module], ours: type[nn.Module], data: st.DataObject, calls: Any
-) -> None:
+def check_call(theirs, ours, data, calls):
     call = data.draw(calls)
+    is_bfloat16_lstm = theirs is nn.LSTM and call.kwargs["dtype"] == torch.bfloat16
+    assume(not is_bfloat16_lstm or "bias" not in call.attributes)  # oneDNN corrupts the heap
     isa = data.draw(st.sampled_from(ISA_LEVELS))
     # A plan changes nothing for torch's own op, and a second thread makes calls this small slow.
     has_plan = call.kwargs["dtype"] in KERNEL_DTYPES
@@ -168,29 +161,28 @@ ONCE_DIFFERENT = [
     Call((3, 4, True), {}, X),
     Call((3, 4), {}, Data((5, 1, 3), torch.int64), lengths=(3, 2)),
     Call((1, 1), {"batch_first": True, "bias": False}, Data((2, 1)), weights={0: "wider"}),
+    Call((1, 1, 1, "tanh", False, True), {}, Data((2, 1)), weights={0: "wider"}, frozen=(0,)),
     Call((3, 4), {}, PACKED, lengths=(3, 3)),
     Call((3, 4), {}, PACKED, lengths=(2, 2)),
 ]
 
 
 @pytest.mark.parametrize("call", ONCE_DIFFERENT, ids=range(len(ONCE_DIFFERENT)))
-def test_past_failures_do_what_they_do_in_torch(call: Call) -> None:
+def test_past_failures_do_what_they_do_in_torch(call):
     compare(nn.RNN, RNN, call, ISA_LEVELS[0], None)
 
 
 @pytest.mark.parametrize(("theirs", "ours", "calls"), CALLS)
 @in_every_run(500)
 @given(data=st.data())
-def test_a_call_does_what_it_does_in_torch(theirs: Any, ours: Any, calls: Any, data: Any) -> None:
+def test_a_call_does_what_it_does_in_torch(theirs, ours, calls, data):
     check_call(theirs, ours, data, calls)
 
 
 @pytest.mark.parametrize(("theirs", "ours", "arguments"), CONSTRUCTIONS)
 @in_every_run(500)
 @given(data=st.data())
-def test_a_construction_does_what_it_does_in_torch(
-    theirs: Any, ours: Any, arguments: Any, data: Any
-) -> None:
+def test_a_construction_does_what_it_does_in_torch(theirs, ours, arguments, data):
     compare_constructions(theirs, ours, data.draw(arguments))
 
 
@@ -198,7 +190,7 @@ def test_a_construction_does_what_it_does_in_torch(
 @pytest.mark.parametrize(("theirs", "ours", "calls"), CALLS)
 @exploring(10_000)
 @given(data=st.data())
-def test_any_call_does_what_it_does_in_torch(theirs: Any, ours: Any, calls: Any, data: Any) -> None:
+def test_any_call_does_what_it_does_in_torch(theirs, ours, calls, data):
     check_call(theirs, ours, data, calls)
 
 
@@ -206,7 +198,5 @@ def test_any_call_does_what_it_does_in_torch(theirs: Any, ours: Any, calls: Any,
 @pytest.mark.parametrize(("theirs", "ours", "arguments"), CONSTRUCTIONS)
 @exploring(10_000)
 @given(data=st.data())
-def test_any_construction_does_what_it_does_in_torch(
-    theirs: Any, ours: Any, arguments: Any, data: Any
-) -> None:
+def test_any_construction_does_what_it_does_in_torch(theirs, ours, arguments, data):
     compare_constructions(theirs, ours, data.draw(arguments))

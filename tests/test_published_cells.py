@@ -14,7 +14,7 @@ SIZE = 5  # of input and state: one of the cells needs them to be the same
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_values_and_gradients_are_torchrecurrents(name: str) -> None:
+def test_values_and_gradients_are_torchrecurrents(name):
     torch.manual_seed(0)
     theirs = getattr(torchrecurrent, name)(SIZE, SIZE).double()
     for parameter in theirs.parameters():
@@ -41,7 +41,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "published-cells.md"
 ROW = re.compile(r"^\| \[(\w+)\]\(https.*\) \| (\d) \|", re.MULTILINE)
 
 
-def test_the_page_lists_all_cells_and_their_products() -> None:
+def test_the_page_lists_all_cells_and_their_products():
     listed = dict(ROW.findall(PAGE.read_text(encoding="utf-8")))
     cells = {name.removesuffix("Cell") for name in torchrecurrent.__all__ if "Cell" in name}
     assert {*listed} == cells

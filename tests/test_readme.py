@@ -4,11 +4,9 @@ The pages name the command behind each figure; `make bench` records the results 
 """
 
 import json
-from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import pytest
 
@@ -19,16 +17,16 @@ PERFORMANCE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
 MODES = ("forward", "training")
 
 
-def load(name: str) -> dict[str, Any]:
-    results: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+def load(name):
+    results = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return results
 
 
-def summaries(name: str) -> list[dict[str, Any]]:
+def summaries(name):
     return [next(s for s in load(name)["summary"] if s["mode"] == mode) for mode in MODES]
 
 
-def test_headline_is_that_of_the_grid() -> None:
+def test_headline_is_that_of_the_grid():
     forward, training = summaries("grid")
     words = " ".join(README.split())
     assert (
@@ -42,14 +40,13 @@ def test_headline_is_that_of_the_grid() -> None:
 
 
 @pytest.mark.parametrize(("name", "threads"), [("grid", 2), ("grid-1-thread", 1)])
-def test_table_of_the_grid(name: str, threads: int) -> None:
+def test_table_of_the_grid(name, threads):
     for mode, s in zip(MODES, summaries(name), strict=True):
         row = f"| {threads} | {mode} | {s['geometric_mean']:.2f}× | {s['worst']:.2f}× |"
         assert row in PERFORMANCE
 
 
-Choice = Callable[[dict[str, Any]], bool]
-SIZES: dict[str, Choice] = {
+SIZES = {
     "| 1 | 32 to 1024": lambda case: case["batch_size"] == 1,
     "| 8 | 32 to 1024": lambda case: case["batch_size"] == 8,
     "| 32, 128 | 32, 128": lambda case: case["batch_size"] >= 32 and case["hidden_size"] <= 128,
@@ -57,14 +54,14 @@ SIZES: dict[str, Choice] = {
 }
 
 
-def ranges(choice: Choice) -> list[str]:
+def ranges(choice):
     """Smallest and largest ratio of the chosen cells, forward and in training."""
     cells = [cell for cell in load("grid")["cells"] if choice(cell["case"])]
     ratios = [[cell[mode]["hot"]["ratio"]["median"] for cell in cells] for mode in MODES]
     return [f"{min(r):.1f}–{max(r):.1f}×" for r in ratios]
 
 
-def test_ranges_by_size() -> None:
+def test_ranges_by_size():
     for sizes, choice in SIZES.items():
         assert f"{sizes} | {' | '.join(ranges(choice))} |" in PERFORMANCE
     for sizes, choice in (
@@ -76,7 +73,7 @@ def test_ranges_by_size() -> None:
         assert f"| {sizes} | {forward} forward, {training} training" in README
 
 
-def test_table_of_real_calls() -> None:
+def test_table_of_real_calls():
     cells = load("real")["cells"]
     assert f"{len(cells)} calls with the sizes" in PERFORMANCE
     for mode, s in zip(MODES, summaries("real"), strict=True):
@@ -87,10 +84,10 @@ def test_table_of_real_calls() -> None:
         )
 
 
-def test_table_of_other_runtimes() -> None:
+def test_table_of_other_runtimes():
     cells = load("peers")["cells"]
 
-    def figures(name: str, mode: str) -> str:
+    def figures(name, mode):
         seconds = [cell[mode]["peer_seconds"] for cell in cells]
         ratios = [
             median(a / b for a, b in zip(s[name], s["rnn_ext"], strict=True))

@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
@@ -23,28 +21,26 @@ SMOOTH = [cell for cell in ALL if cell not in (cells.lif, cells.alif)]
 SEQ_LEN, BATCH, INPUT, HIDDEN = 6, 4, 3, 5
 
 
-def values(cell: Cell) -> dict[str, Tensor]:
+def values(cell):
     """A parameter of the cell is between 0 and 1 in all of them."""
     return {name: nn.Parameter(0.2 + 0.6 * torch.rand(HIDDEN).double()) for name in cell.parameters}
 
 
-def layer_of(cell: Cell, **settings: Any) -> Recurrent:
+def layer_of(cell, **settings):
     torch.manual_seed(0)
     return Recurrent(cell, INPUT, HIDDEN, dtype=torch.float64, **settings, **values(cell))
 
 
-def operands(cell: Cell, *shape: int) -> dict[str, Tensor]:
+def operands(cell, *shape):
     return {name: 0.1 * torch.randn(*shape, HIDDEN).double() for name in cell.inputs}
 
 
-def states(cell: Cell, *shape: int) -> Any:
+def states(cell, *shape):
     tensors = tuple(0.5 * torch.randn(*shape, HIDDEN).double() for _ in range(1 + len(cell.states)))
     return tensors if cell.states else tensors[0]
 
 
-def loop(
-    layer: Recurrent, input: Tensor, hx: Any = None, inputs: dict[str, Tensor] | None = None
-) -> list[Tensor]:
+def loop(layer, input, hx=None, inputs=None):
     """The layer as plain loops: y at all steps, the last states, the further states at all."""
     cell, directions = layer.cell, 2 if layer.bidirectional else 1
     parameters = [getattr(layer, name) for name in cell.parameters]
@@ -69,7 +65,7 @@ def loop(
     return [output, *map(torch.stack, zip(*finals, strict=True)), *further]
 
 
-def gradients(results: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+def gradients(results, tensors):
     total = sum((r.sin() * torch.linspace(1, 2, r.numel()).view(r.shape)).sum() for r in results)
     assert isinstance(total, Tensor)
     return [
@@ -80,7 +76,7 @@ def gradients(results: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tens
     ]
 
 
-def assert_near(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+def assert_near(found, expected):
     for a, b in zip(found, expected, strict=True):
         # float64, sums in another order and functions of at most 2 ulp, over a few steps.
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
@@ -92,7 +88,7 @@ def assert_near(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
     [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}],
     ids=["plain", "stacked", "unbiased"],
 )
-def test_results_and_gradients_are_those_of_a_loop(cell: Cell, settings: dict[str, Any]) -> None:
+def test_results_and_gradients_are_those_of_a_loop(cell, settings):
     layer = layer_of(cell, **settings)
     directions = settings.get("num_layers", 1) * (2 if layer.bidirectional else 1)
     x = torch.randn(SEQ_LEN, BATCH, INPUT).double().requires_grad_()
@@ -110,7 +106,7 @@ def test_results_and_gradients_are_those_of_a_loop(cell: Cell, settings: dict[st
 
 
 @pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
-def test_has_the_weights_and_results_of_torchs_layers(kind: type[nn.RNNBase]) -> None:
+def test_has_the_weights_and_results_of_torchs_layers(kind):
     cell = {nn.GRU: cells.gru, nn.LSTM: cells.lstm}[kind]
     torch.manual_seed(3)
     theirs = kind(INPUT, HIDDEN, num_layers=2, bidirectional=True)
@@ -129,7 +125,7 @@ def test_has_the_weights_and_results_of_torchs_layers(kind: type[nn.RNNBase]) ->
 
 
 @pytest.mark.parametrize("cell", ALL, ids=lambda c: c.name)
-def test_a_row_does_not_depend_on_packing(cell: Cell) -> None:
+def test_a_row_does_not_depend_on_packing(cell):
     layer = layer_of(cell, bidirectional=True)
     lengths = [3, 6, 1]
     rows = [torch.randn(n, INPUT).double() for n in lengths]
@@ -148,7 +144,7 @@ def test_a_row_does_not_depend_on_packing(cell: Cell) -> None:
             assert torch.equal(a[:, i], b)
 
 
-def test_batch_first_and_inputs_of_each_layer() -> None:
+def test_batch_first_and_inputs_of_each_layer():
     layer = layer_of(cells.leaky_current, num_layers=2, bidirectional=True)
     x = torch.randn(SEQ_LEN, BATCH, INPUT).double()
     noise = torch.randn(4, SEQ_LEN, BATCH, HIDDEN).double()
@@ -164,7 +160,7 @@ def test_batch_first_and_inputs_of_each_layer() -> None:
 
 
 @pytest.mark.parametrize("cell", ALL, ids=lambda c: c.name)
-def test_steps_of_the_cell_are_those_of_the_layer(cell: Cell) -> None:
+def test_steps_of_the_cell_are_those_of_the_layer(cell):
     layer = layer_of(cell)
     torch.manual_seed(0)
     step = RecurrentCell(cell, INPUT, HIDDEN, dtype=torch.float64, **values(cell))
@@ -185,7 +181,7 @@ def test_steps_of_the_cell_are_those_of_the_layer(cell: Cell) -> None:
 
 
 @pytest.mark.parametrize("cell", SMOOTH, ids=lambda c: c.name)
-def test_gradcheck_and_gradgradcheck(cell: Cell) -> None:
+def test_gradcheck_and_gradgradcheck(cell):
     layer = layer_of(cell)
     x = torch.randn(3, 2, INPUT).double().requires_grad_()
     hx = states(cell, 1, 2)
@@ -194,7 +190,7 @@ def test_gradcheck_and_gradgradcheck(cell: Cell) -> None:
         t.requires_grad_()
     names = [name for name, _ in layer.named_parameters()]
 
-    def call(*tensors: Tensor) -> Any:
+    def call(*tensors):
         x, *rest = tensors
         count = 1 + len(cell.states)
         hx = tuple(rest[:count]) if cell.states else rest[0]
@@ -209,11 +205,11 @@ def test_gradcheck_and_gradgradcheck(cell: Cell) -> None:
     assert torch.autograd.gradgradcheck(call, everything, fast_mode=True)
 
 
-def test_second_derivatives_of_an_initial_state_made_from_the_input() -> None:
+def test_second_derivatives_of_an_initial_state_made_from_the_input():
     layer = layer_of(cells.gru)
     x = torch.randn(3, 2, INPUT).double().requires_grad_()
 
-    def call(x: Tensor) -> Tensor:
+    def call(x):
         h = x.sum((0, 2)).view(1, 2, 1).expand(1, 2, HIDDEN)
         return layer(x, h)[0]
 
@@ -224,12 +220,12 @@ def test_second_derivatives_of_an_initial_state_made_from_the_input() -> None:
 @pytest.mark.parametrize(
     "cell", [cells.gru, cells.gru_reset_before, cells.leaky_current], ids=lambda c: c.name
 )
-def test_transforms_give_the_same(cell: Cell) -> None:
+def test_transforms_give_the_same(cell):
     layer = layer_of(cell)
     weights = {name: p.detach() for name, p in layer.named_parameters()}
     x, noise = torch.randn(SEQ_LEN, BATCH, INPUT).double(), operands(cell, SEQ_LEN, 1)
 
-    def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+    def loss(weights, x):
         output, *_ = torch.func.functional_call(layer, weights, (x,), noise)
         return output.sin().sum()
 
@@ -247,7 +243,7 @@ def test_transforms_give_the_same(cell: Cell) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("cell", ALL, ids=lambda c: c.name)
-def test_half_precision_is_rounded_storage(cell: Cell, dtype: torch.dtype) -> None:
+def test_half_precision_is_rounded_storage(cell, dtype):
     layer = layer_of(cell).to(dtype)
     x = torch.randn(SEQ_LEN, BATCH, INPUT).to(dtype)
     inputs = {name: value.to(dtype) for name, value in operands(cell, SEQ_LEN, BATCH).items()}
@@ -264,7 +260,7 @@ def test_half_precision_is_rounded_storage(cell: Cell, dtype: torch.dtype) -> No
 @pytest.mark.parametrize(
     "cell", [cells.lstm, cells.leaky_current, cells.gru_reset_before], ids=lambda c: c.name
 )
-def test_bits_do_not_depend_on_threads(cell: Cell) -> None:
+def test_bits_do_not_depend_on_threads(cell):
     torch.manual_seed(0)
     layer = Recurrent(cell, 40, 70, **dict.fromkeys(cell.parameters, 0.3))
     x = torch.randn(20, 33, 40)
@@ -277,7 +273,7 @@ def test_bits_do_not_depend_on_threads(cell: Cell) -> None:
     assert_same_bits(*found)
 
 
-def test_autocast_is_that_of_torchs_layer() -> None:
+def test_autocast_is_that_of_torchs_layer():
     torch.manual_seed(0)
     layer, theirs = Recurrent(cells.lstm, INPUT, HIDDEN), nn.LSTM(INPUT, HIDDEN)
     theirs.load_state_dict(layer.state_dict())
@@ -286,13 +282,13 @@ def test_autocast_is_that_of_torchs_layer() -> None:
         assert layer(x)[0].dtype == theirs(x)[0].dtype == torch.bfloat16
 
 
-def test_saves_what_the_cell_says() -> None:
+def test_saves_what_the_cell_says():
     for cell in ALL:
         torch.manual_seed(0)
         layer = Recurrent(cell, INPUT, HIDDEN, **dict.fromkeys(cell.parameters, 0.3))
         inputs = {name: torch.randn(SEQ_LEN, BATCH, HIDDEN) for name in cell.inputs}
         x = torch.randn(SEQ_LEN, BATCH, INPUT)
-        sizes: list[int] = []
+        sizes = []
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t, sizes=sizes: sizes.append(t.numel()), lambda t: t
         ):
@@ -304,7 +300,7 @@ def test_saves_what_the_cell_says() -> None:
         assert sum(sizes) == own + (1 + len(cell.saved)) * per_step, cell.name
 
 
-def test_copies_and_pickles() -> None:
+def test_copies_and_pickles():
     layer = layer_of(cells.leaky_current)
     x = torch.randn(SEQ_LEN, BATCH, INPUT).double()
     expected = layer(x, noise=0.0)[0]
@@ -313,7 +309,7 @@ def test_copies_and_pickles() -> None:
         assert other.cell is cells.leaky_current
 
     @rnn_ext.cell
-    def local(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
+    def local(u, v, y):
         return torch.sin(u + v)
 
     layer = Recurrent(local, INPUT, HIDDEN, dtype=torch.float64)
@@ -322,7 +318,7 @@ def test_copies_and_pickles() -> None:
     assert repr(layer) == "Recurrent(local, 3, 5)"
 
 
-def test_an_empty_batch_and_an_empty_sequence() -> None:
+def test_an_empty_batch_and_an_empty_sequence():
     layer = layer_of(cells.lstm)
     output, h, c = layer(torch.randn(2, 0, INPUT).double().requires_grad_())
     assert output.shape == (2, 0, HIDDEN)
@@ -333,10 +329,10 @@ def test_an_empty_batch_and_an_empty_sequence() -> None:
         layer(torch.randn(0, 2, INPUT).double())
 
 
-def test_mistakes_are_named() -> None:
+def test_mistakes_are_named():
     layer = layer_of(cells.leaky_current, num_layers=2)
     x = torch.randn(SEQ_LEN, BATCH, INPUT).double()
-    mistakes: list[tuple[Any, str]] = [
+    mistakes = [
         (lambda: layer(x), r"needs noise="),
         (lambda: layer(x, noise=0.0, noize=0.0), r"no operand named noize; it has: noise"),
         (lambda: layer(x.float(), noise=0.0), r"input is torch.float32, its weights are"),
@@ -347,7 +343,7 @@ def test_mistakes_are_named() -> None:
         (lambda: layer(x, noise=x), r"noise must broadcast to \(6, 4, 5\) or \(2, 6, 4, 5\)"),
         (lambda: Recurrent(cells.leaky_current, 3, 5), r"needs alpha="),
         (lambda: Recurrent(cells.lstm, 3, 5, alpha=1), r"no operand named alpha; it has: none"),
-        (lambda: Recurrent(torch.tanh, 3, 5), r"needs a cell, a function decorated"),  # type: ignore[arg-type]
+        (lambda: Recurrent(torch.tanh, 3, 5), r"needs a cell, a function decorated"),
         (lambda: Recurrent(cells.leaky_rate, 3, 5, alpha=[1.0, 2.0]), r"one for each of the 5"),
         (lambda: Recurrent(cells.lstm, 3, 0), r"hidden_size must be greater than zero"),
     ]
@@ -356,7 +352,7 @@ def test_mistakes_are_named() -> None:
             call()
 
 
-def test_nan_stays_in_its_row() -> None:
+def test_nan_stays_in_its_row():
     layer = layer_of(cells.gru)
     x = torch.randn(SEQ_LEN, BATCH, INPUT).double()
     clean = layer(x)[0]
@@ -366,7 +362,7 @@ def test_nan_stays_in_its_row() -> None:
     assert output[2:, 1].isnan().all()
 
 
-def test_compiles_into_one_graph_with_dynamic_shapes() -> None:
+def test_compiles_into_one_graph_with_dynamic_shapes():
     layer = layer_of(cells.leaky_current, num_layers=2, bidirectional=True)
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
     for steps, batch in ((3, 2), (5, 4)):
@@ -379,7 +375,7 @@ def test_compiles_into_one_graph_with_dynamic_shapes() -> None:
         assert_near(gradients(found, tensors), gradients(expected, tensors))
 
 
-def test_compiles_for_inference_and_steps() -> None:
+def test_compiles_for_inference_and_steps():
     layer = layer_of(cells.lstm)
     step = RecurrentCell(cells.lstm, INPUT, HIDDEN)
     x, y = torch.randn(3, 2, INPUT).double(), torch.randn(2, INPUT)
@@ -390,7 +386,7 @@ def test_compiles_for_inference_and_steps() -> None:
         assert all(map(torch.equal, found, step(y)))
 
 
-def test_exports() -> None:
+def test_exports():
     layer = layer_of(cells.lstm, num_layers=2).eval()
     x = torch.randn(3, 2, INPUT).double()
     steps = torch.export.Dim("steps", min=1)
@@ -404,7 +400,7 @@ def test_exports() -> None:
     assert list(copy_of_it) == list(layer.state_dict())
 
 
-def test_explain_says_what_runs() -> None:
+def test_explain_says_what_runs():
     layer = layer_of(cells.lstm, num_layers=2)
     x = torch.randn(3, 2, INPUT).double()
     line = rnn_ext.explain(layer, x)
@@ -413,9 +409,9 @@ def test_explain_says_what_runs() -> None:
     assert "2 layers one after the other" in line
     meta = rnn_ext.explain(layer.to("meta"), x.to("meta"))
     assert meta == "a loop of torch operations: no kernel for device type meta"
-    lines: list[str] = []
+    lines = []
 
-    def loss(x: Tensor) -> Tensor:
+    def loss(x):
         lines.append(rnn_ext.explain(layer, x))
         return x.sum()
 
@@ -426,30 +422,28 @@ def test_explain_says_what_runs() -> None:
 @pytest.mark.skipif(not node.is_loaded, reason="needs the autograd node in C++")
 @pytest.mark.parametrize("cell", [cells.lstm, cells.leaky_current], ids=lambda c: c.name)
 @pytest.mark.parametrize("packed", [False, True])
-def test_the_node_in_cpp_gives_what_the_one_in_python_does(
-    cell: Cell, packed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_node_in_cpp_gives_what_the_one_in_python_does(cell, packed, monkeypatch):
     layer = layer_of(cell, bidirectional=True)
-    x: Any = torch.randn(SEQ_LEN, BATCH, INPUT).double()
-    noise: Any = operands(cell, SEQ_LEN, BATCH)
+    x = torch.randn(SEQ_LEN, BATCH, INPUT).double()
+    noise = operands(cell, SEQ_LEN, BATCH)
     if packed:
         x = pack_padded_sequence(x, torch.tensor([6, 5, 5, 2]))
         noise = {k: pack_padded_sequence(v, torch.tensor([6, 5, 5, 2])) for k, v in noise.items()}
 
-    def run() -> list[Tensor]:
+    def run():
         results = layer(x, return_states=True, **noise)
         names.append(results[1].grad_fn.name())
         results = [t.data if packed and isinstance(t, PackedSequence) else t for t in results]
         return [*results, *gradients(results[:-1], list(layer.parameters()))]
 
-    names: list[str] = []
+    names = []
     found = run()
     without_node(monkeypatch)
     assert_same_bits(found, run())
     assert names == ["RecurrenceBackward", "_LayerBackward"]
 
 
-def test_the_graph_is_freed_and_kept_as_asked() -> None:
+def test_the_graph_is_freed_and_kept_as_asked():
     layer = layer_of(cells.gru)
     output, _ = layer(torch.randn(SEQ_LEN, BATCH, INPUT).double())
     weights = list(layer.parameters())
@@ -459,13 +453,13 @@ def test_the_graph_is_freed_and_kept_as_asked() -> None:
         torch.autograd.grad(output.sum(), weights)
 
 
-def test_compiled_autograd_gives_the_gradients_of_an_eager_call() -> None:
+def test_compiled_autograd_gives_the_gradients_of_an_eager_call():
     @rnn_ext.cell
-    def sine(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
+    def sine(u, v, y):
         return torch.sin(u + v)
 
     @rnn_ext.cell
-    def square(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
+    def square(u, v, y):
         return torch.square(u + v)
 
     x = torch.randn(SEQ_LEN, BATCH, INPUT).double()

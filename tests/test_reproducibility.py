@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import pytest
 import torch
@@ -14,8 +13,7 @@ from support import (
     same_bits,
     using_threads,
 )
-from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 import rnn_ext
 
@@ -34,7 +32,7 @@ class Shape:
     packed: bool = False
     dtype: torch.dtype = torch.float32
 
-    def __str__(self) -> str:
+    def __str__(self):
         return "-".join(
             [
                 f"T{self.seq_len}",
@@ -49,7 +47,7 @@ class Shape:
             ]
         )
 
-    def module(self) -> rnn_ext.RNN:
+    def module(self):
         return rnn_ext.RNN(
             self.input_size,
             self.hidden_size,
@@ -59,17 +57,17 @@ class Shape:
             dtype=self.dtype,
         )
 
-    def tensors(self) -> tuple[Tensor, Tensor]:
+    def tensors(self):
         states = self.num_layers * (1 + self.bidirectional)
         return (
             torch.randn(self.seq_len, self.batch, self.input_size, dtype=self.dtype),
             torch.randn(states, self.batch, self.hidden_size, dtype=self.dtype),
         )
 
-    def everything(self, module: rnn_ext.RNN, x: Tensor, hx: Tensor) -> list[Tensor]:
+    def everything(self, module, x, hx):
         """Results and all gradients of one training step."""
         x, hx = leaves(x, hx)
-        argument: Tensor | PackedSequence = x
+        argument = x
         if self.packed:
             lengths = torch.linspace(self.seq_len, 1, self.batch).round().long()
             argument = pack_padded_sequence(x, lengths)
@@ -105,9 +103,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_results_and_gradients_have_the_same_bits_at_every_thread_count(
-    shape: Shape, isa: str
-) -> None:
+def test_results_and_gradients_have_the_same_bits_at_every_thread_count(shape, isa):
     module, (x, hx) = shape.module(), shape.tensors()
     with using_threads(1):
         expected = shape.everything(module, x, hx)
@@ -117,7 +113,7 @@ def test_results_and_gradients_have_the_same_bits_at_every_thread_count(
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_run_has_the_same_bits(shape: Shape, isa: str) -> None:
+def test_every_run_has_the_same_bits(shape, isa):
     module, (x, hx) = shape.module(), shape.tensors()
     expected = shape.everything(module, x, hx)
     for _ in range(3):
@@ -127,7 +123,7 @@ def test_every_run_has_the_same_bits(shape: Shape, isa: str) -> None:
 
 
 @pytest.mark.bfloat16
-def test_nothing_is_left_over_from_earlier_calls(isa: str) -> None:
+def test_nothing_is_left_over_from_earlier_calls(isa):
     """Scratch memory of a call full of NaN and infinity, of any size, does not reach the next."""
     modules = [(shape, shape.module(), *shape.tensors()) for shape in SHAPES]
     expected = [shape.everything(module, x, hx) for shape, module, x, hx in modules]
@@ -145,7 +141,7 @@ PADDED = [s for s in SHAPES if not s.packed]
 
 
 @pytest.mark.parametrize("shape", PADDED, ids=str)
-def test_a_row_has_the_same_bits_alone_and_in_any_batch(shape: Shape, isa: str) -> None:
+def test_a_row_has_the_same_bits_alone_and_in_any_batch(shape, isa):
     module, (x, hx) = shape.module().requires_grad_(False), shape.tensors()
     output, h_n = module(x, hx)
     for row in {0, shape.batch // 2, shape.batch - 1}:
@@ -159,7 +155,7 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(shape: Shape, isa: str) 
 
 
 @pytest.mark.parametrize("batch", range(1, 20))
-def test_rows_do_not_depend_on_their_tile(batch: int, isa: str) -> None:
+def test_rows_do_not_depend_on_their_tile(batch, isa):
     module = rnn_ext.RNN(11, 37).requires_grad_(False)
     rows = torch.randn(6, 20, 11)
     expected, _ = module(rows)
@@ -167,7 +163,7 @@ def test_rows_do_not_depend_on_their_tile(batch: int, isa: str) -> None:
 
 
 @pytest.mark.parametrize("shape", PADDED, ids=str)
-def test_packing_and_longer_neighbors_change_no_bits(shape: Shape, isa: str) -> None:
+def test_packing_and_longer_neighbors_change_no_bits(shape, isa):
     module, (x, hx) = shape.module().requires_grad_(False), shape.tensors()
     output, h_n = module(x, hx)
     longer = torch.randn(shape.seq_len + 9, 2, shape.input_size, dtype=shape.dtype)
@@ -181,9 +177,7 @@ def test_packing_and_longer_neighbors_change_no_bits(shape: Shape, isa: str) -> 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize("hidden_size", [1, 16, 33, 129])
 @pytest.mark.parametrize("batch", [1, 5, 33])
-def test_stepping_and_cutting_in_time_change_no_bits(
-    batch: int, hidden_size: int, nonlinearity: str, isa: str
-) -> None:
+def test_stepping_and_cutting_in_time_change_no_bits(batch, hidden_size, nonlinearity, isa):
     module = rnn_ext.RNN(9, hidden_size, 2, nonlinearity=nonlinearity).requires_grad_(False)
     x, hx = torch.randn(70, batch, 9), torch.randn(2, batch, hidden_size)
     output, h_n = module(x, hx)
@@ -195,7 +189,7 @@ def test_stepping_and_cutting_in_time_change_no_bits(
         assert_same_bits((torch.cat(parts), state), (output, h_n))
 
 
-def test_layouts_of_the_arguments_change_no_bits(isa: str) -> None:
+def test_layouts_of_the_arguments_change_no_bits(isa):
     module = rnn_ext.RNN(17, 33, 2, bidirectional=True).requires_grad_(False)
     x, hx = torch.randn(9, 5, 17), torch.randn(4, 5, 33)
     expected = module(x, hx)
@@ -209,13 +203,13 @@ def test_layouts_of_the_arguments_change_no_bits(isa: str) -> None:
     assert_same_bits((output.transpose(0, 1), h_n), expected)
 
 
-def test_zero_state_has_the_bits_of_no_state(isa: str) -> None:
+def test_zero_state_has_the_bits_of_no_state(isa):
     module = rnn_ext.RNN(9, 33, 2, bidirectional=True)
     x = torch.randn(7, 5, 9)
     assert_same_bits(module(x), module(x, torch.zeros(4, 5, 33)))
 
 
-def test_layers_stacked_by_hand_have_the_bits_of_one_module(isa: str) -> None:
+def test_layers_stacked_by_hand_have_the_bits_of_one_module(isa):
     whole = rnn_ext.RNN(9, 33, 2)
     below, above = rnn_ext.RNN(9, 33), rnn_ext.RNN(33, 33)
     for layer, part in enumerate((below, above)):
@@ -229,7 +223,7 @@ def test_layers_stacked_by_hand_have_the_bits_of_one_module(isa: str) -> None:
     assert_same_bits((output, torch.cat([first, second])), whole(x))
 
 
-def test_the_reverse_direction_is_the_forward_one_on_reversed_time(isa: str) -> None:
+def test_the_reverse_direction_is_the_forward_one_on_reversed_time(isa):
     both, forward = rnn_ext.RNN(9, 33, bidirectional=True), rnn_ext.RNN(9, 33)
     forward.load_state_dict(
         {name: both.state_dict()[f"{name}_reverse"] for name in forward.state_dict()}
@@ -240,7 +234,7 @@ def test_the_reverse_direction_is_the_forward_one_on_reversed_time(isa: str) -> 
     assert_same_bits((output[..., 33:], h_n[1:]), (expected_output.flip(0), expected_h_n))
 
 
-def test_deterministic_algorithms_may_be_asked_for() -> None:
+def test_deterministic_algorithms_may_be_asked_for():
     shape = SHAPES[7]
     module, (x, hx) = shape.module(), shape.tensors()
     expected = shape.everything(module, x, hx)
@@ -253,15 +247,13 @@ def test_deterministic_algorithms_may_be_asked_for() -> None:
 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_subnormal_numbers_are_flushed_in_all_threads_or_in_none(
-    nonlinearity: str, isa: str
-) -> None:
+def test_subnormal_numbers_are_flushed_in_all_threads_or_in_none(nonlinearity, isa):
     module = rnn_ext.RNN(3, 65, nonlinearity=nonlinearity)
     x = torch.rand(4, 9, 3) * 1e-38
     for parameter in module.parameters():
         parameter.data.mul_(1e-3 if parameter.dim() == 2 else 0)
 
-    def everything() -> list[Tensor]:
+    def everything():
         output, h_n = module(x)
         return [output, h_n, *torch.autograd.grad(output.sum(), list(module.parameters()))]
 
@@ -282,16 +274,14 @@ def test_subnormal_numbers_are_flushed_in_all_threads_or_in_none(
 
 @pytest.mark.parametrize("hidden_size", [33, 300])  # 300: a sum of two blocks
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_layouts_of_the_gradient_of_the_output_change_no_bits(
-    dtype: torch.dtype, hidden_size: int, isa: str
-) -> None:
+def test_layouts_of_the_gradient_of_the_output_change_no_bits(dtype, hidden_size, isa):
     module = rnn_ext.RNN(7, hidden_size, bidirectional=True, dtype=dtype)
     output, h_n = module(torch.randn(5, 3, 7, dtype=dtype))
     ones = torch.ones_like(output)
     for last in ([], [torch.randn_like(h_n)]):
         results = [output, h_n][: 1 + len(last)]
 
-        def grads(dy: Tensor, results: list[Tensor] = results, last: list[Tensor] = last) -> Any:
+        def grads(dy, results=results, last=last):
             weights = list(module.parameters())
             return torch.autograd.grad(results, weights, [dy, *last], retain_graph=True)
 

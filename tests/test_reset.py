@@ -2,37 +2,35 @@
 
 import copy
 import re
-from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from support import assert_same_bits, using_threads
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 import rnn_ext
-from rnn_ext import CTRNN, RNN, Cell, Recurrent, cells
+from rnn_ext import CTRNN, RNN, Recurrent, cells
 
 SEQ_LEN, BATCH, INPUT, HIDDEN = 7, 4, 3, 5
 # Among them: cells whose backward reads y, a further state, both, and none of them.
 CELLS = [cells.elman, cells.gru, cells.lstm, cells.peephole_lstm, cells.leaky_current]
 
 
-def layer_of(cell: Cell, **settings: Any) -> Recurrent:
+def layer_of(cell, **settings):
     torch.manual_seed(0)
     parameters = {name: nn.Parameter(torch.rand(HIDDEN).double()) for name in cell.parameters}
     settings = {"dtype": torch.float64, **settings}
     return Recurrent(cell, INPUT, HIDDEN, **settings, **parameters)
 
 
-def noise_of(cell: Cell) -> dict[str, Tensor]:
+def noise_of(cell):
     return {name: 0.1 * torch.randn(SEQ_LEN, BATCH, HIDDEN).double() for name in cell.inputs}
 
 
-def random_reset() -> Tensor:
+def random_reset():
     """Of rows with several resets, none, one in the first and the last step, and all."""
     reset = torch.zeros(SEQ_LEN, BATCH, dtype=torch.bool)
     reset[[2, 3, 5], 0] = True
@@ -41,24 +39,17 @@ def random_reset() -> Tensor:
     return reset
 
 
-def states_of(cell: Cell, *shape: int) -> list[Tensor]:
+def states_of(cell, *shape):
     return [
         torch.randn(*shape, HIDDEN).double().requires_grad_() for _ in range(1 + len(cell.states))
     ]
 
 
-def as_argument(states: Sequence[Tensor]) -> Any:
+def as_argument(states):
     return states[0] if len(states) == 1 else tuple(states)
 
 
-def loop(
-    layer: Recurrent,
-    input: Tensor,
-    initial: Sequence[Tensor],
-    reset: Tensor,
-    reset_states: Sequence[Tensor],
-    inputs: dict[str, Tensor],
-) -> list[Tensor]:
+def loop(layer, input, initial, reset, reset_states, inputs):
     """The layers as plain loops: y at all steps, the last states, the further states at all."""
     cell, directions = layer.cell, 2 if layer.bidirectional else 1
     parameters = {name: getattr(layer, name) for name in cell.parameters}
@@ -86,12 +77,12 @@ def loop(
     return [output, *map(torch.stack, zip(*finals, strict=True)), *further]
 
 
-def gradients(results: Sequence[Tensor], tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+def gradients(results, tensors):
     weights = [torch.linspace(1, 2, r.numel()).to(r).view(r.shape) for r in results]
     return torch.autograd.grad(results, tensors, weights, allow_unused=True, materialize_grads=True)
 
 
-def assert_near(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+def assert_near(found, expected):
     for a, b in zip(found, expected, strict=True):
         # float64, sums in another order and functions of at most 2 ulp, over a few steps.
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
@@ -100,9 +91,7 @@ def assert_near(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("shape", [(BATCH,), (1,), (SEQ_LEN, BATCH), (SEQ_LEN, 1)], ids=str)
 @pytest.mark.parametrize("cell", CELLS, ids=lambda c: c.name)
-def test_results_and_gradients_are_those_of_a_loop(
-    isa: str, cell: Cell, shape: tuple[int, ...], bidirectional: bool
-) -> None:
+def test_results_and_gradients_are_those_of_a_loop(isa, cell, shape, bidirectional):
     layer = layer_of(cell, num_layers=2, bidirectional=bidirectional)
     places = 4 if bidirectional else 2
     x = torch.randn(SEQ_LEN, BATCH, INPUT).double().requires_grad_()
@@ -123,7 +112,7 @@ def test_results_and_gradients_are_those_of_a_loop(
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda c: c.name)
-def test_states_are_zeros_by_default(cell: Cell) -> None:
+def test_states_are_zeros_by_default(cell):
     layer = layer_of(cell, bidirectional=True)
     x = torch.randn(SEQ_LEN, BATCH, INPUT).double().requires_grad_()
     initial, noise, reset = states_of(cell, 2, BATCH), noise_of(cell), random_reset()
@@ -142,14 +131,12 @@ def test_states_are_zeros_by_default(cell: Cell) -> None:
 
 
 @pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
-def test_equals_the_loop_of_stable_baselines(kind: type[nn.RNNBase]) -> None:
+def test_equals_the_loop_of_stable_baselines(kind):
     """That of ``RecurrentActorCriticPolicy._process_sequence`` in stable-baselines3-contrib."""
     cell = {nn.RNN: None, nn.GRU: cells.gru, nn.LSTM: cells.lstm}[kind]
     torch.manual_seed(0)
     theirs = kind(INPUT, HIDDEN, num_layers=2, dtype=torch.float64)
-    ours: nn.Module = (
-        layer_of(cell, num_layers=2) if cell else RNN(INPUT, HIDDEN, 2, dtype=torch.float64)
-    )
+    ours = layer_of(cell, num_layers=2) if cell else RNN(INPUT, HIDDEN, 2, dtype=torch.float64)
     ours.load_state_dict(theirs.state_dict())
     features = torch.randn(SEQ_LEN, BATCH, INPUT).double()
     episode_starts = random_reset().double()
@@ -166,7 +153,7 @@ def test_equals_the_loop_of_stable_baselines(kind: type[nn.RNNBase]) -> None:
     assert_near([output, *finals], [torch.cat(outputs), *states])
 
 
-def test_equals_the_stored_states_of_torchrl() -> None:
+def test_equals_the_stored_states_of_torchrl():
     """As ``LSTMModule`` in TorchRL: each step that begins an episode has its own stored state."""
     layer = layer_of(cells.lstm, num_layers=2, batch_first=True)
     x = torch.randn(BATCH, SEQ_LEN, INPUT).double()
@@ -187,9 +174,7 @@ def test_equals_the_stored_states_of_torchrl() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("cell", CELLS, ids=lambda c: c.name)
-def test_a_reset_row_has_the_bits_of_a_sequence_that_starts_there(
-    isa: str, cell: Cell, dtype: torch.dtype
-) -> None:
+def test_a_reset_row_has_the_bits_of_a_sequence_that_starts_there(isa, cell, dtype):
     layer = layer_of(cell, dtype=dtype).to(dtype)
     x = torch.randn(SEQ_LEN, BATCH, INPUT).to(dtype)
     noise = {name: value.to(dtype) for name, value in noise_of(cell).items()}
@@ -222,9 +207,7 @@ def test_a_reset_row_has_the_bits_of_a_sequence_that_starts_there(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(1,), (SEQ_LEN, BATCH)], ids=str)
 @pytest.mark.parametrize("cell", [cells.elman, cells.lstm], ids=lambda c: c.name)
-def test_gradients_of_half_precision(
-    isa: str, cell: Cell, shape: tuple[int, ...], dtype: torch.dtype
-) -> None:
+def test_gradients_of_half_precision(isa, cell, shape, dtype):
     layer = layer_of(cell, bidirectional=True).to(dtype)
     x, reset = torch.randn(SEQ_LEN, BATCH, INPUT).to(dtype), random_reset()
     states = [s.detach().to(dtype) for s in states_of(cell, *shape[:-1], 2, shape[-1])]
@@ -244,10 +227,10 @@ def test_gradients_of_half_precision(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["RNN", *(cell.name for cell in CELLS)])
 @pytest.mark.bfloat16
-def test_no_reset_has_the_bits_of_a_call_without(isa: str, kind: str, dtype: torch.dtype) -> None:
+def test_no_reset_has_the_bits_of_a_call_without(isa, kind, dtype):
     torch.manual_seed(0)
     cell = None if kind == "RNN" else next(cell for cell in CELLS if cell.name == kind)
-    layer: nn.Module = (
+    layer = (
         layer_of(cell, num_layers=2, bidirectional=True).to(dtype)
         if cell
         else RNN(INPUT, HIDDEN, 2, bidirectional=True, dtype=dtype)
@@ -269,7 +252,7 @@ def test_no_reset_has_the_bits_of_a_call_without(isa: str, kind: str, dtype: tor
 # Two threads share the rows in the first case, the columns in the second.
 @pytest.mark.parametrize(("batch", "hidden_size"), [(33, 70), (1, 700)])
 @pytest.mark.parametrize("cell", [cells.gru, cells.lstm], ids=lambda c: c.name)
-def test_bits_depend_on_neither_threads_nor_batch(cell: Cell, batch: int, hidden_size: int) -> None:
+def test_bits_depend_on_neither_threads_nor_batch(cell, batch, hidden_size):
     torch.manual_seed(0)
     layer = Recurrent(cell, 40, hidden_size)
     x, reset = torch.randn(20, batch, 40), torch.rand(20, batch) < 0.1
@@ -289,9 +272,9 @@ def test_bits_depend_on_neither_threads_nor_batch(cell: Cell, batch: int, hidden
 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_rnn_is_the_recurrent_layer_of_its_cell(nonlinearity: str) -> None:
+def test_rnn_is_the_recurrent_layer_of_its_cell(nonlinearity):
     @rnn_ext.cell
-    def relu(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
+    def relu(u, v, y):
         return torch.relu(u + v)
 
     cell = cells.elman if nonlinearity == "tanh" else relu
@@ -308,8 +291,8 @@ def test_rnn_is_the_recurrent_layer_of_its_cell(nonlinearity: str) -> None:
 
 
 @pytest.mark.parametrize("make", [lambda **s: layer_of(cells.lstm, **s), None], ids=["lstm", "RNN"])
-def test_layouts_of_input(make: Callable[..., Recurrent] | None) -> None:
-    def layer(**settings: Any) -> nn.Module:
+def test_layouts_of_input(make):
+    def layer(**settings):
         torch.manual_seed(0)
         if make:
             return make(num_layers=2, bidirectional=True, **settings)
@@ -336,7 +319,7 @@ def test_layouts_of_input(make: Callable[..., Recurrent] | None) -> None:
         assert alone[0].shape == (SEQ_LEN, 2 * HIDDEN)
 
 
-def test_dropout_is_that_of_a_call_without_reset() -> None:
+def test_dropout_is_that_of_a_call_without_reset():
     for layer in (
         layer_of(cells.gru, num_layers=2, dropout=0.5),
         RNN(INPUT, HIDDEN, 2, dropout=0.5, dtype=torch.float64),
@@ -354,7 +337,7 @@ def test_dropout_is_that_of_a_call_without_reset() -> None:
 
 @pytest.mark.parametrize("form", ["current", "rate"])
 @pytest.mark.parametrize("learn", [False, True])
-def test_ctrnn_starts_anew_from_its_initial_state(form: str, learn: bool) -> None:
+def test_ctrnn_starts_anew_from_its_initial_state(form, learn):
     torch.manual_seed(0)
     layer = CTRNN(
         *(INPUT, HIDDEN),
@@ -377,13 +360,13 @@ def test_ctrnn_starts_anew_from_its_initial_state(form: str, learn: bool) -> Non
 
 
 @pytest.mark.parametrize("cell", [cells.gru, cells.lstm], ids=lambda c: c.name)
-def test_gradcheck_and_gradgradcheck(cell: Cell) -> None:
+def test_gradcheck_and_gradgradcheck(cell):
     layer = layer_of(cell, bidirectional=True)
     x = torch.randn(3, 2, INPUT).double().requires_grad_()
     reset = torch.tensor([[True, False], [False, True], [False, True]])
     hx, state = states_of(cell, 2, 2), states_of(cell, 3, 2, 1)
 
-    def call(x: Tensor, *states: Tensor) -> Any:
+    def call(x, *states):
         hx, state = states[: len(states) // 2], states[len(states) // 2 :]
         return layer(x, as_argument(hx), reset=reset, reset_state=as_argument(state))
 
@@ -391,12 +374,12 @@ def test_gradcheck_and_gradgradcheck(cell: Cell) -> None:
     assert torch.autograd.gradgradcheck(call, (x, *hx, *state), fast_mode=True)
 
 
-def test_transforms_give_the_same() -> None:
+def test_transforms_give_the_same():
     layer = layer_of(cells.lstm)
     x = torch.randn(SEQ_LEN, BATCH, INPUT).double()
     reset, states = random_reset(), [s.detach() for s in states_of(cells.lstm, 1, 1)]
 
-    def loss(x: Tensor, h: Tensor, c: Tensor, reset: Tensor) -> Tensor:
+    def loss(x, h, c, reset):
         return layer(x, reset=reset, reset_state=(h, c))[0].sum()
 
     found = torch.func.grad(loss, (0, 1, 2))(x, *states, reset)
@@ -410,8 +393,8 @@ def test_transforms_give_the_same() -> None:
 
 
 @pytest.mark.parametrize("module", ["recurrent", "rnn"])
-def test_compiles_into_one_graph_and_exports(module: str) -> None:
-    layer: nn.Module = (
+def test_compiles_into_one_graph_and_exports(module):
+    layer = (
         layer_of(cells.gru, num_layers=2, bidirectional=True)
         if module == "recurrent"
         else RNN(INPUT, HIDDEN, 2, bidirectional=True, dtype=torch.float64)
@@ -436,7 +419,7 @@ def test_compiles_into_one_graph_and_exports(module: str) -> None:
     assert_same_bits(program.module()(x, **options), layer(x, **options))
 
 
-def test_explain_names_the_program() -> None:
+def test_explain_names_the_program():
     x, reset = torch.randn(SEQ_LEN, BATCH, INPUT), random_reset()
     for nonlinearity, name in (("tanh", "elman"), ("relu", "relu")):
         rnn = RNN(INPUT, HIDDEN, nonlinearity=nonlinearity)
@@ -444,13 +427,13 @@ def test_explain_names_the_program() -> None:
         assert f"program of cell {name!r}" in rnn_ext.explain(rnn, x, reset=reset)
 
 
-def test_fx_records_the_arguments() -> None:
+def test_fx_records_the_arguments():
     class Model(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.rnn = RNN(INPUT, HIDDEN)
 
-        def forward(self, x: Tensor, reset: Tensor) -> Any:
+        def forward(self, x, reset):
             return self.rnn(x, reset=reset)[0]
 
     model, x = Model(), torch.randn(SEQ_LEN, BATCH, INPUT)
@@ -459,17 +442,17 @@ def test_fx_records_the_arguments() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: layer_of(cells.lstm), None], ids=["lstm", "RNN"])
-def test_mistakes_are_named(make: Callable[[], Recurrent] | None) -> None:
+def test_mistakes_are_named(make):
     layer = make() if make else RNN(INPUT, HIDDEN, dtype=torch.float64)
     x, reset = torch.randn(SEQ_LEN, BATCH, INPUT).double(), random_reset()
     count = 2 if make else 1
 
-    def state(*shape: int, dtype: torch.dtype = torch.float64) -> Any:
+    def state(*shape, dtype=torch.float64):
         return as_argument([torch.zeros(shape, dtype=dtype)] * count)
 
     y = "y" if make else "h"
     packed = pack_sequence([torch.randn(3, INPUT).double()])
-    mistakes: list[tuple[Any, dict[str, Any], str]] = [
+    mistakes = [
         (x, {"reset": reset.float()}, "reset must be a bool tensor, got torch.float32"),
         (x, {"reset": reset.int()}, "reset must be a bool tensor, got torch.int32"),
         (x, {"reset": [False]}, "reset must be a bool tensor, got list"),
@@ -508,12 +491,12 @@ def test_mistakes_are_named(make: Callable[[], Recurrent] | None) -> None:
             layer(input, **options)
 
 
-def test_the_op_checks_its_operands() -> None:
+def test_the_op_checks_its_operands():
     layer = layer_of(cells.elman)
     x, weights = torch.randn(SEQ_LEN, BATCH, INPUT).double(), [*layer.all_weights[0]]
     state = torch.zeros(1, 1, HIDDEN).double()
 
-    def call(reset: Tensor | None, states: list[Tensor]) -> Any:
+    def call(reset, states):
         return torch.ops.rnn_ext.recurrence_forward(
             *(x, [], [w.detach() for w in weights], [], [], states, reset, None),
             *(cells.elman.program, False, 1, 0, 0),

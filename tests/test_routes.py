@@ -1,12 +1,8 @@
 """What `explain` says of a call is what runs: the ops of random calls are counted."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
-from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import Any
 
 import pytest
 import torch
@@ -19,24 +15,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnn_ext
 
-Input = Tensor | PackedSequence
-
 
 class Ops(TorchDispatchMode):
     """Counts the ops that run."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.counts: Counter[str] = Counter()
+        self.counts = Counter()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.counts[func.name().partition(".")[0]] += 1
         return func(*args, **(kwargs or {}))
 
     @property
-    def ours(self) -> dict[str, int]:
+    def ours(self):
         return {n: c for n, c in self.counts.items() if n.startswith("rnn_ext::")}
 
 
@@ -45,7 +37,7 @@ class Subclass(Tensor):
 
 
 @st.composite
-def calls(draw: st.DrawFn) -> tuple[nn.Module, Input, Tensor | None, bool]:
+def calls(draw):
     """A module, an input, an hx, and whether gradients are on; some calls are mistakes."""
     dtype = draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.complex64]))
     bias = draw(st.booleans())
@@ -68,7 +60,7 @@ def calls(draw: st.DrawFn) -> tuple[nn.Module, Input, Tensor | None, bool]:
         setattr(rnn, name, value)
     rnn.train(draw(st.booleans()))
     shape = draw(st.sampled_from([(5, batch, 3), (5, 3), (0, batch, 3)]))
-    input: Input = torch.randn(shape, dtype=dtype)
+    input = torch.randn(shape, dtype=dtype)
     if batch and len(shape) == 3 and shape[0] and not rnn.batch_first and draw(st.booleans()):
         input = pack_padded_sequence(input, [5] * batch)
     elif draw(st.integers(0, 9)) == 0:
@@ -78,7 +70,7 @@ def calls(draw: st.DrawFn) -> tuple[nn.Module, Input, Tensor | None, bool]:
 
 @settings(max_examples=400, deadline=None)
 @given(calls())
-def test_the_path_that_explain_names_is_the_one_that_runs(call: Any) -> None:
+def test_the_path_that_explain_names_is_the_one_that_runs(call):
     module, input, hx, grad = call
     arguments = (input,) if hx is None else (input, hx)
     with torch.set_grad_enabled(grad):
@@ -107,7 +99,7 @@ def test_the_path_that_explain_names_is_the_one_that_runs(call: Any) -> None:
         assert in_python == (named[1] == "autograd Function in Python")
 
 
-def test_without_the_node_in_cpp_python_records(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_node_in_cpp_python_records(monkeypatch):
     module, x = rnn_ext.RNN(3, 4), torch.randn(5, 2, 3)
     without_node(monkeypatch)
     assert rnn_ext.explain(module, x).endswith("; autograd Function in Python")
@@ -117,25 +109,25 @@ def test_without_the_node_in_cpp_python_records(monkeypatch: pytest.MonkeyPatch)
 class Explained(nn.Module):
     """A layer that explains each of its calls."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.rnn = rnn_ext.RNN(3, 4)
-        self.lines: list[str] = []
+        self.lines = []
 
-    def forward(self, input: Input) -> Any:
+    def forward(self, input):
         self.lines.append(rnn_ext.explain(self.rnn, input))
         return self.rnn(input)[0]
 
 
-def batched_parameters(model: nn.Module, count: int) -> dict[str, Tensor]:
+def batched_parameters(model, count):
     return {name: torch.stack([p.detach()] * count) for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("over_weights", [True, False])
-def test_a_vmap_over_weights_runs_once_a_sample_and_says_so(over_weights: bool) -> None:
+def test_a_vmap_over_weights_runs_once_a_sample_and_says_so(over_weights):
     model, x = Explained(), torch.randn(3, 5, 2, 3)
 
-    def run(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+    def run(parameters, x):
         return torch.func.functional_call(model, parameters, (x,))
 
     parameters = batched_parameters(model, 3) if over_weights else dict(model.named_parameters())
@@ -146,7 +138,7 @@ def test_a_vmap_over_weights_runs_once_a_sample_and_says_so(over_weights: bool) 
     assert ops.ours == {"rnn_ext::_rnn_forward": 3 if over_weights else 1}
 
 
-def test_a_vmap_of_packed_input_runs_once_a_sample_and_says_so() -> None:
+def test_a_vmap_of_packed_input_runs_once_a_sample_and_says_so():
     model, x = Explained(), torch.randn(3, 10, 3)
     batch_sizes = torch.tensor([2] * 5)
     with Ops() as ops, torch.no_grad():
@@ -155,20 +147,20 @@ def test_a_vmap_of_packed_input_runs_once_a_sample_and_says_so() -> None:
     assert ops.ours == {"rnn_ext::_rnn_forward": 3}
 
 
-def test_a_transform_inside_torch_compile_loops_over_time_and_says_so() -> None:
+def test_a_transform_inside_torch_compile_loops_over_time_and_says_so():
     rnn, x = rnn_ext.RNN(3, 4), torch.randn(5, 2, 3)
-    lines: list[str] = []
-    graphs: list[torch.fx.GraphModule] = []
+    lines = []
+    graphs = []
 
-    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+    def backend(graph, _):
         graphs.append(graph)
         return graph.forward
 
     @torch.compile(backend=backend, fullgraph=True)
-    def gradient(x: Tensor) -> tuple[Tensor, str]:
+    def gradient(x):
         line = ""
 
-        def loss(x: Tensor) -> Tensor:
+        def loss(x):
             nonlocal line
             line = rnn_ext.explain(rnn, x)
             return rnn(x)[0].sum()
@@ -183,7 +175,7 @@ def test_a_transform_inside_torch_compile_loops_over_time_and_says_so() -> None:
     assert grad.shape == x.shape
 
 
-def test_a_recorded_call_is_one_op_and_says_so() -> None:
+def test_a_recorded_call_is_one_op_and_says_so():
     rnn, x = rnn_ext.RNN(3, 4), torch.randn(5, 2, 3)
     program = torch.export.export(rnn, (x,))
     names = [str(node.target) for node in program.graph.nodes]
@@ -196,7 +188,7 @@ def test_a_recorded_call_is_one_op_and_says_so() -> None:
     ("name", "value"),
     [("bidirectional", 1), ("bidirectional", 0), ("bias", 1), ("batch_first", 0), ("training", 1)],
 )
-def test_explain_is_true_of_attributes_that_are_numbers_for_flags(name: str, value: int) -> None:
+def test_explain_is_true_of_attributes_that_are_numbers_for_flags(name, value):
     module = rnn_ext.RNN(3, 4, bidirectional=name == "bidirectional" and bool(value))
     setattr(module, name, value)
     x = torch.randn(5, 2, 3)
@@ -208,7 +200,7 @@ def test_explain_is_true_of_attributes_that_are_numbers_for_flags(name: str, val
 
 
 @pytest.mark.parametrize("kind", ["GRU", "LSTM"])
-def test_explain_says_how_gated_layers_go(kind: str) -> None:
+def test_explain_says_how_gated_layers_go(kind):
     layer, cell, x = getattr(rnn_ext, kind)(3, 4), getattr(rnn_ext, f"{kind}Cell")(3, 4), X
     for module, input in ((layer, x), (cell, x[0])):
         line = rnn_ext.explain(module, input)
@@ -226,7 +218,7 @@ def test_explain_says_how_gated_layers_go(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_explain_names_an_overridden_check(kind: str) -> None:
+def test_explain_names_an_overridden_check(kind):
     base = getattr(rnn_ext, kind)
     own = type("Own", (base,), {"check_input": lambda *_: None})(3, 4)
     assert rnn_ext.explain(own, X) == "torch's own op: check_input was overridden"

@@ -5,7 +5,6 @@ import threading
 import pytest
 import torch
 from support import PATIENCE, layer_weights, using_threads
-from torch import Tensor
 
 import rnn_ext
 
@@ -13,19 +12,19 @@ SMALL, LARGE = 16, 400
 IDLE_CALLS = 3 * 256  # after which unused memory is freed: three rounds
 
 
-def call(hidden_size: int, bidirectional: bool = False) -> list[Tensor]:
+def call(hidden_size, bidirectional=False):
     x = torch.zeros(4, 20, hidden_size)
     weights = layer_weights(hidden_size, hidden_size, bidirectional=bidirectional)
     return list(torch.ops.rnn_ext.rnn_forward(x, None, weights, None, "tanh", bidirectional))
 
 
-def bytes_kept(hidden_size: int, bidirectional: bool = False) -> int:
+def bytes_kept(hidden_size, bidirectional=False):
     rnn_ext.release_scratch()
     call(hidden_size, bidirectional)
     return rnn_ext.release_scratch()
 
 
-def test_what_a_call_used_is_kept_until_it_is_released() -> None:
+def test_what_a_call_used_is_kept_until_it_is_released():
     kept = bytes_kept(LARGE)
     assert kept >= 2 * 4 * LARGE * LARGE  # both weights, packed
     assert rnn_ext.release_scratch() == 0
@@ -34,11 +33,11 @@ def test_what_a_call_used_is_kept_until_it_is_released() -> None:
     assert rnn_ext.release_scratch() == kept
 
 
-def test_calls_of_any_size_keep_their_memory() -> None:
+def test_calls_of_any_size_keep_their_memory():
     assert bytes_kept(3200) > 32 << 20
 
 
-def test_memory_that_calls_no_longer_use_is_freed() -> None:
+def test_memory_that_calls_no_longer_use_is_freed():
     small = bytes_kept(SMALL)
     call(LARGE)
     for _ in range(IDLE_CALLS):
@@ -46,12 +45,12 @@ def test_memory_that_calls_no_longer_use_is_freed() -> None:
     assert rnn_ext.release_scratch() == small
 
 
-def test_memory_of_threads_that_make_no_more_calls_is_freed() -> None:
+def test_memory_of_threads_that_make_no_more_calls_is_freed():
     small, large = bytes_kept(SMALL), bytes_kept(LARGE)
     count = 4
     barrier = threading.Barrier(count)
 
-    def work() -> None:
+    def work():
         for _ in range(10):
             barrier.wait(PATIENCE)
             call(LARGE)
@@ -67,6 +66,6 @@ def test_memory_of_threads_that_make_no_more_calls_is_freed() -> None:
 
 
 @pytest.mark.parametrize("hidden_size", [SMALL, LARGE])
-def test_directions_one_after_the_other_share_their_memory(hidden_size: int) -> None:
+def test_directions_one_after_the_other_share_their_memory(hidden_size):
     with using_threads(1):
         assert bytes_kept(hidden_size, bidirectional=True) == bytes_kept(hidden_size)

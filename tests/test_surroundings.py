@@ -1,11 +1,7 @@
 """Code that looks inside an RNN finds in ours what torch's has: tracers, subclasses, recipes."""
 
-from __future__ import annotations
-
 import io
 import warnings
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -60,11 +56,9 @@ OF_PYTHON = {
     ],
     ids=["RNN", "LSTM", "RNNCell"],
 )
-def test_every_name_of_torchs_classes_is_decided(
-    classes: tuple[type[nn.Module], ...], names: dict[str, str]
-) -> None:
+def test_every_name_of_torchs_classes_is_decided(classes, names):
     actual = {name for cls in classes for name in (*vars(cls), *cls.__annotations__)}
-    actual |= vars(classes[-1](3, 4)).keys() - vars(nn.Module()).keys()  # type: ignore[call-arg]
+    actual |= vars(classes[-1](3, 4)).keys() - vars(nn.Module()).keys()
     assert actual - OF_PYTHON == set(" ".join(names).split())
 
 
@@ -81,10 +75,10 @@ X = torch.randn(5, 2, 3, dtype=torch.float64)
         if hasattr(getattr(nn, kind), name)
     ],
 )
-def test_overridden_checks_are_called(kind: str, name: str, on: str) -> None:
-    called: list[str] = []
+def test_overridden_checks_are_called(kind, name, on):
+    called = []
 
-    def method(self: Any, *args: Any) -> Any:
+    def method(self, *args):
         called.append(name)
         return getattr(getattr(nn, kind), name)(self, *args)
 
@@ -102,33 +96,33 @@ def test_overridden_checks_are_called(kind: str, name: str, on: str) -> None:
     assert_close_fp64([results[1][0]], [results[0][0]])
 
 
-def _all_at_once(module: Any) -> None:
+def _all_at_once(module):
     module._flat_weights = [2 * w for w in module._flat_weights]
 
 
-def _one(module: Any) -> None:
+def _one(module):
     module._flat_weights[1] = module._flat_weights[1] * 0
 
 
-def _after_a_new_parameter(module: Any) -> None:
+def _after_a_new_parameter(module):
     module.weight_hh_l0 = nn.Parameter(torch.ones_like(module.weight_hh_l0))
     module(X)
     _one(module)
 
 
-def _of_a_deleted_parameter(module: Any) -> None:
+def _of_a_deleted_parameter(module):
     raw = module.weight_hh_l0
     del module.weight_hh_l0
     module.weight_hh_l0_raw = raw
     module._flat_weights[1] = 0.5 * raw
 
 
-def _then_a_new_parameter(module: Any) -> None:
+def _then_a_new_parameter(module):
     _all_at_once(module)
     module.weight_hh_l0 = nn.Parameter(torch.ones_like(module.weight_hh_l0))
 
 
-def _then_called_functionally(module: Any) -> None:
+def _then_called_functionally(module):
     weights = {name: 0 * p for name, p in module.named_parameters()}
     assert not torch.func.functional_call(module, weights, (X,))[0].any()
 
@@ -146,9 +140,7 @@ def _then_called_functionally(module: Any) -> None:
 )
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_flat_weights_are_used_as_torch_uses_them(
-    assign: Callable[[Any], None], kind: str, num_layers: int
-) -> None:
+def test_flat_weights_are_used_as_torch_uses_them(assign, kind, num_layers):
     results = []
     for module in twins(3, 4, num_layers, kind=kind, dtype=torch.float64):
         module(X)
@@ -160,20 +152,20 @@ def test_flat_weights_are_used_as_torch_uses_them(
 class Holder(nn.Module):
     """A model that calls `module` on a buffer, so that only hx is traced."""
 
-    def __init__(self, module: nn.Module, x: Tensor) -> None:
+    def __init__(self, module, x):
         super().__init__()
         self.module = module
         self.register_buffer("x", x)
 
-    def forward(self, hx: Tensor) -> Any:
+    def forward(self, hx):
         return self.module(self.x, hx)
 
 
 @pytest.mark.parametrize("cls", [rnn_ext.RNN, rnn_ext.RNNCell])
-def test_fx_traces_a_model_in_which_only_hx_is_traced(cls: type[nn.Module]) -> None:
+def test_fx_traces_a_model_in_which_only_hx_is_traced(cls):
     shapes = [(5, 2, 3), (1, 2, 4)] if cls is rnn_ext.RNN else [(2, 3), (2, 4)]
     x, hx = map(torch.randn, shapes)
-    model = Holder(cls(3, 4), x)  # type: ignore[call-arg]
+    model = Holder(cls(3, 4), x)
     graph = torch.fx.symbolic_trace(model)
     assert [node.op for node in graph.graph.nodes].count("call_module") == 1
     for a, b in zip(graph(hx), model(hx), strict=True):
@@ -181,17 +173,17 @@ def test_fx_traces_a_model_in_which_only_hx_is_traced(cls: type[nn.Module]) -> N
 
 
 @pytest.mark.parametrize("cls", [rnn_ext.RNN, rnn_ext.RNNCell])
-def test_fx_says_that_the_module_itself_is_one_node(cls: type[nn.Module]) -> None:
+def test_fx_says_that_the_module_itself_is_one_node(cls):
     with pytest.raises(torch.fx.proxy.TraceError, match="trace the model that calls it"):
-        torch.fx.symbolic_trace(cls(3, 4))  # type: ignore[call-arg]
+        torch.fx.symbolic_trace(cls(3, 4))
 
 
 class Packs(nn.Module):
-    def __init__(self, rnn: nn.Module, enforce_sorted: bool = True) -> None:
+    def __init__(self, rnn, enforce_sorted=True):
         super().__init__()
         self.rnn, self.enforce_sorted = rnn, enforce_sorted
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, x, lengths):
         packed = pack_padded_sequence(x, lengths, enforce_sorted=self.enforce_sorted)
         output, h_n = self.rnn(packed)
         return pad_packed_sequence(output)[0] + h_n.sum()
@@ -199,14 +191,14 @@ class Packs(nn.Module):
 
 @pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, and pack_padded_sequence warns
 @pytest.mark.parametrize("enforce_sorted", [True, False])
-def test_a_traced_model_that_packs_takes_other_batches(enforce_sorted: bool) -> None:
+def test_a_traced_model_that_packs_takes_other_batches(enforce_sorted):
     model = Packs(rnn_ext.RNN(3, 4), enforce_sorted)
     traced = torch.jit.trace(model, (torch.randn(5, 2, 3), torch.tensor([5, 3])))
     others = torch.randn(6, 3, 3), torch.tensor([6, 4, 2])
     assert torch.equal(traced(*others), model(*others))
 
 
-def test_a_compiled_model_that_packs_gets_no_warning_about_our_code() -> None:
+def test_a_compiled_model_that_packs_gets_no_warning_about_our_code():
     torch._dynamo.reset()
     model = Packs(rnn_ext.RNN(3, 4))
     args = torch.randn(5, 2, 3), torch.tensor([5, 3])
@@ -218,12 +210,10 @@ def test_a_compiled_model_that_packs_gets_no_warning_about_our_code() -> None:
 
 
 @pytest.mark.parametrize(("enforce_sorted", "scalars"), [(False, False), (True, True)])
-def test_what_follows_packing_inside_forward_is_one_graph(
-    enforce_sorted: bool, scalars: bool
-) -> None:
+def test_what_follows_packing_inside_forward_is_one_graph(enforce_sorted, scalars):
     rnn, counter = rnn_ext.RNN(3, 4), CompileCounter()
 
-    def forward(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(x, lengths):
         output, h_n = rnn(pack_padded_sequence(x, lengths, enforce_sorted=enforce_sorted))
         return output.data.sigmoid(), h_n
 
@@ -236,10 +226,10 @@ def test_what_follows_packing_inside_forward_is_one_graph(
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["padded", "packed", "cell"])
-def test_the_old_onnx_exporter_gets_torchs_own_op(kind: str) -> None:
+def test_the_old_onnx_exporter_gets_torchs_own_op(kind):
     onnx = pytest.importorskip("onnx")
-    args: tuple[Tensor, ...] = (torch.randn(5, 2, 3),)
-    model: nn.Module = rnn_ext.RNN(3, 4).eval()
+    args = (torch.randn(5, 2, 3),)
+    model = rnn_ext.RNN(3, 4).eval()
     if kind == "packed":
         model, args = Packs(model), (*args, torch.tensor([5, 3]))
     elif kind == "cell":
@@ -251,7 +241,7 @@ def test_the_old_onnx_exporter_gets_torchs_own_op(kind: str) -> None:
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_batch_first_output_is_not_a_view(layers: int) -> None:
+def test_batch_first_output_is_not_a_view(layers):
     theirs, ours = twins(3, 4, layers, batch_first=True, dtype=torch.float64)
     gradients = []
     for module in (theirs, ours):
@@ -264,7 +254,7 @@ def test_batch_first_output_is_not_a_view(layers: int) -> None:
 
 
 @pytest.mark.parametrize("operand", ["weight", "input"])
-def test_sparse_operands_go_to_torchs_op(operand: str) -> None:
+def test_sparse_operands_go_to_torchs_op(operand):
     theirs, ours = twins(3, 4)
     x = torch.randn(5, 2, 3)
     if operand == "weight":
@@ -289,15 +279,15 @@ class Plain(Tensor):
 class Counting(Tensor):
     """Handles torch's functions itself."""
 
-    seen: list[str] = []  # noqa: RUF012
+    seen = []  # noqa: RUF012
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
         cls.seen.append(func.__name__)
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
-def test_results_of_a_tensor_subclass_can_be_changed_in_place() -> None:
+def test_results_of_a_tensor_subclass_can_be_changed_in_place():
     module = rnn_ext.RNN(3, 4, dtype=torch.float64)
     gradients = []
     for x in (X, X.as_subclass(Plain)):
@@ -310,7 +300,7 @@ def test_results_of_a_tensor_subclass_can_be_changed_in_place() -> None:
     assert_close_fp64(gradients[1:], gradients[:1])
 
 
-def test_a_subclass_with_handlers_of_its_own_sees_torchs_function() -> None:
+def test_a_subclass_with_handlers_of_its_own_sees_torchs_function():
     Counting.seen.clear()
     rnn_ext.RNN(3, 4)(torch.randn(5, 2, 3).as_subclass(Counting))
     assert "rnn_tanh" in Counting.seen
@@ -319,23 +309,21 @@ def test_a_subclass_with_handlers_of_its_own_sees_torchs_function() -> None:
 class Wrapper(Tensor):
     """Wraps a tensor and runs torch's operations on it, as DTensor and quantized weights do."""
 
-    inner: Tensor
-
     @staticmethod
-    def __new__(cls, inner: Tensor) -> Any:
-        wrapper = Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)  # type: ignore[attr-defined]
+    def __new__(cls, inner):
+        wrapper = Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
         wrapper.inner = inner
         return wrapper
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         if func.namespace != "aten":
             raise NotImplementedError(func)
         args, kwargs = tree_map_only(Wrapper, lambda t: t.inner, (args, kwargs or {}))
         return tree_map_only(Tensor, Wrapper, func(*args, **kwargs))
 
 
-def test_a_subclass_that_handles_only_torchs_operations_sees_those() -> None:
+def test_a_subclass_that_handles_only_torchs_operations_sees_those():
     module = rnn_ext.RNN(3, 4, dtype=torch.float64)
     output, _ = module(Wrapper(X))
     assert type(output) is Wrapper
@@ -344,18 +332,18 @@ def test_a_subclass_that_handles_only_torchs_operations_sees_those() -> None:
     assert_close_fp64([cell(Wrapper(X[0])).inner.detach()], [cell(X[0]).detach()])
 
 
-def test_functionalize_gives_the_result() -> None:
+def test_functionalize_gives_the_result():
     module = rnn_ext.RNN(3, 4, dtype=torch.float64)
     result = torch.func.functionalize(lambda x: module(x)[0])(X)
     assert_close_fp64([result.detach()], [module(X)[0].detach()])
 
 
-def test_a_result_can_be_changed_in_place_under_torch_func() -> None:
+def test_a_result_can_be_changed_in_place_under_torch_func():
     theirs, ours = twins(3, 4, dtype=torch.float64)
     results = []
     for module in (theirs, ours):
 
-        def loss(x: Tensor, module: nn.Module = module) -> Tensor:
+        def loss(x, module=module):
             return module(x)[0].mul_(2).square().sum()
 
         results.append(torch.func.grad(loss)(X))
@@ -364,7 +352,7 @@ def test_a_result_can_be_changed_in_place_under_torch_func() -> None:
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize")
 @pytest.mark.parametrize("kind", ["RNNCell", "GRU", "GRUCell", "LSTM", "LSTMCell"])
-def test_what_stays_unquantized_says_so_and_restore_rnn_helps(kind: str) -> None:
+def test_what_stays_unquantized_says_so_and_restore_rnn_helps(kind):
     model = nn.Sequential(getattr(nn, kind)(3, 4))
     quantized = type(torch.ao.quantization.quantize_dynamic(model)[0])
     assert quantized is not getattr(nn, kind)
@@ -376,7 +364,7 @@ def test_what_stays_unquantized_says_so_and_restore_rnn_helps(kind: str) -> None
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
-def test_a_package_needs_rnn_ext_as_extern() -> None:
+def test_a_package_needs_rnn_ext_as_extern():
     model, buffer = nn.Sequential(rnn_ext.RNN(3, 4)), io.BytesIO()
     with torch.package.PackageExporter(buffer) as exporter:
         exporter.extern("rnn_ext.**")

@@ -2,14 +2,12 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from support import assert_close_fp64, assert_same_bits
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import rnn_ext
@@ -20,7 +18,7 @@ DOUBLE = torch.float64
 class Net(nn.Module):
     """A stack, a cell in a container, and layers and cells of other kinds."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.encoder = nn.RNN(3, 4, 2, bidirectional=True, dtype=DOUBLE)
         self.decoder = nn.ModuleDict({"cell": nn.RNNCell(8, 4, dtype=DOUBLE)})
@@ -29,7 +27,7 @@ class Net(nn.Module):
         self.gru_cell = nn.GRUCell(4, 4, dtype=DOUBLE)
         self.lstm_cell = nn.LSTMCell(4, 4, dtype=DOUBLE)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         output, _ = self.encoder(x)
         h = torch.stack([self.decoder["cell"](step) for step in output])
         h, (_, c_n) = self.lstm(self.gru(h)[0])
@@ -37,28 +35,26 @@ class Net(nn.Module):
 
 
 @pytest.fixture
-def x() -> Tensor:
+def x():
     return torch.randn(5, 2, 3, dtype=DOUBLE)
 
 
-def rnn(*args: Any, **kwargs: Any) -> nn.RNN:
+def rnn(*args, **kwargs):
     return nn.RNN(3, 4, *args, dtype=DOUBLE, **kwargs)
 
 
-def parametrized(
-    module: nn.Module, how: Callable[..., nn.Module] = parametrizations.orthogonal
-) -> nn.Module:
+def parametrized(module, how=parametrizations.orthogonal):
     return how(module, "weight_hh_l0")
 
 
-def trained(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+def trained(model, x):
     """The model's first result and the gradients of its parameters."""
     output = model(x)
     output = output[0] if isinstance(output, tuple) else output
     return output, *torch.autograd.grad(output.square().sum(), list(model.parameters()))
 
 
-def test_every_rnn_and_cell_is_swapped_in_place_and_back(x: Tensor) -> None:
+def test_every_rnn_and_cell_is_swapped_in_place_and_back(x):
     model = Net()
     model.encoder.eval()
     before = dict(model.named_modules())
@@ -72,7 +68,7 @@ def test_every_rnn_and_cell_is_swapped_in_place_and_back(x: Tensor) -> None:
         assert type(model.get_submodule(name)) is getattr(rnn_ext, kind)
     assert_close_fp64(trained(model, x), expected)
 
-    def unchanged() -> bool:
+    def unchanged():
         return (
             all(m is before[name] for name, m in model.named_modules())
             and all(p is q for p, q in zip(model.parameters(), parameters, strict=True))
@@ -90,7 +86,7 @@ def test_every_rnn_and_cell_is_swapped_in_place_and_back(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"])
-def test_the_root_itself_is_swapped(kind: str) -> None:
+def test_the_root_itself_is_swapped(kind):
     theirs, ours = getattr(nn, kind), getattr(rnn_ext, kind)
     module = theirs(3, 4)
     assert rnn_ext.replace_rnn(module) is module
@@ -99,7 +95,7 @@ def test_the_root_itself_is_swapped(kind: str) -> None:
     assert type(module) is theirs
 
 
-def test_modules_and_weights_in_several_places_stay_shared(x: Tensor) -> None:
+def test_modules_and_weights_in_several_places_stay_shared(x):
     shared, tied = rnn(), rnn()
     tied.weight_hh_l0 = shared.weight_hh_l0
     model = nn.ModuleDict({"a": shared, "b": shared, "c": tied})
@@ -111,7 +107,7 @@ def test_modules_and_weights_in_several_places_stay_shared(x: Tensor) -> None:
     assert_close_fp64(trained(tied, x), expected)
 
 
-def test_an_optimizer_made_before_goes_on_training(x: Tensor) -> None:
+def test_an_optimizer_made_before_goes_on_training(x):
     theirs = Net()
     ours = copy.deepcopy(theirs)
     losses = []
@@ -133,16 +129,16 @@ def test_an_optimizer_made_before_goes_on_training(x: Tensor) -> None:
 
 
 class Doubled(nn.Module):
-    def forward(self, weight: Tensor) -> Tensor:
+    def forward(self, weight):
         return 2 * weight
 
 
-def _custom_on_two(module: nn.RNN) -> None:
+def _custom_on_two(module):
     parametrize.register_parametrization(module, "weight_hh_l0", Doubled())
     parametrize.register_parametrization(module, "bias_ih_l0", Doubled())
 
 
-REPARAMETRIZED: dict[str, Callable[[nn.RNN], Any]] = {
+REPARAMETRIZED = {
     "weight_norm": lambda m: parametrizations.weight_norm(m, "weight_hh_l0"),
     "spectral_norm": lambda m: parametrizations.spectral_norm(m, "weight_hh_l0"),
     "orthogonal": lambda m: parametrizations.orthogonal(m, "weight_hh_l0"),
@@ -156,9 +152,7 @@ REPARAMETRIZED: dict[str, Callable[[nn.RNN], Any]] = {
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 @pytest.mark.parametrize("called", [False, True])
 @pytest.mark.parametrize("name", REPARAMETRIZED)
-def test_reparametrized_modules_are_swapped_and_restored(
-    name: str, called: bool, x: Tensor
-) -> None:
+def test_reparametrized_modules_are_swapped_and_restored(name, called, x):
     theirs, ours = rnn(), rnn()
     ours.load_state_dict(theirs.state_dict())
     for module in (theirs, ours):
@@ -177,14 +171,14 @@ def test_reparametrized_modules_are_swapped_and_restored(
     assert_close_fp64(trained(ours, x), trained(theirs, x))
 
 
-def test_swapping_takes_no_step_of_spectral_norms_iteration() -> None:
+def test_swapping_takes_no_step_of_spectral_norms_iteration():
     module = parametrized(rnn(), parametrizations.spectral_norm)
     before = copy.deepcopy(module.state_dict())
     rnn_ext.restore_rnn(rnn_ext.replace_rnn(module))
     assert_same_bits(module.state_dict().values(), before.values())
 
 
-def test_removing_the_last_parametrization_gives_ours(x: Tensor) -> None:
+def test_removing_the_last_parametrization_gives_ours(x):
     module = rnn()
     _custom_on_two(module)
     expected = trained(module, x)[0]
@@ -197,7 +191,7 @@ def test_removing_the_last_parametrization_gives_ours(x: Tensor) -> None:
     assert type(rnn_ext.restore_rnn(module)) is nn.RNN
 
 
-def test_a_copy_that_shares_the_parametrized_class_stays_torchs(x: Tensor) -> None:
+def test_a_copy_that_shares_the_parametrized_class_stays_torchs(x):
     module = rnn()
     _custom_on_two(module)
     other = copy.deepcopy(module)
@@ -208,9 +202,9 @@ def test_a_copy_that_shares_the_parametrized_class_stays_torchs(x: Tensor) -> No
     assert_same_bits(other(x), expected)
 
 
-def test_hooks_stay(x: Tensor) -> None:
+def test_hooks_stay(x):
     module = rnn()
-    seen: list[str] = []
+    seen = []
     module.register_forward_pre_hook(lambda *_: seen.append("pre"))
     module.register_forward_hook(lambda *_: seen.append("forward"))
     module.register_full_backward_hook(lambda *_: seen.append("backward"))
@@ -221,26 +215,26 @@ def test_hooks_stay(x: Tensor) -> None:
     assert sorted(seen) == ["backward", "forward", "gradient", "pre", "state"]
 
 
-def _replaced_by_attribute(module: Any) -> None:
+def _replaced_by_attribute(module):
     module.weight_hh_l0 = nn.Parameter(torch.eye(4, dtype=DOUBLE))
 
 
-def _registered_anew(module: Any) -> None:
+def _registered_anew(module):
     del module.weight_hh_l0
     module.register_parameter("weight_hh_l0", nn.Parameter(torch.eye(4, dtype=DOUBLE)))
 
 
-def _made_a_plain_tensor(module: Any) -> None:
+def _made_a_plain_tensor(module):
     del module.weight_hh_l0
     module.weight_hh_l0 = torch.eye(4, dtype=DOUBLE)
 
 
-def _called_functionally(module: Any) -> None:
+def _called_functionally(module):
     weights = {name: 2 * p for name, p in module.named_parameters()}
     torch.func.functional_call(module, weights, (torch.zeros(1, 1, 3, dtype=DOUBLE),))
 
 
-def _loaded(module: Any) -> None:
+def _loaded(module):
     module.load_state_dict({n: 2 * p for n, p in module.state_dict().items()}, assign=True)
 
 
@@ -249,14 +243,12 @@ def _loaded(module: Any) -> None:
     [_replaced_by_attribute, _registered_anew, _made_a_plain_tensor, _called_functionally, _loaded],
 )
 @pytest.mark.parametrize("born", ["ours", "theirs"])
-def test_a_restored_module_runs_on_its_current_weights(
-    change: Callable[[Any], None], born: str, x: Tensor
-) -> None:
+def test_a_restored_module_runs_on_its_current_weights(change, born, x):
     module = rnn_ext.RNN(3, 4, dtype=DOUBLE) if born == "ours" else rnn_ext.replace_rnn(rnn())
     module(x)
     change(module)
     expected = module(x)
-    restored: Any = rnn_ext.restore_rnn(module)
+    restored = rnn_ext.restore_rnn(module)
     assert type(restored) is nn.RNN
     assert all(
         weight is getattr(restored, name)
@@ -265,8 +257,8 @@ def test_a_restored_module_runs_on_its_current_weights(
     assert_close_fp64(restored(x), expected)
 
 
-def test_restoring_calls_torchs_flatten_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
-    flattened: list[nn.Module] = []
+def test_restoring_calls_torchs_flatten_parameters(monkeypatch):
+    flattened = []
     module = rnn_ext.RNN(3, 4)
     monkeypatch.setattr(nn.RNN, "flatten_parameters", lambda module: flattened.append(module))
     rnn_ext.restore_rnn(module)
@@ -300,12 +292,7 @@ def test_restoring_calls_torchs_flatten_parameters(monkeypatch: pytest.MonkeyPat
         ),
     ],
 )
-def test_doing_it_again_or_for_nothing_is_harmless_and_reported(
-    again: Callable[..., Any],
-    make: Callable[[], nn.Module],
-    line: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_doing_it_again_or_for_nothing_is_harmless_and_reported(again, make, line, capsys):
     module = make()
     classes = [type(m) for m in module.modules()]
     assert again(module, report=True) is module
@@ -313,15 +300,13 @@ def test_doing_it_again_or_for_nothing_is_harmless_and_reported(
     assert capsys.readouterr().out == f"{line}\n"
 
 
-def test_cells_in_plain_containers_are_left_and_reported(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_cells_in_plain_containers_are_left_and_reported(capsys):
     model = nn.Module()
     model.inner = nn.Module()
-    model.inner.cells = [nn.RNNCell(3, 4), nn.RNNCell(4, 4)]  # type: ignore[assignment]
-    model.by_name = {"a": nn.RNN(3, 4)}  # type: ignore[assignment]
+    model.inner.cells = [nn.RNNCell(3, 4), nn.RNNCell(4, 4)]
+    model.by_name = {"a": nn.RNN(3, 4)}
     rnn_ext.replace_rnn(model, report=True)
-    assert type(model.inner.cells[0]) is nn.RNNCell  # type: ignore[index]
+    assert type(model.inner.cells[0]) is nn.RNNCell
     assert capsys.readouterr().out.splitlines() == [
         f"{name}: left, torch does not look into a plain list or dict: "
         "make it a torch.nn.ModuleList or torch.nn.ModuleDict"
@@ -330,34 +315,34 @@ def test_cells_in_plain_containers_are_left_and_reported(
 
 
 class OwnForward(nn.RNN):
-    def forward(self, input: Any, hx: Any = None) -> Any:
+    def forward(self, input, hx=None):
         output, h_n = super().forward(input, hx)
         return -output, h_n
 
 
 class OwnInit(nn.RNN):
-    def reset_parameters(self) -> None:
+    def reset_parameters(self):
         for parameter in self.parameters():
             nn.init.constant_(parameter, 0.1)
 
 
 class Holder(nn.Module):
-    def __init__(self, rnn: nn.Module) -> None:
+    def __init__(self, rnn):
         super().__init__()
         self.rnn = rnn
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.rnn(x)[0]
 
 
-def replaced_check() -> nn.RNN:
-    module: Any = rnn()
+def replaced_check():
+    module = rnn()
     module.check_input = lambda *_: None
     return module
 
 
-def replaced_forward() -> nn.RNN:
-    module: Any = rnn()
+def replaced_forward():
+    module = rnn()
     inner = module.forward
     module.forward = lambda *args: (-inner(*args)[0], None)
     return module
@@ -392,9 +377,7 @@ def replaced_forward() -> nn.RNN:
         "compiled",
     ],
 )
-def test_what_cannot_be_swapped_works_on_and_is_reported(
-    make: Callable[[], nn.Module], line: str, x: Tensor, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_swapped_works_on_and_is_reported(make, line, x, capsys):
     model = nn.ModuleDict({"a": make()})
     expected, kinds = model["a"](x)[0], [type(m) for m in model.modules()]
     rnn_ext.replace_rnn(model, report=True)
@@ -403,7 +386,7 @@ def test_what_cannot_be_swapped_works_on_and_is_reported(
     assert_same_bits([model["a"](x)[0]], [expected])
 
 
-def test_a_subclass_of_ours_is_not_restored(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_subclass_of_ours_is_not_restored(capsys):
     class Mine(rnn_ext.RNNCell):
         pass
 
@@ -414,9 +397,7 @@ def test_a_subclass_of_ours_is_not_restored(capsys: pytest.CaptureFixture[str]) 
     )
 
 
-def test_without_report_the_logger_says_it(
-    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_report_the_logger_says_it(caplog, capsys):
     model = nn.Sequential(nn.RNN(3, 4), OwnInit(3, 4))
     with caplog.at_level(logging.INFO, logger="rnn_ext"):
         rnn_ext.replace_rnn(model)
@@ -432,7 +413,7 @@ def test_without_report_the_logger_says_it(
     assert capsys.readouterr().out == ""
 
 
-def test_a_line_names_the_module_and_both_classes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_names_the_module_and_both_classes(capsys):
     rnn_ext.replace_rnn(Net(), report=True)
     rnn_ext.replace_rnn(nn.RNNCell(3, 4), report=True)
     assert capsys.readouterr().out.splitlines() == [
@@ -446,22 +427,20 @@ def test_a_line_names_the_module_and_both_classes(capsys: pytest.CaptureFixture[
     ]
 
 
-def test_rejects_what_is_not_a_module() -> None:
+def test_rejects_what_is_not_a_module():
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got list"):
-        rnn_ext.replace_rnn([nn.RNN(3, 4)])  # type: ignore[type-var]
+        rnn_ext.replace_rnn([nn.RNN(3, 4)])
 
 
 @pytest.mark.parametrize("allow_rnn", [False, True])
 @pytest.mark.parametrize("in_place", [False, True])
-def test_a_compiled_model_follows_a_swap_of_what_it_compiled(
-    allow_rnn: bool, in_place: bool, x: Tensor
-) -> None:
+def test_a_compiled_model_follows_a_swap_of_what_it_compiled(allow_rnn, in_place, x):
     """Dynamo guards the class of a module: swapped, it is traced anew."""
     torch._dynamo.reset()
     graphs = torch._dynamo.testing.CompileCounter()
     model = Holder(rnn())
     expected = model(x)
-    call: Callable[[Tensor], Tensor] = model
+    call = model
     if in_place:
         model.compile(backend=graphs)
     else:
@@ -477,13 +456,13 @@ def test_a_compiled_model_follows_a_swap_of_what_it_compiled(
         assert_same_bits([call(x)], [expected])
 
 
-def test_a_module_that_is_also_compiled_is_left_wherever_it_stands() -> None:
+def test_a_module_that_is_also_compiled_is_left_wherever_it_stands():
     inner = rnn()
     rnn_ext.replace_rnn(nn.ModuleList([inner, torch.compile(inner, backend="eager")]))
     assert type(inner) is nn.RNN
 
 
-def test_the_module_inside_a_data_parallel_wrapper_is_swapped(x: Tensor) -> None:
+def test_the_module_inside_a_data_parallel_wrapper_is_swapped(x):
     model = nn.DataParallel(rnn())
     expected = model(x)
     assert type(rnn_ext.replace_rnn(model).module) is rnn_ext.RNN
@@ -491,7 +470,7 @@ def test_the_module_inside_a_data_parallel_wrapper_is_swapped(x: Tensor) -> None
 
 
 @pytest.fixture
-def process_group() -> Iterator[None]:
+def process_group():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
@@ -500,7 +479,7 @@ def process_group() -> Iterator[None]:
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module:UserWarning")
 @pytest.mark.parametrize("wrapper", ["fully_shard", "replicate"])
-def test_a_distributed_modules_own_class_is_rebased(wrapper: str, x: Tensor) -> None:
+def test_a_distributed_modules_own_class_is_rebased(wrapper, x):
     from torch.distributed._composable import replicate
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

@@ -2,7 +2,6 @@
 
 import re
 import runpy
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -19,10 +18,9 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "swap.py"
 STEPS = 40
 MIDWAY = STEPS // 2
 
-Changes = Mapping[int, Callable[[nn.Module], object]]
 
-NOTHING: Changes = {}
-SCHEDULES: dict[str, Changes] = {
+NOTHING = {}
+SCHEDULES = {
     "swapped": {0: rnn_ext.replace_rnn},
     "swapped midway": {MIDWAY: rnn_ext.replace_rnn},
     "restored midway": {0: rnn_ext.replace_rnn, MIDWAY: rnn_ext.restore_rnn},
@@ -36,9 +34,7 @@ class Run:
     random_state: Tensor
 
 
-def train(
-    name: str, dtype: torch.dtype, changes: Changes, *, steps: int = STEPS, seed: int = 0
-) -> Run:
+def train(name, dtype, changes, *, steps=STEPS, seed=0):
     """Trains the model of that name; `changes` happen to it before the steps of those numbers.
 
     Model, data and (but for `seed`) draws are the same in every run. The optimizer is made before
@@ -48,7 +44,7 @@ def train(
     torch.manual_seed(0)
     model = task.build().to(dtype)
     parameters = list(model.parameters())
-    seen: set[str] = set()
+    seen = set()
     for module in model.modules():
         if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
             module.register_forward_pre_hook(lambda m, args: seen.add(rnn_ext.explain(m, args[0])))
@@ -67,13 +63,13 @@ def train(
 
 
 @cache
-def reference(name: str, dtype: torch.dtype) -> Run:
+def reference(name, dtype):
     """The model as it is, on `nn.RNN`."""
     return train(name, dtype, NOTHING)
 
 
 @torch.no_grad()
-def nudge_weights(model: nn.Module, generator: torch.Generator) -> None:
+def nudge_weights(model, generator):
     """Moves every weight one ulp up or down."""
     for p in model.parameters():
         up = torch.rand(p.shape, generator=generator) < 0.5
@@ -81,7 +77,7 @@ def nudge_weights(model: nn.Module, generator: torch.Generator) -> None:
 
 
 @cache
-def movement(name: str, dtype: torch.dtype) -> Tensor:
+def movement(name, dtype):
     """How far rounding moves the losses of `nn.RNN` itself, up to and including each step.
 
     Measured by runs in which every weight is nudged before every step, which is about what another
@@ -95,7 +91,7 @@ def movement(name: str, dtype: torch.dtype) -> Tensor:
     return torch.stack(moved).amax(0).cummax(0).values
 
 
-def assert_same_course(run: Run, name: str, dtype: torch.dtype) -> None:
+def assert_same_course(run, name, dtype):
     expected = reference(name, dtype)
     assert torch.equal(run.random_state, expected.random_state), "another number of draws"
     if dtype == torch.float64:
@@ -115,7 +111,7 @@ def assert_same_course(run: Run, name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 @pytest.mark.parametrize("name", MODELS)
-def test_training_has_the_same_losses(name: str, dtype: torch.dtype, schedule: str) -> None:
+def test_training_has_the_same_losses(name, dtype, schedule):
     changes = SCHEDULES[schedule]
     run = train(name, dtype, changes)
     assert_same_course(run, name, dtype)
@@ -129,24 +125,22 @@ def test_training_has_the_same_losses(name: str, dtype: torch.dtype, schedule: s
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_training_learns(name: str) -> None:
+def test_training_learns(name):
     losses = reference(name, torch.float64).losses
     # Without training, these two differ by 4 % in three of the models and by 24 % in the policy.
     assert losses[-5:].mean() < 0.75 * losses[:5].mean()
 
 
 @pytest.mark.parametrize("name", [n for n in MODELS if n != "sentiment classifier"])
-def test_another_dropout_mask_or_action_is_detected(name: str) -> None:
+def test_another_dropout_mask_or_action_is_detected(name):
     other = train(name, torch.float64, SCHEDULES["swapped"], steps=1, seed=1).losses
     assert (other - reference(name, torch.float64).losses[:1]).abs() > 1e-3
 
 
-def test_example_swaps_every_model_and_prints_the_same_losses(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_example_swaps_every_model_and_prints_the_same_losses(capsys, monkeypatch):
     swapped = []
 
-    def spy(model: nn.Module) -> nn.Module:
+    def spy(model):
         swapped.append(type(model))
         return replace_rnn(model)
 

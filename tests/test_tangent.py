@@ -1,8 +1,5 @@
 """The linear recurrence behind higher derivatives, against torch's own operations."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 from support import PLANS, assert_same_bits, using_threads
@@ -11,7 +8,7 @@ from torch import Tensor
 
 rnn_tangent = torch.ops.rnn_ext._rnn_tangent
 
-SHAPES: dict[str, dict[str, Any]] = {
+SHAPES = {
     "one row": {"lead": (7, 1), "hidden_size": 129},
     "few rows": {"lead": (5, 3), "hidden_size": 33, "directions": 2},
     "many rows": {"lead": (4, 65), "hidden_size": 16, "reverse": True},
@@ -30,16 +27,16 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
 def arguments(
-    lead: tuple[int, ...],
-    hidden_size: int,
-    directions: int = 1,
-    batch_sizes: Tensor | None = None,
-    reverse: bool = False,
+    lead,
+    hidden_size,
+    directions=1,
+    batch_sizes=None,
+    reverse=False,
     *,
-    nonlinearity: str = "tanh",
-    given: bool = True,
-    dtype: torch.dtype = torch.float64,
-) -> tuple[Any, ...]:
+    nonlinearity="tanh",
+    given=True,
+    dtype=torch.float64,
+):
     batch = lead[1] if batch_sizes is None else int(batch_sizes[0])
     shape = (*lead, directions * hidden_size)
     bound = hidden_size**-0.5
@@ -54,8 +51,8 @@ def arguments(
     )
 
 
-def in_float64(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    def convert(value: Any) -> Any:
+def in_float64(args):
+    def convert(value):
         if isinstance(value, list):
             return [convert(v) for v in value]
         floats = isinstance(value, Tensor) and value.is_floating_point()
@@ -66,7 +63,7 @@ def in_float64(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("shape", SHAPES)
-def test_equals_torchs_operations(shape: str, dtype: torch.dtype, isa: str) -> None:
+def test_equals_torchs_operations(shape, dtype, isa):
     for nonlinearity in ("tanh", "relu"):
         for given in (True, False):
             args = arguments(**SHAPES[shape], nonlinearity=nonlinearity, given=given, dtype=dtype)
@@ -78,7 +75,7 @@ def test_equals_torchs_operations(shape: str, dtype: torch.dtype, isa: str) -> N
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_has_the_same_bits_at_every_thread_count(shape: str, isa: str) -> None:
+def test_has_the_same_bits_at_every_thread_count(shape, isa):
     args = arguments(**SHAPES[shape], dtype=torch.float32)
     with using_threads(1):
         expected = rnn_tangent(*args)
@@ -90,9 +87,7 @@ def test_has_the_same_bits_at_every_thread_count(shape: str, isa: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("hidden_size", [3, 64, 300])
-def test_a_few_rows_have_the_bits_that_they_have_among_many(
-    hidden_size: int, dtype: torch.dtype, isa: str
-) -> None:
+def test_a_few_rows_have_the_bits_that_they_have_among_many(hidden_size, dtype, isa):
     seed, initial, matrices, output, *rest = arguments((1, 40), hidden_size, dtype=dtype)
     expected = rnn_tangent(seed, initial, matrices, output, *rest)
     for rows in (1, 7):
@@ -100,7 +95,7 @@ def test_a_few_rows_have_the_bits_that_they_have_among_many(
         assert_same_bits([rnn_tangent(*few)], [expected[:, :rows]])
 
 
-def test_strided_seeds_and_matrices_are_read_right() -> None:
+def test_strided_seeds_and_matrices_are_read_right():
     seed, *rest = arguments((5, 3), 6, 2)
     expanded = torch.ones((), dtype=seed.dtype).expand_as(seed)
     assert_same_bits([rnn_tangent(expanded, *rest)], [rnn_tangent(expanded.clone(), *rest)])
@@ -114,17 +109,17 @@ def test_strided_seeds_and_matrices_are_read_right() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_opcheck(shape: str) -> None:
+def test_opcheck(shape):
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(rnn_tangent.default, arguments(**SHAPES[shape]), test_utils=checks)
 
 
-def test_empty_batch_gives_an_empty_result() -> None:
+def test_empty_batch_gives_an_empty_result():
     assert rnn_tangent(*arguments((5, 0), 6)).shape == (5, 0, 6)
 
 
-def replaced(index: int, value: Any) -> Callable[[], tuple[Any, ...]]:
-    def make() -> tuple[Any, ...]:
+def replaced(index, value):
+    def make():
         args = list(arguments((5, 3), 6, 2))
         args[index] = value(args[index])
         return tuple(args)
@@ -132,7 +127,7 @@ def replaced(index: int, value: Any) -> Callable[[], tuple[Any, ...]]:
     return make
 
 
-UNSAFE: dict[str, Callable[[], tuple[Any, ...]]] = {
+UNSAFE = {
     "seed of one direction": replaced(0, lambda t: t[..., :6]),
     "seed of fewer steps": replaced(0, lambda t: t[1:]),
     "seed of another dtype": replaced(0, lambda t: t.float()),
@@ -151,6 +146,6 @@ UNSAFE: dict[str, Callable[[], tuple[Any, ...]]] = {
 
 
 @pytest.mark.parametrize("make", UNSAFE.values(), ids=UNSAFE)
-def test_rejects_arguments_that_would_leave_its_memory(make: Callable[[], tuple[Any, ...]]) -> None:
+def test_rejects_arguments_that_would_leave_its_memory(make):
     with pytest.raises(RuntimeError):
         rnn_tangent(*make())

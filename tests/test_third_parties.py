@@ -1,13 +1,9 @@
 """Libraries that look inside a model: Opacus, Captum (`make test-extras`), pruning, safetensors."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from support import assert_close_fp64, assert_same_bits
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.utils import prune
 
@@ -17,12 +13,12 @@ import rnn_ext
 class Classifier(nn.Module):
     """Reads the last output and the final state."""
 
-    def __init__(self, cls: type[nn.Module] = rnn_ext.RNN, num_layers: int = 2) -> None:
+    def __init__(self, cls=rnn_ext.RNN, num_layers=2):
         super().__init__()
         self.rnn = cls(5, 6, num_layers, batch_first=True)
         self.head = nn.Linear(6, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         output, h_n = self.rnn(x)
         return self.head(output.mean(1) + h_n[-1])
 
@@ -30,18 +26,18 @@ class Classifier(nn.Module):
 X, TARGET = torch.randn(8, 7, 5, dtype=torch.float64), torch.randint(3, (8,))
 
 
-def loss_of_one(model: nn.Module, weights: dict[str, Tensor], x: Tensor, target: Tensor) -> Tensor:
+def loss_of_one(model, weights, x, target):
     return nn.functional.cross_entropy(functional_call(model, weights, (x[None],)), target[None])
 
 
-def per_sample(model: nn.Module) -> dict[str, Tensor]:
+def per_sample(model):
     weights = {name: p.detach() for name, p in model.named_parameters()}
-    gradient: Callable[..., Any] = grad(lambda w, x, y: loss_of_one(model, w, x, y))
+    gradient = grad(lambda w, x, y: loss_of_one(model, w, x, y))
     return vmap(gradient, in_dims=(None, 0, 0))(weights, X, TARGET)
 
 
-def looped(model: nn.Module) -> dict[str, Tensor]:
-    rows: list[tuple[Tensor, ...]] = []
+def looped(model):
+    rows = []
     for x, target in zip(X, TARGET, strict=True):
         loss = nn.functional.cross_entropy(model(x[None]), target[None])
         rows.append(torch.autograd.grad(loss, list(model.parameters())))
@@ -49,7 +45,7 @@ def looped(model: nn.Module) -> dict[str, Tensor]:
     return dict(zip(names, map(torch.stack, zip(*rows, strict=True)), strict=True))
 
 
-def make_private(model: nn.Module, mode: str, **options: Any) -> Any:
+def make_private(model, mode, **options):
     opacus = pytest.importorskip("opacus")
     data = torch.utils.data.TensorDataset(X, TARGET)
     return opacus.PrivacyEngine().make_private(
@@ -66,7 +62,7 @@ def make_private(model: nn.Module, mode: str, **options: Any) -> Any:
 
 @pytest.mark.filterwarnings("ignore:Secure RNG turned off")
 @pytest.mark.parametrize("mode", ["no_op", "ew"])
-def test_opacus_trains_privately_on_our_per_sample_gradients(mode: str) -> None:
+def test_opacus_trains_privately_on_our_per_sample_gradients(mode):
     model = Classifier().double()
     wrapped, private, _ = make_private(model, mode)
     expected = looped(model)
@@ -89,11 +85,11 @@ def test_opacus_trains_privately_on_our_per_sample_gradients(mode: str) -> None:
 class Steps(nn.Module):
     """Runs a cell over time."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.cell, self.head = rnn_ext.RNNCell(5, 6), nn.Linear(6, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         h = None
         for step in x.unbind(1):
             h = self.cell(step, h)
@@ -103,10 +99,8 @@ class Steps(nn.Module):
 @pytest.mark.filterwarnings("ignore:Secure RNG turned off", "ignore:Full backward hook")
 @pytest.mark.parametrize("make", [Classifier, Steps])
 @pytest.mark.parametrize("mode", ["hooks", "functorch", "ghost"])
-def test_rejects_opacus_modes_that_would_lose_the_states(
-    mode: str, make: Callable[[], nn.Module]
-) -> None:
-    def train() -> None:
+def test_rejects_opacus_modes_that_would_lose_the_states(mode, make):
+    def train():
         loss = nn.CrossEntropyLoss()
         options = {"criterion": loss} if mode == "ghost" else {}
         wrapped, _, *others = make_private(make().double(), mode, **options)
@@ -118,7 +112,7 @@ def test_rejects_opacus_modes_that_would_lose_the_states(
         train()
 
 
-def test_pruned_weights_train_through_their_mask() -> None:
+def test_pruned_weights_train_through_their_mask():
     model = Classifier().double()
     prune.l1_unstructured(model.rnn, "weight_hh_l1", amount=0.5)
     mask = model.rnn.weight_hh_l1_mask
@@ -129,7 +123,7 @@ def test_pruned_weights_train_through_their_mask() -> None:
     assert gradient[mask == 1].all()
 
 
-def test_captum_attributes_in_eval_mode() -> None:
+def test_captum_attributes_in_eval_mode():
     attr = pytest.importorskip("captum.attr")
     model, theirs = Classifier().double().eval(), Classifier(nn.RNN).double().eval()
     theirs.load_state_dict(model.state_dict())
@@ -143,7 +137,7 @@ def test_captum_attributes_in_eval_mode() -> None:
     torch.testing.assert_close(results[0].sum((1, 2)), change, rtol=1e-8, atol=1e-9)
 
 
-def test_safetensors_keeps_tied_weights(tmp_path: Path) -> None:
+def test_safetensors_keeps_tied_weights(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     model = Classifier()
     model.rnn.weight_hh_l1 = model.rnn.weight_hh_l0

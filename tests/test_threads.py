@@ -24,14 +24,12 @@ import rnn_ext
 
 @pytest.mark.parametrize("split", PLANS)
 @pytest.mark.parametrize("threads", [1, 2, MORE_THREADS_THAN_CORES])
-def test_concurrent_python_threads_get_the_bits_of_one_alone(
-    threads: int, split: str | None, isa: str
-) -> None:
+def test_concurrent_python_threads_get_the_bits_of_one_alone(threads, split, isa):
     work = jobs()
     expected = [train_step(*job) for job in work]
     barrier = threading.Barrier(len(work))
 
-    def repeat(index: int) -> list[list[Tensor]]:
+    def repeat(index):
         torch.set_num_threads(threads)
         barrier.wait(timeout=PATIENCE)
         return [train_step(*work[index]) for _ in range(10)]
@@ -42,7 +40,7 @@ def test_concurrent_python_threads_get_the_bits_of_one_alone(
                 assert_same_bits(result, want)
 
 
-def test_one_module_shared_by_python_threads() -> None:
+def test_one_module_shared_by_python_threads():
     module, x = jobs()[1]
     expected = train_step(module, x)
     with ThreadPoolExecutor(4) as pool:
@@ -50,7 +48,7 @@ def test_one_module_shared_by_python_threads() -> None:
             assert_same_bits(result, expected)
 
 
-def test_thread_count_may_change_between_calls() -> None:
+def test_thread_count_may_change_between_calls():
     work = jobs()
     expected = [train_step(*job) for job in work]
     for threads in (1, 3, 2, MORE_THREADS_THAN_CORES, 1, 8, 2):
@@ -59,7 +57,7 @@ def test_thread_count_may_change_between_calls() -> None:
             assert_same_bits(train_step(*job), want)
 
 
-def test_backward_from_another_python_thread() -> None:
+def test_backward_from_another_python_thread():
     module, x = jobs()[0]
     expected = train_step(module, x)
     output, h_n = module(x)
@@ -69,12 +67,12 @@ def test_backward_from_another_python_thread() -> None:
     assert_same_bits(grads, expected[2:])
 
 
-def test_python_continues_while_a_kernel_runs() -> None:
+def test_python_continues_while_a_kernel_runs():
     """The GIL is released during a call: this thread continues while the other one's call runs."""
     module, x = rnn_ext.RNN(256, 256).requires_grad_(False), torch.randn(2000, 8, 256)
-    span: list[float] = []
+    span = []
 
-    def work() -> None:
+    def work():
         span.append(time.perf_counter())
         module(x)
         span.append(time.perf_counter())
@@ -97,12 +95,12 @@ SIXTEEN = 16
 
 @pytest.mark.parametrize("split", PLANS)
 @pytest.mark.parametrize("shared", [True, False], ids=["one module", "a module each"])
-def test_sixteen_python_threads_train_at_once(shared: bool, split: str | None) -> None:
+def test_sixteen_python_threads_train_at_once(shared, split):
     work = [jobs()[1]] * SIXTEEN if shared else jobs() * (SIXTEEN // 4)
     expected = [train_step(*job) for job in work]
     barrier = threading.Barrier(SIXTEEN)
 
-    def step(job: tuple[rnn_ext.RNN, Tensor]) -> list[Tensor]:
+    def step(job):
         barrier.wait(timeout=PATIENCE)
         return train_step(*job)
 
@@ -112,7 +110,7 @@ def test_sixteen_python_threads_train_at_once(shared: bool, split: str | None) -
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (2, MORE_THREADS_THAN_CORES)])
-def test_thread_count_may_change_between_forward_and_backward(before: int, after: int) -> None:
+def test_thread_count_may_change_between_forward_and_backward(before, after):
     for module, x in jobs():
         expected = train_step(module, x)
         torch.set_num_threads(before)
@@ -122,12 +120,12 @@ def test_thread_count_may_change_between_forward_and_backward(before: int, after
         assert_same_bits(torch.autograd.grad(loss, list(module.parameters())), expected[2:])
 
 
-def test_thread_count_may_be_set_by_another_python_thread_all_the_time() -> None:
+def test_thread_count_may_be_set_by_another_python_thread_all_the_time():
     work = jobs()
     expected = [train_step(*job) for job in work]
     done = threading.Event()
 
-    def meddle() -> None:
+    def meddle():
         while not done.is_set():
             for threads in (1, 3, MORE_THREADS_THAN_CORES, 2):
                 torch.set_num_threads(threads)
@@ -143,11 +141,11 @@ def test_thread_count_may_be_set_by_another_python_thread_all_the_time() -> None
         meddler.result(PATIENCE)
 
 
-def test_python_threads_from_before_and_after_the_thread_count_was_set() -> None:
+def test_python_threads_from_before_and_after_the_thread_count_was_set():
     work = jobs()
     expected = [t for job in work for t in train_step(*job)]
 
-    def everything() -> list[Tensor]:
+    def everything():
         return [t for job in work for t in train_step(*job)]
 
     with ThreadPoolExecutor(1) as old:
@@ -168,7 +166,7 @@ def calls_from_torchs_threads(x: Tensor, weights: list[Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("split", PLANS)
-def test_calls_from_torchs_inter_op_threads(split: str | None) -> None:
+def test_calls_from_torchs_inter_op_threads(split):
     x, weights = torch.randn(20, 33, 17), layer_weights(17, 65)
     expected = one_call(x, weights)
     with using_threads(2, split):
@@ -181,13 +179,13 @@ class Interrupted(Exception):
 
 
 @pytest.mark.parametrize("split", PLANS)
-def test_a_call_works_after_one_that_was_interrupted(split: str | None) -> None:
+def test_a_call_works_after_one_that_was_interrupted(split):
     """As by Ctrl-C: a signal arrives inside the op, and its handler raises when the op returns."""
 
-    def interrupt(*_: object) -> None:
+    def interrupt(*_):
         raise Interrupted
 
-    def train_on() -> None:
+    def train_on():
         while True:
             train_step(module, x)
 
@@ -206,10 +204,10 @@ def test_a_call_works_after_one_that_was_interrupted(split: str | None) -> None:
 
 
 @pytest.mark.parametrize("split", PLANS)
-def test_a_call_works_after_one_that_failed(split: str | None) -> None:
+def test_a_call_works_after_one_that_failed(split):
     module, x = jobs()[1]
 
-    def fail(*_: object) -> None:
+    def fail(*_):
         raise Interrupted
 
     with using_threads(2, split):

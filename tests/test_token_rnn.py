@@ -295,7 +295,7 @@ def test_a_swapped_model_looks_up_too(looked_up):
     assert len(looked_up) == 1
 
 
-def test_out_of_memory_error_is_torchs(capfd: pytest.CaptureFixture[str]) -> None:
+def test_out_of_memory_error_is_torchs(capfd):
     tokens = torch.zeros(1, 1, dtype=torch.int64).expand(2**23, 2**22)  # a copy of 256 TiB
     with pytest.raises(RuntimeError) as caught:
         forward(tokens, torch.zeros(V, H), None, torch.zeros(H, H), "tanh")

@@ -1,22 +1,17 @@
 """One file holds all private names of torch, and the package works without any of them."""
 
-from __future__ import annotations
-
 import ast
 import importlib.util
 import operator
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.autograd import forward_ad
 
 import rnn_ext
@@ -32,7 +27,7 @@ PRIVATE_ATTRIBUTES = {
 }
 
 
-def private_names(source: str) -> Iterator[str]:
+def private_names(source):
     """The private names of torch that a file uses."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute):
@@ -48,7 +43,7 @@ def private_names(source: str) -> Iterator[str]:
             yield node.value
 
 
-def _is_private(path: str) -> bool:
+def _is_private(path):
     ours = path.startswith("torch.ops.rnn_ext.")
     return not ours and bool(re.fullmatch(r"torch(\.\w+)*\._(?!_)[\w.]+", path))
 
@@ -65,41 +60,41 @@ def _is_private(path: str) -> bool:
         "getattr(module, '_orig_mod')",
     ],
 )
-def test_a_private_name_is_seen(source: str) -> None:
+def test_a_private_name_is_seen(source):
     assert list(private_names(source))
 
 
 @pytest.mark.parametrize("path", ELSEWHERE, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_other_file_uses_a_private_name(path: Path) -> None:
+def test_no_other_file_uses_a_private_name(path):
     assert not list(private_names(path.read_text()))
 
 
 NAMES = re.findall(r'_find\(\s*"([^"]+)"', HOME.read_text())
 
 
-def loaded_without(*hidden: str) -> Any:
+def loaded_without(*hidden):
     """The module as it is in a torch without these names."""
 
-    def attrgetter(path: str) -> Any:
+    def attrgetter(path):
         return operator_attrgetter("no such name" if path in hidden else path)
 
     operator_attrgetter = operator.attrgetter
     spec = importlib.util.spec_from_file_location("torch_private_alone", HOME)
     assert spec is not None
     assert spec.loader is not None
-    module: ModuleType = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(spec)
     with patch.object(operator, "attrgetter", attrgetter):
         spec.loader.exec_module(module)
     return module
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_this_torch_has_the_name_and_the_file_loads_without_it(name: str) -> None:
+def test_this_torch_has_the_name_and_the_file_loads_without_it(name):
     assert operator.attrgetter(name)(torch) is not None
     loaded_without(name)
 
 
-def test_without_private_names_the_state_of_a_call_is_asked_publicly() -> None:
+def test_without_private_names_the_state_of_a_call_is_asked_publicly():
     bare = loaded_without(*NAMES)
     assert not bare.is_tracing()
     assert not bare.is_any_autocast_enabled()
@@ -113,7 +108,7 @@ def test_without_private_names_the_state_of_a_call_is_asked_publicly() -> None:
     assert bare.are_functorch_transforms_active()
 
 
-def test_without_the_level_of_forward_mode_every_call_counts_as_transformed() -> None:
+def test_without_the_level_of_forward_mode_every_call_counts_as_transformed():
     with patch.object(forward_ad, "_current_level"):
         delattr(forward_ad, "_current_level")
         bare = loaded_without()
@@ -121,15 +116,15 @@ def test_without_the_level_of_forward_mode_every_call_counts_as_transformed() ->
     assert not torch_private.is_transformed()
 
 
-def test_without_private_names_a_function_is_applied_by_its_own_method() -> None:
+def test_without_private_names_a_function_is_applied_by_its_own_method():
     class Sum(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, factor: int, *tensors: Tensor | None) -> Tensor:
+        def forward(ctx, factor, *tensors):
             ctx.factor = factor
             return factor * torch.stack([t for t in tensors if t is not None]).sum(0)
 
         @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        def backward(ctx, grad):
             return None, ctx.factor * grad, None, ctx.factor * grad
 
     for module in (torch_private, loaded_without("_C._functorch.unwrap_if_dead")):
@@ -138,7 +133,7 @@ def test_without_private_names_a_function_is_applied_by_its_own_method() -> None
         assert x.grad.tolist() == w.grad.tolist() == [3, 3]
 
 
-def test_the_weights_of_a_module_are_found_without_its_private_list() -> None:
+def test_the_weights_of_a_module_are_found_without_its_private_list():
     module = rnn_ext.RNN(2, 3, num_layers=2, bidirectional=True)
     expected = torch_private.flat_weights(module)
     assert len(expected) == 16
@@ -147,7 +142,7 @@ def test_the_weights_of_a_module_are_found_without_its_private_list() -> None:
     assert [id(w) for w in actual] == [id(w) for w in expected]
 
 
-def test_weights_are_made_known_to_torchs_op_without_its_private_method() -> None:
+def test_weights_are_made_known_to_torchs_op_without_its_private_method():
     module, new = nn.RNN(2, 3), nn.RNN(2, 3)
     module._parameters.update(new.named_parameters())
     assert module._flat_weights[0] is not new.weight_ih_l0
@@ -157,17 +152,17 @@ def test_weights_are_made_known_to_torchs_op_without_its_private_method() -> Non
     assert [id(w) for w in module._flat_weights] == [id(w) for w in new.parameters()]
 
 
-def test_a_constant_for_the_compiler_is_marked_as_torchs_own_decorator_does() -> None:
-    def marked() -> None: ...
+def test_a_constant_for_the_compiler_is_marked_as_torchs_own_decorator_does():
+    def marked(): ...
 
-    def by_torch() -> None: ...
+    def by_torch(): ...
 
     torch_private.assume_constant_result(marked)
     torch.compiler.assume_constant_result(by_torch)
     assert vars(marked) == vars(by_torch) != {}
 
 
-def test_the_class_of_compiled_modules_is_torchs() -> None:
+def test_the_class_of_compiled_modules_is_torchs():
     compiled = torch.compile(nn.Linear(1, 1), backend="eager")
     assert torch_private.compiled_wrapper_type() is type(compiled)
 
@@ -229,15 +224,15 @@ except NotImplementedError as error:
 """
 
 
-def run(program: str, hidden: list[str]) -> str:
+def run(program, hidden):
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM + program, *hidden]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def test_without_private_names_a_model_trains() -> None:
+def test_without_private_names_a_model_trains():
     assert run(TRAINING, NAMES) == "trained\n"
 
 
-def test_without_private_names_batched_gradients_say_what_is_missing() -> None:
+def test_without_private_names_batched_gradients_say_what_is_missing():
     hidden = [name for name in NAMES if name != "_C._functorch.is_legacy_batchedtensor"]
     assert f"torch {torch.__version__} does not have" in run(BATCHED, hidden)

@@ -1,11 +1,8 @@
 """Calls of so few rows that weights are not packed: the results equal those with packed ones."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from support import assert_same_bits, leaves
-from torch import Tensor
 
 import rnn_ext.functional
 
@@ -15,21 +12,21 @@ SIZES = [(1, 1), (5, 3), (16, 32), (37, 40), (64, 64), (280, 300), (513, 260)]
 MANY = 40
 
 
-def _contiguous(w: Tensor) -> Tensor:
+def _contiguous(w):
     return w
 
 
-def _column_major(w: Tensor) -> Tensor:
+def _column_major(w):
     return w.t().contiguous().t()
 
 
-def _spread(w: Tensor) -> Tensor:
+def _spread(w):
     wide = w.new_zeros(2 * w.size(0), 3 * w.size(1))
     wide[::2, ::3] = w
     return wide[::2, ::3]
 
 
-def _step(x: Tensor, hx: Tensor, weights: list[Tensor], grad: Tensor) -> list[Tensor]:
+def _step(x, hx, weights, grad):
     """States and the gradients of x and hx for one step of independent rows."""
     x, hx = leaves(x.unsqueeze(0), hx.unsqueeze(0))
     output, _ = rnn_ext.functional.rnn(x, hx, weights)
@@ -39,9 +36,7 @@ def _step(x: Tensor, hx: Tensor, weights: list[Tensor], grad: Tensor) -> list[Te
 @pytest.mark.parametrize("layout", [_contiguous, _column_major, _spread])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_a_few_rows_have_the_bits_that_they_have_among_many(
-    sizes: tuple[int, int], dtype: torch.dtype, layout: Callable[[Tensor], Tensor], isa: str
-) -> None:
+def test_a_few_rows_have_the_bits_that_they_have_among_many(sizes, dtype, layout, isa):
     input_size, hidden_size = sizes
     x = torch.randn(MANY, input_size, dtype=dtype)
     hx, grad = torch.randn(2, MANY, hidden_size, dtype=dtype).unbind()

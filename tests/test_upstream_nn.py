@@ -9,7 +9,6 @@ test_errors.py), first and second gradients (test_module_db.py), an empty batch 
 """
 
 import pickle
-from typing import Any
 
 import pytest
 import torch
@@ -23,11 +22,9 @@ pytestmark = pytest.mark.parametrize("kind", KINDS)
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("p", [0, 0.276, 0.731, 1])
-def test_dropout_zeroes_or_scales_what_goes_between_layers(
-    p: float, training: bool, kind: str
-) -> None:
+def test_dropout_zeroes_or_scales_what_goes_between_layers(p, training, kind):
     """All weights are equal, so that a unit of layer 2 tells how many of layer 1 it was given."""
-    options: dict[str, Any] = {"bias": False, "dtype": torch.float64}
+    options = {"bias": False, "dtype": torch.float64}
     ours = getattr(rnn_ext, kind)(10, 1000, 2, dropout=p, **options).train(training)
     unit = getattr(nn, kind)(1, 1, **options)  # one of layer 2
     for parameter in (*ours.parameters(), *unit.parameters()):
@@ -50,9 +47,7 @@ def test_dropout_zeroes_or_scales_what_goes_between_layers(
 
 @pytest.mark.parametrize("p", [0, 0.1234])
 @pytest.mark.parametrize("training", [True, False])
-def test_dropout_draws_anew_in_every_call_and_after_unpickling(
-    p: float, training: bool, kind: str
-) -> None:
+def test_dropout_draws_anew_in_every_call_and_after_unpickling(p, training, kind):
     rnn = getattr(rnn_ext, kind)(100, 100, 2, bias=False, dropout=p).train(training)
     x = torch.rand(1, 1, 100)
     first, second = rnn(x)[0], rnn(x)[0]
@@ -64,7 +59,7 @@ def test_dropout_draws_anew_in_every_call_and_after_unpickling(
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
-def test_weight_norm_changes_nothing_until_its_parameters_change(kind: str) -> None:
+def test_weight_norm_changes_nothing_until_its_parameters_change(kind):
     rnn = getattr(rnn_ext, kind)(32, 32, num_layers=2)
     x = torch.randn(3, 2, 32)
     expected = rnn(x)[0]
@@ -86,11 +81,11 @@ def test_weight_norm_changes_nothing_until_its_parameters_change(kind: str) -> N
 
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("form", ["", "Cell"])
-def test_each_result_alone_has_torchs_gradients(form: str, frozen: bool, kind: str) -> None:
+def test_each_result_alone_has_torchs_gradients(form, frozen, kind):
     """Such as an LSTM's memory; also where the input alone requires a gradient."""
     pair = twins(2, 3, kind=kind + form, dtype=torch.float64)
     x = torch.randn(4, 2, dtype=torch.float64).requires_grad_()
-    found: list[Any] = []
+    found = []
     for module in pair:
         module.requires_grad_(not frozen)
         wanted = [x, *(p for p in module.parameters() if p.requires_grad)]

@@ -5,7 +5,6 @@
 
 import ctypes
 import functools
-from collections.abc import Callable
 
 import mpmath
 import numpy as np
@@ -14,7 +13,6 @@ import torch
 from support import ISA_LEVELS, same_bits
 from support.emulation import ROOT, compiler, digest, link
 from support.floats import all_classes, from_bits, ulp
-from torch import Tensor
 
 FLAGS = {
     "generic": [],
@@ -28,7 +26,7 @@ DTYPES = (torch.float32, torch.float64)
 # errors measured.
 MOST_ULPS = 2
 
-APPROXIMATED: dict[str, Callable[[mpmath.mpf], mpmath.mpf]] = {
+APPROXIMATED = {
     "cos": mpmath.cos,
     "erf": mpmath.erf,
     "exp": mpmath.exp,
@@ -48,7 +46,7 @@ OPERANDS = {
 
 
 @functools.cache
-def library(level: str) -> ctypes.CDLL:
+def library(level):
     source, csrc = ROOT / "tests" / "vector_functions.cpp", ROOT / "csrc"
     # As setup.py compiles the kernels.
     flags = ["-std=c++20", "-O3", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
@@ -60,7 +58,7 @@ def library(level: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(link([source], result, [*flags, f"-I{csrc}"])))
 
 
-def apply(level: str, name: str, *operands: Tensor) -> Tensor:
+def apply(level, name, *operands):
     a, b, c = (*operands, *operands, *operands)[:3]
     out = torch.empty_like(a)
     function = getattr(library(level), "apply_float" if a.dtype.itemsize == 4 else "apply_double")
@@ -69,7 +67,7 @@ def apply(level: str, name: str, *operands: Tensor) -> Tensor:
     return out
 
 
-def torch_function(name: str, *operands: Tensor) -> Tensor:
+def torch_function(name, *operands):
     a, *others = operands
     if name == "where":
         return torch.where(a != 0, *others)
@@ -78,21 +76,21 @@ def torch_function(name: str, *operands: Tensor) -> Tensor:
     return getattr(torch, name)(a, *others).to(a.dtype)
 
 
-def same_values(a: Tensor, b: Tensor) -> bool:
+def same_values(a, b):
     """NaN in the same places, and the same bits elsewhere."""
     is_number = ~b.isnan()
     return torch.equal(~a.isnan(), is_number) and same_bits(a[is_number], b[is_number])
 
 
 @functools.lru_cache(maxsize=1)  # one function's levels follow each other
-def exact_floats(name: str, first: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
+def exact_floats(name, first, step):
     """Every `step`-th float32 from the bits `first` on, torch's float64 function of it, its ulp."""
     x = from_bits(torch.arange(first, 1 << 32, step))
     exact = torch_function(name, x.double())
     return x, exact, ulp(exact)
 
 
-def check_floats(level: str, name: str, first: int, step: int) -> None:
+def check_floats(level, name, first, step):
     """float32 against torch's float64: within MOST_ULPS, and the same zeros, infinities and NaN."""
     x, exact, unit = exact_floats(name, first, step)
     actual, rounded = apply(level, name, x), exact.float()
@@ -105,23 +103,23 @@ def check_floats(level: str, name: str, first: int, step: int) -> None:
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", APPROXIMATED)
-def test_float32_is_within_two_ulp_of_float64(name: str, level: str) -> None:
+def test_float32_is_within_two_ulp_of_float64(name, level):
     check_floats(level, name, first=0, step=997)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", APPROXIMATED)
-def test_float32_is_within_two_ulp_of_float64_in_more_places(name: str, level: str) -> None:
+def test_float32_is_within_two_ulp_of_float64_in_more_places(name, level):
     for first in range(0, 970, 97):
         check_floats(level, name, first, step=970)
 
 
-def hard_doubles() -> Tensor:
+def hard_doubles():
     """All exponents, and where the functions change: 0, ±1, multiples of π/2, limits of exp."""
     generator = torch.Generator().manual_seed(3)
 
-    def uniform(count: int, low: float, high: float) -> Tensor:
+    def uniform(count, low, high):
         return torch.empty(count, dtype=torch.float64).uniform_(low, high, generator=generator)
 
     n = torch.arange(1, 40, dtype=torch.float64)
@@ -149,10 +147,10 @@ def hard_doubles() -> Tensor:
 
 
 @functools.cache
-def exact(name: str) -> list[mpmath.mpf | None]:
+def exact(name):
     """The function of `hard_doubles()`; None where it has no finite value in float64."""
 
-    def evaluate(x: float) -> mpmath.mpf | None:
+    def evaluate(x):
         if name.startswith("log") and x <= (-1 if name == "log1p" else 0):
             return None
         y = APPROXIMATED[name](mpmath.mpf(x))
@@ -164,7 +162,7 @@ def exact(name: str) -> list[mpmath.mpf | None]:
 
 @pytest.mark.parametrize("name", APPROXIMATED)
 @pytest.mark.parametrize("level", LEVELS)
-def test_float64_is_within_two_ulp_of_mpmath(name: str, level: str) -> None:
+def test_float64_is_within_two_ulp_of_mpmath(name, level):
     x = hard_doubles()
     actual, expected = apply(level, name, x), torch_function(name, x)
     with mpmath.workprec(200):
@@ -181,7 +179,7 @@ def test_float64_is_within_two_ulp_of_mpmath(name: str, level: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", [*APPROXIMATED, "rsqrt"])
 @pytest.mark.parametrize("level", LEVELS)
-def test_special_values_are_those_of_torch(name: str, level: str, dtype: torch.dtype) -> None:
+def test_special_values_are_those_of_torch(name, level, dtype):
     info = torch.finfo(dtype)
     positive = [0.0, info.smallest_normal, info.max, torch.inf, torch.nan, 1.0]
     x = torch.tensor([*positive, *(-p for p in positive)], dtype=dtype)
@@ -196,7 +194,7 @@ def test_special_values_are_those_of_torch(name: str, level: str, dtype: torch.d
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", OPERANDS)
 @pytest.mark.parametrize("level", LEVELS)
-def test_simple_functions_round_as_torch(name: str, level: str, dtype: torch.dtype) -> None:
+def test_simple_functions_round_as_torch(name, level, dtype):
     x = torch.cat([all_classes(), torch.arange(-40, 41) / 4]).to(dtype)
     others = [x[torch.randperm(len(x))] for _ in range(2)]
     others[0][::3] = x[::3]  # equal ones
@@ -208,7 +206,7 @@ def test_simple_functions_round_as_torch(name: str, level: str, dtype: torch.dty
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", APPROXIMATED)
 @pytest.mark.parametrize("level", LEVELS)
-def test_every_lane_has_the_same_bits(name: str, level: str, dtype: torch.dtype) -> None:
+def test_every_lane_has_the_same_bits(name, level, dtype):
     """Alone, in a vector and in its tail, next to lanes that take other branches."""
     x = torch.cat([all_classes()[::97], torch.linspace(-2e5, 2e5, 101)]).to(dtype)
     x = x[torch.randperm(len(x))]

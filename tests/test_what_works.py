@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import what_works
@@ -15,7 +14,7 @@ ROWS = re.findall(
 )
 
 
-def test_the_page_has_the_lines_of_the_script() -> None:
+def test_the_page_has_the_lines_of_the_script():
     assert [(row[0], row[3]) for row in ROWS] == [(c.feature, c.note) for c in what_works.CASES]
     assert (DOCS / "what-works.md").read_text().startswith(what_works.INTRODUCTION)
 
@@ -26,7 +25,7 @@ def test_the_page_has_the_lines_of_the_script() -> None:
     [(case, row[2]) for case, row in zip(what_works.CASES, ROWS, strict=True)],
     ids=[case.feature for case in what_works.CASES],
 )
-def test_a_feature_works_as_the_page_says(case: Any, on_page: str) -> None:
+def test_a_feature_works_as_the_page_says(case, on_page):
     try:
         error = what_works.failure(case, what_works.OURS)
     except ModuleNotFoundError as missing:

@@ -3,33 +3,30 @@
 `make cuda-mutants` runs it. Exit status: the number of barriers whose absence nothing notices.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from support import emulation  # noqa: E402
-from test_cuda_emulation import KINDS, PRECISION, Case, parity_error  # noqa: E402
+from test_cuda_emulation import KINDS, PRECISION, parity_error  # noqa: E402
 
 BARRIER = re.compile(r"__syncthreads\(\);")
 HOLDS, BREAKS = 40, 41  # exit statuses of a check
 
 
-def barriers() -> Iterator[tuple[Path, re.Match[str]]]:
+def barriers():
     for source in emulation.kernel_sources(ROOT / "csrc"):
         for match in BARRIER.finditer(source.read_text()):
             yield source, match
 
 
-def breaks_parity(csrc: Path) -> bool:
+def breaks_parity(csrc):
     """Whether kernels compiled from `csrc` are wrong in any case. In a process of its own."""
     library = emulation.build_library(csrc, emulation.BUILD)
     done = subprocess.run([sys.executable, __file__, str(library)], stdout=subprocess.DEVNULL)
@@ -38,7 +35,7 @@ def breaks_parity(csrc: Path) -> bool:
     return done.returncode == BREAKS
 
 
-def is_needed(source: Path, barrier: re.Match[str]) -> bool:
+def is_needed(source, barrier):
     """Whether parity breaks without this barrier of `source`."""
     with tempfile.TemporaryDirectory() as folder:
         csrc = Path(folder, "csrc")
@@ -48,7 +45,7 @@ def is_needed(source: Path, barrier: re.Match[str]) -> bool:
         return breaks_parity(csrc)
 
 
-def holds(case: Case, order: str) -> bool:
+def holds(case, order):
     try:
         return parity_error(case, order) <= PRECISION[case.dtype]
     except RuntimeError as error:
@@ -57,13 +54,13 @@ def holds(case: Case, order: str) -> bool:
         return False  # the emulation itself found a fault
 
 
-def check(library: Path) -> int:
+def check(library):
     emulation.load(library)
     all_hold = all(holds(case, order) for case in KINDS for order in ("identity", "reversed"))
     return HOLDS if all_hold else BREAKS
 
 
-def main() -> int:
+def main():
     if breaks_parity(ROOT / "csrc"):
         raise SystemExit("parity is broken before any barrier is deleted")
     redundant = 0

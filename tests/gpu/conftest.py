@@ -1,9 +1,5 @@
 """Fixtures of the tests on a GPU."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -11,7 +7,7 @@ from rnn_ext._core import cuda
 
 
 @pytest.fixture(autouse=True)
-def ours_without_tf32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def ours_without_tf32(monkeypatch):
     """Every call takes our kernels, and matrix products have full precision."""
     monkeypatch.setattr(cuda, "setting", "ours")
     products = torch.backends.cuda.matmul

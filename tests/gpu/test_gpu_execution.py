@@ -1,28 +1,19 @@
 """Execution on a GPU: streams, CUDA graphs, several devices, and running out of memory."""
 
-from __future__ import annotations
-
 import copy
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
 
 import pytest
 import torch
 from support import assert_same_bits
 from support.gpu import NEEDS_GPU, REGIMES, assert_parity, draw, layer, results
-from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
-
-import rnn_ext
 
 pytestmark = NEEDS_GPU
 
-T = TypeVar("T")
-
 
 @contextmanager
-def side_stream() -> Iterator[None]:
+def side_stream():
     """A stream that starts after the current one, which then waits for it."""
     stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
     stream.wait_stream(current)
@@ -31,7 +22,7 @@ def side_stream() -> Iterator[None]:
     current.wait_stream(stream)
 
 
-def captured(step: Callable[[], T]) -> tuple[Callable[[], None], T]:
+def captured(step):
     """A CUDA graph of `step`, which runs once before: its replay, and what that writes anew."""
     with side_stream():
         step()
@@ -42,7 +33,7 @@ def captured(step: Callable[[], T]) -> tuple[Callable[[], None], T]:
 
 
 @contextmanager
-def memory_left(size: int) -> Iterator[None]:
+def memory_left(size):
     """Allows no more than `size` further bytes."""
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
@@ -54,7 +45,7 @@ def memory_left(size: int) -> Iterator[None]:
 
 
 @REGIMES
-def test_work_goes_to_the_current_stream(hidden_size: int) -> None:
+def test_work_goes_to_the_current_stream(hidden_size):
     rnn, x = layer(hidden_size), draw(200, 64, 17)
     expected = results(rnn, x)
     with side_stream():
@@ -65,7 +56,7 @@ def test_work_goes_to_the_current_stream(hidden_size: int) -> None:
 
 
 @REGIMES
-def test_a_captured_forward_replays_on_new_input(hidden_size: int) -> None:
+def test_a_captured_forward_replays_on_new_input(hidden_size):
     rnn, x, hx = layer(hidden_size, bidirectional=True), draw(9, 4, 17), draw(2, 4, hidden_size)
     with torch.no_grad():
         replay, result = captured(lambda: rnn(x, hx))
@@ -76,11 +67,11 @@ def test_a_captured_forward_replays_on_new_input(hidden_size: int) -> None:
 
 
 @REGIMES
-def test_a_captured_forward_on_packed_input_replays(hidden_size: int) -> None:
+def test_a_captured_forward_on_packed_input_replays(hidden_size):
     rnn, hx = layer(hidden_size), draw(1, 4, hidden_size)
     packed = pack_padded_sequence(draw(9, 4, 17), torch.tensor([9, 7, 3, 1]))
 
-    def forward() -> Sequence[Tensor]:
+    def forward():
         output, h_n = rnn(packed, hx)
         assert isinstance(output, PackedSequence)
         return output.data, h_n
@@ -93,11 +84,11 @@ def test_a_captured_forward_on_packed_input_replays(hidden_size: int) -> None:
 
 
 @REGIMES
-def test_a_captured_training_step_replays_on_new_input(hidden_size: int) -> None:
+def test_a_captured_training_step_replays_on_new_input(hidden_size):
     rnn, x = layer(hidden_size, num_layers=2), draw(9, 4, 17)
     twin = copy.deepcopy(rnn)
 
-    def train(rnn: rnn_ext.RNN) -> Tensor:
+    def train(rnn):
         output, h_n = rnn(x)
         loss = output.square().sum() + h_n.sum()
         grads = torch.autograd.grad(loss, list(rnn.parameters()))
@@ -116,7 +107,7 @@ def test_a_captured_training_step_replays_on_new_input(hidden_size: int) -> None
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one device")
 @REGIMES
-def test_a_second_device_works_while_the_first_is_current(hidden_size: int) -> None:
+def test_a_second_device_works_while_the_first_is_current(hidden_size):
     rnn, x = layer(hidden_size), draw(5, 3, 17)
     expected = results(rnn, x)
     actual = results(copy.deepcopy(rnn).to("cuda:1"), x.to("cuda:1"))
@@ -125,7 +116,7 @@ def test_a_second_device_works_while_the_first_is_current(hidden_size: int) -> N
     assert_parity(actual, expected)
 
 
-def test_running_out_of_memory_is_reported_and_leaves_a_usable_process() -> None:
+def test_running_out_of_memory_is_reported_and_leaves_a_usable_process():
     rnn, x = layer(64), draw(5, 3, 17)
     before = results(rnn, x)
     long = draw(1, 1, 17).expand(2000, 256, 17)  # output and states have 125 MiB each

@@ -1,9 +1,5 @@
 """Training on a GPU: higher derivatives, autocast, torch.compile, reproducible bits."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
-
 import pytest
 import torch
 from support import assert_same_bits, leaves
@@ -18,7 +14,7 @@ from support.gpu import (
     layer,
     results,
 )
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnn_ext
@@ -27,7 +23,7 @@ pytestmark = NEEDS_GPU
 
 
 @REGIMES
-def test_twenty_runs_give_the_same_bits(hidden_size: int) -> None:
+def test_twenty_runs_give_the_same_bits(hidden_size):
     rnn, x = layer(hidden_size, num_layers=2), draw(50, 33, 17)
     first = results(rnn, x)
     for _ in range(20):
@@ -35,7 +31,7 @@ def test_twenty_runs_give_the_same_bits(hidden_size: int) -> None:
 
 
 @pytest.fixture
-def deterministic_algorithms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def deterministic_algorithms(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch's products require it
     torch.use_deterministic_algorithms(True)
     yield
@@ -44,19 +40,19 @@ def deterministic_algorithms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("deterministic_algorithms")
 @REGIMES
-def test_trains_under_deterministic_algorithms(hidden_size: int) -> None:
+def test_trains_under_deterministic_algorithms(hidden_size):
     rnn, x = layer(hidden_size), draw(9, 4, 17)
     assert_same_bits(results(rnn, x), results(rnn, x))
 
 
 @REGIMES
-def test_backward_works_in_eval_mode(hidden_size: int) -> None:
+def test_backward_works_in_eval_mode(hidden_size):
     rnn, x = layer(hidden_size), draw(9, 4, 17)
     assert_same_bits(results(rnn.eval(), x), results(rnn.train(), x))
 
 
 @REGIMES
-def test_without_gradients_the_bits_are_the_same(hidden_size: int) -> None:
+def test_without_gradients_the_bits_are_the_same(hidden_size):
     rnn, x = layer(hidden_size), draw(9, 4, 17)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
@@ -64,7 +60,7 @@ def test_without_gradients_the_bits_are_the_same(hidden_size: int) -> None:
         assert_same_bits(without, rnn(x))
 
 
-def test_double_backward_is_right() -> None:
+def test_double_backward_is_right():
     rnn = layer(5, torch.float64, input_size=3, bidirectional=True)
     (x,) = leaves(draw(4, 2, 3, dtype=torch.float64))
     assert torch.autograd.gradgradcheck(lambda x: rnn(x)[0], x)
@@ -73,14 +69,12 @@ def test_double_backward_is_right() -> None:
 @pytest.mark.parametrize("lengths", [None, [9, 7, 7, 1]], ids=["padded", "packed"])
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @REGIMES
-def test_a_gradient_penalty_has_nn_rnns_gradients(
-    hidden_size: int, nonlinearity: str, lengths: list[int] | None
-) -> None:
+def test_a_gradient_penalty_has_nn_rnns_gradients(hidden_size, nonlinearity, lengths):
     """A double backward: its gradients are those of a norm of gradients."""
     rnn = layer(hidden_size, nonlinearity=nonlinearity, bidirectional=True)
     x, hx = draw(9, 4, 17), draw(2, 4, hidden_size)
 
-    def penalty(rnn: nn.RNNBase, x: Tensor, hx: Tensor) -> list[Tensor]:
+    def penalty(rnn, x, hx):
         x, hx = leaves(x, hx)
         output, h_n = rnn(x if lengths is None else pack_padded_sequence(x, lengths), hx)
         data = output if lengths is None else output.data
@@ -96,21 +90,19 @@ def test_a_gradient_penalty_has_nn_rnns_gradients(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @REGIMES
-def test_forward_mode_gives_nn_rnns_tangents(
-    hidden_size: int, nonlinearity: str, dtype: torch.dtype
-) -> None:
+def test_forward_mode_gives_nn_rnns_tangents(hidden_size, nonlinearity, dtype):
     rnn = layer(hidden_size, dtype, nonlinearity=nonlinearity, bidirectional=True)
     x, hx = draw(9, 4, 17, dtype=dtype), draw(2, 4, hidden_size, dtype=dtype)
     changes = torch.randn_like(x), torch.randn_like(hx)
 
-    def tangents(rnn: nn.RNNBase, *tensors: Tensor) -> Sequence[Tensor]:
+    def tangents(rnn, *tensors):
         return torch.func.jvp(rnn, tensors[:2], tensors[2:])[1]
 
     exact = tangents(in_fp64(rnn), *(t.double().cpu() for t in (x, hx, *changes)))
     assert_parity(tangents(rnn, x, hx, *changes), exact)
 
 
-def test_double_backward_of_the_cell_is_right() -> None:
+def test_double_backward_of_the_cell_is_right():
     cell = rnn_ext.RNNCell(3, 5, device=DEVICE, dtype=torch.float64)
     x, hx = leaves(draw(2, 3, dtype=torch.float64), draw(2, 5, dtype=torch.float64))
     assert torch.autograd.gradgradcheck(cell, (x, hx))
@@ -118,9 +110,7 @@ def test_double_backward_of_the_cell_is_right() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @REGIMES
-def test_autocast_gives_nn_rnns_dtypes_and_is_as_exact(
-    hidden_size: int, dtype: torch.dtype
-) -> None:
+def test_autocast_gives_nn_rnns_dtypes_and_is_as_exact(hidden_size, dtype):
     rnn, x = layer(hidden_size), draw(5, 3, 17)
     theirs = nn.RNN(17, hidden_size, device=DEVICE)
     theirs.load_state_dict(rnn.state_dict())
@@ -137,9 +127,7 @@ def test_autocast_gives_nn_rnns_dtypes_and_is_as_exact(
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])  # the latter replays CUDA graphs
 @REGIMES
-def test_torch_compile_traces_a_training_step_without_graph_break(
-    hidden_size: int, mode: str
-) -> None:
+def test_torch_compile_traces_a_training_step_without_graph_break(hidden_size, mode):
     rnn, hx = layer(hidden_size, num_layers=2), draw(2, 4, hidden_size)
     torch.compiler.reset()
     compiled = torch.compile(rnn, fullgraph=True, mode=mode)

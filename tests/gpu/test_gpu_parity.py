@@ -1,13 +1,11 @@
 """Results and gradients on a GPU, against nn.RNN in fp64 on the CPU."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
 import torch
 from support import leaves
-from support.cases import Case, covering_design
+from support.cases import covering_design
 from support.gpu import (
     DEVICE,
     DTYPES,
@@ -21,7 +19,7 @@ from support.gpu import (
     results,
 )
 from support.parity import assert_as_exact_as_nn_rnn, errors_of, expected
-from torch import Tensor, nn
+from torch import nn
 
 import rnn_ext
 
@@ -39,7 +37,7 @@ ALL_DTYPES = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("hidden_size", [64, 128, 256, 515])
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize("rows", ["few", "some", "many"])
-def test_every_kernel(rows: str, nonlinearity: str, hidden_size: int, dtype: torch.dtype) -> None:
+def test_every_kernel(rows, nonlinearity, hidden_size, dtype):
     """Each shape of the kernels, which follows from units and rows, with each type and φ.
 
     Short, for the sanitizers, under which these run too.
@@ -57,9 +55,7 @@ def test_every_kernel(rows: str, nonlinearity: str, hidden_size: int, dtype: tor
 @ALL_DTYPES
 @pytest.mark.parametrize("hidden_size", [1, 33, 65, 200, 257])
 @pytest.mark.parametrize("packed", [False, True])
-def test_sizes_next_to_those_of_the_kernels(
-    packed: bool, hidden_size: int, dtype: torch.dtype
-) -> None:
+def test_sizes_next_to_those_of_the_kernels(packed, hidden_size, dtype):
     rnn = layer(hidden_size, dtype, bidirectional=True)
     x, hx = draw(11, 200, 17, dtype=dtype), draw(2, 200, hidden_size, dtype=dtype)
     lengths = [1 + i % 11 for i in range(199)] + [11] if packed else None
@@ -68,7 +64,7 @@ def test_sizes_next_to_those_of_the_kernels(
 
 
 @pytest.mark.parametrize("case", GRID, ids=str)
-def test_options_and_layouts(case: Case) -> None:
+def test_options_and_layouts(case):
     """Layers, directions, biases, forms, batch_first, strides, initial states, gradients given."""
     problem, exact, theirs = expected(case)
     ours = problem.to(DEVICE).run(case.module(rnn_ext).to(DEVICE))
@@ -79,7 +75,7 @@ def test_options_and_layouts(case: Case) -> None:
 @ALL_DTYPES
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @REGIMES
-def test_cell(hidden_size: int, nonlinearity: str, dtype: torch.dtype) -> None:
+def test_cell(hidden_size, nonlinearity, dtype):
     cell = rnn_ext.RNNCell(17, hidden_size, nonlinearity=nonlinearity, device=DEVICE, dtype=dtype)
     if nonlinearity == "relu":
         keep_from_kink(cell)
@@ -87,7 +83,7 @@ def test_cell(hidden_size: int, nonlinearity: str, dtype: torch.dtype) -> None:
     exact.load_state_dict({k: v.double().cpu() for k, v in cell.state_dict().items()})
     x, hx = draw(5, 17, dtype=dtype), draw(5, hidden_size, dtype=dtype)
 
-    def run(module: nn.Module, x: Tensor, hx: Tensor) -> list[Tensor]:
+    def run(module, x, hx):
         x, hx = leaves(x, hx)
         h = module(x, hx)
         return [h, *torch.autograd.grad(h.sum(), [x, hx, *module.parameters()])]
@@ -96,13 +92,13 @@ def test_cell(hidden_size: int, nonlinearity: str, dtype: torch.dtype) -> None:
 
 
 @REGIMES
-def test_a_batch_of_4096(hidden_size: int) -> None:
+def test_a_batch_of_4096(hidden_size):
     rnn, x = layer(hidden_size), draw(3, 4096, 17)
     assert_parity(results(rnn, x), results(in_fp64(rnn), x.double().cpu()))
 
 
 @REGIMES
-def test_an_empty_batch_has_empty_results_and_gradients_of_zero(hidden_size: int) -> None:
+def test_an_empty_batch_has_empty_results_and_gradients_of_zero(hidden_size):
     rnn = layer(hidden_size)
     output, h_n, grad_x, *grads = results(rnn, draw(3, 0, 17))
     assert output.shape == (3, 0, hidden_size)
@@ -112,14 +108,14 @@ def test_an_empty_batch_has_empty_results_and_gradients_of_zero(hidden_size: int
 
 
 @pytest.mark.parametrize("hidden_size", [16, 257], ids=["persistent", "step"])
-def test_70000_steps(hidden_size: int) -> None:
+def test_70000_steps(hidden_size):
     """More than cuDNN supports; compared with our kernels on the CPU, since nn.RNN takes long."""
     rnn, x = layer(hidden_size, input_size=3), draw(70_000, 1, 3)
     exact = in_fp64(rnn, kind=rnn_ext.RNN)
     assert_parity(results(rnn, x), results(exact, x.double().cpu()))
 
 
-def test_more_than_2_to_the_31_values() -> None:
+def test_more_than_2_to_the_31_values():
     rows = 2**31 // (512 * 64) + 64
     if torch.cuda.mem_get_info()[0] < 16 << 30:
         pytest.skip("this takes 16 GiB of the device's memory")

@@ -1,7 +1,5 @@
 """Which kernels take a call on a GPU."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from support import assert_same_bits
@@ -14,19 +12,19 @@ from rnn_ext._core import cuda
 pytestmark = NEEDS_GPU
 
 
-def test_this_build_has_kernels_for_this_device() -> None:
+def test_this_build_has_kernels_for_this_device():
     assert not isinstance(cuda.limits(0), str), cuda.limits(0)
 
 
 @pytest.mark.parametrize(
     ("hidden_size", "regime"), [(PERSISTENT, "persistent"), (STEP, "step")], ids=str
 )
-def test_explain_names_the_kernel(hidden_size: int, regime: str) -> None:
+def test_explain_names_the_kernel(hidden_size, regime):
     line = rnn_ext.explain(layer(hidden_size), draw(3, 2, 17))
     assert line.startswith(f"rnn_ext CUDA kernels, {regime}, float32: ")
 
 
-def test_the_setting_torch_gives_exactly_nn_rnns_results(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_setting_torch_gives_exactly_nn_rnns_results(monkeypatch):
     monkeypatch.setattr(cuda, "setting", "torch")
     rnn, x = layer(64), draw(5, 3, 17)
     theirs = nn.RNN(17, 64, device=DEVICE)
@@ -35,9 +33,7 @@ def test_the_setting_torch_gives_exactly_nn_rnns_results(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("hidden_size", [PERSISTENT, STEP])
-def test_auto_takes_calls_that_cudnn_does_not_support(
-    hidden_size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_takes_calls_that_cudnn_does_not_support(hidden_size, monkeypatch):
     monkeypatch.setattr(cuda, "setting", "auto")
     rnn = layer(hidden_size)
     rnn(draw(70_000, 1, 17))[0].sum().backward()
@@ -46,6 +42,6 @@ def test_auto_takes_calls_that_cudnn_does_not_support(
 
 
 @pytest.mark.parametrize("hidden_size", [PERSISTENT, STEP])
-def test_dtypes_without_a_kernel_go_to_torchs_op(hidden_size: int) -> None:
+def test_dtypes_without_a_kernel_go_to_torchs_op(hidden_size):
     rnn = layer(hidden_size, torch.complex64)
     assert rnn_ext.explain(rnn, draw(3, 2, 17, dtype=torch.complex64)).startswith("torch's own op")
