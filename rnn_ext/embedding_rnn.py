@@ -1,50 +1,60 @@
-"""``EmbeddingRNN``: an embedding and the RNN that reads it, as one module."""
+"""``EmbeddingRNN``: an embedding and the RNN, GRU or LSTM that reads it, as one module."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import functional
-from .modules import RNN
+from ._core.kinds import kind_of
+from ._core.modules import Layers
+from .modules import GRU, LSTM, RNN
 
 __all__ = ["EmbeddingRNN"]
 
+_LAYERS: dict[str, Any] = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
+
 
 class EmbeddingRNN(nn.Module):
-    """An embedding followed by an Elman RNN, with less work than the two modules one by one.
+    """An embedding followed by an RNN, GRU or LSTM, with less work than the two one by one.
 
     Returns what ``rnn(embedding(tokens), hx)`` does, up to rounding. There are only V different
-    tokens, so the first layer computes W_ih E + b for these and looks the results up; backward sums
-    the gradients of equal tokens before it multiplies. :func:`rnn_ext.functional.embedding_rnn`
-    lists the calls that are computed so, and :func:`rnn_ext.explain` says whether a call is.
+    tokens, so the first layer computes W_ih E for these and looks the results up; backward sums the
+    gradients of equal tokens before it multiplies. :func:`rnn_ext.functional.embedding_rnn` lists
+    the calls that are computed so, and :func:`rnn_ext.explain` says whether a call is.
 
     Args:
         num_embeddings: size V of the vocabulary.
-        embedding_dim: size E of an embedding, the input size of the RNN.
+        embedding_dim: size E of an embedding, the input size of the first layer.
         hidden_size: number of features H of the state.
         num_layers: number of stacked layers L. Default: 1
+        cell: ``'rnn'``, ``'gru'`` or ``'lstm'``. Default: ``'rnn'``
         padding_idx: a token whose embedding starts as zeros and gets no gradient, as in
             :class:`torch.nn.Embedding`. Its ``max_norm``, ``scale_grad_by_freq`` and ``sparse`` are
             not supported. Default: ``None``
-        nonlinearity, bias, batch_first, dropout, bidirectional: as in :class:`rnn_ext.RNN`.
+        nonlinearity: of an RNN, ``'tanh'`` or ``'relu'``. Default: ``'tanh'``
+        bias, batch_first, dropout, bidirectional: as in :class:`rnn_ext.RNN`.
         device, dtype: of the parameters.
 
     Inputs: tokens, hx
         * **tokens**: int64 or int32 indices, ``(T, B)``, ``(B, T)`` with ``batch_first``, ``(T,)``
           without a batch, or a :class:`~torch.nn.utils.rnn.PackedSequence` of them.
-        * **hx**: initial states ``(L·D, B, H)``, or ``(L·D, H)`` without a batch. Default: zeros
+        * **hx**: initial states ``(L·D, B, H)``, or ``(L·D, H)`` without a batch; for an LSTM a
+          tuple of two such tensors, h and c. Default: zeros
 
     Outputs: output, h_n
         * **output**: the last layer's states, shaped like tokens with ``D·H`` features; a
-          PackedSequence where tokens were one. It must not be changed in place before backward.
+          PackedSequence where tokens were one.
         * **h_n**: final states of every layer and direction, shaped like ``hx``.
 
     Attributes:
         embedding: the :class:`torch.nn.Embedding`.
-        rnn: the :class:`rnn_ext.RNN`. Both hold parameters, initialized in this order; their
-            ``forward`` is not called, and neither are hooks on them.
+        rnn: the :class:`rnn_ext.RNN`, :class:`rnn_ext.GRU` or :class:`rnn_ext.LSTM`. Both hold
+            parameters, initialized in this order; their ``forward`` is not called, and neither are
+            hooks on them. After :func:`rnn_ext.restore_rnn` both are called.
 
     Raises:
         ValueError: an argument's shape, dtype, device or value does not fit the others.
@@ -52,7 +62,7 @@ class EmbeddingRNN(nn.Module):
 
     Example::
 
-        >>> encoder = rnn_ext.EmbeddingRNN(1000, 64, 128)
+        >>> encoder = rnn_ext.EmbeddingRNN(1000, 64, 128, cell="gru")
         >>> output, h_n = encoder(torch.randint(1000, (35, 20)))
         >>> output.shape, h_n.shape
         (torch.Size([35, 20, 128]), torch.Size([1, 20, 128]))
@@ -65,6 +75,7 @@ class EmbeddingRNN(nn.Module):
         hidden_size: int,
         num_layers: int = 1,
         *,
+        cell: str = "rnn",
         padding_idx: int | None = None,
         nonlinearity: str = "tanh",
         bias: bool = True,
@@ -75,28 +86,32 @@ class EmbeddingRNN(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        kind_of(cell, nonlinearity)  # raises what is wrong with them
+        self.cell = cell
         self.embedding = nn.Embedding(
             num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype
         )
-        self.rnn = RNN(
+        options = {"nonlinearity": nonlinearity} if cell == "rnn" else {}
+        self.rnn = _LAYERS[cell](
             embedding_dim,
             hidden_size,
             num_layers,
-            nonlinearity,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
             device=device,
             dtype=dtype,
+            **options,
         )
 
-    def forward(
-        self, tokens: Tensor | PackedSequence, hx: Tensor | None = None
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
+    def forward(self, tokens: Tensor | PackedSequence, hx: Any = None) -> tuple[Any, Any]:
         """Runs the layers; see the class for the shapes."""
+        is_ours = isinstance(self.rnn, Layers)
         if not isinstance(tokens, PackedSequence):
-            return self._run(tokens, hx, None)
+            return self._run(tokens, hx, None) if is_ours else self.rnn(self.embedding(tokens), hx)
+        if not is_ours:
+            return self.rnn(tokens._replace(data=self.embedding(tokens.data)), hx)
         data, batch_sizes, sorted_indices, unsorted_indices = tokens
         if hx is not None:
             hx = self.rnn.permute_hidden(hx, sorted_indices)
@@ -106,17 +121,16 @@ class EmbeddingRNN(nn.Module):
             self.rnn.permute_hidden(h_n, unsorted_indices),
         )
 
-    def _run(
-        self, tokens: Tensor, hx: Tensor | None, batch_sizes: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _run(self, tokens: Tensor, hx: Any, batch_sizes: Tensor | None) -> tuple[Tensor, Any]:
         rnn = self.rnn
         return functional.embedding_rnn(
             tokens,
             hx,
             self.embedding.weight,
             [weight for layer in rnn.all_weights for weight in layer],
+            cell=self.cell,
             padding_idx=self.embedding.padding_idx,
-            nonlinearity=rnn.nonlinearity,
+            nonlinearity=getattr(rnn, "nonlinearity", "tanh"),
             num_layers=rnn.num_layers,
             bias=rnn.bias,
             batch_first=rnn.batch_first,

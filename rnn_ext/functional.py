@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from ._core import dispatch, lookup
 from ._core.call import Call, weight_shapes
-from ._core.kinds import KINDS
+from ._core.kinds import Kind, kind_of
+from ._core.resets import as_states
 from ._core.torch_private import is_any_autocast_enabled
 
 __all__ = ["embedding_rnn", "embedding_rnn_generate", "rnn", "rnn_cell"]
@@ -62,67 +64,12 @@ def rnn(
         ValueError: an argument's shape, dtype, device or value does not fit the others.
         TypeError: a weight is no tensor.
     """
-    directions = 2 if bidirectional else 1
-    weights = list(weights)
-    _check_settings(nonlinearity, num_layers, dropout)
-    is_batched = batch_sizes is not None or input.dim() == 3
-    if not is_batched:
-        if input.dim() != 2:
-            raise ValueError(
-                f"input: expected 2 dimensions (T, I) or 3 {_layout(batch_first)}, "
-                f"got shape {tuple(input.shape)}"
-            )
-        batch_first = False
-        input = input.unsqueeze(1)
-        if hx is not None:
-            if hx.dim() != 2:
-                raise ValueError(
-                    "hx: expected 2 dimensions (L·D, H) for input without a batch, "
-                    f"got shape {tuple(hx.shape)}"
-                )
-            hx = hx.unsqueeze(1)
-    elif batch_sizes is not None and input.dim() != 2:
-        raise ValueError(f"input: expected packed (N, I), got shape {tuple(input.shape)}")
-    time_major = batch_first and batch_sizes is None
-    if time_major:
-        input = input.transpose(0, 1)
-    if batch_sizes is not None:
-        # A graph cannot depend on the lengths; there the op alone checks them.
-        recorded = torch.compiler.is_compiling()
-        if not recorded:
-            _check_batch_sizes(batch_sizes, input.size(0))
-        batch = hx.size(1) if recorded and hx is not None else int(batch_sizes[0])
-    else:
-        batch = input.size(1)
-    _check_weights(weights, input.size(-1), num_layers, directions, bias)
-    states = (num_layers * directions, batch, weights[0].size(0))
-    if hx is None:
-        if batch_sizes is not None:
-            hx = input.new_zeros(states)
-    else:
-        _check_shapes({"hx": hx}, [states])
-        _check_like_input(input, {"hx": hx})
-    _check_like_input(input, {f"weights[{i}]": w for i, w in enumerate(weights)})
-
-    call = Call(
-        input=input,
-        hx=hx,
-        weights=weights,
-        batch_sizes=batch_sizes,
-        is_step=False,
-        kind=KINDS[f"RNN_{nonlinearity.upper()}"],
-        num_layers=num_layers,
-        bidirectional=bidirectional,
-        bias=bias,
-        training=training,
-        input_size=input.size(-1),
-        hidden_size=weights[0].size(0),
-        dropout=dropout,
+    settings = _Settings(
+        kind_of("rnn", nonlinearity),
+        *(num_layers, bias, batch_first, dropout, training, bidirectional, batch_sizes),
     )
-    output, h_n = dispatch.route(call).run()
-    if not is_batched:
-        return output.squeeze(1), h_n.squeeze(1)
-    return (output.transpose(0, 1) if time_major else output), h_n
+    output, (h_n,) = _run(settings, input, [] if hx is None else [hx], weights)
+    return output, h_n
 
 
 def rnn_cell(
@@ -149,7 +96,7 @@ def rnn_cell(
     Raises:
         ValueError: an argument's shape, dtype, device or value does not fit the others.
     """
-    _check_settings(nonlinearity, 1, 0.0)
+    kind = kind_of("rnn", nonlinearity)
     if input.dim() not in (1, 2):
         raise ValueError(f"input: expected shape (B, I) or (I,), got {tuple(input.shape)}")
     if b_ih is None and b_hh is not None:
@@ -162,7 +109,7 @@ def rnn_cell(
     if w_ih.dim() != 2:
         raise ValueError(f"w_ih: expected shape (H, I), got {tuple(w_ih.shape)}")
     hidden_size = w_ih.size(0)
-    shapes = weight_shapes(input.size(-1), hidden_size, 1, 1, b_ih is not None)
+    shapes = weight_shapes(input.size(-1), hidden_size, 1, 1, 1, b_ih is not None)
     _check_shapes(named, shapes)
     if hx is not None:
         _check_shapes({"hx": hx}, [(*input.shape[:-1], hidden_size)])
@@ -179,7 +126,7 @@ def rnn_cell(
         weights=weights,
         batch_sizes=None,
         is_step=True,
-        kind=KINDS[f"RNN_{nonlinearity.upper()}"],
+        kind=kind,
         num_layers=1,
         bidirectional=False,
         bias=b_ih is not None,
@@ -194,10 +141,11 @@ def rnn_cell(
 
 def embedding_rnn(
     tokens: Tensor,
-    hx: Tensor | None,
+    hx: Any,
     embedding: Tensor,
     weights: Sequence[Tensor],
     *,
+    cell: str = "rnn",
     padding_idx: int | None = None,
     nonlinearity: str = "tanh",
     num_layers: int = 1,
@@ -207,30 +155,35 @@ def embedding_rnn(
     training: bool = False,
     bidirectional: bool = False,
     batch_sizes: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Applies an embedding and an Elman RNN to tokens.
+) -> tuple[Tensor, Any]:
+    """Applies an embedding and an Elman RNN, a GRU or an LSTM to tokens.
 
-    Returns ``rnn(F.embedding(tokens, embedding, padding_idx), hx, weights, ...)`` up to rounding,
-    for less work: the first layer computes W_ih E + b once for each of the V rows of the embedding
-    and looks the result up. It does so for float32 and float64 on the CPU, one direction, padded
-    input and at least V tokens, outside autocast, graph capture, ``torch.func`` and forward-mode
-    AD; every other call runs the two operations one after the other.
+    Returns ``rnn(F.embedding(tokens, embedding, padding_idx), hx, weights, ...)``, or what a GRU or
+    LSTM does, up to rounding and for less work: the first layer computes W_ih E once for each of
+    the V rows of the embedding and looks the result up. It does so for float32 and float64 on the
+    CPU and at least V tokens, outside autocast, graph capture, ``torch.func`` and forward-mode AD;
+    every other call runs the two operations one after the other. Second derivatives of the first
+    layer run as a loop of torch operations.
 
-    With T time steps, batch B, vocabulary V, embedding size E, hidden size H, L layers and D
-    directions:
+    With T time steps, batch B, vocabulary V, embedding size E, hidden size H, L layers, D
+    directions, and G = 1, 3 or 4 for ``'rnn'``, ``'gru'`` and ``'lstm'``:
 
     Args:
         tokens: int64 or int32 indices from 0 to V-1: ``(T, B)``; ``(B, T)`` with ``batch_first``;
             ``(T,)`` without a batch; or packed ``(N,)`` with ``batch_sizes``.
-        hx: initial states ``(L·D, B, H)``, ``(L·D, H)`` without a batch; zeros where None.
+        hx: initial states ``(L·D, B, H)``, ``(L·D, H)`` without a batch; for an LSTM a tuple of two
+            such tensors, h and c; zeros where None.
         embedding: ``(V, E)``.
-        weights, nonlinearity, num_layers, bias, batch_first, dropout, training, bidirectional,
-            batch_sizes: as for :func:`rnn` with input size E.
+        weights: as for :func:`rnn` with input size E, G·H rows each.
+        cell: ``'rnn'``, ``'gru'`` or ``'lstm'``.
         padding_idx: a token whose row of ``embedding`` gets no gradient.
+        nonlinearity: of an RNN, ``'tanh'`` or ``'relu'``.
+        num_layers, bias, batch_first, dropout, training, bidirectional, batch_sizes: as for
+            :func:`rnn`.
 
     Returns:
-        ``output``, ``(T, B, D·H)`` or in the layout of ``tokens``, and ``h_n``, shaped like ``hx``.
-        The output must not be changed in place before backward.
+        ``output``, ``(T, B, D·H)`` or in the layout of ``tokens``, and the final states, shaped
+        like ``hx``.
 
     Raises:
         ValueError: an argument's shape, dtype, device or value does not fit the others.
@@ -241,64 +194,14 @@ def embedding_rnn(
         raise ValueError(f"tokens: expected torch.int64 or torch.int32, got {tokens.dtype}")
     if embedding.dim() != 2:
         raise ValueError(f"embedding: expected shape (V, E), got {tuple(embedding.shape)}")
-    if lookup.obstacle(tokens, embedding, bidirectional, batch_sizes):
-        return rnn(
-            F.embedding(tokens, embedding, padding_idx),
-            hx,
-            weights,
-            nonlinearity=nonlinearity,
-            num_layers=num_layers,
-            bias=bias,
-            batch_first=batch_first,
-            dropout=dropout,
-            training=training,
-            bidirectional=bidirectional,
-            batch_sizes=batch_sizes,
-        )
-    weights = list(weights)
-    _check_settings(nonlinearity, num_layers, dropout)
-    _check_weights(weights, embedding.size(1), num_layers, 1, bias)
-    _check_like_input(embedding, {f"weights[{i}]": w for i, w in enumerate(weights)}, "embedding")
-    is_batched = tokens.dim() == 2
-    if tokens.dim() not in (1, 2):
-        raise ValueError(
-            f"tokens: expected 1 dimension (T,) or 2 {'(B, T)' if batch_first else '(T, B)'}, "
-            f"got shape {tuple(tokens.shape)}"
-        )
-    if not is_batched:
-        tokens = tokens.unsqueeze(1)
-    elif batch_first:
-        tokens = tokens.t()
-    if hx is not None:
-        states = (num_layers, tokens.size(1), weights[0].size(0))
-        _check_shapes({"hx": hx}, [states if is_batched else (states[0], states[2])])
-        _check_like_input(embedding, {"hx": hx}, "embedding")
-        hx = hx if is_batched else hx.unsqueeze(1)
-    smallest, largest = (int(t) for t in tokens.aminmax())
-    if smallest < 0 or largest >= len(embedding):
-        raise IndexError(
-            f"tokens: expected indices from 0 to {len(embedding) - 1}, got {smallest} to {largest}"
-        )
-    per_layer = 4 if bias else 2
-    weight_ih, weight_hh, *biases = weights[:per_layer]
-    table = lookup.input_projection(embedding, weight_ih, biases, padding_idx)
-    first = None if hx is None else hx[:1]
-    output, h_n = lookup.token_layer(tokens.long(), table, first, weight_hh, nonlinearity)
-    if num_layers > 1:
-        output, others = rnn(
-            F.dropout(output, dropout, training),
-            None if hx is None else hx[1:],
-            weights[per_layer:],
-            nonlinearity=nonlinearity,
-            num_layers=num_layers - 1,
-            bias=bias,
-            dropout=dropout,
-            training=training,
-        )
-        h_n = torch.cat([h_n, others])
-    if not is_batched:
-        return output.squeeze(1), h_n.squeeze(1)
-    return (output.transpose(0, 1) if batch_first else output), h_n
+    settings = _Settings(
+        kind_of(cell, nonlinearity),
+        *(num_layers, bias, batch_first, dropout, training, bidirectional, batch_sizes),
+    )
+    names = ("h", *settings.kind.cell.states)
+    initial = [] if hx is None else as_states("hx", hx, names)
+    output, finals = _run(settings, tokens, initial, weights, embedding, padding_idx)
+    return output, finals[0] if len(names) == 1 else tuple(finals)
 
 
 @torch.no_grad()
@@ -345,12 +248,12 @@ def embedding_rnn_generate(
         RuntimeError: another argument's shape, dtype, device or value does not fit.
     """
     weights = list(weights)
-    _check_settings(nonlinearity, num_layers, 0.0)
+    kind = kind_of("rnn", nonlinearity)
     if embedding.dim() != 2:
         raise ValueError(f"embedding: expected shape (V, E), got {tuple(embedding.shape)}")
-    _check_weights(weights, embedding.size(1), num_layers, 1, bias=True)
-    weight_ih, weight_hh, *biases = weights[:4]
-    table = lookup.input_projection(embedding, weight_ih, biases)
+    _check_weights(weights, embedding.size(1), kind, num_layers, 1, bias=True)
+    weight_ih, weight_hh, bias_ih, bias_hh = weights[:4]
+    table = F.linear(embedding, weight_ih, bias_ih + bias_hh)
     packed = [weight_hh]
     for layer in range(1, num_layers):
         weight_ih, weight_hh, bias_ih, bias_hh = weights[4 * layer : 4 * layer + 4]
@@ -363,17 +266,94 @@ def embedding_rnn_generate(
     )
 
 
-def _layout(batch_first: bool) -> str:
-    return "(B, T, I)" if batch_first else "(T, B, I)"
+class _Settings(NamedTuple):
+    """What a call computes, its tensors aside: the arguments of :func:`rnn`."""
+
+    kind: Kind
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    dropout: float
+    training: bool
+    bidirectional: bool
+    batch_sizes: Tensor | None
 
 
-def _check_settings(nonlinearity: str, num_layers: int, dropout: float) -> None:
-    if nonlinearity not in ("tanh", "relu"):
-        raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
-    if num_layers < 1:
-        raise ValueError(f"num_layers: expected at least 1, got {num_layers}")
+def _run(
+    settings: _Settings,
+    input: Tensor,
+    initial: list[Tensor],
+    weights: Sequence[Tensor],
+    embedding: Tensor | None = None,
+    padding_idx: int | None = None,
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """Checks the arguments, then runs the layers.
+
+    Args:
+        input: of :func:`rnn`; with ``embedding``, tokens.
+        initial: the initial states, none for zeros.
+
+    Returns:
+        The output and the final states.
+    """
+    kind, num_layers, bias, batch_first, dropout, training, bidirectional, batch_sizes = settings
+    weights = list(weights)
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout: expected a probability in [0, 1], got {dropout}")
+    is_packed = batch_sizes is not None
+    is_batched = _check_dims(input, embedding is not None, batch_first, is_packed)
+    if not is_batched:
+        input = input.unsqueeze(1)
+    elif batch_first and not is_packed:
+        input = input.transpose(0, 1)
+    if batch_sizes is not None:
+        # A graph cannot depend on the lengths; there the op alone checks them.
+        is_recorded = torch.compiler.is_compiling()
+        if not is_recorded:
+            _check_batch_sizes(batch_sizes, input.size(0))
+        batch = initial[0].size(1) if is_recorded and initial else int(batch_sizes[0])
+    else:
+        batch = input.size(1)
+
+    like, of = (input, "input") if embedding is None else (embedding, "embedding")
+    directions = 2 if bidirectional else 1
+    _check_weights(weights, like.size(-1), kind, num_layers, directions, bias)
+    _check_like_input(like, {f"weights[{i}]": w for i, w in enumerate(weights)}, of)
+    hidden_size = weights[0].size(0) // kind.cell.gates
+    states = (num_layers * directions, batch, hidden_size)
+    expected = states if is_batched else (states[0], hidden_size)
+    named = {"hx" if kind.states() == 1 else f"hx[{i}]": t for i, t in enumerate(initial)}
+    _check_shapes(named, [expected] * len(named))
+    _check_like_input(like, named, of)
+    if is_packed and not initial:
+        initial = [like.new_zeros(states)] * kind.states()
+    elif not is_batched:
+        initial = [t.unsqueeze(1) for t in initial]
+
+    hx, cx = (*initial, None, None)[:2]
+    call = Call(
+        *(input, hx, weights, batch_sizes, False, kind),
+        *(num_layers, bidirectional, bias, training),
+        *(like.size(-1), hidden_size, dropout, cx),
+    )
+    if embedding is None:
+        output, *finals = dispatch.route(call).run()
+    else:
+        output, *finals = lookup.run(call, embedding, padding_idx)
+    if not is_batched:
+        return output.squeeze(1), [t.squeeze(1) for t in finals]
+    return (output.transpose(0, 1) if batch_first and not is_packed else output), finals
+
+
+def _check_dims(input: Tensor, are_tokens: bool, batch_first: bool, is_packed: bool) -> bool:
+    """Returns whether input, or tokens, have a batch."""
+    dims = input.dim() + are_tokens  # tokens lack the axis of the features
+    if dims not in ((2,) if is_packed else (2, 3)):
+        name, features = ("tokens", "") if are_tokens else ("input", ", I")
+        axes = ("N",) if is_packed else ("T", "B, T" if batch_first else "T, B")
+        shapes = " or ".join(f"({a}{features})" for a in axes)
+        raise ValueError(f"{name}: expected shape {shapes}, got {tuple(input.shape)}")
+    return is_packed or dims == 3
 
 
 def _check_batch_sizes(batch_sizes: Tensor, rows: int) -> None:
@@ -392,8 +372,10 @@ def _check_batch_sizes(batch_sizes: Tensor, rows: int) -> None:
 
 
 def _check_weights(
-    weights: list[Tensor], input_size: int, num_layers: int, directions: int, bias: bool
+    weights: list[Tensor], input_size: int, kind: Kind, num_layers: int, directions: int, bias: bool
 ) -> None:
+    if num_layers < 1:
+        raise ValueError(f"num_layers: expected at least 1, got {num_layers}")
     per_direction = 4 if bias else 2
     expected_count = num_layers * directions * per_direction
     if len(weights) != expected_count:
@@ -405,8 +387,12 @@ def _check_weights(
         if not isinstance(weight, Tensor):
             raise TypeError(f"weights[{i}]: expected a tensor, got {weight!r}")
     if weights[0].dim() != 2:
-        raise ValueError(f"weights[0]: expected shape (H, I), got {tuple(weights[0].shape)}")
-    shapes = weight_shapes(input_size, weights[0].size(0), num_layers, directions, bias)
+        rows = "H" if kind.is_compiled() else f"{kind.cell.gates}·H"
+        shape = tuple(weights[0].shape)
+        raise ValueError(f"weights[0]: expected shape ({rows}, I), got {shape}")
+    gates = kind.cell.gates
+    hidden_size = weights[0].size(0) // gates
+    shapes = weight_shapes(input_size, hidden_size, gates, num_layers, directions, bias)
     _check_shapes({f"weights[{i}]": w for i, w in enumerate(weights)}, shapes)
 
 

@@ -121,17 +121,18 @@ def _stack(layers: int) -> str:
 def _explain_embedding(
     module: EmbeddingRNN, tokens: Tensor | PackedSequence, hx: Tensor | None
 ) -> str:
-    weight = module.embedding.weight
-    data, batch_sizes, *orders = (
-        tokens if isinstance(tokens, PackedSequence) else (tokens, None, None, None)
-    )
-    reason = lookup.obstacle(data, weight, module.rnn.bidirectional, batch_sizes)
-    if not reason:
-        dtype = str(weight.dtype)[6:]
-        return f"rnn_ext CPU kernels, {_C.isa()}, {dtype}: embedding looked up after W_ih E + b"
+    rnn = module.rnn
+    if not isinstance(rnn, Layers):
+        return explain(rnn, tokens, hx)
+    data = tokens.data if isinstance(tokens, PackedSequence) else tokens
+    reason = lookup.obstacle(data, module.embedding.weight)
+    kind = rnn._kind()
+    if kind is not None and not reason:
+        kernels = _program_kernels(kind.cell, module.embedding.weight.dtype, rnn.hidden_size)
+        return f"{kernels}{_stack(rnn.num_layers)}; embedding looked up after the product with W_ih"
     embedded = module.embedding(data)
-    input = embedded if batch_sizes is None else PackedSequence(embedded, batch_sizes, *orders)
-    return f"embedding, then RNN ({reason}): {explain(module.rnn, input, hx)}"
+    input = tokens._replace(data=embedded) if isinstance(tokens, PackedSequence) else embedded
+    return f"embedding, then {type(rnn).__name__} ({reason}): {explain(rnn, input, hx)}"
 
 
 def _explain_recurrent(module: Recurrent | RecurrentCell, input: Tensor | PackedSequence) -> str:

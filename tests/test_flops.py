@@ -8,7 +8,6 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import rnn_ext
-from rnn_ext.charlm.model import CharRNN
 
 T, B, FEATURES, H = 5, 3, 4, 6
 OPS = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("rnn_ext::")]
@@ -102,15 +101,27 @@ def test_every_route_counts_the_same(way, monkeypatch):
         assert count(step) == expected
 
 
-def test_the_text_generators_model_counts_a_table_where_nn_rnn_counts_every_step():
+@pytest.mark.parametrize(("cell", "gates"), [("rnn", 1), ("gru", 3), ("lstm", 4)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_tokens_count_a_table_where_a_layer_counts_every_step(cell, gates, packed):
     vocab_size = 7
-    counts = []
-    for rnn_class in (nn.RNN, rnn_ext.RNN):
-        model = CharRNN(vocab_size, H, rnn_class=rnn_class)
-        tokens = torch.randint(vocab_size, (T, B))
-        counts.append(count(lambda model=model, tokens=tokens: model(tokens)[0].sum().backward()))
-    # Forward, weight gradient and gradient of the embedding, for T·B tokens or for the vocabulary.
-    assert counts[0] - counts[1] == 3 * 2 * (T * B - vocab_size) * H * H
+    module = rnn_ext.EmbeddingRNN(vocab_size, FEATURES, H, cell=cell)
+    tokens = torch.randint(vocab_size, (T, B))
+    if packed:
+        tokens = pack_padded_sequence(tokens, [5, 4, 2])
+
+    def multiply_each_token():
+        embedded = module.embedding(tokens.data if packed else tokens)
+        return module.rnn(tokens._replace(data=embedded) if packed else embedded)
+
+    def step(run):
+        output, _ = run()
+        (output.data if packed else output).sum().backward()
+
+    counts = [count(lambda f=f: step(f)) for f in (multiply_each_token, lambda: module(tokens))]
+    # Forward, weight gradient and gradient of the embedding, for all tokens or for the vocabulary.
+    rows = 11 if packed else T * B
+    assert counts[0] - counts[1] == 3 * 2 * (rows - vocab_size) * gates * H * FEATURES
 
 
 def test_generation_counts_a_step_for_each_token_that_is_read():

@@ -101,10 +101,9 @@ struct Problem {
   Matrix<const T> hx;         // (batch, hidden), column stride 1; null: zeros
   Matrix<const T> weight_ih;  // (hidden, input)
   Matrix<const T> weight_hh;  // (hidden, hidden)
-  // Instead of input, W_ih and biases: the W_ih x + b of a row is the row of `table` with its
-  // token's number.
+  // Instead of input and W_ih: the W_ih x of a row is the row of `table` with its token's number.
   const std::int64_t* tokens = nullptr;  // one for each row of each step
-  Matrix<const T> table;                 // (any, hidden), column stride 1
+  Matrix<const T> table;                 // (any, hidden)
   Matrix<const T> bias_ih;               // one row each; null: none
   Matrix<const T> bias_hh;
   Sequence<T> output;  // linear, column stride 1; written by forward, read by backward

@@ -2,6 +2,7 @@
 
 #include "cpu/cell_recurrence.h"
 #include "cpu/dispatch.h"
+#include "cpu/tokens.h"
 
 namespace rnn_ext::cpu {
 namespace {
@@ -13,6 +14,12 @@ Program program_of(const Tensor& t) {
   return Program(view::data<const std::int64_t>(t), t.numel());
 }
 
+// That of the input, or where it is tokens, of their table.
+std::int32_t call_dtype(const Tensor& input, const std::vector<Tensor>& weights) {
+  const std::int32_t dtype = dtype_of(input);
+  return dtype == aoti_torch_dtype_int64() && !weights.empty() ? dtype_of(weights[0]) : dtype;
+}
+
 // A call's tensors, checked. Owns whatever had to be copied.
 class CellCall {
  public:
@@ -22,15 +29,21 @@ class CellCall {
            const std::optional<Tensor>& reset, const std::optional<Tensor>& batch_sizes,
            const Tensor& program, bool bidirectional)
       : program(program_of(program)),
-        dtype(dtype_of(input)),
+        dtype(call_dtype(input, weights)),
         device(Device::of(input)),
         directions(bidirectional ? 2 : 1),
+        has_tokens(dtype_of(input) == aoti_torch_dtype_int64()),
         input_(with_unit_columns(input)) {
     require(with_type(dtype, [](auto) {}), text_of(Obstacle::dtype));
-    require(input_.dim() == (batch_sizes ? 2 : 3), text_of(Obstacle::input_dims));
+    require(input_.dim() + has_tokens == (batch_sizes ? 2 : 3), text_of(Obstacle::input_dims));
     set_steps(batch_sizes);
-    input_size = input_.size(input_.dim() - 1);
+    input_size = has_tokens ? 0 : input_.size(input_.dim() - 1);
     keep_weights(weights);
+    if (has_tokens) {
+      require(dtype == aoti_torch_dtype_float32() || dtype == aoti_torch_dtype_float64(),
+              "tokens go with float32 and float64");
+      input_ = copy_of_tokens(input_, weights_[0].size(0));
+    }
     const auto states = static_cast<std::size_t>(this->program.states);
     require(initial.empty() || initial.size() == states,
             "expected an initial tensor for each state");
@@ -62,11 +75,16 @@ class CellCall {
     p.input_size = input_size;
     p.hidden_size = hidden_size;
     p.reverse = direction == 1;
-    p.input = view::sequence<const S>(input_);
     if (!initial_.empty()) {
       p.hx = view::slice<const S>(initial_[0], direction);
     }
     rnn_ext::set_weights(p, &weights_[direction * per_direction], per_direction);
+    if (has_tokens) {
+      p.tokens = view::data<const std::int64_t>(input_);
+      p.table = std::exchange(p.weight_ih, {});
+    } else {
+      p.input = view::sequence<const S>(input_);
+    }
     p.output = sequence<S>(output, direction);
     return p;
   }
@@ -167,6 +185,7 @@ class CellCall {
   const std::int32_t dtype;
   const Device device;
   const std::int64_t directions;
+  const bool has_tokens;
   Steps steps;
   std::int64_t input_size = 0;
   std::int64_t hidden_size = 0;
@@ -221,10 +240,20 @@ class CellCall {
     const std::int64_t columns = program.gates * hidden_size;
     for (std::int64_t i = 0; i < static_cast<std::int64_t>(weights.size()); ++i) {
       const std::int64_t place = i % per_direction;
-      weights_.push_back(place == 0   ? checked(weights[i], "weight_ih", {columns, input_size})
+      weights_.push_back(place == 0   ? input_weight(weights[i], columns)
                          : place == 1 ? checked(weights[i], "weight_hh", {columns, hidden_size})
                                       : checked(weights[i], "a bias", {columns}));
     }
+  }
+
+  // weight_ih, or a table with a row for each token.
+  Tensor input_weight(const Tensor& t, std::int64_t columns) const {
+    if (!has_tokens) {
+      return checked(t, "weight_ih", {columns, input_size});
+    }
+    require(t.dim() == 2, "table must be a matrix");
+    const std::int64_t rows = weights_.empty() ? t.size(0) : weights_[0].size(0);
+    return checked(t, "table", {rows, columns});
   }
 
   Tensor input_;
@@ -372,6 +401,7 @@ std::vector<Tensor> recurrence_backward(
       continue;
     }
     if (i == 0) {
+      require(!call.has_tokens, "tokens have no gradient");
       slots[i] = call.new_sequence(call.input_size);
     } else if (i < first_weight) {
       slots[i] = call.new_state();
@@ -379,6 +409,9 @@ std::vector<Tensor> recurrence_backward(
       const auto sizes = weights[i - first_weight].sizes();
       slots[i] =
           sizes.size() == 2 ? call.new_tensor({sizes[0], sizes[1]}) : call.new_tensor({sizes[0]});
+      if (call.has_tokens && (i - first_weight) % call.per_direction == 0) {
+        torch::stable::zero_(*slots[i]);  // of a token that does not occur
+      }
     } else if (i < first_input) {
       slots[i] = call.new_tensor({call.directions, call.hidden_size});
     } else if (i >= first_reset) {
@@ -426,7 +459,9 @@ std::vector<Tensor> recurrence_backward(
           const auto row = [&](std::int64_t i) {
             return i < call.per_direction && weight(i) ? view::row<S>(*weight(i)) : Matrix<S>{};
           };
-          g.weight_ih = weight(0) ? view::matrix<S>(*weight(0)) : Matrix<S>{};
+          if (weight(0)) {
+            (call.has_tokens ? g.table : g.weight_ih) = view::matrix<S>(*weight(0));
+          }
           g.weight_hh = weight(1) ? view::matrix<S>(*weight(1)) : Matrix<S>{};
           g.bias_ih = row(2);
           g.bias_hh = row(3);

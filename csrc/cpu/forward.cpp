@@ -193,7 +193,7 @@ void run_forward(const std::vector<ForwardTask<S>>& tasks, const Kernels<S, O>& 
                  int threads, ParallelFor parallel_for) {
   const Scratch::Scope scratch;
   const Problem<S>& p = tasks.front().problem;
-  const Plan plan = plan_of(tasks, true, kernels, p.tokens ? 0 : p.input_size, 0, threads);
+  const Plan plan = plan_of(tasks, true, kernels, p.input_size, 0, threads);
   run_directions<Forward<S, O>>(tasks, plan, kernels, parallel_for, [](const Team::Member&) {});
 }
 

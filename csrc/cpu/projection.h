@@ -195,14 +195,19 @@ class Projection {
   // From the table: a member's rows and columns, which no other member reads before the state is
   // complete.
   void look_up(const Chunk& chunk, const Sequence<T>& u, const StepShare& share) const {
+    const Matrix<const T> bias{bias_.data(), 0, 1};
+    const std::int64_t columns = share.columns.size();
     for (std::int64_t t = chunk.first; t <= chunk.last; ++t) {
       const Matrix<T> target = u.at(p_.steps, t);
-      for (std::int64_t b = share.rows.begin; b < share.rows.end; ++b) {
+      const Range rows = share.rows.below(p_.steps.rows(t));
+      for (std::int64_t b = rows.begin; b < rows.end; ++b) {
         const std::int64_t token = p_.tokens[p_.steps.offset(t) + b];
         for (std::int64_t g = 0; g < gates_; ++g) {
           const std::int64_t column = g * p_.hidden_size + share.columns.begin;
-          kernels_.widen(p_.table.part(token, column), 1, share.columns.size(),
-                         target.part(b, column));
+          kernels_.widen(p_.table.part(token, column), 1, columns, target.part(b, column));
+          if (bias) {
+            kernels_.column_sums(bias.part(0, column), 1, columns, target.row(b) + column, true);
+          }
         }
       }
     }

@@ -313,7 +313,8 @@ optional<variable_list> read_tensors(PyObject* const* objects, Py_ssize_t count)
       return std::nullopt;
     }
     const Tensor& t = THPVariable_Unpack(objects[i]);
-    if (!is_dense_on_cpu(t) || !has_kernels(t.scalar_type())) {
+    const bool is_tokens = i == 0 && t.scalar_type() == at::kLong;
+    if (!is_dense_on_cpu(t) || !(is_tokens || has_kernels(t.scalar_type()))) {
       return std::nullopt;
     }
     tensors.push_back(t);

@@ -79,12 +79,12 @@ class Call(NamedTuple):
 
 
 def weight_shapes(
-    input_size: int, hidden_size: int, num_layers: int, directions: int, bias: bool
+    input_size: int, hidden_size: int, gates: int, num_layers: int, directions: int, bias: bool
 ) -> Sequence[tuple[int, ...]]:
     """Returns the shapes of a stack's weights, in order."""
     shapes: list[tuple[int, ...]] = []
     for layer in range(num_layers):
         features = input_size if layer == 0 else directions * hidden_size
-        direction = [(hidden_size, features), (hidden_size, hidden_size)]
-        shapes += (direction + [(hidden_size,)] * (2 if bias else 0)) * directions
+        direction = [(gates * hidden_size, features), (gates * hidden_size, hidden_size)]
+        shapes += (direction + [(gates * hidden_size,)] * (2 if bias else 0)) * directions
     return shapes

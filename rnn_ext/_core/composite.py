@@ -12,13 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Multiply", "Step", "recurrence", "rnn_layer"]
+__all__ = ["Multiply", "Step", "is_tokens", "recurrence", "rnn_layer"]
 
 # (k, x) -> the product of x (B, H) by block k of W_hh, and that block of b_hh.
 Multiply = Callable[[int, Tensor], Tensor]
 # (u, multiply, states, inputs) -> next states, for the rows of one time step: u (B, G·H), the
 # states and inputs (B, H).
 Step = Callable[[Tensor, Multiply, Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
+
+
+def is_tokens(input: Tensor) -> bool:
+    """Whether a layer's input is tokens, so that a table stands for its ``weight_ih``."""
+    return input.dtype == torch.int64
 
 
 def rnn_layer(
@@ -62,9 +67,10 @@ def recurrence(
     Args:
         states: how many states the step has.
         products: the gates of each product in a step, which are blocks of W_hh.
-        input: ``(T, B, I)``, or packed ``(N, I)``.
+        input: ``(T, B, I)``, or packed ``(N, I)``; or tokens, ``(T, B)`` or ``(N,)``.
         initial: the first states, ``(D, B, H)`` each; None for zeros.
-        weights: ``weight_ih``, ``weight_hh`` (, ``bias_ih``, ``bias_hh``) for each direction.
+        weights: ``weight_ih``, ``weight_hh`` (, ``bias_ih``, ``bias_hh``) for each direction; with
+            tokens a table ``(V, G·H)`` in place of ``weight_ih``.
         inputs: ``(D, T, B, H)`` each, or packed ``(D, N, H)``.
         batch_sizes: rows of each step of packed input.
         reset: ``(T, B)`` bool, where rows take other states than those of the step before.
@@ -88,12 +94,17 @@ def recurrence(
         hidden_size = w_hh.size(1)
         sizes = [hidden_size * gates for gates in products]
         blocks = list(zip(*(t.split(sizes) for t in (w_hh, *b_hh)), strict=True))
-        zeros = input.new_zeros(rows[0], hidden_size)
+        zeros = w_hh.new_zeros(rows[0], hidden_size)
         given: list[Sequence[Tensor]] = [
             t[:, d].unbind(0) if t.dim() == 4 else [t[d]] * len(rows) for t in reset_states
         ]
+        if not is_tokens(input):
+            u = F.linear(input, w_ih, b_ih)
+        else:
+            u = F.embedding(input, w_ih)
+            u = u if b_ih is None else u + b_ih
         history, last = _direction(
-            *(step, by_step(F.linear(input, w_ih, b_ih)), rows),
+            *(step, by_step(u), rows),
             *([zeros] * states if initial is None else [t[d] for t in initial], blocks),
             *([by_step(t[d]) for t in inputs], d == 1),
             *(reset, given or [[zeros] * len(rows)] * states),

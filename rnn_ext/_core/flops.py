@@ -77,32 +77,6 @@ def _tangent(seed: Shape, initial: Shape | None, matrices: list[Shape], *_: Any,
     return 2 * prod(seed[:-1]) * sum(map(prod, matrices))
 
 
-@register_flop_formula(ops._token_rnn_forward)
-def _token_forward(
-    tokens: Shape, table: Shape, hx: Shape | None, weight_hh: Shape, *_: Any, **__: Any
-) -> int:
-    return 2 * prod(tokens) * prod(weight_hh)
-
-
-@register_flop_formula(ops._token_rnn_backward)
-def _token_backward(
-    grad_output: Shape | None,
-    grad_h_n: Shape | None,
-    tokens: Shape,
-    table: Shape,
-    hx: Shape | None,
-    weight_hh: Shape,
-    output: Shape,
-    nonlinearity: str,
-    output_mask: Sequence[bool],
-    **_: Any,
-) -> int:
-    needs_hx, needs_weight = output_mask[1:]
-    rows = prod(tokens)
-    products = (rows if needs_hx else rows - tokens[1]) + (rows if needs_weight else 0)
-    return 2 * products * prod(weight_hh)
-
-
 @register_flop_formula(ops._rnn_generate)
 def _generate(
     prompt: Shape,
@@ -122,9 +96,25 @@ def _generate(
 
 @register_flop_formula(ops.recurrence_forward)
 def _recurrence_forward(
-    input: Shape, initial: list[Shape], weights: list[Shape], *_: Any, **__: Any
+    input: Shape,
+    initial: list[Shape],
+    weights: list[Shape],
+    *others: Any,
+    out_shape: list[Shape],
+    **_: Any,
 ) -> int:
-    return _forward(input, None, weights)
+    output, bidirectional = out_shape[0], others[-4]
+    tables = _tables(input, output, weights, bidirectional)
+    products = [prod(w) for i, w in enumerate(weights) if len(w) == 2 and i not in tables]
+    return 2 * prod(output[:-1]) * sum(products)
+
+
+def _tables(
+    input: Shape, output: Shape, weights: list[Shape], bidirectional: bool
+) -> Sequence[int]:
+    """Returns which weights are tables to look tokens up in: none, if input is not tokens."""
+    has_tokens = len(input) < len(output)
+    return range(0, len(weights), len(weights) // (2 if bidirectional else 1)) if has_tokens else ()
 
 
 @register_flop_formula(ops.recurrence_backward)
@@ -134,13 +124,18 @@ def _recurrence_backward(
     input: Shape,
     initial: list[Shape],
     weights: list[Shape],
+    parameters: list[Shape],
+    inputs: list[Shape],
+    reset_states: list[Shape],
+    output: Shape,
     *others: Any,
     **_: Any,
 ) -> int:
     bidirectional, _, output_mask = others[-3:]
-    rows, directions = prod(input[:-1]), 2 if bidirectional else 1
-    batch = initial[0][-2] if initial else input[-2]
-    first_weight = 1 + len(initial)
+    rows, directions = prod(output[:-1]), 2 if bidirectional else 1
+    batch = initial[0][-2] if initial else output[-2]
     mask = [output_mask[0], bool(initial) and output_mask[1]]
-    mask += output_mask[first_weight : first_weight + len(weights)]
+    tables = _tables(input, output, weights, bidirectional)
+    for i, wanted in enumerate(output_mask[1 + len(initial) :][: len(weights)]):
+        mask.append(wanted and i not in tables)
     return _layer_backward(rows, batch, weights, directions, mask)

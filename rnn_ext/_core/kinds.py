@@ -12,7 +12,7 @@ from .. import cells
 from .cells.cell import Cell, cell
 from .cells.errors import CellError
 
-__all__ = ["KINDS", "Kind", "trace_cells"]
+__all__ = ["KINDS", "Kind", "kind_of", "trace_cells"]
 
 
 class Kind(NamedTuple):
@@ -52,6 +52,23 @@ KINDS = {
     "GRU": Kind("GRU", "", cells.gru, "gru"),
     "LSTM": Kind("LSTM", "", cells.lstm, "lstm"),
 }
+
+
+def kind_of(cell: str, nonlinearity: str) -> Kind:
+    """Returns the kind that a user names.
+
+    Raises:
+        ValueError: there is none of these names.
+    """
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
+    if cell == "rnn":
+        return KINDS[f"RNN_{nonlinearity.upper()}"]
+    if cell not in ("gru", "lstm"):
+        raise ValueError(f"cell: expected 'rnn', 'gru' or 'lstm', got {cell!r}")
+    if nonlinearity != "tanh":
+        raise ValueError(f"nonlinearity: {cell!r} is defined with 'tanh' only")
+    return KINDS[cell.upper()]
 
 
 def trace_cells(name: str) -> None:

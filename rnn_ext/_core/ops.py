@@ -81,30 +81,6 @@ def _(seed: Tensor, *_: Any) -> Tensor:
     return seed.new_empty(seed.shape)
 
 
-@torch.library.register_fake("rnn_ext::_token_rnn_forward")
-def _(
-    tokens: Tensor, table: Tensor, hx: Tensor | None, weight_hh: Tensor, nonlinearity: str
-) -> tuple[Tensor, Tensor]:
-    steps, batch = tokens.shape
-    hidden_size = weight_hh.size(0)
-    return table.new_empty(steps, batch, hidden_size), table.new_empty(1, batch, hidden_size)
-
-
-@torch.library.register_fake("rnn_ext::_token_rnn_backward")
-def _(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    tokens: Tensor,
-    table: Tensor,
-    hx: Tensor | None,
-    weight_hh: Tensor,
-    output: Tensor,
-    nonlinearity: str,
-    output_mask: list[bool],
-) -> list[Tensor]:
-    return empty_gradients((table, hx, weight_hh), output_mask)
-
-
 @torch.library.register_fake("rnn_ext::_rnn_generate")
 def _(prompt: Tensor, draws: Tensor, table: Tensor, hidden: Tensor, *_: Any) -> tuple[Tensor, ...]:
     return prompt.new_empty(draws.shape), hidden.new_empty(hidden.shape)

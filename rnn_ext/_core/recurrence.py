@@ -11,7 +11,7 @@ from torch import Tensor
 from . import composite, node, recurrence_ops
 from .autograd import is_differentiated, keep_unchanged, memory_errors, were_changed
 from .cells.cell import Cell
-from .composite import Multiply
+from .composite import Multiply, is_tokens
 from .derivatives import in_places
 from .dtypes import KERNEL_DTYPES, cast_for_autocast
 from .stack import Part, run_stack
@@ -174,7 +174,8 @@ def run_plain_layer(
 ) -> Sequence[Tensor]:
     """Runs one layer of a cell without operands; returns the output and the final states.
 
-    Under autocast too, the caller chooses the dtype.
+    The input may be tokens, with a table in place of ``weight_ih``: ``csrc/cpu/cell_ops.h``. Under
+    autocast too, the caller chooses the dtype.
     """
     counts = (len(initial), len(weights), 0, 0, len(reset_states))
     layer = Recurrence(cell, *counts, bidirectional, False)
@@ -192,7 +193,7 @@ def _run(layer: Recurrence, settings: Settings, tensors: tuple[Tensor, ...]) -> 
         )
         if found is not None:
             return found
-    if loop_reason(tensors):
+    if loop_reason(tensors[1:] if is_tokens(tensors[0]) else tensors):
         return _loop(layer, settings, tensors)
     if is_captured:
         # torch.jit.trace checks its graph without gradients, which must not make it another.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .composite import is_tokens
 from .derivatives import in_places
 from .ops import empty_gradients
 
@@ -35,11 +36,11 @@ def _(
     hidden_size = weights[1].size(1)
     assert batch_sizes is None or initial, "packed input needs initial states"
     batch = initial[0].size(1) if initial else input.size(1)
+    rows = input.shape if is_tokens(input) else input.shape[:-1]
     sequences = 1 + _count_states(kept_states) + kept_values
-    output, *kept = (
-        input.new_empty(*input.shape[:-1], directions * hidden_size) for _ in range(sequences)
-    )
-    finals = [input.new_empty(directions, batch, hidden_size) for _ in range(states)]
+    new_empty = weights[1].new_empty
+    output, *kept = (new_empty(*rows, directions * hidden_size) for _ in range(sequences))
+    finals = [new_empty(directions, batch, hidden_size) for _ in range(states)]
     return [output, *finals, *kept]
 
 

@@ -84,6 +84,12 @@ class Layer:
             return self.tensor(self.steps, self.batch, features)
         return self.tensor(sum(self.batch_sizes), features)
 
+    def tokens(self, vocab_size: int) -> Tensor:
+        shape = self.rows(1).shape[:-1]
+        if math.prod(shape) <= MOST_VALUES:
+            return torch.randint(max(1, vocab_size), shape)
+        return torch.zeros(1, dtype=torch.int64).expand(shape)
+
     def states(self) -> Tensor:
         return self.tensor(self.directions, self.batch, self.hidden)
 
@@ -157,28 +163,6 @@ def tangent(rng: random.Random) -> list[Any]:
     return [seed, maybe(rng, a.states()), matrices, output, sizes, nonlinearity, reverse]
 
 
-def token_call(rng: random.Random) -> tuple[Layer, Tensor, Tensor, Tensor | None, Tensor]:
-    a = step_of(rng)
-    a.steps = pick_size(rng) % 20
-    vocabulary = 1 + a.inputs % 50
-    tokens = torch.randint(vocabulary, (a.steps, a.batch % 100))
-    a.batch, a.hidden = a.batch % 100, a.hidden % 400
-    hx, weight = maybe(rng, a.states()), a.tensor(a.hidden, a.hidden)
-    return a, tokens, a.tensor(vocabulary, a.hidden), hx, weight
-
-
-def token_forward(rng: random.Random) -> list[Any]:
-    _, *operands = token_call(rng)
-    return [*operands, rng.choice(["tanh", "relu"])]
-
-
-def token_backward(rng: random.Random) -> list[Any]:
-    a, *operands = token_call(rng)
-    output = a.tensor(a.steps, a.batch, a.hidden)
-    grads = maybe(rng, torch.randn_like(output)), maybe(rng, a.states())
-    return [*grads, *operands, output, rng.choice(["tanh", "relu"]), mask_of(rng, 3)]
-
-
 def generate(rng: random.Random) -> list[Any]:
     vocabulary, hidden, layers = rng.choice([1, 2, 40]), rng.choice([0, 1, 33, 300]), 2
     prompt = torch.randint(vocabulary, (rng.choice([1, 5]),))
@@ -197,10 +181,13 @@ def recurrence(rng: random.Random) -> tuple[Layer, Cell, list[Any], list[Any]]:
     a, cell = Layer.draw(rng), rng.choice(CELLS)
     rows, columns = [(a.inputs,), (a.hidden,), (), ()], cell.gates * a.hidden
     weights = [a.tensor(columns, *shape) for shape in rows[: 4 if a.biases else 2]]
+    x = a.rows(a.inputs)
+    if rng.random() < 0.3:
+        x, weights[0] = a.tokens(a.inputs), a.tensor(a.inputs, columns)
     steps = [sum(a.batch_sizes)] if a.batch_sizes else [a.steps, a.batch]
     operand = a.tensor(1, 1).expand(a.directions, *steps, a.hidden)
     operands = [
-        *(a.rows(a.inputs), [a.states() for _ in range(1 + len(cell.states))]),
+        *(x, [a.states() for _ in range(1 + len(cell.states))]),
         *(weights * a.directions, [a.tensor(a.hidden) for _ in cell.parameters]),
         [operand for _ in cell.inputs],
     ]
@@ -250,8 +237,6 @@ MAKERS: dict[str, Callable[[random.Random], list[Any]]] = {
     "_cell_forward": cell_forward,
     "_cell_backward": cell_backward,
     "_rnn_tangent": tangent,
-    "_token_rnn_forward": token_forward,
-    "_token_rnn_backward": token_backward,
     "_rnn_generate": generate,
     "recurrence_forward": recurrence_forward,
     "recurrence_backward": recurrence_backward,
