@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from . import cells
 from ._core import node
 from ._core.kinds import KINDS, Kind
 from ._core.modules import Layers, Step
@@ -441,6 +442,10 @@ class GRUCell(Step):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Returns the next state; see the class for the shapes."""
+        if not torch.compiler.is_compiling():
+            result = node.run_step(self, cells.gru, input, hx, {})
+            if result is not None:
+                return result
         state: Tensor = super().forward(input, hx)
         return state
 
@@ -483,5 +488,9 @@ class LSTMCell(Step):
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Returns the next h and c; see the class for the shapes."""
+        if not torch.compiler.is_compiling():
+            result = node.run_step(self, cells.lstm, input, hx, {})
+            if result is not None:
+                return result
         states: tuple[Tensor, Tensor] = super().forward(input, hx)
         return states

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ._core import node
 from ._core.cells.cell import Cell
-from ._core.recurrence import run_layer, run_layers
+from ._core.recurrence import run_layers, run_step
 from ._core.resets import as_states, read_reset
 from ._core.torch_private import is_any_autocast_enabled, read_parameters
 
@@ -419,6 +420,9 @@ class RecurrentCell(_Base):
         weight = torch.empty(0, device=device, dtype=dtype)
         self._set_cell(cell, parameters, device=weight.device, dtype=weight.dtype)
         self._weight_names = self._add_weights(weight, input_size)
+        if not bias:
+            self.register_parameter("bias_ih", None)
+            self.register_parameter("bias_hh", None)
         self.reset_parameters()
 
     def extra_repr(self) -> str:
@@ -429,23 +433,15 @@ class RecurrentCell(_Base):
         self, input: Tensor, hx: Tensor | Sequence[Tensor] | None = None, **inputs: Any
     ) -> Any:
         """Returns the next state, or states; see the class for the shapes."""
+        if not torch.compiler.is_compiling():
+            found = node.run_step(self, self.cell, input, hx, inputs)
+            if found is not None:
+                return found
         _check_names(f"forward of cell {self.cell.name!r}", self.cell.inputs, inputs)
         weights = read_parameters(self, self._weight_names)
         self._check_input(input, (1, 2), weights[0])
         shape = (*input.shape[:-1], self.hidden_size)
         initial = [] if hx is None else self._read_hx(hx, shape)
         operands = [_read_operand(name, inputs[name], input, shape) for name in self.cell.inputs]
-        has_batch = input.dim() == 2
-
-        def as_step(t: Tensor) -> Tensor:
-            return t.unsqueeze(0) if has_batch else t[None, None]
-
-        found = run_layer(
-            *(self.cell, as_step(input), [as_step(t) for t in initial], weights),
-            *(self._per_unit(), [as_step(t).unsqueeze(0) for t in operands]),
-            batch_sizes=None,
-            bidirectional=False,
-            return_states=False,
-        )
-        states = [t.squeeze(0) if has_batch else t[0, 0] for t in found[1:]]
+        states = run_step(self.cell, input, initial, weights, self._per_unit(), operands)
         return states[0] if len(states) == 1 else tuple(states)

@@ -331,6 +331,7 @@ def test_an_empty_batch_and_an_empty_sequence():
 
 def test_mistakes_are_named():
     layer = layer_of(cells.leaky_current, num_layers=2)
+    step = RecurrentCell(cells.leaky_current, INPUT, HIDDEN, dtype=torch.float64, alpha=0.2)
     x = torch.randn(SEQ_LEN, BATCH, INPUT).double()
     mistakes = [
         (lambda: layer(x), r"needs noise="),
@@ -341,6 +342,17 @@ def test_mistakes_are_named():
         (lambda: layer(x, x, noise=0.0), r"hx must be 2 tensors, for y, x; got 1"),
         (lambda: layer(x, (x, x), noise=0.0), r"expected y of shape \(2, 4, 5\), got \(6, 4, 3\)"),
         (lambda: layer(x, noise=x), r"noise must broadcast to \(6, 4, 5\) or \(2, 6, 4, 5\)"),
+        (lambda: step(x[0]), r"needs noise="),
+        (lambda: step(x[0], noise=0.0, noize=0.0), r"no operand named noize; it has: noise"),
+        (lambda: step(x[0].float(), noise=0.0), r"input is torch.float32, its weights are"),
+        (lambda: step(x[0, :, :2], noise=0.0), r"input has 2 features, expected 3"),
+        (lambda: step(x, noise=0.0), r"expected input to be 1-D or 2-D, got 3-D"),
+        (lambda: step(x[0], x[0], noise=0.0), r"hx must be 2 tensors, for y, x; got 1"),
+        (
+            lambda: step(x[0], (x[0], x[0]), noise=0.0),
+            r"expected y of shape \(4, 5\), got \(4, 3\)",
+        ),
+        (lambda: step(x[0], noise=x[0]), r"noise must broadcast to \(4, 5\), got shape \(4, 3\)"),
         (lambda: Recurrent(cells.leaky_current, 3, 5), r"needs alpha="),
         (lambda: Recurrent(cells.lstm, 3, 5, alpha=1), r"no operand named alpha; it has: none"),
         (lambda: Recurrent(torch.tanh, 3, 5), r"needs a cell, a function decorated"),
@@ -441,6 +453,37 @@ def test_the_node_in_cpp_gives_what_the_one_in_python_does(cell, packed, monkeyp
     without_node(monkeypatch)
     assert_same_bits(found, run())
     assert names == ["RecurrenceBackward", "_LayerBackward"]
+
+
+@pytest.mark.skipif(not node.is_loaded, reason="needs the autograd node in C++")
+@pytest.mark.parametrize("cell", [cells.lstm, cells.leaky_current], ids=lambda c: c.name)
+@pytest.mark.parametrize("batch", [(BATCH,), ()], ids=["batched", "unbatched"])
+def test_a_step_is_one_node_in_cpp_and_gives_what_python_does(cell, batch, monkeypatch):
+    one = nn.Parameter(torch.tensor(0.3).double())  # for all units
+    alpha = {"alpha": one} if cell.parameters else {}
+    step = RecurrentCell(cell, INPUT, HIDDEN, dtype=torch.float64, bias=not alpha, **alpha)
+    noise = {name: value.requires_grad_() for name, value in operands(cell).items()}
+    hx = tuple(torch.randn(*batch, HIDDEN).double().requires_grad_() for _ in range(2))
+    x = torch.randn(*batch, INPUT).double().requires_grad_()
+    leaves = [x, *hx, *step.parameters(), *noise.values()]
+
+    def run():
+        results = step(x, hx, **noise)
+        names.append(results[0].grad_fn.name())
+        assert all(state.shape == (*batch, HIDDEN) for state in results)
+        grads = torch.autograd.grad(results[0].sin().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in grads), leaves)
+        y, state = step(x, hx, **noise)
+        changed = [y.mul_(2), state]
+        with torch.no_grad():
+            alone = step(x, **dict.fromkeys(noise, 0.25))
+        return [*results, *grads, *second, *gradients(changed, leaves), *alone]
+
+    names = []
+    found = run()
+    without_node(monkeypatch)
+    assert_near(found, run())
+    assert names == ["RecurrenceBackward", "ViewBackward0"]
 
 
 def test_the_graph_is_freed_and_kept_as_asked():

@@ -28,7 +28,7 @@ const c10::TypedOperatorHandle<Signature>& op(const char* name) {
 // memory is restored.
 template <class F>
 auto without_autograd(F&& f) {
-  const at::AutoDispatchBelowAutograd guard;
+  const at::AutoDispatchBelowADInplaceOrView guard;
   try {
     return f();
   } catch (const std::runtime_error& error) {

@@ -2,42 +2,15 @@
 // what the kernels take. rnn_ext/autograd.py has the same in Python, at twice the time of a small
 // step. torch's C++ API has no stable ABI, so that this folder is a module of its own, built for
 // one torch release and loaded under that one alone (rnn_ext/_extension.py).
-#include <ATen/PythonTorchFunctionTLS.h>
-#include <ATen/autocast_mode.h>
-#include <torch/csrc/Exceptions.h>
-#include <torch/csrc/PyInterpreter.h>
-#include <torch/csrc/autograd/forward_grad.h>
-#include <torch/csrc/autograd/python_variable.h>
-#include <torch/csrc/jit/frontend/tracer.h>
-#include <torch/csrc/utils/pybind.h>
+#include "eager/python.h"
 
 #include "common/supports.h"
 #include "eager/layer.h"
-#include "eager/recurrence.h"
 
 namespace rnn_ext::eager {
 namespace {
 
-// rnn_ext._core.autograd.higher_order_backward and
-// rnn_ext._core.recurrence._differentiable_backward
-pybind11::handle python_backward;
-pybind11::handle python_recurrence_backward;
-
-// Whether graph capture, a transform or a mode is active that the Python side takes care of.
-bool is_watched() {
-  return c10::impl::tls_is_dispatch_key_included(
-             c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
-         torch::jit::tracer::isTracing() || torch::autograd::ForwardADLevel::try_get_by_idx(0) ||
-         at::impl::torch_function_mode_enabled();
-}
-
-bool is_exact_or_none(PyObject* object) {
-  return object == Py_None || THPVariable_CheckExact(object);
-}
-
-optional<Tensor> tensor_or_none(PyObject* object) {
-  return object == Py_None ? std::nullopt : optional(THPVariable_Unpack(object));
-}
+pybind11::handle python_backward;  // rnn_ext._core.autograd.higher_order_backward
 
 // A call's tensors but for its weights; none if the Python side has to see the call, as it does if
 // an argument is neither torch.Tensor nor Parameter, since a subclass may override operations.
@@ -63,18 +36,6 @@ bool add_weights(Operands& operands, Py_ssize_t count, At&& at) {
   return true;
 }
 
-bool is_dense_on_cpu(const Tensor& t) {
-  constexpr c10::DispatchKeySet wrappers{
-      c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::FuncTorchBatched,
-      c10::DispatchKey::Batched, c10::DispatchKey::Python, c10::DispatchKey::Functionalize};
-  return t.key_set().has(c10::DispatchKey::CPU) && !t.key_set().has_any(wrappers);
-}
-
-bool has_kernels(at::ScalarType dtype) {
-  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
-         dtype == at::kHalf;
-}
-
 Traits traits_of(const Tensor& t) {
   return {static_cast<std::int32_t>(t.scalar_type()), static_cast<std::int32_t>(t.device().type()),
           t.device().index(), static_cast<std::size_t>(t.dim()), t.sizes().data()};
@@ -94,13 +55,6 @@ bool supports(const Operands& operands, Layout layout, const Stack& stack) {
   return find_obstacle(stack, layout, has_kernels(input.scalar_type()), traits_of(input),
                        hx ? &hx_traits : nullptr, sizes,
                        [&](std::int64_t i) { return traits_of(weights[i]); }) == Obstacle::none;
-}
-
-// An int, or -1 for one that is too large and for what is none.
-std::int64_t number_of(PyObject* object) {
-  int overflows = 0;
-  return object && PyLong_CheckExact(object) ? PyLong_AsLongLongAndOverflow(object, &overflows)
-                                             : -1;
 }
 
 bool is_flag(PyObject* object) { return object && PyBool_Check(object); }
@@ -131,19 +85,6 @@ bool takes_call(const Operands& operands, bool is_step, const Claims& claims) {
 variable_list run(const Operands& operands, Settings settings) {
   const pybind11::gil_scoped_release without_gil;
   return run_layer(operands, settings);
-}
-
-PyObject* wrap_all(variable_list results) {
-  pybind11::tuple wrapped(results.size());
-  for (std::size_t i = 0; i < results.size(); ++i) {
-    PyTuple_SET_ITEM(wrapped.ptr(), i, THPVariable_Wrap(std::move(results[i])));
-  }
-  return wrapped.release().ptr();
-}
-
-PyObject* wrap(variable_list results) {
-  return results.size() == 1 ? THPVariable_Wrap(std::move(results[0]))
-                             : wrap_all(std::move(results));
 }
 
 // The tensors of (input, hx, weights, batch_sizes), the first fields of rnn_ext._core.call.Call.
@@ -178,27 +119,6 @@ PyObject* run_call(PyObject*, PyObject* const* f, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
-// A module's own attributes; borrowed.
-class Module {
- public:
-  explicit Module(PyObject* module)
-      : attributes_(
-            pybind11::reinterpret_steal<pybind11::dict>(PyObject_GenericGetDict(module, nullptr))) {
-  }
-
-  // Null where a subclass computes the attribute.
-  PyObject* get(PyObject* name) const { return PyDict_GetItem(attributes_.ptr(), name); }
-  // The parameter; None where it is none, null where a parametrization computes it.
-  PyObject* parameter(PyObject* name) const {
-    static PyObject* const parameters = PyUnicode_InternFromString("_parameters");
-    PyObject* const found = get(parameters);
-    return found ? PyDict_GetItem(found, name) : nullptr;
-  }
-
- private:
-  pybind11::dict attributes_;
-};
-
 struct Names {
   PyObject* const weights = PyUnicode_InternFromString("_flat_weights_names");
   PyObject* const assigned = PyUnicode_InternFromString("_flat_weights");
@@ -212,9 +132,6 @@ struct Names {
   PyObject* const hidden_size = PyUnicode_InternFromString("hidden_size");
   PyObject* const proj_size = PyUnicode_InternFromString("proj_size");
   PyObject* const batch_first = PyUnicode_InternFromString("batch_first");
-  PyObject* const cell_weights[4] = {
-      PyUnicode_InternFromString("weight_ih"), PyUnicode_InternFromString("weight_hh"),
-      PyUnicode_InternFromString("bias_ih"), PyUnicode_InternFromString("bias_hh")};
 };
 
 const Names& names() {
@@ -280,20 +197,18 @@ PyObject* run_cell(PyObject*, PyObject* const* f, Py_ssize_t) {
   static PyObject* const one = PyLong_FromLong(1);
   PyObject* const nonlinearity = module.get(name.nonlinearity);
   const bool is_relu = is_text(nonlinearity, "relu");
-  // nn.RNNCell says nothing of its biases but what they are.
-  const bool has_biases = module.parameter(name.cell_weights[2]) != Py_None ||
-                          module.parameter(name.cell_weights[3]) != Py_None;
+  const int weights = step_weights().count(module);
   const Claims claims{one,
                       Py_False,
-                      has_biases ? Py_True : Py_False,
+                      weights == 4 ? Py_True : Py_False,
                       Py_True,
                       module.get(name.input_size),
                       module.get(name.hidden_size)};
   optional<Operands> operands = read_operands(f[1], f[2], Py_None);
   if (!operands || operands->input.dim() != 2 || at::autocast::is_autocast_enabled(at::kCPU) ||
       !(is_relu || is_text(nonlinearity, "tanh")) ||
-      !add_weights(*operands, has_biases ? 4 : 2,
-                   [&](Py_ssize_t i) { return module.parameter(name.cell_weights[i]); }) ||
+      !add_weights(*operands, weights,
+                   [&](Py_ssize_t i) { return module.parameter(step_weights().names[i]); }) ||
       !takes_call(*operands, true, claims)) {
     Py_RETURN_NONE;
   }
@@ -301,90 +216,10 @@ PyObject* run_cell(PyObject*, PyObject* const* f, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
-// None if the Python side has to see a call with these tensors.
-optional<variable_list> read_tensors(PyObject* const* objects, Py_ssize_t count) {
-  if (is_watched()) {
-    return std::nullopt;
-  }
-  variable_list tensors;
-  tensors.reserve(count);
-  for (Py_ssize_t i = 0; i < count; ++i) {
-    if (!THPVariable_CheckExact(objects[i])) {
-      return std::nullopt;
-    }
-    const Tensor& t = THPVariable_Unpack(objects[i]);
-    const bool is_tokens = i == 0 && t.scalar_type() == at::kLong;
-    if (!is_dense_on_cpu(t) || !(is_tokens || has_kernels(t.scalar_type()))) {
-      return std::nullopt;
-    }
-    tensors.push_back(t);
-  }
-  return tensors;
-}
-
-// takes_tensors(*tensors) -> bool: whether run_recurrence runs a call with them.
-PyObject* takes_tensors(PyObject*, PyObject* const* f, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
-  return PyBool_FromLong(read_tensors(f, count).has_value());
-  END_HANDLE_TH_ERRORS
-}
-
-// run_recurrence(layer, tensors, reset, batch_sizes, program, counts, bidirectional, states,
-// results, returned_states, saved_states, saved_values) -> the results in a tuple; None as above.
-// The arguments are those of run_recurrence in recurrence.h.
-PyObject* run_recurrence_call(PyObject*, PyObject* const* f, Py_ssize_t) {
-  HANDLE_TH_ERRORS
-  optional<variable_list> tensors =
-      read_tensors(PySequence_Fast_ITEMS(f[1]), PyTuple_GET_SIZE(f[1]));
-  if (!tensors || !is_exact_or_none(f[2]) || !is_exact_or_none(f[3])) {
-    Py_RETURN_NONE;
-  }
-  const RecurrenceOperands operands{*std::move(tensors), tensor_or_none(f[2]),
-                                    tensor_or_none(f[3])};
-  Recurrence layer;
-  for (std::size_t i = 0; i < layer.counts.size(); ++i) {
-    layer.counts[i] = number_of(PyTuple_GET_ITEM(f[5], i));
-  }
-  layer.bidirectional = f[6] == Py_True;
-  layer.states = number_of(f[7]);
-  layer.results = number_of(f[8]);
-  layer.returned_states = number_of(f[9]);
-  layer.saved_states = number_of(f[10]);
-  layer.saved_values = number_of(f[11]);
-  const auto object = std::make_shared<c10::SafePyObject>(Py_NewRef(f[0]), getPyInterpreter());
-  const Tensor program = THPVariable_Unpack(f[4]);
-  const auto run = [&] {
-    const pybind11::gil_scoped_release without_gil;
-    return run_recurrence(layer, operands, program, object);
-  };
-  return wrap_all(run());
-  END_HANDLE_TH_ERRORS
-}
-
-using FastCall = PyObject*(PyObject*, PyObject* const*, Py_ssize_t);
-
-PyMethodDef method(const char* name, FastCall* function) {
-  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)),
-          METH_FASTCALL, nullptr};
-}
-
 PyMethodDef methods[] = {
-    method("takes", takes),
-    method("run", run_call),
-    method("run_rnn", run_rnn),
-    method("run_cell", run_cell),
-    method("takes_tensors", takes_tensors),
-    method("run_recurrence", run_recurrence_call),
-    {nullptr, nullptr, 0, nullptr},
+    method("takes", takes),       method("run", run_call),        method("run_rnn", run_rnn),
+    method("run_cell", run_cell), {nullptr, nullptr, 0, nullptr},
 };
-
-variable_list gradients_of(const pybind11::object& found) {
-  variable_list gradients;
-  for (const pybind11::handle gradient : found) {
-    gradients.push_back(gradient.is_none() ? Tensor() : gradient.cast<Tensor>());
-  }
-  return gradients;
-}
 
 }  // namespace
 
@@ -399,19 +234,6 @@ variable_list higher_order_backward(const variable_list& grads, const Operands& 
   return gradients_of(found);
 }
 
-variable_list higher_order_backward(const variable_list& grads, const c10::SafePyObject& object,
-                                    const RecurrenceOperands& operands,
-                                    const std::vector<bool>& mask) {
-  const pybind11::gil_scoped_acquire gil;
-  std::vector<optional<Tensor>> given;
-  for (const Tensor& t : grads) {
-    given.push_back(if_defined(t));
-  }
-  return gradients_of(python_recurrence_backward(
-      pybind11::handle(object.ptr(getPyInterpreter())),
-      pybind11::make_tuple(operands.reset, operands.batch_sizes), operands.tensors, given, mask));
-}
-
 }  // namespace rnn_ext::eager
 
 // Named after the torch release that it is built for.
@@ -419,7 +241,5 @@ PYBIND11_MODULE(RNN_EXT_NODE_MODULE, m) {
   PyModule_AddFunctions(m.ptr(), rnn_ext::eager::methods);
   m.def("set_higher_order_backward",
         [](pybind11::object function) { rnn_ext::eager::python_backward = function.release(); });
-  m.def("set_recurrence_backward", [](pybind11::object function) {
-    rnn_ext::eager::python_recurrence_backward = function.release();
-  });
+  rnn_ext::eager::define_recurrence(m);
 }

@@ -22,15 +22,19 @@ using Backward = std::vector<Tensor>(at::TensorList, std::vector<bool>, const Te
 
 // What an op is called with beside tensors.
 struct Settings {
-  std::array<std::int64_t, 5> counts;
-  bool bidirectional;
+  Recurrence layer;
   std::int64_t states;
   std::int64_t kept_states;
   std::int64_t kept_values;
+
+  // What users get of forward's results: the output of a step is the first of its states.
+  std::size_t first_result() const { return layer.is_step ? 1 : 0; }
+  std::size_t end_of_results() const { return 1 + states + (layer.return_states ? states - 1 : 0); }
+  bool is_result(std::size_t i) const { return i >= first_result() && i < end_of_results(); }
 };
 
 // The lists of initial states, weights, parameters, inputs and reset states, which follow input.
-Lists lists_of(at::TensorList tensors, const std::array<std::int64_t, 5>& counts) {
+Lists lists_of(at::TensorList tensors, const Counts& counts) {
   Lists lists;
   std::size_t first = 1;
   for (std::size_t i = 0; i < lists.size(); ++i) {
@@ -40,14 +44,43 @@ Lists lists_of(at::TensorList tensors, const std::array<std::int64_t, 5>& counts
   return lists;
 }
 
+// The tensors of a step as those of a sequence of one step.
+variable_list as_sequence(const variable_list& tensors, const Counts& counts) {
+  const Tensor& input = tensors[0];
+  const std::int64_t batch = input.dim() == 2 ? input.size(0) : 1;
+  const std::int64_t hidden_size = lists_of(tensors, counts)[1][1].size(1);
+  const std::vector<std::int64_t> sizes[] = {
+      {1, batch, hidden_size}, {}, {hidden_size}, {1, 1, batch, hidden_size}};
+  variable_list expanded{input.expand({1, batch, input.size(-1)})};
+  expanded.reserve(tensors.size());
+  for (std::size_t i = 0; i < std::size(sizes); ++i) {
+    for (std::int64_t k = 0; k < counts[i]; ++k) {
+      const Tensor& t = tensors[expanded.size()];
+      expanded.push_back(sizes[i].empty() ? t : t.expand(sizes[i]));
+    }
+  }
+  return expanded;
+}
+
+variable_list tensors_of_op(const Recurrence& layer, const RecurrenceOperands& operands) {
+  return layer.is_step ? as_sequence(operands.tensors, layer.counts) : operands.tensors;
+}
+
+// The gradient of `t`, from that of what it was expanded to.
+Tensor gradient_of(const Tensor& t, const Tensor& expanded) {
+  return expanded.numel() == t.numel() ? expanded.view(t.sizes()) : at::sum_to(expanded, t.sizes());
+}
+
 variable_list run_forward(const Settings& settings, const RecurrenceOperands& operands,
                           const Tensor& program) {
-  const Lists lists = lists_of(operands.tensors, settings.counts);
+  const auto& [layer, states, kept_states, kept_values] = settings;
   return without_autograd([&] {
+    const variable_list tensors = tensors_of_op(layer, operands);
+    const Lists lists = lists_of(tensors, layer.counts);
     static const auto& forward = op<Forward>("rnn_ext::recurrence_forward");
-    return forward.call(operands.tensors[0], lists[0], lists[1], lists[2], lists[3], lists[4],
-                        operands.reset, operands.batch_sizes, program, settings.bidirectional,
-                        settings.states, settings.kept_states, settings.kept_values);
+    return forward.call(tensors[0], lists[0], lists[1], lists[2], lists[3], lists[4],
+                        operands.reset, operands.batch_sizes, program, layer.bidirectional, states,
+                        kept_states, kept_values);
   });
 }
 
@@ -55,43 +88,31 @@ variable_list run_forward(const Settings& settings, const RecurrenceOperands& op
 variable_list run_backward(const variable_list& grads, const Settings& settings,
                            const RecurrenceOperands& operands, at::TensorList kept,
                            const Tensor& program, const std::vector<bool>& mask) {
-  const auto& [counts, bidirectional, states, kept_states, _] = settings;
-  const Lists lists = lists_of(operands.tensors, counts);
+  const auto& [layer, states, kept_states, _] = settings;
   // The states from 1 on: y is the output.
   const std::size_t sequences = std::popcount(static_cast<std::uint64_t>(kept_states) >> 1);
-
-  // Forward returned output, the final states, and the steps of some of the kept states.
-  variable_list given(grads.begin(), grads.begin() + 1 + states);
-  std::size_t next = 1 + states;
-  for (std::int64_t s = 1; s < states; ++s) {
-    const bool is_kept = kept_states >> s & 1;
-    given.push_back(is_kept && next < grads.size() ? grads[next++] : Tensor());
-  }
-  std::vector<bool> flags;
-  for (const Tensor& t : given) {
-    flags.push_back(t.defined());
-  }
-  std::erase_if(given, [](const Tensor& t) { return !t.defined(); });
   return without_autograd([&] {
-    static const auto& backward = op<Backward>("rnn_ext::recurrence_backward");
-    variable_list gradients =
-        in_places(backward.call(given, flags, operands.tensors[0], lists[0], lists[1], lists[2],
-                                lists[3], lists[4], kept[0], kept.slice(1, sequences),
-                                kept.slice(1 + sequences), operands.reset, operands.batch_sizes,
-                                program, bidirectional, kept_states, mask),
-                  mask);
-    auto gradient = gradients.begin() + 1 + counts[0] + counts[1];
-    for (std::int64_t i = 0; i < counts[2]; ++i, ++gradient) {
-      if (gradient->defined()) {
-        *gradient = gradient->sum(0);  // over directions
+    variable_list given;
+    std::vector<bool> flags(2 * states);
+    for (std::size_t i = 0; i < grads.size(); ++i) {
+      if (grads[i].defined()) {
+        flags[settings.first_result() + i] = true;
+        given.push_back(layer.is_step ? grads[i].expand(kept[0].sizes()) : grads[i]);
       }
     }
-    gradient += counts[3];
-    for (const Tensor& state : lists[4]) {
-      if (gradient->defined() && state.size(-2) == 1) {
-        *gradient = gradient->sum(-2, true);  // over batch rows
+    const variable_list tensors = tensors_of_op(layer, operands);
+    const Lists lists = lists_of(tensors, layer.counts);
+    static const auto& backward = op<Backward>("rnn_ext::recurrence_backward");
+    variable_list gradients = in_places(
+        backward.call(given, flags, tensors[0], lists[0], lists[1], lists[2], lists[3], lists[4],
+                      kept[0], kept.slice(1, sequences), kept.slice(1 + sequences), operands.reset,
+                      operands.batch_sizes, program, layer.bidirectional, kept_states, mask),
+        mask);
+    // The op has a parameter's for each direction, and a reset state's for each batch row.
+    for (std::size_t i = 0; i < gradients.size(); ++i) {
+      if (gradients[i].defined() && gradients[i].sizes() != operands.tensors[i].sizes()) {
+        gradients[i] = gradient_of(operands.tensors[i], gradients[i]);
       }
-      ++gradient;
     }
     return gradients;
   });
@@ -99,24 +120,21 @@ variable_list run_backward(const variable_list& grads, const Settings& settings,
 
 class RecurrenceBackward final : public LayerNode {
  public:
-  RecurrenceBackward(const Settings& settings, const variable_list& tensors, Tensor program,
-                     std::shared_ptr<c10::SafePyObject> object)
-      : LayerNode(torch::autograd::collect_next_edges(tensors), run_saved_backward,
-                  std::move(program)),
+  RecurrenceBackward(const Settings& settings, const variable_list& tensors,
+                     const CellProgram& cell)
+      : LayerNode(torch::autograd::collect_next_edges(tensors), run_saved_backward, cell.program),
         settings_(settings),
-        object_(std::move(object)) {}
+        cell_(cell.cell) {}
 
-  // `found` is what forward returned, `results` of them to the user.
-  void save_all(const RecurrenceOperands& operands, const variable_list& found,
-                std::size_t results) {
+  // `found` is what forward returned.
+  void save_all(const RecurrenceOperands& operands, const variable_list& found) {
     save(operands.tensors);
     save(operands.reset.value_or(Tensor()));
     save(operands.batch_sizes.value_or(Tensor()));
     for (std::size_t i = 0; i < found.size(); ++i) {
-      if (i == 0 || (i > static_cast<std::size_t>(settings_.states) && i < results)) {
-        save_unchanged(found[i]);
-      } else if (i >= results) {
-        save(found[i]);
+      const bool is_final_state = i > 0 && i <= static_cast<std::size_t>(settings_.states);
+      if (!is_final_state) {
+        settings_.is_result(i) ? save_unchanged(found[i]) : save(found[i]);
       }
     }
   }
@@ -130,13 +148,13 @@ class RecurrenceBackward final : public LayerNode {
     }
     const variable_list saved = unpack();
     if (is_followed(grads)) {
-      return higher_order_backward(grads, *object_, operands_of(saved, settings_.counts), wanted());
+      return higher_order_backward(grads, *cell_, settings_.layer,
+                                   operands_of(saved, settings_.layer.counts), wanted());
     }
     return run_saved_backward(grads, saved, settings(), wanted());
   }
 
-  static RecurrenceOperands operands_of(const variable_list& saved,
-                                        const std::array<std::int64_t, 5>& counts) {
+  static RecurrenceOperands operands_of(const variable_list& saved, const Counts& counts) {
     const auto end = saved.begin() + std::accumulate(counts.begin(), counts.end(), 1);
     return {{saved.begin(), end}, if_defined(*end), if_defined(*(end + 1))};
   }
@@ -145,14 +163,17 @@ class RecurrenceBackward final : public LayerNode {
                                           const std::vector<std::int64_t>& values,
                                           const std::vector<bool>& mask) {
     Settings settings;
-    std::copy_n(values.begin(), settings.counts.size(), settings.counts.begin());
-    settings.bidirectional = values[5] != 0;
-    settings.states = values[6];
-    settings.kept_states = values[7];
-    settings.kept_values = values[8];
-    const RecurrenceOperands operands = operands_of(saved, settings.counts);
+    Recurrence& layer = settings.layer;
+    std::copy_n(values.begin(), layer.counts.size(), layer.counts.begin());
+    layer.bidirectional = values[5] != 0;
+    layer.return_states = values[6] != 0;
+    layer.is_step = values[7] != 0;
+    settings.states = values[8];
+    settings.kept_states = values[9];
+    settings.kept_values = values[10];
+    const RecurrenceOperands operands = operands_of(saved, layer.counts);
     variable_list kept(saved.begin() + operands.tensors.size() + 2, saved.end() - 1);
-    if (const bool is_changed = values[9] != 0; is_changed) {
+    if (const bool is_changed = values[11] != 0; is_changed) {
       kept = run_forward(settings, operands, saved.back());
       kept.erase(kept.begin() + 1, kept.begin() + 1 + settings.states);
     }
@@ -160,33 +181,44 @@ class RecurrenceBackward final : public LayerNode {
   }
 
   std::vector<std::int64_t> settings() const override {
-    const auto& [counts, bidirectional, states, kept_states, kept_values] = settings_;
-    std::vector<std::int64_t> values(counts.begin(), counts.end());
-    values.insert(values.end(), {bidirectional, states, kept_states, kept_values, is_changed()});
+    const auto& [layer, states, kept_states, kept_values] = settings_;
+    std::vector<std::int64_t> values(layer.counts.begin(), layer.counts.end());
+    values.insert(values.end(), {layer.bidirectional, layer.return_states, layer.is_step, states,
+                                 kept_states, kept_values, is_changed()});
     return values;
   }
 
   const Settings settings_;
-  const std::shared_ptr<c10::SafePyObject> object_;
+  const std::shared_ptr<c10::SafePyObject> cell_;
 };
 
 }  // namespace
 
 variable_list run_recurrence(const Recurrence& layer, const RecurrenceOperands& operands,
-                             const Tensor& program,
-                             const std::shared_ptr<c10::SafePyObject>& object) {
-  Settings settings{layer.counts, layer.bidirectional, layer.states, layer.returned_states, 0};
-  if (!torch::autograd::compute_requires_grad(at::TensorList(operands.tensors))) {
-    return run_forward(settings, operands, program);
+                             const CellProgram& cell) {
+  const std::int64_t returned = layer.return_states ? (std::int64_t{1} << cell.states) - 2 : 0;
+  Settings settings{layer, cell.states, returned, 0};
+  const bool is_recorded = torch::autograd::compute_requires_grad(at::TensorList(operands.tensors));
+  if (is_recorded) {
+    settings.kept_states |= cell.saved_states;
+    settings.kept_values = cell.saved_values;
   }
-  settings.kept_states |= layer.saved_states;
-  settings.kept_values = layer.saved_values;
-  const variable_list found = run_forward(settings, operands, program);
-  variable_list results(found.begin(), found.begin() + layer.results);
-  const auto node =
-      c10::make_intrusive<RecurrenceBackward>(settings, operands.tensors, program, object);
-  torch::autograd::set_history(results, node);
-  node->save_all(operands, found, layer.results);
+  const variable_list found = run_forward(settings, operands, cell.program);
+  variable_list results(found.begin() + settings.first_result(),
+                        found.begin() + settings.end_of_results());
+  if (layer.is_step) {
+    std::vector<std::int64_t> sizes = operands.tensors[0].sizes().vec();
+    sizes.back() = found[0].size(-1);
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    for (Tensor& state : results) {
+      state = state.view(sizes);
+    }
+  }
+  if (is_recorded) {
+    const auto node = c10::make_intrusive<RecurrenceBackward>(settings, operands.tensors, cell);
+    torch::autograd::set_history(results, node);
+    node->save_all(operands, found);
+  }
   return results;
 }
 

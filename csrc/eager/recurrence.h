@@ -10,16 +10,24 @@
 
 namespace rnn_ext::eager {
 
-// What a layer computes; the fields of rnn_ext._core.recurrence.Recurrence and of its cell.
+// Of initial states, weights, parameters, inputs and reset states.
+using Counts = std::array<std::int64_t, 5>;
+
+// What a layer computes; its cell aside, the fields of rnn_ext._core.recurrence.Recurrence.
 struct Recurrence {
-  // Of initial states, weights, parameters, inputs and reset states.
-  std::array<std::int64_t, 5> counts;
+  Counts counts;
   bool bidirectional;
-  std::int64_t states;  // y among them
-  std::int64_t results;
-  std::int64_t returned_states;  // those of which all steps are returned, a bit each
-  std::int64_t saved_states;     // those of which backward reads all steps
+  bool return_states;  // all steps of the states beside y
+  bool is_step;        // operands and results have no axes but those of one step of a cell
+};
+
+// What the autograd node needs of rnn_ext._core.cells.cell.Cell.
+struct CellProgram {
+  Tensor program;
+  std::int64_t states;        // y among them
+  std::int64_t saved_states;  // those of which backward reads all steps, a bit each
   std::int64_t saved_values;
+  std::shared_ptr<c10::SafePyObject> cell;
 };
 
 struct RecurrenceOperands {
@@ -28,16 +36,15 @@ struct RecurrenceOperands {
   optional<Tensor> batch_sizes;
 };
 
-// Returns what rnn_ext._core.recurrence.run_layer does. `object` is the layer in Python. The
-// kernels must support the call.
+// Returns what rnn_ext._core.recurrence.run_layer does, or the next states for a step, whose
+// parameters and inputs need only broadcast to the units. The kernels must support the call.
 variable_list run_recurrence(const Recurrence& layer, const RecurrenceOperands& operands,
-                             const Tensor& program,
-                             const std::shared_ptr<c10::SafePyObject>& object);
+                             const CellProgram& cell);
 
 // Returns the gradients of the operands' tensors, differentiable or under vmap, undefined where
 // `mask` is false: rnn_ext._core.recurrence._differentiable_backward.
-variable_list higher_order_backward(const variable_list& grads, const c10::SafePyObject& object,
-                                    const RecurrenceOperands& operands,
+variable_list higher_order_backward(const variable_list& grads, const c10::SafePyObject& cell,
+                                    const Recurrence& layer, const RecurrenceOperands& operands,
                                     const std::vector<bool>& mask);
 
 }  // namespace rnn_ext::eager

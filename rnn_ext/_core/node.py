@@ -14,8 +14,10 @@ __all__ = [
     "run_cell",
     "run_recurrence",
     "run_rnn",
+    "run_step",
     "set_recurrence_backward",
     "takes",
+    "takes_tensors",
 ]
 
 
@@ -41,13 +43,17 @@ run_rnn: Callable[..., Any] = _runs_nothing
 run_cell: Callable[..., Any] = _runs_nothing
 # takes_tensors(*tensors): whether run_recurrence runs a layer with them.
 takes_tensors: Callable[..., bool] = _takes_nothing
-# run_recurrence(layer, tensors, …): runs a layer with any cell; returns None for other tensors.
+# run_recurrence(cell, tensors, …): runs a layer with any cell; returns None for other tensors.
 run_recurrence: Callable[..., Any] = _runs_nothing
+# run_step(module, cell, input, hx, inputs): runs one step of such a cell with the module's weights
+# and parameters; returns None where the arguments have to be checked, or the node cannot run it.
+run_step: Callable[..., Any] = _runs_nothing
 # set_recurrence_backward(function): what computes the gradients that may be differentiated.
 set_recurrence_backward: Callable[..., Any] = _runs_nothing
 if _module is not None:
     _module.set_higher_order_backward(higher_order_backward)
     takes, run = _module.takes, _module.run
     run_rnn, run_cell = _module.run_rnn, _module.run_cell
-    takes_tensors, run_recurrence = _module.takes_tensors, _module.run_recurrence
+    takes_tensors, run_step = _module.takes_tensors, _module.run_step
+    run_recurrence = _module.run_recurrence
     set_recurrence_backward = _module.set_recurrence_backward

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from .stack import Part, run_stack
 from .torch_private import is_any_autocast_enabled, is_fake, is_tracing, is_transformed
 from .vectorize import is_in_legacy_vmap, legacy_vmap
 
-__all__ = ["loop_reason", "run_layer", "run_layers", "run_plain_layer"]
+__all__ = ["loop_reason", "run_layer", "run_layers", "run_plain_layer", "run_step"]
 
 _forward = torch.ops.rnn_ext.recurrence_forward.default
 
@@ -31,6 +32,7 @@ class Recurrence(NamedTuple):
         initial, weights, parameters, inputs, reset_states: how many tensors of each the layer has.
         bidirectional: whether it also runs from the last step to the first.
         return_states: whether all steps of the states beside y are wanted.
+        is_step: whether this is one step, whose tensors have no axes of directions and time.
     """
 
     cell: Cell
@@ -41,6 +43,7 @@ class Recurrence(NamedTuple):
     reset_states: int
     bidirectional: bool
     return_states: bool
+    is_step: bool = False
 
     def states(self) -> int:
         return 1 + len(self.cell.states)
@@ -158,6 +161,53 @@ def run_layer(
     return _run(layer, (reset, batch_sizes), tensors)
 
 
+def run_step(
+    cell: Cell,
+    input: Tensor,
+    initial: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+) -> Sequence[Tensor]:
+    """Runs one step.
+
+    Args:
+        input: ``(B, I)``, or ``(I,)`` without a batch.
+        initial: the states before it, ``(B, H)`` or ``(H,)`` each; none for zeros.
+        weights: as in :func:`run_layer`.
+        parameters: each broadcasts to ``(H,)``.
+        inputs: each broadcasts to the shape of a state.
+
+    Returns:
+        The next states.
+    """
+    run = partial(run_layer, cell, batch_sizes=None, bidirectional=False, return_states=False)
+    return _as_layer(run, input, initial, weights, parameters, inputs)
+
+
+def _as_layer(
+    run: Callable[..., Sequence[Tensor]],
+    input: Tensor,
+    initial: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+) -> Sequence[Tensor]:
+    """Runs a step, by what runs a sequence with the same lists; returns the next states."""
+    hidden_size = weights[1].size(1)
+    shape = (*input.shape[:-1], hidden_size)
+
+    def as_step(t: Tensor) -> Tensor:
+        return t.unsqueeze(0) if len(shape) == 2 else t[None, None]
+
+    found = run(
+        *(as_step(input), [as_step(t) for t in initial], weights),
+        [t.expand(hidden_size) for t in parameters],
+        [as_step(t.expand(shape)).unsqueeze(0) for t in inputs],
+    )
+    return [t.view(shape) for t in found[1:]]
+
+
 # reset and batch_sizes.
 Settings = tuple[Tensor | None, Tensor | None]
 
@@ -185,16 +235,14 @@ def run_plain_layer(
 def _run(layer: Recurrence, settings: Settings, tensors: tuple[Tensor, ...]) -> Sequence[Tensor]:
     is_captured = torch.compiler.is_compiling() or is_tracing()
     if not is_captured:
-        cell = layer.cell
         found: Sequence[Tensor] | None = node.run_recurrence(
-            *(layer, tensors, *settings, cell.program, layer[1:6], layer.bidirectional),
-            *(layer.states(), layer.results(), layer.returned_states()),
-            *(cell.kept_states, cell.kept_values),
+            *(layer.cell, tensors, *settings),
+            *(layer[1:6], layer.bidirectional, layer.return_states),
         )
         if found is not None:
             return found
     if loop_reason(tensors[1:] if is_tokens(tensors[0]) else tensors):
-        return _loop(layer, settings, tensors)
+        return _loop(layer, settings, layer.split(tensors))
     if is_captured:
         # torch.jit.trace checks its graph without gradients, which must not make it another.
         may_need_grad = torch.is_grad_enabled() or not torch.compiler.is_compiling()
@@ -282,7 +330,11 @@ def _differentiable_backward(
     # Views, since one operand may be a function of another.
     with torch.enable_grad():
         operands = [t.view_as(t) for t in tensors]
-        results = _loop(layer, settings, operands)
+        lists = layer.split(operands)
+        if layer.is_step:
+            results = _as_layer(lambda *lists: _loop(layer, settings, [*lists, []]), *lists[:-1])
+        else:
+            results = _loop(layer, settings, lists)
     wanted = [t for t, is_wanted in zip(operands, mask, strict=True) if is_wanted]
 
     def gradients(*grads: Tensor | None) -> Sequence[Tensor | None]:
@@ -299,14 +351,20 @@ def _differentiable_backward(
     return list(legacy_vmap(gradients, grads) if is_in_legacy_vmap(grads) else gradients(*grads))
 
 
-node.set_recurrence_backward(_differentiable_backward)
+def _node_backward(cell: Cell, fields: tuple[Any, ...], *others: Any) -> list[Tensor | None]:
+    """The same for the node in C++, which keeps the fields of a ``Recurrence``."""
+    counts, *flags = fields
+    return _differentiable_backward(Recurrence(cell, *counts, *flags), *others)
 
 
-def _loop(layer: Recurrence, settings: Settings, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The layer in torch operations."""
+node.set_recurrence_backward(_node_backward)
+
+
+def _loop(layer: Recurrence, settings: Settings, lists: Sequence[Any]) -> Sequence[Tensor]:
+    """The layer in torch operations; ``lists`` are as ``Recurrence.split`` returns them."""
     cell = layer.cell
     reset, batch_sizes = settings
-    input, initial, weights, parameters, inputs, reset_states = layer.split(tensors)
+    input, initial, weights, parameters, inputs, reset_states = lists
 
     def step(
         u: Tensor, multiply: Multiply, states: Sequence[Tensor], inputs: Sequence[Tensor]

@@ -35,7 +35,7 @@ def using_isa(name: str) -> Iterator[None]:
 
 def without_node(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes every call take the path in Python that it takes without the node in C++."""
-    for name in ("takes", "takes_tensors", "run_rnn", "run_cell", "run_recurrence"):
+    for name in ("takes", "takes_tensors", "run_rnn", "run_cell", "run_recurrence", "run_step"):
         monkeypatch.setattr(node, name, lambda *_: None)
 
 

@@ -1,0 +1,127 @@
+// What the functions have in common that Python calls.
+#pragma once
+
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/autocast_mode.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/forward_grad.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/jit/frontend/tracer.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "eager/node.h"
+
+namespace rnn_ext::eager {
+
+// Whether graph capture, a transform or a mode is active that the Python side takes care of.
+inline bool is_watched() {
+  return c10::impl::tls_is_dispatch_key_included(
+             c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
+         torch::jit::tracer::isTracing() || torch::autograd::ForwardADLevel::try_get_by_idx(0) ||
+         at::impl::torch_function_mode_enabled();
+}
+
+inline bool is_exact_or_none(PyObject* object) {
+  return object == Py_None || THPVariable_CheckExact(object);
+}
+
+inline optional<Tensor> tensor_or_none(PyObject* object) {
+  return object == Py_None ? std::nullopt : optional(THPVariable_Unpack(object));
+}
+
+inline bool is_dense_on_cpu(const Tensor& t) {
+  constexpr c10::DispatchKeySet wrappers{
+      c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::FuncTorchBatched,
+      c10::DispatchKey::Batched, c10::DispatchKey::Python, c10::DispatchKey::Functionalize};
+  return t.key_set().has(c10::DispatchKey::CPU) && !t.key_set().has_any(wrappers);
+}
+
+inline bool has_kernels(at::ScalarType dtype) {
+  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
+         dtype == at::kHalf;
+}
+
+// An int, or -1 for one that is too large and for what is none.
+inline std::int64_t number_of(PyObject* object) {
+  int overflows = 0;
+  return object && PyLong_CheckExact(object) ? PyLong_AsLongLongAndOverflow(object, &overflows)
+                                             : -1;
+}
+
+// A module's own attributes; borrowed, null where a subclass or a parametrization computes them.
+class Module {
+ public:
+  explicit Module(PyObject* module)
+      : attributes_(
+            pybind11::reinterpret_steal<pybind11::dict>(PyObject_GenericGetDict(module, nullptr))) {
+  }
+
+  PyObject* get(PyObject* name) const { return PyDict_GetItem(attributes_.ptr(), name); }
+  // None where the module says that it has none.
+  PyObject* parameter(PyObject* name) const {
+    static PyObject* const parameters = PyUnicode_InternFromString("_parameters");
+    return item(parameters, name);
+  }
+  PyObject* buffer(PyObject* name) const {
+    static PyObject* const buffers = PyUnicode_InternFromString("_buffers");
+    return item(buffers, name);
+  }
+
+ private:
+  PyObject* item(PyObject* dict, PyObject* name) const {
+    PyObject* const found = get(dict);
+    return found ? PyDict_GetItem(found, name) : nullptr;
+  }
+
+  pybind11::dict attributes_;
+};
+
+// The names of a step's weights, and whether it has biases: torch's modules say nothing of these
+// but what they are.
+struct StepWeights {
+  PyObject* const names[4] = {
+      PyUnicode_InternFromString("weight_ih"), PyUnicode_InternFromString("weight_hh"),
+      PyUnicode_InternFromString("bias_ih"), PyUnicode_InternFromString("bias_hh")};
+
+  int count(const Module& module) const {
+    return module.parameter(names[2]) == Py_None && module.parameter(names[3]) == Py_None ? 2 : 4;
+  }
+};
+
+inline const StepWeights& step_weights() {
+  static const StepWeights& weights = *new StepWeights;
+  return weights;
+}
+
+inline PyObject* wrap_all(variable_list results) {
+  pybind11::tuple wrapped(results.size());
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    PyTuple_SET_ITEM(wrapped.ptr(), i, THPVariable_Wrap(std::move(results[i])));
+  }
+  return wrapped.release().ptr();
+}
+
+inline PyObject* wrap(variable_list results) {
+  return results.size() == 1 ? THPVariable_Wrap(std::move(results[0]))
+                             : wrap_all(std::move(results));
+}
+
+inline variable_list gradients_of(const pybind11::object& found) {
+  variable_list gradients;
+  for (const pybind11::handle gradient : found) {
+    gradients.push_back(gradient.is_none() ? Tensor() : gradient.cast<Tensor>());
+  }
+  return gradients;
+}
+
+using FastCall = PyObject*(PyObject*, PyObject* const*, Py_ssize_t);
+
+inline PyMethodDef method(const char* name, FastCall* function) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)),
+          METH_FASTCALL, nullptr};
+}
+
+// Adds the functions of python_recurrence.cpp.
+void define_recurrence(pybind11::module_& m);
+
+}  // namespace rnn_ext::eager
