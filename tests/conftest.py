@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from support import ISA_LEVELS, using_isa
+from support import ISA_LEVELS, using_isa, without_node
+
+import rnn_ext
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -62,6 +64,16 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test at every ISA level that this machine has."""
     with using_isa(request.param):
         yield request.param
+
+
+@pytest.fixture(params=["C++", "Python"])
+def node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs the test with either implementation of the autograd node."""
+    if request.param == "Python":
+        without_node(monkeypatch)
+    elif rnn_ext.build_info()["autograd_node"] != "C++":
+        pytest.skip("no autograd node in C++ was built for this torch release")
+    return request.param
 
 
 @pytest.fixture

@@ -245,13 +245,17 @@ def test_samples_share_one_call_of_each_kernel():
     assert calls.names == {"_rnn_forward": 1, "_rnn_tangent": 1}
 
 
-def test_double_backward_runs_fused_kernels_alone():
+def test_double_backward_runs_fused_kernels_alone(node):
     x, *weights = leaves(primals()[0], *primals()[2:])
     output, _ = rnn(x, None, weights)
     with Calls() as calls:
         grads = torch.autograd.grad(output.square().sum(), [x, *weights], create_graph=True)
         sum(g.square().sum() for g in grads).backward()
-    assert calls.names == {"_rnn_backward": 2, "_rnn_tangent": 2}
+    expected = Counter(_rnn_backward=2, _rnn_tangent=2)
+    if node == "Python":
+        # What it saved has no graph, so it runs the layer again.
+        expected += Counter(_rnn_forward=1, _rnn_backward=1)
+    assert calls.names == expected
 
 
 @pytest.mark.parametrize("name", ["jvp", "grad", "vmap", "jacfwd", "hessian"])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support import KINDS, flat, twins, without_node
+from support import KINDS, flat, twins
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -11,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 import rnn_ext
 from rnn_ext._core import autograd
+
+pytestmark = pytest.mark.usefixtures("node")
 
 CHANGES = {
     "mul_": lambda y: y.mul_(2),
@@ -27,17 +29,6 @@ LAYERS = {
     "two layers": {"num_layers": 2},
     "packed": {},
 }
-
-
-@pytest.fixture(params=["C++", "Python"], autouse=True)
-def node(request, monkeypatch):
-    """Runs the test with either implementation of the autograd node."""
-    if request.param == "C++":
-        if rnn_ext.build_info()["autograd_node"] != "C++":
-            pytest.skip("no autograd node in C++ was built for this torch release")
-    else:
-        without_node(monkeypatch)
-    return request.param
 
 
 def gradients(module, layer, change, order):

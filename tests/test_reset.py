@@ -423,7 +423,7 @@ def test_explain_names_the_program():
     x, reset = torch.randn(SEQ_LEN, BATCH, INPUT), random_reset()
     for nonlinearity, name in (("tanh", "elman"), ("relu", "relu")):
         rnn = RNN(INPUT, HIDDEN, nonlinearity=nonlinearity)
-        assert "autograd node" in rnn_ext.explain(rnn, x)
+        assert "program" not in rnn_ext.explain(rnn, x)
         assert f"program of cell {name!r}" in rnn_ext.explain(rnn, x, reset=reset)
 
 

@@ -199,14 +199,20 @@ def test_a_traced_model_that_packs_takes_other_batches(enforce_sorted):
 
 
 def test_a_compiled_model_that_packs_gets_no_warning_about_our_code():
+    rnn = rnn_ext.RNN(3, 4)
+
+    # Without pad_packed_sequence, which torch.compile of torch 2.10 traces in no model.
+    def forward(x, lengths):
+        output, h_n = rnn(pack_padded_sequence(x, lengths))
+        return output.data, h_n
+
     torch._dynamo.reset()
-    model = Packs(rnn_ext.RNN(3, 4))
     args = torch.randn(5, 2, 3), torch.tensor([5, 3])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        result = torch.compile(model, backend="eager")(*args)
+        results = torch.compile(forward, backend="eager")(*args)
     assert not [w for w in caught if "does not know how to trace" in str(w.message)]
-    assert_like([result], [model(*args)])
+    assert_like(results, forward(*args))
 
 
 @pytest.mark.parametrize(("enforce_sorted", "scalars"), [(False, False), (True, True)])
