@@ -21,7 +21,7 @@ from benchmarks.machine import facts
 from benchmarks.peers import pool, torch_modules
 from benchmarks.peers.report import format_peers
 from benchmarks.peers.runtimes import RUNTIMES, Prepared, Runtime
-from benchmarks.peers.worker import Answer, Desk, Request
+from benchmarks.peers.worker import Answer, Request, Server
 from benchmarks.results import Measured, Row, Run
 from rnn_ext.bench.timing import MIN_ROUNDS
 
@@ -74,19 +74,19 @@ QUICK = [(name, mode) for name in ("rnn_ext", "nn.RNN", *PEERS) for mode in BY_N
 
 @pytest.mark.parametrize(("name", "mode"), QUICK)
 def test_results_are_those_of_nn_rnn_and_then_timed(name, mode):
-    desk = Desk(installed(name), 1)
-    assert desk.answer(Request(Case(9, 2, 4, 5), mode)) == Answer()
-    assert desk.answer(Request(seconds=0.001)).seconds > 0
+    server = Server(installed(name), 1)
+    assert server.answer(Request(Case(9, 2, 4, 5), mode)) == Answer()
+    assert server.answer(Request(seconds=0.001)).seconds > 0
 
 
 def test_compiled_loop_computes_in_blocks_what_nn_rnn_does(monkeypatch):
     # Compiling takes seconds; this test is about the loop over blocks.
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(torch_modules, "BLOCK", 4)
-    desk = Desk(BY_NAME["torch.compile"], 1)
+    server = Server(BY_NAME["torch.compile"], 1)
     for seq_len in (3, 4, 9):
         case = replace(CASE, seq_len=seq_len)
-        assert desk.answer(Request(case, "training")) == Answer()
+        assert server.answer(Request(case, "training")) == Answer()
 
 
 # The worker
@@ -119,7 +119,7 @@ def with_results(change):
 )
 def test_a_runtime_with_wrong_results_is_reported_and_not_timed(change, found, monkeypatch):
     monkeypatch.setattr(Runtime, "load", lambda _: with_results(change))
-    answer = Desk(BY_NAME["JAX"], 1).answer(REQUEST)
+    answer = Server(BY_NAME["JAX"], 1).answer(REQUEST)
     assert answer.error.startswith(f"differs from nn.RNN, {found}")
 
 
@@ -128,7 +128,7 @@ def test_an_exception_of_a_runtime_is_reported_in_one_line(monkeypatch):
         raise NotImplementedError("no such kernel\nand a page about it")
 
     monkeypatch.setattr(Runtime, "load", lambda _: fail)
-    answer = Desk(BY_NAME["JAX"], 1).answer(REQUEST)
+    answer = Server(BY_NAME["JAX"], 1).answer(REQUEST)
     assert answer == Answer(error="NotImplementedError: no such kernel")
 
 

@@ -1,6 +1,6 @@
-"""Other runtimes beside ours and ``nn.RNN``, for ``rnn-ext bench --peers``.
+"""Other runtimes beside ``rnn_ext`` and ``nn.RNN``, for ``python -m benchmarks peers``.
 
-``runtimes`` lists them; each is prepared by a small file (``torch_modules``, ``onnx_runtime``,
-``open_vino``, ``jax_scan``), which nobody but its ``worker``, a process of its own, imports.
-``pool`` starts the workers and takes them in turns; ``report`` prints what they gave.
+``runtimes`` lists them. A small file prepares each (``torch_modules``, ``onnx_runtime``,
+``open_vino``, ``jax_scan``); only its ``worker``, a separate process, imports that file. ``pool``
+starts the workers and times them in turn. ``report`` prints the results.
 """

@@ -9,7 +9,7 @@ __all__ = ["onnx_model"]
 
 
 def onnx_model(problem: Problem) -> bytes:
-    """The model, serialized: ``input`` to ``output`` (T, 1, B, H) and ``h_n``."""
+    """Returns the serialized model: ``input`` to ``output`` (T, 1, B, H) and ``h_n``."""
     case = problem.case
     biases = [problem.array(name) for name in ("bias_ih_l0", "bias_hh_l0")]
     constants = {
@@ -39,7 +39,7 @@ def onnx_model(problem: Problem) -> bytes:
         # The leading 1 is the number of directions.
         [numpy_helper.from_array(value[None], name) for name, value in constants.items()],
     )
-    # Versions that every onnxruntime and OpenVINO of the last years reads.
+    # Versions that all recent releases of onnxruntime and OpenVINO read.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
     serialized: bytes = model.SerializeToString()
     return serialized

@@ -10,12 +10,12 @@ __all__ = ["prepare"]
 
 
 def prepare(problem: Problem) -> Prepared:
-    """Input and outputs share memory with the caller, which is the fastest way of calling."""
+    """Shares the memory of input and outputs with the caller, which is the fastest way to call."""
     core = openvino.Core()
     settings = {
         "INFERENCE_NUM_THREADS": problem.threads,
         "NUM_STREAMS": 1,
-        # Else it computes in bfloat16 where the CPU can.
+        # Otherwise it computes in bfloat16 on CPUs that support it.
         "INFERENCE_PRECISION_HINT": "f32",
     }
     request = core.compile_model(

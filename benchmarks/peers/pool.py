@@ -18,7 +18,7 @@ from .runtimes import RUNTIMES, Runtime
 
 __all__ = ["LIMIT_SECONDS", "PeerError", "Pool", "Worker", "versions"]
 
-# For one answer: an import, a compilation and two calls at the most.
+# For one answer: at most an import, a compilation and two calls.
 LIMIT_SECONDS = 120.0
 
 # ONNX Runtime's threads spin for 40 ms after a call.
@@ -28,17 +28,17 @@ BLOCK_SECONDS = 0.1
 
 
 class PeerError(Exception):
-    """A runtime gave no answer, for the reason that the message tells."""
+    """A runtime gave no answer; the message says why."""
 
 
 def versions(device: str = "cpu") -> dict[str, str | None]:
-    """Of the runtimes of ``device`` that come with a package of their own; None: not installed."""
+    """Returns the versions of the runtimes of ``device`` that have packages; None if missing."""
     with_packages = (r for r in RUNTIMES if r.packages and device in r.devices)
     return {runtime.name: runtime.version() for runtime in with_packages}
 
 
 class Worker:
-    """One runtime's process, started when first asked and again after it ended."""
+    """The process of one runtime, started by the first request and again after it has ended."""
 
     def __init__(
         self, runtime: Runtime, threads: int, device: str = "cpu", *, tf32: bool = False
@@ -48,13 +48,13 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, request: worker.Request) -> worker.Answer:
-        """Wait for the answer, up to ``LIMIT_SECONDS``; ``PeerError`` where none comes."""
+        """Returns the answer; raises ``PeerError`` if none comes within ``LIMIT_SECONDS``."""
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", worker.__name__, self.runtime.name, *self._settings],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                start_new_session=True,  # to end it together with a compiler that it started
+                start_new_session=True,  # so that close() also ends a compiler that it started
             )
         process = self._process
         assert process.stdin is not None
@@ -76,7 +76,7 @@ class Worker:
         return answer
 
     def close(self) -> None:
-        """End the process."""
+        """Ends the process."""
         if self._process is not None:
             with suppress(OSError):  # it ended by itself
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -85,7 +85,7 @@ class Worker:
 
 
 class Pool:
-    """A worker for each runtime of a device; a context that ends them."""
+    """A worker for each runtime of a device; leaving its context ends them."""
 
     def __init__(self, threads: int, device: str = "cpu", *, tf32: bool = False) -> None:
         installed = (r for r in RUNTIMES if not r.packages or r.version() is not None)
@@ -108,11 +108,11 @@ class Pool:
     def measure(
         self, case: Case, mode: Mode, seconds: float
     ) -> tuple[dict[str, list[float]], list[str]]:
-        """Seconds per call in each round, by runtime, and why a runtime is not among them.
+        """Returns each runtime's seconds per call in each round, and why others are missing.
 
-        Each is compared with ``nn.RNN`` before any is timed. A round has a block of calls of each,
-        after a pause in which the threads of the one before stop spinning. There are as many rounds
-        as fit when each is timed for ``seconds``, and ``MIN_ROUNDS`` at the least.
+        All are compared with ``nn.RNN`` before any is timed. A round has a block of calls of each
+        runtime, after a pause in which the threads of the previous one stop spinning. Rounds go on
+        until each runtime was timed for ``seconds``; there are at least ``MIN_ROUNDS``.
         """
         workers = [one for one in self._workers if mode in one.runtime.modes]
         notes = []

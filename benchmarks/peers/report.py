@@ -1,4 +1,4 @@
-"""The report's part about other runtimes: a table for each mode and number of threads."""
+"""The part of the report on other runtimes: a table for each mode and number of threads."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -13,13 +13,13 @@ from .runtimes import OURS, RUNTIMES
 __all__ = ["format_peers"]
 
 LEGEND = (
-    "runtimes: each in a process of its own; in brackets its time over that of rnn_ext, above 1 "
-    "where rnn_ext is faster; bold: the fastest"
+    "runtimes: each in its own process; in brackets its time over that of rnn_ext, above 1 if "
+    "rnn_ext is faster; bold: the fastest"
 )
 
 
 def format_peers(run: Run) -> list[str]:
-    """Returns the parts of the report; none where no other runtime was asked for."""
+    """Returns the parts of the report; none if no other runtime was requested."""
     tables = [
         part
         for threads in run.threads
@@ -39,8 +39,8 @@ def format_peers(run: Run) -> list[str]:
 
 
 def _table(rows: Sequence[Row], mode: Mode, place: str) -> list[str]:
-    """A title, the table, and a summary; nothing where nothing was measured."""
-    rows = [row for row in rows if (found := row.measured(mode)) and found.peer_seconds]
+    """Returns a title, the table and a summary; nothing if nothing was measured."""
+    rows = [row for row in rows if _seconds(row, mode)]
     if not rows:
         return []
     known = {name for row in rows for name in _seconds(row, mode)}
@@ -54,8 +54,8 @@ def _table(rows: Sequence[Row], mode: Mode, place: str) -> list[str]:
 
 
 def _seconds(row: Row, mode: Mode) -> dict[str, list[float]]:
-    found = row.measured(mode)
-    return found.peer_seconds if found else {}
+    measured = row.measured(mode)
+    return measured.peer_seconds if measured else {}
 
 
 def _cells(row: Row, mode: Mode, names: Sequence[str]) -> dict[str, str]:
@@ -71,11 +71,11 @@ def _cells(row: Row, mode: Mode, names: Sequence[str]) -> dict[str, str]:
 
 
 def _faster(rows: Sequence[Row], mode: Mode, peers: Sequence[str]) -> str:
-    """Names every cell in which a runtime is faster than ours, the worst first."""
-    found = sorted(
+    """Returns a line that names each cell in which a runtime is faster, the worst first."""
+    slower = sorted(
         (ratio, f"{name} at {row.case} ({ratio:.2f})")
         for row in rows
         for name in peers
         if (ratio := row.ratio(mode, peer=name)) is not None and ratio < 1
     )
-    return f"{mode}, faster than rnn_ext: {', '.join(text for _, text in found) or 'none'}"
+    return f"{mode}, faster than rnn_ext: {', '.join(text for _, text in slower) or 'none'}"

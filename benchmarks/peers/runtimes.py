@@ -20,7 +20,7 @@ OURS = "rnn_ext"
 
 @dataclass(frozen=True)
 class Problem:
-    """A case with its numbers, the same in every process; ``module`` has the weights."""
+    """A case with its values, the same in every process; ``module`` has the weights."""
 
     case: Case
     mode: Mode
@@ -30,7 +30,7 @@ class Problem:
 
     @classmethod
     def draw(cls, case: Case, mode: Mode, threads: int, device: str = "cpu") -> "Problem":
-        """Draws the numbers from a fixed seed."""
+        """Returns the problem with values drawn from a fixed seed."""
         torch.manual_seed(0)
         module = build(nn.RNN, case, mode, device)
         return cls(case, mode, threads, module, draw(case, mode, device))
@@ -45,7 +45,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Prepared:
-    """``call`` is timed; ``results`` returns the results of a call, named as by ``Workload``."""
+    """The ``call`` to time; ``results`` returns the results of one, with ``Workload``'s names."""
 
     call: Callable[[], object]
     results: Callable[[], dict[str, Tensor]]
@@ -53,7 +53,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Runtime:
-    """``function`` of ``file`` prepares a ``Problem``; ``packages`` are pip's names."""
+    """A runtime: ``function`` of ``file`` prepares a ``Problem``; ``packages`` are pip's names."""
 
     name: str
     file: str

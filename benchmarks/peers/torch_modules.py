@@ -16,23 +16,23 @@ from .runtimes import Prepared, Problem
 
 __all__ = ["prepare_compiled", "prepare_nn_rnn", "prepare_ours"]
 
-# Steps that are compiled as one function. The time to compile is proportional (half a minute for
-# these, forward and backward); with a fourth of them, a long sequence takes some 15 % longer.
+# Steps compiled as one function. The time to compile grows with them (half a minute for these,
+# forward and backward); with a quarter of them a long sequence takes some 15 % longer.
 BLOCK = 128
 
 
 def prepare_ours(problem: Problem) -> Prepared:
-    """``rnn_ext.RNN``."""
+    """Prepares ``rnn_ext.RNN``."""
     return _prepare(rnn_ext.RNN, problem)
 
 
 def prepare_nn_rnn(problem: Problem) -> Prepared:
-    """``nn.RNN``."""
+    """Prepares ``nn.RNN``."""
     return _prepare(nn.RNN, problem)
 
 
 def prepare_compiled(problem: Problem) -> Prepared:
-    """The loop, compiled anew for this case."""
+    """Prepares the loop, compiled for this case alone."""
     torch._inductor.config.compile_threads = 1  # no other processes while calls are timed
     torch.compiler.reset()
     # On a GPU, launches would dominate without CUDA graphs. With several blocks, each would
@@ -42,9 +42,9 @@ def prepare_compiled(problem: Problem) -> Prepared:
 
 
 class CompiledLoop(nn.RNNBase):
-    """One tanh layer, written in torch's operations and compiled in blocks of steps.
+    """One tanh layer as a loop of torch's operations, compiled in blocks of steps.
 
-    A sequence that is no longer than a block is one compiled function, and may be a CUDA graph.
+    A sequence of at most one block is one compiled function, and may be a CUDA graph.
     """
 
     def __init__(self, *args: Any, nonlinearity: str, with_graphs: bool, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""The process of one runtime: prepares a case when asked to, then times blocks of calls of it.
+"""The process of one runtime, which prepares cases and times blocks of calls on request.
 
 ``python -m benchmarks.peers.worker NAME THREADS DEVICE TF32`` reads a ``Request`` in JSON from each
 line of stdin and writes an ``Answer``.
@@ -22,11 +22,11 @@ from ..coding import decode, encode
 from ..gpu import EventClock, set_precision
 from .runtimes import RUNTIMES, Problem, Runtime
 
-__all__ = ["Answer", "Desk", "Request"]
+__all__ = ["Answer", "Request", "Server"]
 
 
 class Request(msgspec.Struct, omit_defaults=True):
-    """With a ``case``: prepare it and compare its results with ``nn.RNN``'s. Else: time calls."""
+    """Prepare ``case`` and compare its results with ``nn.RNN``'s; without a case, time calls."""
 
     case: Case | None = None
     mode: Mode = "forward"
@@ -34,13 +34,13 @@ class Request(msgspec.Struct, omit_defaults=True):
 
 
 class Answer(msgspec.Struct, omit_defaults=True):
-    """Seconds per call, or what went wrong."""
+    """Seconds per call, or an error."""
 
     seconds: float = 0.0
     error: str = ""
 
 
-class Desk:
+class Server:
     """Answers requests for one runtime."""
 
     def __init__(self, runtime: Runtime, threads: int, device: str = "cpu") -> None:
@@ -48,15 +48,15 @@ class Desk:
         self._threads = threads
         self._device = device
         self._mode: Mode = "forward"
-        # It keeps the input alive, which native runtimes read in place.
+        # Kept because native runtimes read the input in its memory.
         self._problem: Problem | None = None
         self._blocks: Blocks | None = None
 
     def answer(self, request: Request) -> Answer:
-        """Answers a request. An exception becomes an ``error``: its type and first line."""
+        """Returns the answer; an exception becomes an ``error``, its type and first line."""
         try:
             if request.case:
-                self._problem = self._blocks = None  # frees what the previous case held
+                self._problem = self._blocks = None  # frees the memory of the previous case
                 self._mode = request.mode
             with torch.set_grad_enabled(self._mode == "training"):
                 if request.case:
@@ -84,12 +84,12 @@ class Desk:
         times = [self._blocks.run()]
         while time.perf_counter() < end:
             times.append(self._blocks.run())
-        # The first block woke threads and filled caches, which hardly counts in long calls.
+        # The first block wakes threads and fills caches, which matters little in long calls.
         return median(times[1:] or times)
 
 
 def _main() -> None:
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the parent ended: end silently
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end silently if the parent has ended
     # Output of libraries must not mix with the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -97,9 +97,9 @@ def _main() -> None:
     threads = int(number)
     torch.set_num_threads(threads)
     set_precision(tf32 == "True")
-    desk = Desk(next(runtime for runtime in RUNTIMES if runtime.name == name), threads, device)
+    server = Server(next(runtime for runtime in RUNTIMES if runtime.name == name), threads, device)
     for line in sys.stdin.buffer:
-        answers.write(encode(desk.answer(decode(line, Request))) + b"\n")
+        answers.write(encode(server.answer(decode(line, Request))) + b"\n")
         answers.flush()
 
 
