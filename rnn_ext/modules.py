@@ -17,7 +17,7 @@ __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 
 class RNN(Layers):
-    r"""A multi-layer Elman RNN (Elman, 1990), the whole sequence in one call.
+    r"""A multi-layer Elman RNN (Elman, 1990) that runs a whole sequence in one call.
 
     Each layer computes, for each time step t,
 
@@ -48,13 +48,13 @@ class RNN(Layers):
           or a :class:`~torch.nn.utils.rnn.PackedSequence`, which goes to the kernels as it is.
         * **hx**: initial states ``(L·D, B, H)``, or ``(L·D, H)`` without a batch. Default: zeros
         * **reset**, **reset_state**: where rows start anew, and from what, as in
-          :class:`rnn_ext.Recurrent`; give them by keyword, as ``nn.RNN`` has no such arguments.
-          The call then runs as the program of a cell, with the same bits; the notes there hold for
-          it. Default: None
+          :class:`rnn_ext.Recurrent`; pass them by keyword, since ``nn.RNN`` has no such arguments.
+          The call then runs as the program of a cell, with the same bits, and the notes of that
+          class apply. Default: None
 
     Outputs: output, h_n
         * **output**: the last layer's states, shaped like input with ``D·H`` features; a
-          PackedSequence where the input was one.
+          PackedSequence if input is one.
         * **h_n**: final states of every layer and direction, shaped like ``hx``.
 
     Attributes:
@@ -69,12 +69,12 @@ class RNN(Layers):
 
     .. note::
         float32, float64, bfloat16 and float16 on the CPU run on this package's kernels; every
-        other dtype and device runs on torch's own op. :func:`rnn_ext.explain` says which way a
-        call goes. The 16-bit types are what values are stored in: arithmetic, the state between
-        steps and the sums of gradients are float32. Between the directions of a bidirectional
-        layer the gradient of its input is rounded, and between layers all is. CPUs with
-        AVX512-BF16 multiply bfloat16 as it is stored in the input projection and, with the
-        gradient of the pre-activation rounded too, in the gradients of input and weights.
+        other dtype and device runs on torch's own op. :func:`rnn_ext.explain` says which path a
+        call takes. The 16-bit types are storage types: arithmetic, the state between steps and the
+        sums of gradients are float32. All values are rounded between layers, and the gradient of
+        the input between the two directions of a layer. CPUs with AVX512-BF16 multiply bfloat16
+        values without conversion in the input projection and, after rounding the gradient of the
+        pre-activation, in the gradients of input and weights.
 
     .. note::
         Forward results and gradients are the same bits for every number of threads, and a batch
@@ -82,7 +82,7 @@ class RNN(Layers):
 
     .. note::
         ``isinstance(module, torch.nn.RNN)`` is False, ``isinstance(module, torch.nn.RNNBase)`` is
-        True: torch.compile refuses to trace whatever is an instance of the former.
+        True: torch.compile does not trace instances of the former.
         :meth:`flatten_parameters` does nothing.
 
     Example::
@@ -133,18 +133,17 @@ class RNN(Layers):
         """Does nothing: the weights stay where they are."""
 
     def _kind(self) -> Kind | None:
-        # Not `nonlinearity`: nn.RNN ignores a later change of that, and old pickles lack it.
+        # Not `nonlinearity`: nn.RNN ignores later changes of it, and old pickles lack it.
         return KINDS[self.mode] if self.mode in ("RNN_TANH", "RNN_RELU") else None
 
     def forward(
         self,
         input: Tensor | PackedSequence,
         hx: Tensor | None = None,
-        # Not keyword-only: torch.onnx.export(dynamo=False) gives every argument by position.
+        # Not keyword-only: torch.onnx.export(dynamo=False) passes all arguments by position.
         reset: Tensor | None = None,
         reset_state: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
-        """Runs the layers; see the class for the shapes."""
         has_reset = reset is not None or reset_state is not None
         if not has_reset and not self._own_check and not torch.compiler.is_compiling():
             result = node.run_rnn(self, input, hx)
@@ -156,9 +155,9 @@ class RNN(Layers):
 
 
 class GRU(Layers):
-    r"""A multi-layer gated recurrent unit (Cho et al., 2014), the whole sequence in one call.
+    r"""A multi-layer gated recurrent unit (Cho et al., 2014) that runs a sequence in one call.
 
-    Each layer computes, for each time step t, with the reset after the product, as torch does,
+    Each layer computes, for each time step t,
 
     .. math::
         \begin{aligned}
@@ -168,7 +167,8 @@ class GRU(Layers):
         h_t &= (1 - z_t) \circ n_t + z_t \circ h_{t-1}
         \end{aligned}
 
-    where :math:`x_t` is the input or the output of the layer below. Constructor, parameters, their
+    where :math:`x_t` is the input or the output of the layer below. As in torch, the reset gate
+    multiplies the product and its bias, not h. Constructor, parameters, their
     initialization (the same draws for the same seed), ``state_dict``, results, errors and warnings
     are those of :class:`torch.nn.GRU`.
 
@@ -185,8 +185,8 @@ class GRU(Layers):
     Attributes:
         weight_ih_l[k], weight_hh_l[k], bias_ih_l[k], bias_hh_l[k]: the parameters of layer k, of
             shapes ``(3·H, I)`` (above the first layer ``(3·H, D·H)``), ``(3·H, H)``, ``(3·H,)``,
-            ``(3·H,)``, those of r, z and n one after the other; those of the reverse direction end
-            in ``_reverse``. All start from :math:`\mathcal{U}(-\sqrt{1/H}, \sqrt{1/H})`.
+            ``(3·H,)``, the rows of r, then of z, then of n; those of the reverse direction end in
+            ``_reverse``. All start from :math:`\mathcal{U}(-\sqrt{1/H}, \sqrt{1/H})`.
 
     Raises:
         RuntimeError, ValueError: as :class:`torch.nn.GRU` does, in its words.
@@ -194,10 +194,10 @@ class GRU(Layers):
 
     .. note::
         float32, float64, bfloat16 and float16 on the CPU run on this package's kernels; every
-        other dtype and device, CUDA among them, runs on torch's own op. ``torch.func`` transforms,
+        other dtype and device, including CUDA, runs on torch's own op. ``torch.func`` transforms,
         forward-mode AD and second derivatives run as a loop of torch operations.
-        :func:`rnn_ext.explain` says which way a call goes. Under autocast results have the dtype
-        that torch's have, and all arithmetic is in it.
+        :func:`rnn_ext.explain` says which path a call takes. Under autocast results have the same
+        dtype as torch's, and all arithmetic is in that dtype.
 
     .. note::
         Results are the same bits for every number of threads, and a batch row's result does not
@@ -246,14 +246,13 @@ class GRU(Layers):
         reset: Tensor | None = None,
         reset_state: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
-        """Runs the layers; see the class for the shapes."""
         found: tuple[Tensor | PackedSequence, Tensor]
         found = super().forward(input, hx, reset, reset_state)
         return found
 
 
 class LSTM(Layers):
-    r"""A multi-layer long short-term memory (Hochreiter and Schmidhuber, 1997), in one call.
+    r"""A multi-layer LSTM (Hochreiter and Schmidhuber, 1997) that runs a sequence in one call.
 
     Each layer computes, for each time step t,
 
@@ -274,7 +273,7 @@ class LSTM(Layers):
     Args:
         input_size, hidden_size, num_layers, bias, batch_first: as in :class:`RNN`.
         dropout, bidirectional, device, dtype: likewise.
-        proj_size: size of a projection of h; other than 0 runs on torch's own op. Default: 0
+        proj_size: size of a projection of h; with one, torch's own op runs. Default: 0
 
     Inputs: input, hx, reset, reset_state
         * **input**, **reset**: as in :class:`RNN`.
@@ -288,16 +287,16 @@ class LSTM(Layers):
     Attributes:
         weight_ih_l[k], weight_hh_l[k], bias_ih_l[k], bias_hh_l[k]: the parameters of layer k, of
             shapes ``(4·H, I)`` (above the first layer ``(4·H, D·H)``), ``(4·H, H)``, ``(4·H,)``,
-            ``(4·H,)``, those of i, f, g and o one after the other; those of the reverse direction
-            end in ``_reverse``. All start from :math:`\mathcal{U}(-\sqrt{1/H}, \sqrt{1/H})`.
+            ``(4·H,)``, the rows of i, then of f, g and o; those of the reverse direction end in
+            ``_reverse``. All start from :math:`\mathcal{U}(-\sqrt{1/H}, \sqrt{1/H})`.
 
     Raises:
         RuntimeError, ValueError: as :class:`torch.nn.LSTM` does, in its words.
         torch.OutOfMemoryError: no memory for the result.
 
     .. note::
-        What :class:`GRU` says of dtypes, devices, derivatives, bits and ``isinstance`` is true of
-        LSTM.
+        The notes of :class:`GRU` on dtypes, devices, derivatives, reproducibility and
+        ``isinstance`` apply to LSTM.
 
     Example::
 
@@ -309,7 +308,7 @@ class LSTM(Layers):
 
     _torchs = nn.LSTM
 
-    # What nn.LSTM's forward calls of itself and nn.RNNBase does otherwise, or not at all.
+    # Methods that nn.LSTM's forward calls, and that nn.RNNBase lacks or has in another form.
     check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
     permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
@@ -342,7 +341,6 @@ class LSTM(Layers):
         reset: Tensor | None = None,
         reset_state: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
-        """Runs the layers; see the class for the shapes."""
         found: tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]
         found = super().forward(input, hx, reset, reset_state)
         return found
@@ -363,7 +361,7 @@ class RNNCell(Step):
 
     Inputs: input, hx
         * **input**: ``(B, I)``, or ``(I,)`` without a batch.
-        * **hx**: ``(B, H)``, or ``(H,)`` without a batch. Default: zeros. To start rows anew, give
+        * **hx**: ``(B, H)``, or ``(H,)`` without a batch. Default: zeros. To reset rows, pass
           ``torch.where(done.unsqueeze(-1), 0.0, h)``
 
     Output:
@@ -398,7 +396,6 @@ class RNNCell(Step):
         return KINDS[f"RNN_{name.upper()}"] if name in ("tanh", "relu") else None
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """Returns the next state; see the class for the shapes."""
         if not torch.compiler.is_compiling():
             result = node.run_cell(self, input, hx)
             if result is not None:
@@ -441,7 +438,6 @@ class GRUCell(Step):
         super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """Returns the next state; see the class for the shapes."""
         if not torch.compiler.is_compiling():
             result = node.run_step(self, cells.gru, input, hx, {})
             if result is not None:
@@ -487,7 +483,6 @@ class LSTMCell(Step):
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Returns the next h and c; see the class for the shapes."""
         if not torch.compiler.is_compiling():
             result = node.run_step(self, cells.lstm, input, hx, {})
             if result is not None:

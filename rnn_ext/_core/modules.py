@@ -1,4 +1,4 @@
-"""What the modules RNN, GRU and LSTM share, and RNNCell, GRUCell and LSTMCell."""
+"""The base classes of RNN, GRU and LSTM, and of RNNCell, GRUCell and LSTMCell."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _fx_node(module: Layers | Step, proxy: Any, input: Any, hx: Any, **options: 
     """Records the call as one node of a torch.fx graph, as fx does for torch's own modules."""
     name = type(module).__name__
     if not getattr(module.forward, "__module__", "").startswith("rnn_ext."):
-        # A subclass calls this from its own forward, and the node would drop the rest of that.
+        # A subclass calls this from its own forward; one node would drop the rest of it.
         raise TraceError(f"torch.fx cannot look into the forward of {name}: trace it as a leaf")
     tracer = proxy.tracer
     if tracer.root is module:
@@ -54,7 +54,7 @@ def _fx_node(module: Layers | Step, proxy: Any, input: Any, hx: Any, **options: 
 
 
 def _to_batch_first(output: Tensor) -> Tensor:
-    """Returns the output as ``(B, T, ·)``; no view of it in eager mode, as from nn.RNN."""
+    """Returns the output as ``(B, T, ·)``; in eager mode not as a view, like nn.RNN."""
     if type(output) is not Tensor or dispatch.is_watched():
         return output.transpose(0, 1)
     with preserve_version(output):
@@ -62,7 +62,7 @@ def _to_batch_first(output: Tensor) -> Tensor:
 
 
 def _states_in(hx: Any, count: int) -> list[Tensor] | None:
-    """Returns ``hx`` as a list of states, empty for None; None if they are not ``count``."""
+    """Returns ``hx`` as a list of ``count`` states, empty for None; None if it is not that."""
     if hx is None:
         return []
     if count == 1:
@@ -72,7 +72,7 @@ def _states_in(hx: Any, count: int) -> list[Tensor] | None:
 
 
 def _joined(states: Sequence[Tensor]) -> Any:
-    """Returns the states as torch's modules do: a tensor, or a tuple of them."""
+    """Returns the states as torch's modules do: one tensor, or a tuple."""
     return states[0] if len(states) == 1 else tuple(states)
 
 
@@ -84,10 +84,10 @@ def _refuse_script(module: nn.Module) -> NoReturn:
 
 
 class _RefusesOpacusHooks:
-    """Where Opacus keeps the function that computes a layer's per-sample gradients.
+    """The attribute in which Opacus stores a function for per-sample gradients; raises an error.
 
-    Opacus calls a copy of the layer with its first input, and expects one result. The gradients of
-    a cell, which would run without hx, would be wrong without an error.
+    Opacus calls a copy of the layer with its first input only. A cell would run without hx, and its
+    gradients would be silently wrong.
     """
 
     def __get__(self, module: Any, owner: Any) -> Callable[..., NoReturn]:
@@ -104,24 +104,24 @@ class _RefusesOpacusHooks:
 
 
 class _Module(nn.Module):
-    """What both have in common: how torch's compilers and libraries see them."""
+    """The part of both that torch's compilers and other libraries use."""
 
-    # The class of torch's whose interface this has.
+    # The class of torch with the same interface.
     _torchs: ClassVar[Any]
-    # What torch.jit.script asks a module for first.
+    # torch.jit.script calls this first.
     __prepare_scriptable__ = _refuse_script
     ft_compute_sample_grad = _RefusesOpacusHooks()
-    # Whether torch.ao.quantization quantizes the module of torch's that this stands for.
+    # Whether torch.ao.quantization quantizes modules of that class.
     _is_quantizable: ClassVar[bool] = True
 
-    # Not in __init__, which a copy from pickle does not pass.
+    # Not in __init__, which unpickling skips.
     def __new__(cls, *_: Any, **__: Any) -> Any:
         trace_cells(cls._torchs.__name__.removesuffix("Cell"))
         return super().__new__(cls)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name == "qconfig" and self._is_quantizable:  # set in every module by torch.ao
+        if name == "qconfig" and self._is_quantizable:  # torch.ao sets it in every module
             warnings.warn(
                 f"torch.ao.quantization leaves {type(self).__name__} as it is: call "
                 "rnn_ext.restore_rnn(model) before it to quantize the module",
@@ -130,15 +130,14 @@ class _Module(nn.Module):
 
 
 class Layers(_Module, nn.RNNBase):
-    """A stack of layers over a sequence, as one of torch's RNNs.
+    """A stack of layers over a sequence, with the interface of torch's class ``_torchs``.
 
-    ``_torchs`` is the class of torch's whose interface this has. Its forward takes the calls that
-    do not fit, and refuses them in the words of its release.
+    Calls that do not fit go to the forward of that class, which raises the errors of its release.
     """
 
     _torchs: ClassVar[type[nn.RNNBase]]
 
-    # A method that torch's forward calls and that this class or module has of its own.
+    # The name of an overridden method that torch's forward calls; empty if there is none.
     _own_check = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -156,7 +155,7 @@ class Layers(_Module, nn.RNNBase):
     _read_weights = flat_weights
 
     def _kind(self) -> Kind | None:
-        """Returns the kind of the layers; None where torch's forward has to refuse it."""
+        """Returns the kind of the layers; None if torch's forward must raise an error."""
         return KINDS[self._torchs.__name__]
 
     def forward(
@@ -189,7 +188,7 @@ class Layers(_Module, nn.RNNBase):
         return (_to_batch_first(output) if self.batch_first else output), _joined(finals)
 
     def _call(self, input: Any, hx: Any) -> Call | None:
-        """Returns the call that ``forward`` makes, time-major or packed; None if there is none."""
+        """Returns the call, time-major or packed; None if torch's forward must take it."""
         kind = self._kind()
         if kind is None or self.proj_size:
             return None
@@ -202,9 +201,10 @@ class Layers(_Module, nn.RNNBase):
             if states == []:
                 count = self.num_layers * (2 if self.bidirectional else 1)
                 batch: Any = batch_sizes[0]
-                # torch.jit.trace would record an int as the batch of all later calls.
+                # torch.jit.trace would fix an int as the batch size of all later calls, and
+                # reading one would break a graph of torch.compile.
                 if torch.compiler.is_compiling() and sorted_indices is not None:
-                    batch = sorted_indices.size(0)  # an int would break the graph
+                    batch = sorted_indices.size(0)
                 elif torch.compiler.is_compiling() or not is_tracing():
                     batch = int(batch)
                 states = [input.new_zeros(count, batch, self.hidden_size)] * kind.states()
@@ -231,18 +231,18 @@ class Layers(_Module, nn.RNNBase):
         )
 
     def _fits(self, route: dispatch.Route) -> bool:
-        """Whether the checks of ``RNNBase`` and of torch's op let the call pass."""
+        """Whether the call passes the checks of ``RNNBase`` and of torch's op."""
         call = route.call
         if call.batch_sizes is None and type(self.batch_first) is not bool:
             return False
         if route.path is dispatch.Path.NODE and not call.is_program():
-            return True  # the node has compared all of this
+            return True  # the node has made the checks below
         input, batch_sizes, states = call.input, call.batch_sizes, call.initial_states()
         if batch_sizes is not None and input.dim() != 2:
             return False
         if input.dtype != call.weights[0].dtype and not is_any_autocast_enabled():
             return False
-        # A graph cannot depend on the lengths; the op compares them.
+        # A graph cannot depend on the lengths; the op checks them.
         is_recorded = torch.compiler.is_compiling() or is_tracing()
         batch = call.batch_size() if batch_sizes is None or is_recorded else int(batch_sizes[0])
         shape = (call.states(), batch, self.hidden_size)
@@ -261,28 +261,28 @@ class Layers(_Module, nn.RNNBase):
 
 
 class Step(_Module, nn.RNNCellBase):
-    """One time step of a layer, as one of torch's cells; ``_torchs`` as in ``Layers``."""
+    """One time step of a layer, with the interface of torch's class ``_torchs``."""
 
     _torchs: ClassVar[type[nn.RNNCellBase]]
 
     def _kind(self) -> Kind | None:
-        """Returns the kind of the cell; None where torch's forward has to refuse it."""
+        """Returns the kind of the cell; None if torch's forward must raise an error."""
         return KINDS[self._torchs.__name__.removesuffix("Cell")]
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        """Returns the next state, or states; see the class for the shapes."""
+        """Returns the next state or states; see the class for the shapes."""
         proxy = _find_proxy(input, hx)
         if proxy is not None:
             return _fx_node(self, proxy, input, hx)
         call = self._call(input, hx)
         if call is None:
             forward: Any = self._torchs.forward
-            return forward(self, input, hx)  # which refuses it, in the words of its release
+            return forward(self, input, hx)  # raises the error of its release
         states = dispatch.route(call).run()
         return _joined(states if input.dim() == 2 else [t.squeeze(0) for t in states])
 
     def _call(self, input: Any, hx: Any) -> Call | None:
-        """Returns the call that ``forward`` makes, on a batch; None if there is none."""
+        """Returns the call, with a batch; None if torch's forward must raise an error."""
         kind = self._kind()
         if kind is None or input.dim() not in (1, 2):
             return None
