@@ -14,7 +14,7 @@ from ._core.call import Call
 from ._core.cells.cell import Cell
 from ._core.dispatch import Path, Route
 from ._core.modules import Layers, Step
-from ._core.recurrence import loop_reason
+from ._core.resets import as_states
 from .embedding_rnn import EmbeddingRNN
 from .recurrent import Recurrent, RecurrentCell
 
@@ -85,7 +85,7 @@ def explain(
     if isinstance(module, EmbeddingRNN):
         return _explain_embedding(module, input, hx)
     if isinstance(module, (Recurrent, RecurrentCell)):
-        return _explain_recurrent(module, input)
+        return _explain_recurrent(module, input, hx)
     if not isinstance(module, (Layers, Step)):
         return f"{type(module).__name__} is not an rnn_ext module: this package takes no part"
     if isinstance(module, Layers) and module._own_check:
@@ -135,14 +135,17 @@ def _explain_embedding(
     return f"embedding, then {type(rnn).__name__} ({reason}): {explain(rnn, input, hx)}"
 
 
-def _explain_recurrent(module: Recurrent | RecurrentCell, input: Tensor | PackedSequence) -> str:
+def _explain_recurrent(
+    module: Recurrent | RecurrentCell, input: Tensor | PackedSequence, hx: Any
+) -> str:
     data = input.data if isinstance(input, PackedSequence) else input
-    reason = loop_reason([data, *module.parameters(), *module.buffers()])
+    states = [] if hx is None else as_states("hx", hx, ("y", *module.cell.states))
+    path, reason = dispatch.program_path([data, *states, *module.parameters(), *module.buffers()])
     if reason:
-        return f"a loop of torch operations: {reason}"
+        return f"{path.value} ({reason})"
     layers = module.num_layers if isinstance(module, Recurrent) else 1
     kernels = _program_kernels(module.cell, data.dtype, module.hidden_size)
-    return f"{kernels}{_stack(layers)}; second derivatives as a loop"
+    return f"{kernels}{_stack(layers)}; {path.value}; second derivatives as a loop"
 
 
 def _program_kernels(cell: Cell, dtype: torch.dtype, hidden_size: int) -> str:

@@ -420,7 +420,7 @@ def test_explain_says_what_runs():
     assert "program of cell 'lstm'" in line
     assert "2 layers one after the other" in line
     meta = rnn_ext.explain(layer.to("meta"), x.to("meta"))
-    assert meta == "a loop of torch operations: no kernel for device type meta"
+    assert meta == "a loop over time (no kernel for device type meta)"
     lines = []
 
     def loss(x):
@@ -428,7 +428,34 @@ def test_explain_says_what_runs():
         return x.sum()
 
     torch.func.grad(loss)(x)
-    assert lines == ["a loop of torch operations: torch.func or forward-mode AD"]
+    assert lines == ["a loop over time (torch.func or forward-mode AD)"]
+
+
+class Subclass(Tensor):
+    pass
+
+
+def test_explain_names_the_node_that_records(monkeypatch):
+    nodes = {"RecurrenceBackward": "autograd node in C++", "_Layer": "autograd Function in Python"}
+
+    def assert_explained(module, x, hx=None):
+        output = module(x, hx)[0] if module.cell.states else module(x, hx)
+        graph = [output.grad_fn]
+        for grad_fn in graph:
+            graph += [following for following, _ in grad_fn.next_functions if following]
+        (name,) = {n for n in nodes if any(g.name().startswith(n) for g in graph)}
+        assert f"; {nodes[name]}; " in rnn_ext.explain(module, x, hx)
+        return name
+
+    x = torch.randn(SEQ_LEN, BATCH, INPUT)
+    y = torch.zeros(BATCH, HIDDEN)
+    layer = Recurrent(cells.lstm, INPUT, HIDDEN)
+    step = RecurrentCell(cells.gru, INPUT, HIDDEN)
+    expected = "RecurrenceBackward" if node.is_loaded else "_Layer"
+    assert assert_explained(layer, x) == assert_explained(step, x[0], y) == expected
+    assert assert_explained(step, x[0], y.as_subclass(Subclass)) == "_Layer"
+    without_node(monkeypatch)
+    assert assert_explained(layer, x) == assert_explained(step, x[0], y) == "_Layer"
 
 
 @pytest.mark.skipif(not node.is_loaded, reason="needs the autograd node in C++")

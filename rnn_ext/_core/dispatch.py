@@ -25,7 +25,7 @@ from .torch_private import (
 )
 from .vectorize import loops_over_samples
 
-__all__ = ["Path", "Route", "is_watched", "route"]
+__all__ = ["Path", "Route", "is_watched", "program_path", "route"]
 
 
 class Path(enum.Enum):
@@ -138,12 +138,17 @@ def route(call: Call) -> Route:
 def _route_of_program(call: Call) -> Route:
     """The route of a call that torch's own op could not run."""
     tensors = [call.input, *call.initial_states(), *call.weights, *call.reset_states]
+    return Route(call, *program_path(tensors))
+
+
+def program_path(tensors: Sequence[Tensor]) -> tuple[Path, str]:
+    """Returns the path of a cell's program with these tensors, and why."""
     reason = recurrence.loop_reason(tensors)
     if reason:
-        return Route(call, Path.LOOP, reason)
+        return Path.LOOP, reason
     if torch.compiler.is_compiling() or is_tracing():
-        return Route(call, Path.GRAPH)
-    return Route(call, _eager_path(call))
+        return Path.GRAPH, ""
+    return (Path.NODE if node.takes_tensors(*tensors) else Path.FUNCTION), ""
 
 
 def _eager_path(call: Call) -> Path:
