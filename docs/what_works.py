@@ -1,4 +1,4 @@
-"""Tries features of torch with nn.RNN and with rnn_ext.RNN, and prints what-works.md.
+"""Tries features of torch with its RNN, GRU and LSTM and with ours, and prints what-works.md.
 
     python docs/what_works.py > docs/what-works.md
 
@@ -14,15 +14,19 @@ import warnings
 from contextlib import redirect_stderr, redirect_stdout
 
 import torch
-from features import CASES, OURS, TORCHS, Case, Modules
+from features import CASES, KINDS, OURS, TORCHS, Case, Modules
 
 INTRODUCTION = """\
 # What works with it
 
-`python docs/what_works.py` tries each line on the CPU with `torch.nn.RNN` (or `RNNCell`) and with
-ours, and prints this page. "yes" means that it gives the result of the plain call.
+`python docs/what_works.py` tries each line on the CPU with torch's RNN, GRU and LSTM, or the cells,
+and with ours, and prints this page. "yes" means that it gives the result of the plain call.
 [Compatibility](compatibility.md) says what else differs, and has cuDNN beside them.
 """
+HEADINGS = (
+    *("", "`nn.RNN`", *KINDS[1:]),
+    *("`rnn_ext.RNN`", *KINDS[1:], "with `rnn_ext`"),
+)
 
 
 def failure(case: Case, modules: Modules) -> str:
@@ -44,9 +48,9 @@ def failure(case: Case, modules: Modules) -> str:
     return ""
 
 
-def row(case: Case, torchs: str, ours: str) -> str:
-    """Returns a line of the table; `torchs` and `ours` are "yes" or "no"."""
-    return f"| {case.feature} | {torchs} | {ours} | {case.note} |"
+def row(*cells: str) -> str:
+    """Returns a line of a table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def page() -> str:
@@ -56,15 +60,15 @@ def page() -> str:
     for case in CASES:
         if case.section != section:
             section = case.section
-            lines.append(f"\n## {section}\n\n| | `nn.RNN` | `rnn_ext` | with `rnn_ext` |")
-            lines.append("| --- | --- | --- | --- |")
+            lines.append(f"\n## {section}\n\n{row(*HEADINGS)}\n{row(*['---'] * len(HEADINGS))}")
         outcomes = []
-        for modules in (TORCHS, OURS):
+        for modules in (*TORCHS, *OURS):
             error = failure(case, modules)
             if error:
-                print(f"{case.feature}, {modules.RNN.__module__}: {error:.300}", file=sys.stderr)
+                name = f"{modules.library.__name__}.{modules.kind}"
+                print(f"{case.feature}, {name}: {error:.300}", file=sys.stderr)
             outcomes.append("no" if error else "yes")
-        lines.append(row(case, *outcomes))
+        lines.append(row(case.feature, *outcomes, case.note))
     return "\n".join(lines)
 
 

@@ -80,7 +80,9 @@ class _Base(nn.Module):
                 nn.init.uniform_(parameter, -bound, bound)
 
     def _per_unit(self) -> list[Tensor]:
-        return [getattr(self, name).expand(self.hidden_size) for name in self.cell.parameters]
+        values = [getattr(self, name).expand(self.hidden_size) for name in self.cell.parameters]
+        # AOTInductor cannot hand a constant number, expanded, to an op.
+        return [t.clone() for t in values] if torch.compiler.is_compiling() else values
 
     def _read_hx(self, hx: Any, shape: tuple[int, ...]) -> list[Tensor]:
         """Returns the initial states in a list, each of ``shape``."""

@@ -7,7 +7,16 @@ import io
 
 import pytest
 import torch
-from support import KINDS, assert_like, assert_same_bits, flat, hx_of, layer_weights, leaves
+from support import (
+    KINDS,
+    as_function,
+    assert_like,
+    assert_same_bits,
+    flat,
+    hx_of,
+    layer_weights,
+    leaves,
+)
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -139,17 +148,18 @@ def test_exports_with_dynamic_length_and_batch_and_survives_a_file(batch_first, 
 
 
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
-def test_make_fx_records_forward_and_backward_as_one_op_each(mode):
-    module = rnn_ext.RNN(5, 6)
+def test_make_fx_records_forward_and_backward_as_one_op_each(mode, kind):
+    module = getattr(rnn_ext, kind)(5, 6)
 
     def gradient(x, *weights):
         x = x.detach().requires_grad_()
-        return torch.autograd.grad(rnn(x, None, weights)[0].sum(), x)[0]
+        return torch.autograd.grad(as_function(module)(x, *weights)[0].sum(), x)[0]
 
     args = torch.randn(4, 3, 5), *(p.detach() for p in module.parameters())
     graph = make_fx(gradient, tracing_mode=mode)(*args)
     ops = [str(node.target) for node in graph.graph.nodes if "rnn_ext" in str(node.target)]
-    assert [op.split(".")[1] for op in ops] == ["_rnn_forward", "_rnn_backward"]
+    name = "_rnn" if kind == "RNN" else "recurrence"
+    assert [op.split(".")[1] for op in ops] == [f"{name}_forward", f"{name}_backward"]
     other = torch.randn(9, 2, 5), *args[1:]
     args = other if mode == "symbolic" else args
     assert_same_bits([graph(*args)], [gradient(*args)])

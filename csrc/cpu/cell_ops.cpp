@@ -277,13 +277,18 @@ std::size_t count_kept(const Program& program, std::uint64_t kept) {
   return count;
 }
 
+// None is an empty list: AOTInductor cannot pass another.
+using OptionalTensors = std::optional<std::vector<Tensor>>;
+
 std::vector<Tensor> recurrence_forward(
-    const Tensor& input, const std::vector<Tensor>& initial, const std::vector<Tensor>& weights,
-    const std::vector<Tensor>& parameters, const std::vector<Tensor>& inputs,
-    const std::vector<Tensor>& reset_states, const std::optional<Tensor>& reset,
+    const Tensor& input, const OptionalTensors& initial, const std::vector<Tensor>& weights,
+    const OptionalTensors& parameters, const OptionalTensors& inputs,
+    const OptionalTensors& reset_states, const std::optional<Tensor>& reset,
     const std::optional<Tensor>& batch_sizes, const Tensor& program, bool bidirectional,
     std::int64_t states, std::int64_t kept_states, std::int64_t kept_values) {
-  const CellCall call(input, initial, weights, parameters, inputs, reset_states, reset, batch_sizes,
+  const std::vector<Tensor> none;
+  const CellCall call(input, initial.value_or(none), weights, parameters.value_or(none),
+                      inputs.value_or(none), reset_states.value_or(none), reset, batch_sizes,
                       program, bidirectional);
   require(states == call.program.states, "states must be as many as the cell's program has");
   require(kept_values == 0 || kept_values == call.program.saved,
@@ -500,9 +505,10 @@ std::vector<Tensor> recurrence_backward(
 
 void define_cell_ops(Library& m) {
   m.def(
-      "recurrence_forward(Tensor input, Tensor[] initial, Tensor[] weights, Tensor[] parameters, "
-      "Tensor[] inputs, Tensor[] reset_states, Tensor? reset, Tensor? batch_sizes, Tensor program, "
-      "bool bidirectional, int states, int kept_states, int kept_values) -> Tensor[]");
+      "recurrence_forward(Tensor input, Tensor[]? initial, Tensor[] weights, Tensor[]? parameters, "
+      "Tensor[]? inputs, Tensor[]? reset_states, Tensor? reset, Tensor? batch_sizes, "
+      "Tensor program, bool bidirectional, int states, int kept_states, int kept_values) "
+      "-> Tensor[]");
   m.def(
       "recurrence_backward(Tensor[] gradients, bool[] given, Tensor input, Tensor[] initial, "
       "Tensor[] weights, Tensor[] parameters, Tensor[] inputs, Tensor[] reset_states, "

@@ -1,4 +1,4 @@
-"""What the cases share: the two classes to try, the list of cases, models and checks."""
+"""What the cases share: the classes to try, the list of cases, models and checks."""
 
 from __future__ import annotations
 
@@ -15,14 +15,31 @@ import rnn_ext
 
 
 class Modules(NamedTuple):
-    """The two classes to try."""
+    """A layer and its cell to try, of torch.nn or of rnn_ext."""
 
-    RNN: Any
-    RNNCell: Any
+    library: Any
+    kind: str
+
+    @property
+    def layer(self) -> Any:
+        return getattr(self.library, self.kind)
+
+    @property
+    def cell(self) -> Any:
+        return getattr(self.library, f"{self.kind}Cell")
+
+    def states(self, h: Tensor) -> Any:
+        """Returns ``h`` as the module takes it: an LSTM has two states."""
+        return (h, h) if self.kind == "LSTM" else h
+
+    def hidden(self, states: Any) -> Tensor:
+        """Returns the first of what the module takes or gives."""
+        return states[0] if self.kind == "LSTM" else states
 
 
-TORCHS = Modules(nn.RNN, nn.RNNCell)
-OURS = Modules(rnn_ext.RNN, rnn_ext.RNNCell)
+KINDS = ("RNN", "GRU", "LSTM")
+TORCHS = tuple(Modules(nn, kind) for kind in KINDS)
+OURS = tuple(Modules(rnn_ext, kind) for kind in KINDS)
 
 
 class Case(NamedTuple):
@@ -56,7 +73,7 @@ class Output(nn.Module):
 
     def __init__(self, modules: Modules, num_layers: int = 1, **options: Any) -> None:
         super().__init__()
-        self.rnn = modules.RNN(3, 4, num_layers, **options)
+        self.rnn = modules.layer(3, 4, num_layers, **options)
 
     def forward(self, x: Any) -> Any:
         return self.rnn(x)[0]
@@ -68,9 +85,10 @@ class OnBuffer(Output):
     def __init__(self, modules: Modules) -> None:
         super().__init__(modules)
         self.register_buffer("x", X)
+        self.states = modules.states
 
-    def forward(self, hx: Tensor) -> Any:
-        return self.rnn(self.x, hx)[0]
+    def forward(self, h: Tensor) -> Any:
+        return self.rnn(self.x, self.states(h))[0]
 
 
 class Packs(Output):
@@ -85,13 +103,13 @@ class Steps(nn.Module):
 
     def __init__(self, modules: Modules) -> None:
         super().__init__()
-        self.cell = modules.RNNCell(3, 4)
+        self.cell, self.hidden = modules.cell(3, 4), modules.hidden
 
     def forward(self, x: Tensor) -> Tensor:
-        h = None
+        state = None
         for step in x.unbind(0):
-            h = self.cell(step, h)
-        return h  # type: ignore[return-value]
+            state = self.cell(step, state)
+        return self.hidden(state)
 
 
 def check(condition: bool) -> None:

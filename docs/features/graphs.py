@@ -42,7 +42,7 @@ def _(modules: Modules) -> None:
     same(compiled(X), module(X))
 
 
-@case("Graphs", "`torch.compile(fullgraph=True)`: RNNCell in a loop")
+@case("Graphs", "`torch.compile(fullgraph=True)`: a cell in a loop")
 def _(modules: Modules) -> None:
     module = Steps(modules)
     same(torch.compile(module, fullgraph=True, backend="aot_eager")(X), module(X))
@@ -50,9 +50,9 @@ def _(modules: Modules) -> None:
 
 @case("Graphs", "`torch.compile(fullgraph=True)`: packed input")
 def _(modules: Modules) -> None:
-    rnn, packed = modules.RNN(3, 4), pack_padded_sequence(X, LENGTHS)
+    rnn, packed, hx = modules.layer(3, 4), pack_padded_sequence(X, LENGTHS), modules.states(H0)
     compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
-    same(compiled(packed, H0)[0].data, rnn(packed, H0)[0].data)
+    same(compiled(packed, hx)[0].data, rnn(packed, hx)[0].data)
 
 
 @case("Graphs", "compiled autograd")
@@ -104,12 +104,14 @@ def _(modules: Modules) -> None:
     module = Output(modules).eval()
     with TemporaryDirectory() as folder:
         package = torch._inductor.aoti_compile_and_package(
-            torch.export.export(module, (X,)), package_path=f"{folder}/model.pt2"
+            torch.export.export(module, (X,)),
+            package_path=f"{folder}/model.pt2",
+            inductor_configs={"aot_inductor.compile_wrapper_opt_level": "O0"},  # compiles sooner
         )
         same(torch._inductor.aoti_load_package(package)(X), module(X))
 
 
-@case("Graphs", "`torch.cond` with an RNN in each branch")
+@case("Graphs", "`torch.cond` with a layer in each branch")
 def _(modules: Modules) -> None:
     module = Output(modules)
 
@@ -119,23 +121,24 @@ def _(modules: Modules) -> None:
     same(forward(X), module(-X))
 
 
-@case("Graphs", "`scan` and `while_loop` over RNNCell")
+@case("Graphs", "`scan` and `while_loop` over a cell")
 def _(modules: Modules) -> None:
     from torch._higher_order_ops.scan import scan
     from torch._higher_order_ops.while_loop import while_loop
 
     module = Steps(modules).requires_grad_(False)
 
-    def step(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        h = module.cell(x, h)
-        return h, h.clone()
+    def step(state: Any, x: Tensor) -> tuple[Any, Tensor]:
+        state = module.cell(x, state)
+        return state, modules.hidden(state).clone()
 
-    def run(t: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        return t + 1, module.cell(X[t.item()], h)
+    def run(t: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return t + 1, module.cell(X[t.item()], state)
 
-    zeros = torch.zeros(2, 4)
-    same(scan(step, zeros, X)[0], module(X))
-    same(while_loop(lambda t, h: t < 5, run, (torch.tensor(0), zeros))[1], module(X))
+    zeros = modules.states(torch.zeros(2, 4))
+    scanned, _ = scan(step, zeros, X)
+    _, looped = while_loop(lambda t, _: t < 5, run, (torch.tensor(0), zeros))
+    same([modules.hidden(state) for state in (scanned, looped)], [module(X)] * 2)
 
 
 @case("Graphs", "`torch.onnx.export(dynamo=True)`")
@@ -145,14 +148,14 @@ def _(modules: Modules) -> None:
     torch.onnx.export(Output(modules).eval(), (X,), dynamo=True, verbose=False)
 
 
-@case("Graphs", "`torch.onnx.export(dynamo=False)`: the operator RNN")
+@case("Graphs", "`torch.onnx.export(dynamo=False)`: the operator RNN, GRU or LSTM")
 def _(modules: Modules) -> None:
     import onnx
 
     file = io.BytesIO()
     torch.onnx.export(Output(modules).eval(), (X,), file, dynamo=False)
     nodes = onnx.load_from_string(file.getvalue()).graph.node
-    check("RNN" in {node.op_type for node in nodes})
+    check(modules.kind in {node.op_type for node in nodes})
 
 
 @case("Graphs", "`torch.fx.symbolic_trace`")
@@ -167,19 +170,18 @@ def _(modules: Modules) -> None:
     same(torch.fx.symbolic_trace(module)(H0), module(H0))
 
 
-@case("Graphs", "`torch.fx.symbolic_trace`: RNNCell in a loop")
+@case("Graphs", "`torch.fx.symbolic_trace`: a cell in a loop")
 def _(modules: Modules) -> None:
-    cell = modules.RNNCell(3, 4)
-
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.cell = cell
+            self.cell = modules.cell(3, 4)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.cell(x[1], self.cell(x[0]))
+            return modules.hidden(self.cell(x[1], self.cell(x[0])))
 
-    same(torch.fx.symbolic_trace(Two())(X), cell(X[1], cell(X[0])))
+    module = Two()
+    same(torch.fx.symbolic_trace(module)(X), module(X))
 
 
 @case("Graphs", "`torch.fx`: `Interpreter`, `Transformer`, `ShapeProp`, `split_module`")

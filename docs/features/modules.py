@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .cases import TORCHS, Modules, Output, X, case, check, same
+from .cases import Modules, Output, X, case, check, same
 
 
 @case("Modules", "`copy.deepcopy`, `pickle`, `torch.save` of the whole module")
@@ -26,16 +26,17 @@ def _(modules: Modules) -> None:
 
 @case("Modules", "`torch.load(weights_only=True)` of the whole module, with `safe_globals`")
 def _(modules: Modules) -> None:
-    rnn, file = modules.RNN(3, 4), io.BytesIO()
+    rnn, file = modules.layer(3, 4), io.BytesIO()
     torch.save(rnn, file)
     file.seek(0)
-    with torch.serialization.safe_globals([modules.RNN, set, getattr]):
+    with torch.serialization.safe_globals([modules.layer, set, getattr]):
         same(torch.load(file, weights_only=True)(X), rnn(X))
 
 
-@case("Modules", "`state_dict`, to and from `nn.RNN`, `assign=True`")
+@case("Modules", "`state_dict`, to and from torch's, `assign=True`")
 def _(modules: Modules) -> None:
-    module, theirs, meta = Output(modules), Output(TORCHS), Output(modules, device="meta")
+    module, meta = Output(modules), Output(modules, device="meta")
+    theirs = Output(modules._replace(library=nn))
     theirs.load_state_dict(module.state_dict())
     meta.load_state_dict(theirs.state_dict(), assign=True)
     same([theirs(X), meta(X)], [module(X)] * 2)
@@ -43,7 +44,7 @@ def _(modules: Modules) -> None:
 
 @case("Modules", "`torch.package`", '`exporter.extern("rnn_ext.**")`')
 def _(modules: Modules) -> None:
-    rnn, file = modules.RNN(3, 4), io.BytesIO()
+    rnn, file = modules.layer(3, 4), io.BytesIO()
     with torch.package.PackageExporter(file) as exporter:
         exporter.extern("rnn_ext.**")
         exporter.save_pickle("models", "rnn.pkl", rnn)
@@ -65,14 +66,14 @@ def _(modules: Modules) -> None:
 
 @case("Modules", "`skip_init`")
 def _(modules: Modules) -> None:
-    nn.utils.skip_init(modules.RNN, 3, 4)
+    nn.utils.skip_init(modules.layer, 3, 4)
 
 
 @case("Modules", "meta device, `to_empty`")
 def _(modules: Modules) -> None:
     with torch.device("meta"):
-        check(modules.RNN(3, 4)(X.to("meta"))[0].shape == (5, 2, 4))
-        rnn = modules.RNN(3, 4)
+        check(modules.layer(3, 4)(X.to("meta"))[0].shape == (5, 2, 4))
+        rnn = modules.layer(3, 4)
     rnn.to_empty(device="cpu").reset_parameters()
     check(bool(rnn(X)[0].isfinite().all()))
 
@@ -94,7 +95,7 @@ def _(modules: Modules) -> None:
 
 @case("Modules", "hooks: forward, backward, of weights, of all modules")
 def _(modules: Modules) -> None:
-    rnn, called = modules.RNN(3, 4), []
+    rnn, called = modules.layer(3, 4), []
     rnn.register_forward_pre_hook(lambda _, args: (2 * args[0],))
     rnn.register_forward_hook(lambda _, args, result: (3 * result[0], result[1]))
     rnn.register_full_backward_hook(lambda *_: called.append("backward"))
@@ -167,7 +168,7 @@ def _(modules: Modules) -> None:
 def _(modules: Modules) -> None:
     called: list[None] = []
 
-    class Own(modules.RNN):  # type: ignore[misc, name-defined]
+    class Own(modules.layer):  # type: ignore[misc, name-defined]
         def check_forward_args(self, *args: Any) -> None:
             called.append(None)
 
@@ -213,19 +214,19 @@ def _(modules: Modules) -> None:
     same(average(X), module(X))
 
 
-@case("Modules", "`quantize_dynamic` of RNN")
+@case("Modules", "`quantize_dynamic` of a layer", "call `restore_rnn` before it")
 def _(modules: Modules) -> None:
-    quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(modules.RNN(3, 4)))
+    quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(modules.layer(3, 4)))
     check("quantized" in type(quantized[0]).__module__)
 
 
-@case("Modules", "`quantize_dynamic` of RNNCell", "call `restore_rnn` before it")
+@case("Modules", "`quantize_dynamic` of a cell", "call `restore_rnn` before it")
 def _(modules: Modules) -> None:
-    quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(modules.RNNCell(3, 4)))
+    quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(modules.cell(3, 4)))
     check("quantized" in type(quantized[0]).__module__)
 
 
-@case("Modules", "FX quantization of the layers around an RNN, static and dynamic")
+@case("Modules", "FX quantization of the layers around it, static and dynamic")
 def _(modules: Modules) -> None:
     from torch.ao import quantization
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx

@@ -97,7 +97,7 @@ def _generate(
 @register_flop_formula(ops.recurrence_forward)
 def _recurrence_forward(
     input: Shape,
-    initial: list[Shape],
+    initial: list[Shape] | None,
     weights: list[Shape],
     *others: Any,
     out_shape: list[Shape],

@@ -263,14 +263,11 @@ def _call_forward(
     kept_states = layer.returned_states()
     if is_recorded:
         kept_states |= cell.kept_states
+    input, initial, weights, *operands = layer.split(tensors)
     found: list[Tensor] = _forward(
-        *(
-            *layer.split(tensors),
-            *settings,
-            _program_beside(tensors[0], cell),
-            layer.bidirectional,
-            layer.states(),
-        ),
+        # Empty lists as None, since AOTInductor cannot pass them.
+        *(input, initial or None, weights, *(tensors or None for tensors in operands)),
+        *(*settings, _program_beside(input, cell), layer.bidirectional, layer.states()),
         *(kept_states, cell.kept_values if is_recorded else 0),
     )
     return found, kept_states
@@ -279,9 +276,13 @@ def _call_forward(
 def _program_beside(input: Tensor, cell: Cell) -> Tensor:
     """Returns the cell's program; under ``FakeTensorMode``, which takes no other, a fake one."""
     program = cell.program
-    if is_fake(input) and not torch.compiler.is_compiling():
-        return input.new_empty(program.shape, dtype=program.dtype, device="cpu")
-    return program
+    if not is_fake(input) or torch.compiler.is_compiling():
+        return program
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode  # loads all of FakeTensor's
+
+    if get_proxy_mode() is not None:
+        return torch.ops.aten.lift_fresh_copy.default(program)  # a constant of the graph
+    return input.new_empty(program.shape, dtype=program.dtype, device="cpu")
 
 
 class _Layer(torch.autograd.Function):

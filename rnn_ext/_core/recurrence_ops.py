@@ -19,11 +19,11 @@ __all__ = ["backward", "split"]
 @torch.library.register_fake("rnn_ext::recurrence_forward")
 def _(
     input: Tensor,
-    initial: list[Tensor],
+    initial: list[Tensor] | None,
     weights: list[Tensor],
-    parameters: list[Tensor],
-    inputs: list[Tensor],
-    reset_states: list[Tensor],
+    parameters: list[Tensor] | None,
+    inputs: list[Tensor] | None,
+    reset_states: list[Tensor] | None,
     reset: Tensor | None,
     batch_sizes: Tensor | None,
     program: Tensor,
@@ -133,9 +133,10 @@ def _count_states(kept_states: int) -> int:
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     input, *lists, reset, batch_sizes, program, bidirectional, ctx.states, kept_states, _ = inputs
-    ctx.counts = [len(tensors) for tensors in lists]
+    ctx.is_given = [tensors is not None for tensors in lists]
+    ctx.counts = [len(tensors or ()) for tensors in lists]
     ctx.flags = bidirectional, kept_states
-    operands = [input, *(t for tensors in lists for t in tensors)]
+    operands = [input, *(t for tensors in lists for t in tensors or ())]
     kept = output[1 + ctx.states :]
     ctx.save_for_backward(reset, batch_sizes, program, *operands, output[0], *kept)
     ctx.set_materialize_grads(False)
@@ -146,12 +147,14 @@ def _op_backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     count = 1 + sum(ctx.counts)
     operands, (output, *kept) = saved[:count], saved[count:]
     needs_input, *needs = ctx.needs_input_grad[:6]
-    mask = [needs_input, *(flag for flags in needs for flag in flags)]
+    mask = [needs_input, *(flag for flags in needs for flag in flags or ())]
     found = backward(
         *(grads, split(operands, ctx.counts), output, kept),
         *((reset, batch_sizes, program, *ctx.flags), ctx.states, mask),
     )
-    return (*split(found, ctx.counts), *[None] * 7)
+    of_input, *of_lists = split(found, ctx.counts)
+    given = zip(of_lists, ctx.is_given, strict=True)
+    return (of_input, *(list(part) if is_given else None for part, is_given in given), *[None] * 7)
 
 
 torch.library.register_autograd(
