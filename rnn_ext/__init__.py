@@ -1,10 +1,10 @@
-"""Fast plain (Elman) RNNs for PyTorch: a drop-in for ``torch.nn.RNN`` on fused kernels."""
+"""Fast recurrent networks for PyTorch: drop-ins for ``torch.nn.RNN``, ``GRU`` and ``LSTM``."""
 
 import signal
 import sys
 
-# `python -m rnn_ext` runs this file before `__main__`. Importing torch takes a second or more, in
-# which Ctrl-C would end in a traceback from within it, as in `rnn_ext_command`.
+# `python -m rnn_ext` runs this file before `__main__`. Importing torch takes a second or more;
+# meanwhile Ctrl-C must end the process without a traceback, as in `rnn_ext_command`.
 _handler = signal.getsignal(signal.SIGINT) if sys.argv[:1] == ["-m"] else None
 if _handler is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,6 +1,6 @@
 """The digest of the C++ sources: `setup.py` stores it in the binary, `_extension` checks it.
 
-It imports nothing from the package, so that `setup.py` can run it as a file.
+It imports nothing from the package, because `setup.py` runs it as a file.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ SUFFIXES = (".cpp", ".h", ".inl", ".cu", ".cuh")
 
 
 def source_digest(folder: str | os.PathLike[str]) -> str:
-    """Return 16 hex digits that change with the name or content of any C++ source under `folder`.
+    """Returns 16 hex digits that change with the name or content of any C++ source under `folder`.
 
-    Hidden files and other suffixes don't count: an editor's swap file does not make a build stale.
+    Hidden files and other suffixes do not count: an editor's swap file does not outdate a build.
     """
     digest = hashlib.sha256()
     for parent, folders, files in os.walk(folder):

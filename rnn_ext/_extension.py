@@ -1,4 +1,4 @@
-"""Loads the compiled module `_C`, or says in one sentence what is wrong and what to do."""
+"""Loads the compiled module `_C`; an error says in one sentence what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BUILD = (
 
 
 def load() -> ModuleType:
-    """Import and return `rnn_ext._C`.
+    """Imports and returns `rnn_ext._C`.
 
     Raises:
         ImportError: torch is older than 2.10, the package has no binary for this Python and
@@ -60,9 +60,9 @@ def load() -> ModuleType:
 
 
 def load_node() -> ModuleType | None:
-    """Import and return the autograd node in C++; None if none was built for this torch release.
+    """Imports and returns the autograd node in C++; None if none was built for this torch release.
 
-    RNN_EXT_NODE=0 leaves it out as well, to measure what it gains.
+    RNN_EXT_NODE=0 switches it off, to measure its gain.
     """
     name = f"{__package__}.{node_name(torch.__version__)}"
     if os.environ.get("RNN_EXT_NODE") == "0" or importlib.util.find_spec(name) is None:

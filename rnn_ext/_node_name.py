@@ -1,4 +1,4 @@
-"""The name of the module that holds the autograd node in C++, which ``setup.py`` reads as well."""
+"""The name of the module with the autograd node in C++, for the package and for ``setup.py``."""
 
 import re
 

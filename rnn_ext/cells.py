@@ -1,14 +1,14 @@
-"""Cells of known recurrences, to use with ``rnn_ext.Recurrent`` and to read.
+"""Cells of known recurrences, for ``rnn_ext.Recurrent``.
 
 In all of them, for each unit::
 
     u_t = W_ih x_t + b_ih
     v_t = W_hh y_{t-1} + b_hh
 
-Called, a cell computes one time step in torch operations: u, v and the states have shape (B, H), or
-are tuples of such tensors where there are several gates; parameters have shape (H,), inputs (B, H).
-A cell that yields returns a generator, which receives for what it yields the product by the next
-blocks of W_hh.
+A call of a cell computes one time step in torch operations. u, v and the states have shape (B, H);
+with several gates u and v are tuples of such tensors. Parameters have shape (H,), inputs (B, H). A
+cell that yields returns a generator: send it the product of each yielded value and the next blocks
+of W_hh.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Gates = tuple[Tensor, ...]
 
 @cell
 def elman(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
-    """A plain RNN, as ``torch.nn.RNN`` (Elman, "Finding structure in time", 1990)::
+    """A plain RNN, the same as ``torch.nn.RNN`` (Elman, "Finding structure in time", 1990)::
 
     y_t = tanh(u_t + v_t)
     """
@@ -58,7 +58,7 @@ def leaky_current(
         x_t = (1 - alpha) x_{t-1} + alpha (u_t + v_t) + noise_t
         y_t = tanh(x_t)
 
-    alpha is the time step over the time constant; noise is added as it is given.
+    alpha is the time step over the time constant. noise is not scaled.
     """
     x = x + alpha * (u + v - x) + noise
     return torch.tanh(x), x
@@ -71,7 +71,7 @@ def leaky_rate(u: Tensor, v: Tensor, y: Tensor, *, alpha: Tensor, noise: Tensor)
 
         y_t = (1 - alpha) y_{t-1} + alpha tanh(u_t + v_t + noise_t)
 
-    alpha is the time step over the time constant; noise is added as it is given.
+    alpha is the time step over the time constant. noise is not scaled.
     """
     return y + alpha * (torch.tanh(u + v + noise) - y)
 
@@ -189,7 +189,7 @@ def spike(x: Tensor, slope: float = 25.0) -> Tensor:
 
     Args:
         x: the potential above threshold, of any shape.
-        slope: how narrow the derivative is.
+        slope: a larger one makes the derivative narrower.
     """
     spikes: Tensor = _FastSigmoidSpike.apply(x, slope)
     return spikes

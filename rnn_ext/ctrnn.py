@@ -1,4 +1,4 @@
-"""``CTRNN``: leaky, continuous-time RNNs in the three forms that papers use."""
+"""``CTRNN``: leaky, continuous-time RNNs in three forms from the literature."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class CTRNN(Recurrent):
     r"""A multi-layer leaky (continuous-time) RNN, integrated with Euler's method.
 
     With rates r, currents x, ``α = dt / τ`` and noise n drawn from
-    :math:`\mathcal{N}(0, \text{noise\_std}^2)`, each form is, for every time step t,
+    :math:`\mathcal{N}(0, \text{noise\_std}^2)`, each layer computes, for each time step t,
 
     .. math::
         \begin{aligned}
@@ -75,21 +75,21 @@ class CTRNN(Recurrent):
             + \alpha\, (W r_{t-1} + U u_t + b) + n_t)
         \end{aligned}
 
-    The first is that of Song, Yang and Wang (2016), the second that of Yang et al. (2019), the
-    third that of many tutorials. Noise enters as it is drawn. For the :math:`\sqrt{2\alpha}\,
-    \sigma` of Song et al. give that as ``noise_std`` of form "current", for the
-    :math:`\sqrt{2/\alpha}\, \sigma` of Yang et al. as that of form "rate".
+    The form "current" is that of Song, Yang and Wang (2016), "rate" that of Yang et al. (2019), and
+    "inside" that of many tutorials. Noise is not scaled: for the noise of Song et al. pass
+    :math:`\sqrt{2\alpha}\, \sigma` as ``noise_std``, for that of Yang et al.
+    :math:`\sqrt{2/\alpha}\, \sigma`.
 
     Args:
         input_size, hidden_size, num_layers: as in :class:`rnn_ext.RNN`.
         form: ``"current"``, ``"rate"`` or ``"inside"``. Default: ``"current"``
         alpha: the time step over the time constant, one value, or one per unit ``(H,)``.
-        dt, tau: what alpha is made of where it is not given; tau is one value, or one per unit.
-        learn_alpha: whether alpha is learned, one per unit, and kept between 0 and 1.
+        dt, tau: time step and time constant, instead of alpha; tau is one value, or one per unit.
+        learn_alpha: whether alpha is a parameter, one value per unit, kept between 0 and 1.
             Default: ``False``
         nonlinearity: φ: ``"tanh"``, ``"relu"``, ``"softplus"``, ``"sigmoid"``, ``"retanh"``
             (tanh of relu), ``"square_relu"``, or an elementwise function. Default: ``"tanh"``
-        noise_std: standard deviation of the noise, drawn in every call, in ``eval()`` too.
+        noise_std: standard deviation of the noise, which every call draws, also in ``eval()``.
             Default: 0
         noise: whether noise is added ``"inside"`` φ, as above, or ``"outside"``, to the new r.
             Default: ``"inside"``
@@ -101,12 +101,12 @@ class CTRNN(Recurrent):
         * **input**: as in :class:`rnn_ext.RNN`.
         * **hx**: the initial x in form "current", where r starts from φ(x), else the initial r;
           ``(L·D, B, H)``, or ``(L·D, H)`` without a batch. Default: zeros, or ``initial_state``
-        * **noise**: used instead of what would be drawn; an input as in
+        * **noise**: replaces the noise that would be drawn; an input as in
           :class:`rnn_ext.Recurrent`. Default: None
-        * **return_states**: whether x of the last layer at all steps is returned too, in form
+        * **return_states**: whether to also return x of the last layer at all steps, in form
           "current". Default: ``False``
-        * **reset**, **reset_state**: as in :class:`rnn_ext.Recurrent`, where reset_state is x or r,
-          as hx is. Default of reset_state: zeros, or ``initial_state``
+        * **reset**, **reset_state**: as in :class:`rnn_ext.Recurrent`; reset_state is x or r, like
+          hx. Default of reset_state: zeros, or ``initial_state``
 
     Outputs: output, h_n
         * **output**: r of the last layer at all steps, as in :class:`rnn_ext.RNN`.
@@ -119,7 +119,7 @@ class CTRNN(Recurrent):
         alpha: of shape () or (H,).
 
     Raises:
-        rnn_ext.CellError: the nonlinearity contains what a cell cannot.
+        rnn_ext.CellError: the nonlinearity contains an operation that a cell cannot have.
         ValueError: an argument or a shape does not fit.
 
     Example::
@@ -163,7 +163,7 @@ class CTRNN(Recurrent):
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         if alpha is None:
             if dt is None or tau is None:
-                raise ValueError("give alpha, or dt and tau")
+                raise ValueError("alpha is missing: pass alpha, or dt and tau")
             alpha = dt / torch.as_tensor(tau)
         alpha = torch.as_tensor(alpha, device=device, dtype=dtype or torch.get_default_dtype())
         if not ((alpha > 0) & (alpha <= 1)).all():
@@ -209,7 +209,7 @@ class CTRNN(Recurrent):
             hx = self._initial_state(input)
         if noise is None:
             noise = data.new_zeros(())
-            if self.noise_std > 0:  # of each layer and direction on its own
+            if self.noise_std > 0:  # drawn for each layer and direction
                 shape = (hx.size(0), *data.shape[:-1], self.hidden_size)
                 noise = self.noise_std * data.new_empty(shape).normal_()
         if reset is not None and reset_state is None:

@@ -35,8 +35,8 @@ class RNN(Layers):
         num_layers: number of stacked layers L. Default: 1
         nonlinearity: ``'tanh'`` or ``'relu'``. Default: ``'tanh'``
         bias: whether the layers have ``bias_ih`` and ``bias_hh``. Default: ``True``
-        batch_first: whether input and output are ``(B, T, ·)`` rather than ``(T, B, ·)``; says
-            nothing of hx and h_n, and is ignored for input without a batch. Default: ``False``
+        batch_first: whether input and output are ``(B, T, ·)`` rather than ``(T, B, ·)``; does not
+            apply to hx and h_n, nor to input without a batch. Default: ``False``
         dropout: probability of zeroing an element of the output of each layer but the last, in
             training mode. Default: 0
         bidirectional: whether every layer also runs from the last step to the first (D = 2).

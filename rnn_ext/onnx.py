@@ -1,7 +1,7 @@
 """Exports a layer as ONNX's ``RNN``, ``GRU`` or ``LSTM``, for ``torch.onnx.export(dynamo=True)``.
 
-To export a model, nothing from this module is needed: its layers add the operator to the graph. An
-existing :class:`~torch.export.ExportedProgram` contains this package's op instead; pass
+A model needs nothing from this module: its layers add the operator to the graph. An existing
+:class:`~torch.export.ExportedProgram` contains this package's op instead; pass
 :func:`translation_table` to export it.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 __all__ = ["gated_layer", "rnn_layer", "translation_table"]
 
-# For each of ONNX's gates, which of torch's it is: z, r, h and i, o, f, c.
+# torch's index of each gate in ONNX's order: z, r, h and i, o, f, c.
 _GATES = {"GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}
 
 
@@ -44,8 +44,8 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     ) -> tuple[Any, Any]:
         if batch_sizes is not None:
             raise NotImplementedError(
-                "ONNX has no packed sequences: export a model that gives its rnn_ext layers padded "
-                "input"
+                "ONNX has no packed sequences: export a model that calls its rnn_ext layers with "
+                "padded input"
             )
         stacked = [
             op.Concat(*(op.Unsqueeze(w, [0]) for w in group), axis=0)
@@ -63,8 +63,8 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     def recurrence_forward(*_: Any) -> Any:
         raise NotImplementedError(
-            "an ExportedProgram holds GRU, LSTM and other cells as programs that ONNX does not "
-            "know: give torch.onnx.export the model itself, whose GRU and LSTM become operators"
+            "an ExportedProgram contains GRU, LSTM and other cells as programs, for which ONNX has "
+            "no operator: export the model itself, whose GRU and LSTM become operators"
         )
 
     return {
@@ -81,7 +81,7 @@ def rnn_layer(
     nonlinearity: str,
     bidirectional: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Adds the operator for ``torch.ops.rnn_ext.rnn_forward`` to the graph; never packed."""
+    """Adds the operator RNN for ``torch.ops.rnn_ext.rnn_forward``; input is not packed."""
     assert batch_sizes is None
     attributes = {"activations": [nonlinearity.capitalize()] * (2 if bidirectional else 1)}
     return _record("RNN", input, [hx], 1, weights, bidirectional, attributes)
@@ -94,7 +94,7 @@ def gated_layer(
     weights: Sequence[Tensor],
     bidirectional: bool,
 ) -> tuple[Tensor, ...]:
-    """The same for a layer of the kind ``"GRU"`` or ``"LSTM"``: output and final states."""
+    """Adds the operator ``kind``, GRU or LSTM; returns its output and final states."""
     order = _GATES[kind]
     states = 2 if kind == "LSTM" else 1
     weights = [_reordered(w, order) for w in weights]
@@ -134,7 +134,7 @@ def _record(
 
 
 def _by_parameter(weights: Sequence[Any], bidirectional: bool) -> list[list[Any]]:
-    """Regroups ``weights``, given per direction: all ``weight_ih``, all ``weight_hh`` and so on."""
+    """Regroups the weights of each direction: all ``weight_ih``, all ``weight_hh``, and so on."""
     count = len(weights) // 2 if bidirectional else len(weights)
     return [list(weights[index::count]) for index in range(count)]
 

@@ -1,4 +1,4 @@
-"""Constraints on a module's tensors, for ``torch.nn.utils.parametrize.register_parametrization``.
+"""Constraints on the tensors of a module, for ``torch.nn.utils.parametrize``.
 
 The constraint holds after every step of an optimizer::
 
@@ -46,7 +46,7 @@ class FixedZeros(nn.Module):
     """Keeps chosen elements of a weight at zero.
 
     Args:
-        mask: 0 or False where the weight stays 0; has the shape of the weight.
+        mask: 0 or False where the weight stays 0; of the weight's shape.
     """
 
     mask: Tensor

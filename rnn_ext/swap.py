@@ -1,4 +1,4 @@
-"""``replace_rnn`` and ``restore_rnn``: the RNNs of an existing model become ours, and back."""
+"""``replace_rnn`` and ``restore_rnn``: swap the RNNs of an existing model, and swap them back."""
 
 from __future__ import annotations
 
@@ -36,33 +36,34 @@ _NAMES: Mapping[type, str] = {theirs: f"torch.nn.{theirs.__name__}" for theirs i
     ours: f"rnn_ext.{ours.__name__}" for ours in _THEIRS
 }
 
-# Where torch derives a class for one module (or for one kind) from the class that it had.
+# Modules of torch that derive a new class from the class of a module and assign it.
 _MAKERS = ("torch.nn.utils.parametrize", "torch.distributed.")
 
-# The attributes in which torch itself keeps the parts of a module.
+# The attributes in which torch keeps the parts of a module.
 _OF_TORCH = frozenset(vars(nn.Module()))
 
 _logger = logging.getLogger("rnn_ext")
 
 
 def replace_rnn(model: M, *, report: bool = False) -> M:
-    """Turns every RNN, GRU, LSTM of ``torch.nn`` and their cells in a model into ours, in place.
+    """Turns each RNN, GRU, LSTM and cell of ``torch.nn`` in a model into ours, in place.
 
-    Only the class of these modules changes. The module objects stay, with their parameters (an
-    optimizer made before goes on training them), parametrizations, hooks, buffers and training
-    mode, and so does every reference to them. ``isinstance(m, nn.LSTM)`` is False afterwards. An
-    ``init`` function that asks for ``nn.LSTM`` then skips them in ``model.apply(init)``, without an
-    error: apply it before the swap, or ask for ``nn.RNNBase``, which is right before and after.
+    Only the class of these modules changes. The module objects and all references to them stay, and
+    so do parameters, parametrizations, hooks, buffers and training mode; an existing optimizer
+    trains them as before. ``isinstance(m, nn.LSTM)`` becomes False: a function that tests for
+    ``nn.LSTM`` in ``model.apply(init)`` silently skips them. Apply it before the swap, or test for
+    ``nn.RNNBase``, which is True before and after.
 
-    Left alone are subclasses of torch's modules, modules whose ``forward`` (or a method that it
-    calls) was replaced on the instance, TorchScript, whatever a ``torch.compile`` wrapper holds,
-    and modules in a plain list, tuple or dict, which torch does not count as parts of the model.
+    These are not swapped: subclasses of torch's modules; modules with a ``forward``, or a method
+    that it calls, replaced on the instance; TorchScript; modules inside a ``torch.compile``
+    wrapper; modules in a plain list, tuple or dict, which torch does not count as parts of the
+    model.
 
     Args:
         model: any module; it may be an RNN itself.
-        report: print a line for each RNN: swapped, or left and why; or one that there is none.
-            Otherwise these lines go to the logger ``"rnn_ext"``, at level INFO (nothing to do, or
-            swapped) or WARNING (left).
+        report: print a line for each RNN, swapped or left with the reason, or a line that there is
+            none. Otherwise the lines go to the logger ``"rnn_ext"``, at level INFO, or WARNING for
+            modules that are left.
 
     Returns:
         ``model``, the same object.
@@ -79,10 +80,10 @@ def replace_rnn(model: M, *, report: bool = False) -> M:
 
 
 def restore_rnn(model: M, *, report: bool = False) -> M:
-    """Turns every RNN, GRU, LSTM of this package and their cells in a model into torch's.
+    """Turns each RNN, GRU, LSTM and cell of this package in a model into torch's, in place.
 
-    The inverse of :func:`replace_rnn`, also for modules that were ours from the start; arguments,
-    result and errors are the same.
+    This is the inverse of :func:`replace_rnn`, with the same arguments, result and errors. It also
+    swaps modules that were created as ours.
     """
     return _swap(model, _THEIRS, report)
 
@@ -174,14 +175,14 @@ def _held_by_compiled_wrappers(model: nn.Module) -> set[int]:
 
 
 def _kind(cls: type) -> type:
-    """The class that a module had before torch derived others from it."""
+    """Returns the class that a module had before torch derived a new one from it."""
     while cls.__module__.startswith(_MAKERS):
         cls = cls.__bases__[-1]
     return cls
 
 
 def _rebased(cls: type, classes: Classes) -> type:
-    """``cls``, or a class like it on top of what stands in ``classes`` for the bottom one."""
+    """Returns ``classes[cls]``; for a class derived by torch, the same class on another base."""
     if cls in classes:
         return classes[cls]
     *others, base = cls.__bases__
@@ -190,10 +191,10 @@ def _rebased(cls: type, classes: Classes) -> type:
 
 
 def _remember_weights(module: nn.Module) -> None:
-    """Brings up to date the list of weights that ``nn.RNN``'s forward hands to its op.
+    """Updates the list of weights that ``nn.RNN``'s forward passes to its op.
 
-    Parametrized weights are left out: forward computes them, and to do so here would take
-    spectral_norm a step further.
+    Not for parametrized weights: forward computes these, and computing them here as well would be
+    an additional step of spectral_norm.
     """
     if isinstance(module, nn.RNNBase) and not parametrize.is_parametrized(module):
         refresh_flat_weights(module)

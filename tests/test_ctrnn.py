@@ -138,7 +138,7 @@ def test_constraints_hold_through_training():
 
 def test_mistakes_are_named():
     mistakes = [
-        ({}, "give alpha, or dt and tau"),
+        ({}, "alpha is missing: pass alpha, or dt and tau"),
         ({"alpha": 0.0}, "alpha must be above 0 and at most 1"),
         ({"dt": 20.0, "tau": 10.0}, "alpha must be above 0 and at most 1, got 2"),
         ({"alpha": 0.1, "form": "rates"}, "form must be one of current, rate, inside, got 'rates'"),
