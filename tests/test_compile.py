@@ -17,7 +17,7 @@ from support import (
     layer_weights,
     leaves,
 )
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations
@@ -221,7 +221,7 @@ class _Tagger(nn.Module):
         self.rnn = rnn
         self.cell = cell
 
-    def forward(self, x: Tensor, hx: Tensor | None = None) -> Tensor:  # for TorchScript
+    def forward(self, x, hx=None):  # for TorchScript
         output, h_n = self.rnn(x, hx=hx)
         return self.cell(output[0]) + h_n[-1]
 
@@ -291,6 +291,6 @@ def test_compiled_autograd_gives_the_gradients_of_an_eager_call(kind, is_cell, c
 
 
 @pytest.mark.parametrize("cls", [Call, Kind, Recurrence, Route], ids=lambda cls: cls.__name__)
-def test_what_a_call_is_made_of_has_no_property(cls: type) -> None:
+def test_what_a_call_is_made_of_has_no_property(cls):
     """torch.compile of torch 2.10 reads fields and methods of a named tuple, but no property."""
     assert not [name for name, value in vars(cls).items() if isinstance(value, property)]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support import assert_same_bits, leaves
-from torch import Tensor, nn
+from torch import nn
 
 import rnn_ext
 

@@ -71,7 +71,7 @@ def test_binary_needs_only_torchs_c_shims():
 
 # Of these, torch's libraries have copies without versions, which another build of torch may lack.
 @pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file")
-def test_binaries_take_the_symbols_of_the_standard_library_from_it() -> None:
+def test_binaries_take_the_symbols_of_the_standard_library_from_it():
     for binary in PACKAGE.glob("*.so"):
         symbols = output_of("nm", "-DC", "--undefined-only", binary)
         assert re.search(r" U std::.*@GLIBCXX_", symbols)
@@ -103,7 +103,7 @@ extern "C" bool is_too_long(std::size_t count) {
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file")
-def test_linked_with_old_libraries_a_binary_asks_for_old_symbols_only(tmp_path: Path) -> None:
+def test_linked_with_old_libraries_a_binary_asks_for_old_symbols_only(tmp_path):
     old_libraries = runpy.run_path(str(ROOT / "wheels" / "old_libraries.py"))
     compiler = emulation.compiler()
     old_libraries["write_libraries"](tmp_path / "old", compiler)

@@ -17,7 +17,6 @@ from support import (
     train_step,
     using_threads,
 )
-from torch import Tensor
 
 import rnn_ext
 
@@ -156,11 +155,11 @@ def test_python_threads_from_before_and_after_the_thread_count_was_set():
                 assert_same_bits(pool.submit(everything).result(PATIENCE), expected)
 
 
-def one_call(x: Tensor, weights: list[Tensor]) -> Tensor:
+def one_call(x, weights):
     return torch.ops.rnn_ext.rnn_forward(x, None, weights, None, "tanh", False)[0]
 
 
-def calls_from_torchs_threads(x: Tensor, weights: list[Tensor]) -> list[Tensor]:
+def calls_from_torchs_threads(x, weights):
     futures = [torch.jit.fork(one_call, x, weights) for _ in range(8)]
     return [torch.jit.wait(f) for f in futures]
 
