@@ -16,7 +16,7 @@ from rnn_ext.bench.command import integers, modes, thread_counts
 from rnn_ext.bench.workload import MODES
 
 from . import gpu, memory
-from .cases import BATCH_SIZES, HIDDEN_SIZES, SEQ_LENS, Case, shapes
+from .cases import BATCH_SIZES, GATES, HIDDEN_SIZES, SEQ_LENS, Case, shapes
 from .machine import facts
 from .peers.pool import versions
 from .peers.report import format_peers
@@ -30,9 +30,9 @@ from .start import measure_start
 __all__ = ["main"]
 
 COMMANDS = {
-    "grid": "rnn_ext.RNN against nn.RNN over a grid of shapes",
+    "grid": "rnn_ext.RNN, GRU or LSTM against torch.nn's over a grid of shapes",
     "real": "the same for calls that public projects make",
-    "cells": "rnn_ext.RNNCell against nn.RNNCell",
+    "cells": "rnn_ext.RNNCell, GRUCell or LSTMCell against torch.nn's",
     "recurrences": "rnn_ext.Recurrent and RecurrentCell against loops and plain RNNs",
     "call": "a small call against F.linear and against nn.RNN",
     "peers": "other runtimes: torch.compile, ONNX Runtime, OpenVINO, JAX, as far as installed",
@@ -58,6 +58,7 @@ DEFAULTS: dict[str, Any] = {
     "bidirectional": False,
     "nonlinearity": "tanh",
     "names": [],
+    "layer": "RNN",
     "dtype": "float32",
     "mode": MODES,
     "device": "cpu",
@@ -129,6 +130,8 @@ def _add_flags(parser: argparse.ArgumentParser, command: str) -> None:
             add(f"--{flag}", type=integers, metavar="N[,N...]", help=f"default: {shown}")
     if command in ("grid", "call"):
         add("--input-size", type=int, metavar="N", help="default: the hidden size")
+    if command in ("grid", "cells"):
+        add("--layer", choices=tuple(GATES), help="default: RNN")
     if command == "grid":
         add("--num-layers", type=int, metavar="N", help="default: 1")
         add("--bidirectional", action="store_true")
@@ -219,8 +222,10 @@ def _cases(args: argparse.Namespace) -> list[tuple[Case, str]]:
         *(own or default for own, default in zip(given, SIZES[args.command], strict=True))
     )
     if args.command == "cells":
-        cells = [Case(1, batch, size, size, cell=True, hx="learned") for _, batch, size in sizes]
-        return [(case, "nn.RNNCell") for case in cells]
+        return [
+            (Case(1, b, h, h, cell=True, hx="learned", kind=args.layer), f"nn.{args.layer}Cell")
+            for _, b, h in sizes
+        ]
     if args.command == "recurrences":
         return _recurrences(args.names or NAMES["recurrences"], sizes, args.compile)
     cases = [
@@ -230,10 +235,11 @@ def _cases(args: argparse.Namespace) -> list[tuple[Case, str]]:
             bidirectional=args.bidirectional,
             nonlinearity=args.nonlinearity,
             dtype=dtype,
+            kind=args.layer,
         )
         for seq_len, batch_size, hidden_size in sizes
     ]
-    baselines = ("F.linear", "nn.RNN") if args.command == "call" else ("nn.RNN",)
+    baselines = (*(["F.linear"] if args.command == "call" else []), f"nn.{args.layer}")
     return [(case, baseline) for case in cases for baseline in baselines]
 
 

@@ -12,10 +12,12 @@ from rnn_ext.bench.workload import Mode
 
 __all__ = [
     "BATCH_SIZES",
+    "GATES",
     "HIDDEN_SIZES",
     "LEFT_OUT",
     "SEQ_LENS",
     "Case",
+    "Kind",
     "Layout",
     "Nonlinearity",
     "State",
@@ -23,8 +25,11 @@ __all__ = [
 ]
 
 Nonlinearity = Literal["tanh", "relu"]
+Kind = Literal["RNN", "GRU", "LSTM"]
 Layout = Literal["batched", "packed", "unbatched"]
 State = Literal["zeros", "given", "learned"]
+
+GATES: dict[Kind, int] = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
 # The grid that is measured unless flags say otherwise.
 SEQ_LENS = (16, 128, 1024)
@@ -41,7 +46,8 @@ class Case:
 
     ``hx`` is left out (``"zeros"``), passed (``"given"``), or passed and differentiated
     (``"learned"``). ``dropout`` acts in training alone. ``name`` says who makes such calls.
-    ``recurrence`` is the name in ``rnn_ext.cells`` of what a step computes, if not a plain RNN.
+    ``kind`` names the module, ``torch.nn``'s and ours; with ``recurrence`` it is
+    ``rnn_ext.Recurrent`` instead, and ``recurrence`` is the name of the cell in ``rnn_ext.cells``.
     """
 
     seq_len: int
@@ -60,6 +66,7 @@ class Case:
     name: str = ""
     cell: bool = False
     recurrence: str = ""
+    kind: Kind = "RNN"
 
     def __str__(self) -> str:
         return f"{self.title} {self.sizes}" if self.title else self.sizes
@@ -72,7 +79,14 @@ class Case:
     @property
     def gates(self) -> int:
         """How many blocks of rows the weights have."""
-        return getattr(rnn_ext.cells, self.recurrence).gates if self.recurrence else 1
+        if self.recurrence:
+            return int(getattr(rnn_ext.cells, self.recurrence).gates)
+        return GATES[self.kind]
+
+    @property
+    def module(self) -> str:
+        """The module's name in ``torch.nn``."""
+        return self.kind + ("Cell" if self.cell else "")
 
     @property
     def dtype_name(self) -> str:
@@ -89,7 +103,7 @@ class Case:
         """All but the sizes and the dtype, in words."""
         return ", ".join(
             [
-                *([] if self.recurrence else [self.nonlinearity]),
+                *([] if self.recurrence or self.kind != "RNN" else [self.nonlinearity]),
                 "cell" if self.cell else f"{self.num_layers} layer{'s' * (self.num_layers > 1)}",
                 *(["bidirectional"] if self.bidirectional else []),
                 *([] if self.layout == "batched" else [self.layout]),

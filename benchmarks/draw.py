@@ -19,10 +19,10 @@ def build(kind: Callable[..., nn.Module], case: Case, mode: Mode, device: str = 
     module = kind(
         case.input_size,
         case.hidden_size,
-        nonlinearity=case.nonlinearity,
         bias=case.bias,
         device=device,
         dtype=case.dtype,
+        **({"nonlinearity": case.nonlinearity} if case.kind == "RNN" else {}),
         **(
             {}
             if case.cell
@@ -39,8 +39,9 @@ def build(kind: Callable[..., nn.Module], case: Case, mode: Mode, device: str = 
 
 def build_pair(case: Case, mode: Mode, device: str = "cpu") -> tuple[nn.Module, nn.Module]:
     """Returns torch's module and ours."""
-    kinds = (nn.RNNCell, rnn_ext.RNNCell) if case.cell else (nn.RNN, rnn_ext.RNN)
-    theirs, ours = (build(kind, case, mode, device) for kind in kinds)
+    theirs, ours = (
+        build(getattr(library, case.module), case, mode, device) for library in (nn, rnn_ext)
+    )
     return theirs, ours
 
 
@@ -62,11 +63,13 @@ def draw(case: Case, mode: Mode, device: str = "cpu") -> Workload:
     if case.layout == "packed":
         packed = pack_padded_sequence(data, torch.tensor(case.lengths), case.batch_first)
         data, batch_sizes = packed.data, packed.batch_sizes
-    hx = grad_output = None
+    hx = cx = grad_output = None
     if case.hx != "zeros":
         states = [] if case.cell else [case.num_layers * (2 if case.bidirectional else 1)]
         hx = random(*states, *batch, case.hidden_size)
         hx.requires_grad_(training and case.hx == "learned")
+        if case.kind == "LSTM":
+            cx = torch.randn_like(hx).requires_grad_(hx.requires_grad)
     if training:
         grad_output = random(*data.shape[:-1], case.output_size)
-    return Workload(data.requires_grad_(training), hx, grad_output, batch_sizes)
+    return Workload(data.requires_grad_(training), hx, grad_output, batch_sizes, cx)

@@ -19,6 +19,7 @@ from benchmarks.memory import Memory
 from benchmarks.real import real_cases
 from benchmarks.report import format_report
 from benchmarks.results import Measured, Row, Run
+from rnn_ext.bench.check import MismatchError, check
 from rnn_ext.bench.timing import LONGEST_COLD_SECONDS, MIN_ROUNDS, Timings
 
 pytestmark = pytest.mark.usefixtures("fake_limits")
@@ -105,6 +106,30 @@ def test_a_call_has_the_shapes_and_gradients_of_its_case(case, input, hx, gradie
         found = work.results(module)
         assert len(found) == (1 if case.cell else 2) + gradients
         assert ("gradient of hx" in found) == (case.hx == "learned")
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+@pytest.mark.parametrize("command", ["grid", "cells"])
+def test_gru_and_lstm_are_compared_with_torchs(command, kind, capsys):
+    sizes = ["--batch-size", "2", "--hidden-size", "5"]
+    length = ["--seq-len", "3"] if command == "grid" else []
+    assert main([command, "--layer", kind, *sizes, *length, "--seconds-per-cell", "0.01"]) == 0
+    cell = "Cell" if command == "cells" else ""
+    assert f"training hot, against nn.{kind}{cell}: " in capsys.readouterr().out
+
+
+def test_a_wrong_last_state_of_an_lstm_is_found(monkeypatch):
+    case = Case(3, 2, 4, 5, hx="given", kind="LSTM")
+    theirs, ours = build_pair(case, "forward")
+    forward = type(ours).forward
+
+    def wrong(self, *args):
+        output, (h_n, c_n) = forward(self, *args)
+        return output, (h_n, c_n + 1)
+
+    monkeypatch.setattr(type(ours), "forward", wrong)
+    with pytest.raises(MismatchError, match="c_n is off"):
+        check(theirs, ours, draw(case, "forward"))
 
 
 # Results

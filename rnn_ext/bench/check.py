@@ -27,7 +27,7 @@ def check(theirs: nn.Module, ours: nn.Module, work: Workload) -> None:
         MismatchError: the results differ. The message names the first that does.
     """
     ours.load_state_dict(theirs.state_dict())
-    draws = RELU_DRAWS if theirs.nonlinearity == "relu" and work.mode == "training" else 1
+    draws = RELU_DRAWS if _is_relu(theirs) and work.mode == "training" else 1
     with torch.set_grad_enabled(work.mode == "training"):
         for _ in range(draws):
             mismatch = difference(theirs, work.results(ours), work)
@@ -37,12 +37,16 @@ def check(theirs: nn.Module, ours: nn.Module, work: Workload) -> None:
     raise MismatchError(mismatch)
 
 
+def _is_relu(module: nn.Module) -> bool:
+    return getattr(module, "nonlinearity", "") == "relu"  # GRU and LSTM have none
+
+
 def difference(theirs: nn.Module, results: Mapping[str, Tensor], work: Workload) -> str | None:
     """Says which of ``results`` differs from those of ``theirs``, and by how much."""
     precise, dtype = None, _precise_dtype(work.data)
     if dtype is not None:
         precise = work.to(dtype).results(copy.deepcopy(theirs).to(dtype))
-    relu = theirs.nonlinearity == "relu"
+    relu = _is_relu(theirs)
     return first_difference(work.results(theirs), results, precise, relu=relu)
 
 

@@ -23,13 +23,14 @@ class Workload:
 
     ``data`` is the input, or the data of a packed input, which has ``batch_sizes``. With
     ``grad_output``, the gradient of the output, a step has a backward pass, which computes the
-    gradients of the tensors that require one.
+    gradients of the tensors that require one. ``cx`` is the second state of an LSTM.
     """
 
     data: Tensor
     hx: Tensor | None = None
     grad_output: Tensor | None = None
     batch_sizes: Tensor | None = None
+    cx: Tensor | None = None
 
     @property
     def mode(self) -> Mode:
@@ -44,18 +45,21 @@ class Workload:
                 tensor = tensor.detach().to(dtype).requires_grad_(tensor.requires_grad)
             return tensor
 
-        data, hx, grad_output = map(convert, (self.data, self.hx, self.grad_output))
-        return Workload(data, hx, grad_output, self.batch_sizes)
+        tensors = (self.data, self.hx, self.grad_output, self.cx)
+        data, hx, grad_output, cx = map(convert, tensors)
+        return Workload(data, hx, grad_output, self.batch_sizes, cx)
 
     def arguments(self) -> tuple[Any, ...]:
         """Returns the arguments of the call."""
         packed = self.batch_sizes is not None
         input = PackedSequence(self.data, self.batch_sizes) if packed else self.data
-        return (input,) if self.hx is None else (input, self.hx)
+        if self.hx is None:
+            return (input,)
+        return input, self.hx if self.cx is None else (self.hx, self.cx)
 
     def tensors(self) -> list[Tensor]:
         """Returns all tensors that the caller holds before the call."""
-        held = (self.data, self.batch_sizes, self.hx, self.grad_output)
+        held = (self.data, self.batch_sizes, self.hx, self.cx, self.grad_output)
         return [tensor for tensor in held if tensor is not None]
 
     def step(
@@ -72,7 +76,8 @@ class Workload:
         if parameters is None:
             assert isinstance(call, nn.Module)
             parameters = call.parameters()
-        leaves = [t for t in (self.data, self.hx, *parameters) if t is not None and t.requires_grad]
+        tensors = (self.data, self.hx, self.cx, *parameters)
+        leaves = [t for t in tensors if t is not None and t.requires_grad]
 
         def step() -> Any:
             for leaf in leaves:
@@ -89,8 +94,13 @@ class Workload:
         outputs = self.step(module)()
         results = {"output": self._output(outputs).detach()}
         if isinstance(outputs, tuple):
-            results["h_n"] = outputs[1].detach()
-        leaves = {"input": self.data, "hx": self.hx, **dict(module.named_parameters())}
+            last = outputs[1]
+            if isinstance(last, tuple):
+                results |= {"h_n": last[0].detach(), "c_n": last[1].detach()}
+            else:
+                results["h_n" if self.cx is None else "c"] = last.detach()  # c: of an LSTM's cell
+        own = {"input": self.data, "hx": self.hx, "cx": self.cx}
+        leaves = {**own, **dict(module.named_parameters())}
         if self.grad_output is not None:
             for name, leaf in leaves.items():
                 if leaf is not None and leaf.grad is not None:
