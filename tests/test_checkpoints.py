@@ -30,8 +30,8 @@ from rnn_ext.charlm.plot import plot
 from rnn_ext.cli import main
 
 RENAMES = 10  # of a whole run: tokens, five checkpoints, of which three go again, and the plot
-# Dropout and layers, so that every part of the state is used.
-HARD = {"num_layers": 2, "dropout": 0.3, "schedule": "cosine"}
+# Dropout, layers and a cell with two states, so that every part of the state is used.
+HARD = {"cell": "lstm", "num_layers": 2, "dropout": 0.3, "schedule": "cosine"}
 
 pytestmark = pytest.mark.usefixtures("small_runs")
 
@@ -85,9 +85,11 @@ def test_resumes_bit_for_bit_after_kills_at_random_times(text, whole, tmp_path):
         assert state_of(out) == whole, runs
 
 
-def test_stopped_and_extended_run_equals_an_uninterrupted_one(text, tmp_path):
-    train(text, out=tmp_path / "whole", num_layers=2, dropout=0.3, steps=12, eval_every=3)
-    train(text, out=tmp_path / "parts", num_layers=2, dropout=0.3, steps=6, eval_every=3)
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_stopped_and_extended_run_equals_an_uninterrupted_one(text, tmp_path, cell):
+    flags = {"cell": cell, "num_layers": 2, "dropout": 0.3, "eval_every": 3}
+    train(text, out=tmp_path / "whole", **flags, steps=12)
+    train(text, out=tmp_path / "parts", **flags, steps=6)
     assert resume(tmp_path / "parts", steps=12) == 0
     whole, parts = state_of(tmp_path / "whole"), state_of(tmp_path / "parts")
     assert checkpoints(tmp_path / "whole")[-1].name in {name.split("/")[0] for name in parts}
@@ -106,6 +108,7 @@ def test_logging_may_change_on_resume(text, tmp_path):
     ("flags", "sentence"),
     [
         ({"hidden_size": 17}, "hidden size 17 contradicts the run, which has 16; leave"),
+        ({"cell": "gru"}, "cell gru contradicts the run, which has rnn; leave"),
         ({"seed": 3}, "seed 3 contradicts the run, which has 0; leave"),
         ({"reference": True}, "reference True contradicts the run, which has False; leave"),
         ({"lr": 0.5}, "lr 0.5 contradicts the run, which has 0.002; leave"),
@@ -194,6 +197,34 @@ def test_damaged_checkpoints_alone_are_refused(text, tmp_path, capsys):
         assert "every checkpoint in" in capsys.readouterr().err.splitlines()[-1]
 
 
+def write_json(file, about):
+    """Writes a run.json whose digest is right."""
+    about.pop("sha256 of the above")
+    about["sha256 of the above"] = _digest_of_json(about)
+    file.write_text(json.dumps(about))
+
+
+def test_a_run_from_before_there_were_cells_is_one_of_an_rnn(text, tmp_path):
+    train(text, out=tmp_path / "new", steps=12)
+    train(text, out=tmp_path / "old", steps=6)
+    for folder in checkpoints(tmp_path / "old"):
+        about = json.loads((folder / "run.json").read_text())
+        assert about["settings"].pop("cell") == "rnn"
+        write_json(folder / "run.json", about)
+    assert resume(tmp_path / "old", steps=12) == 0
+    assert log_of(tmp_path / "old")[-1] == log_of(tmp_path / "new")[-1]
+
+
+def test_run_json_of_another_cell_is_damaged(text, tmp_path, capsys):
+    train(text, out=tmp_path, cell="gru")
+    file = checkpoints(tmp_path)[-1] / "run.json"
+    about = json.loads(file.read_text())
+    about["settings"]["cell"] = "lstm"
+    write_json(file, about)
+    assert main(["generate", str(tmp_path)]) == 0
+    assert "is damaged (run.json does not fit the weights); using" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("setting", ["hidden_size", "num_layers", "batch_size", "no_such_setting"])
 def test_run_json_that_does_not_fit_the_weights_is_damaged(text, tmp_path, capsys, setting):
     train(text, out=tmp_path)
@@ -204,9 +235,7 @@ def test_run_json_that_does_not_fit_the_weights_is_damaged(text, tmp_path, capsy
     assert main(["generate", str(tmp_path)]) == 0
     assert "(run.json was changed); using" in capsys.readouterr().err
     # It is also reported if its digest is right.
-    about.pop("sha256 of the above")
-    about["sha256 of the above"] = _digest_of_json(about)
-    file.write_text(json.dumps(about))
+    write_json(file, about)
     assert main(["generate", str(tmp_path)]) == 0
     assert "is damaged (" in capsys.readouterr().err
 

@@ -1,12 +1,13 @@
 """`rnn-ext generate` and `charlm.generate`: text from a model."""
 
+import copy
 import string
 
 import pytest
 import torch
 from support.charlm import train, write_text
-from torch import nn
 
+import rnn_ext
 from rnn_ext import charlm
 from rnn_ext.charlm import CharRNN, Vocabulary, generation
 from rnn_ext.cli import main
@@ -133,12 +134,20 @@ def test_fused_op_generates_the_same_on_any_number_of_threads(vocabulary):
 
 
 def test_loop_handles_models_that_the_op_does_not(vocabulary):
-    model = CharRNN(len(LETTERS), 16, rnn_class=nn.RNN).eval()
     ours = CharRNN(len(LETTERS), 16).eval()
-    ours.load_state_dict(model.state_dict())
+    theirs = rnn_ext.restore_rnn(copy.deepcopy(ours))
     expected = text_of(ours, vocabulary, "a", 40)
-    assert text_of(model, vocabulary, "a", 40) == expected
+    assert text_of(theirs, vocabulary, "a", 40) == expected
     assert text_of(ours.double(), vocabulary, "a", 40) == expected
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_gated_models_generate_what_torchs_layers_do(vocabulary, cell):
+    ours = CharRNN(len(LETTERS), 16, cell=cell, num_layers=2).eval()
+    theirs = rnn_ext.restore_rnn(copy.deepcopy(ours))
+    for sampling in ({"temperature": 0}, {"temperature": 1.0}):
+        text = text_of(ours, vocabulary, "abcdefgh", 40, **sampling)
+        assert text == text_of(theirs, vocabulary, "abcdefgh", 40, **sampling)
 
 
 def test_default_temperature_draws(model, vocabulary):

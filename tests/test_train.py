@@ -49,17 +49,18 @@ def test_it_learns(text, tmp_path):
     assert last["val_bpc"] < 1.1
 
 
-def test_reference_is_nn_rnn_and_logs_the_same_losses(text, tmp_path):
+@pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
+def test_reference_is_torchs_layer_and_logs_the_same_losses(text, tmp_path, cell):
     # 60 steps, in which rounding differences of 1e-7 have not grown to be seen.
-    flags = {"steps": 60, "sample_every": 100, "num_layers": 2}
+    flags = {"steps": 60, "sample_every": 100, "num_layers": 2, "cell": cell.lower()}
     assert train(text, out=tmp_path / "ours", **flags) == 0
     assert train(text, out=tmp_path / "theirs", reference=True, **flags) == 0
     ours, theirs = log_of(tmp_path / "ours"), log_of(tmp_path / "theirs")
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     for a, b in zip(ours, theirs, strict=True):
         assert a["train_bpc"] == pytest.approx(b["train_bpc"], abs=1e-3)
-    assert type(charlm.load(tmp_path / "ours")[0].rnn) is rnn_ext.RNN
-    assert type(charlm.load(tmp_path / "theirs")[0].rnn) is nn.RNN
+    assert type(charlm.load(tmp_path / "ours")[0].rnn) is getattr(rnn_ext, cell)
+    assert type(charlm.load(tmp_path / "theirs")[0].rnn) is getattr(nn, cell)
 
 
 def test_same_command_leaves_the_same_files(text, tmp_path):
@@ -79,6 +80,8 @@ def test_logging_does_not_change_a_run(text, tmp_path):
     "flags",
     [
         {"hidden_size": 24},
+        {"cell": "gru"},
+        {"cell": "lstm"},
         {"num_layers": 2},
         {"seq_len": 9},
         {"batch_size": 5},
@@ -213,6 +216,11 @@ def test_diverging_training_is_reported_and_loses_no_checkpoint(text, tmp_path, 
         (["{}/text.txt"], "the following arguments are required: --out"),
         (["{}/text.txt", "--out", "x", "--dropout", "1"], "argument --dropout: must be a number"),
         (["{}/text.txt", "--out", "x", "--steps", "0"], "argument --steps: must be a whole number"),
+        (
+            ["{}/text.txt", "--out", "{}/new", "--cell", "gru", "--nonlinearity", "relu"],
+            "the cell gru has the nonlinearity tanh only, not relu",
+        ),
+        (["{}/text.txt", "--out", "x", "--cell", "qrnn"], "argument --cell: invalid choice"),
         (["{}/text.txt", "--out", "x", "--dtype", "fp8"], "argument --dtype: invalid choice"),
         (["{}/text.txt", "--out", "x", "--device", "hpu"], "argument --device: cannot use 'hpu'"),
     ],

@@ -66,7 +66,7 @@ def wait_for_checkpoint(out, number):
 
 
 def test_two_processes_reach_the_losses_of_one(text, tmp_path):
-    flags = {"num_layers": 2, "seq_len": 16}
+    flags = {"cell": "lstm", "num_layers": 2, "seq_len": 16}
     assert finish(start(text, tmp_path / "two", **flags)) == [0, 0]
     train(text, out=tmp_path / "one", **flags)
     one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")

@@ -1,4 +1,4 @@
-"""A character-level language model on a plain RNN.
+"""A character-level language model on an RNN, GRU or LSTM.
 
     from rnn_ext import charlm
 

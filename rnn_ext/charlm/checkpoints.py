@@ -3,7 +3,7 @@
 A checkpoint is a folder ``step-0000000500``:
 
     model.safetensors      the weights
-    training.safetensors   the optimizer's state and the hidden state that the streams carry
+    training.safetensors   the optimizer's state and the states that the streams carry
     run.json               format, step, settings, vocabulary, corpus, tokens, digests of all files
 
 It is written under a temporary name and then renamed, so a folder with this name is complete.
@@ -25,7 +25,7 @@ from torch import Tensor
 from .corpus import Tokens
 from .errors import CharLMError
 from .files import new_folder, remove_folder, remove_leftovers
-from .model import build_model
+from .model import STATES, build_model
 from .settings import Settings
 from .vocabulary import Vocabulary
 
@@ -121,11 +121,11 @@ class Checkpoint:
         with torch.device("meta"):
             model = build_model(settings, len(self.vocabulary))
         expected = {name: p.shape for name, p in model.named_parameters()}
-        hidden = (settings.num_layers, settings.batch_size, settings.hidden_size)
+        state = (settings.num_layers, settings.batch_size, settings.hidden_size)
         if {name: t.shape for name, t in self.model.items()} != expected:
             raise ValueError("run.json does not fit the weights")
-        if self.training["hidden"].shape != hidden:
-            raise ValueError("run.json does not fit the hidden state")
+        if any(self.training[name].shape != state for name in STATES[settings.cell]):
+            raise ValueError("run.json does not fit the states")
 
 
 def newest(out: Path, *, quiet: bool = False) -> Checkpoint | None:

@@ -121,7 +121,7 @@ def _write_fused(
             part,
             hidden,
             model.embedding.weight,
-            model.rnn_weights,
+            [weight for layer in model.rnn.all_weights for weight in layer],
             model.linear.weight,
             model.linear.bias,
             nonlinearity=str(model.rnn.nonlinearity),

@@ -1,31 +1,38 @@
 """The network: character → embedding → recurrence → score of each possible next character."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import RNN, functional
+from .. import EmbeddingRNN, restore_rnn
 from .settings import Settings
 
-__all__ = ["CharRNN", "build_model"]
+__all__ = ["STATES", "CharRNN", "build_model"]
+
+# What a layer of each kind carries from step to step, by the names that checkpoints have for it.
+STATES: Mapping[str, tuple[str, ...]] = {
+    "rnn": ("hidden",),
+    "gru": ("hidden",),
+    "lstm": ("hidden", "cell_state"),
+}
 
 
-class CharRNN(nn.Module):
+class CharRNN(EmbeddingRNN):
     """Predicts the next character at every position of a text.
 
-    ``Embedding(vocab_size, hidden_size)`` → RNN ``(hidden_size, hidden_size)`` →
+    ``Embedding(vocab_size, hidden_size)`` → RNN, GRU or LSTM ``(hidden_size, hidden_size)`` →
     ``Linear(hidden_size, vocab_size)``.
 
     Args:
         vocab_size: number of different characters V.
         hidden_size: size H of the embedding and of the hidden state.
-        num_layers: layers L of the RNN.
-        nonlinearity: ``"tanh"`` or ``"relu"``.
-        dropout: probability of zeroing an element of an RNN layer's output in training.
+        cell: ``"rnn"``, ``"gru"`` or ``"lstm"``.
+        num_layers: layers L of the RNN, GRU or LSTM.
+        nonlinearity: of an RNN, ``"tanh"`` or ``"relu"``.
+        dropout: probability of zeroing an element of a layer's output in training.
         tied: whether embedding and linear layer share one matrix.
-        rnn_class: ``rnn_ext.RNN`` or ``torch.nn.RNN``; both draw the same initial weights for the
-            same seed.
     """
 
     def __init__(
@@ -33,20 +40,20 @@ class CharRNN(nn.Module):
         vocab_size: int,
         hidden_size: int = 32,
         *,
+        cell: str = "rnn",
         num_layers: int = 1,
         nonlinearity: str = "tanh",
         dropout: float = 0.0,
         tied: bool = False,
-        rnn_class: Callable[..., nn.RNNBase] = RNN,
     ) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(vocab_size, hidden_size)
-        self.rnn = rnn_class(
+        super().__init__(
+            vocab_size,
             hidden_size,
             hidden_size,
             num_layers,
+            cell=cell,
             nonlinearity=nonlinearity,
-            dropout=dropout if num_layers > 1 else 0.0,  # RNNs apply it between layers only
+            dropout=dropout if num_layers > 1 else 0.0,  # layers apply it between them only
         )
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(hidden_size, vocab_size)
@@ -54,47 +61,34 @@ class CharRNN(nn.Module):
             # The linear layer's initial values: an embedding's are too large for an output layer.
             self.embedding.weight = self.linear.weight
 
-    def forward(self, tokens: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(  # type: ignore[override]  # takes no packed tokens
+        self, tokens: Tensor, hx: Any = None
+    ) -> tuple[Tensor, Any]:
         """Scores every possible next character.
 
         Args:
             tokens: indices of characters, shape ``(T, B)``: time first.
-            hx: initial hidden state, shape ``(L, B, H)``; ``None`` means zeros.
+            hx: initial state, shape ``(L, B, H)``, for an LSTM a tuple of two; ``None`` means
+                zeros.
 
         Returns:
-            Logits of shape ``(T, B, V)`` and the final hidden state, ``(L, B, H)``.
+            Logits of shape ``(T, B, V)`` and the final state, shaped like ``hx``.
         """
-        if type(self.rnn) is RNN:
-            output, h_n = functional.embedding_rnn(
-                tokens,
-                hx,
-                self.embedding.weight,
-                self.rnn_weights,
-                nonlinearity=self.rnn.nonlinearity,
-                num_layers=self.rnn.num_layers,
-                dropout=self.rnn.dropout,
-                training=self.training,
-            )
-        else:
-            output, h_n = self.rnn(self.embedding(tokens), hx)
+        output, h_n = super().forward(tokens, hx)
         return self.linear(self.dropout(output)), h_n
-
-    @property
-    def rnn_weights(self) -> list[Tensor]:
-        """The RNN's weights in the order that :func:`rnn_ext.functional.rnn` takes."""
-        return [weight for layer in self.rnn.all_weights for weight in layer]
 
 
 def build_model(settings: Settings, vocab_size: int) -> CharRNN:
     """Returns an untrained model with these settings."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return CharRNN(
+        model = CharRNN(
             vocab_size,
             settings.hidden_size,
+            cell=settings.cell,
             num_layers=settings.num_layers,
             nonlinearity=settings.nonlinearity,
             dropout=settings.dropout,
             tied=settings.tied,
-            rnn_class=nn.RNN if settings.reference else RNN,
         )
+    return restore_rnn(model) if settings.reference else model

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from .checkpoints import Checkpoint, newest
 from .errors import CharLMError
 from .generation import generate
-from .model import CharRNN, build_model
+from .model import STATES, CharRNN, build_model
 from .processes import Processes
 from .settings import Settings
 from .streams import Streams, windows
@@ -70,7 +70,10 @@ class Run:
             self.model.parameters(), lr=settings.lr, fused=self._device.type in ("cpu", "cuda")
         )
         _load_state(self._optimizer, checkpoint.training)
-        self._hidden = checkpoint.training["hidden"][:, self._local].to(self._device)
+        self._states = tuple(
+            checkpoint.training[name][:, self._local].to(self._device)
+            for name in STATES[settings.cell]
+        )
 
         trained = len(tokens) - _validation_size(len(tokens), settings.val_fraction)
         self._streams = Streams(
@@ -101,7 +104,7 @@ class Run:
             torch.manual_seed((settings.seed + number) % 2**64)
         self.model.train()
         inputs, targets = self._streams.read(self.steps_done)
-        loss, self._hidden = self._loss(inputs, targets, self._hidden)
+        loss, self._states = self._loss(inputs, targets, self._states)
         self._optimizer.zero_grad()
         loss.backward()
         self._processes.average_gradients(self.model.parameters())
@@ -140,27 +143,29 @@ class Run:
         self.model.eval()
         settings = self.settings
         nats, count = 0.0, 0
-        hidden = None
+        states: tuple[Tensor, ...] = ()
         streams = windows(self._validation, settings.batch_size, settings.seq_len)
         local = self._processes.share(streams[0][0].size(1))
         for inputs, targets in streams if local.start < local.stop else []:
-            loss, hidden = self._loss(inputs[:, local], targets[:, local], hidden)
+            loss, states = self._loss(inputs[:, local], targets[:, local], states)
             nats += float(loss) * targets[:, local].numel()
             count += targets[:, local].numel()
         nats, characters = self._processes.mean(nats, count)
         return nats / characters / math.log(2)
 
     def _loss(
-        self, inputs: Tensor, targets: Tensor, hidden: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Returns the mean loss over all characters, and the final state, detached."""
+        self, inputs: Tensor, targets: Tensor, states: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Returns the mean loss over all characters, and the final states, detached."""
+        hx = states[0] if len(states) == 1 else states or None
         with torch.autocast(
             self._device.type, torch.bfloat16, enabled=self.settings.dtype == "bf16"
         ):
-            logits, hidden = self.model(inputs.to(self._device), hidden)
+            logits, h_n = self.model(inputs.to(self._device), hx)
         targets = targets.to(self._device).flatten()
         loss = cross_entropy(logits.float().flatten(0, 1), targets)
-        return loss, hidden.detach().float()
+        finals = (h_n,) if isinstance(h_n, Tensor) else h_n
+        return loss, tuple(t.detach().float() for t in finals)
 
     def sample(self, length: int) -> str:
         """Returns ``length`` characters that the model generates."""
@@ -169,13 +174,14 @@ class Run:
 
     def save(self, out: Path) -> None:
         """Writes a checkpoint, together with the other processes."""
-        hidden = self._processes.joined_along_batch(self._hidden)
+        joined = map(self._processes.joined_along_batch, self._states)
+        states = dict(zip(STATES[self.settings.cell], joined, strict=True))
         if self._processes.is_main:
             replace(
                 self._checkpoint,
                 step=self.steps_done,
                 model=dict(self.model.named_parameters()),
-                training={"hidden": hidden, **_state(self._optimizer)},
+                training={**states, **_state(self._optimizer)},
             ).save(out)
 
 

@@ -28,8 +28,11 @@ class Settings:
         128, "characters of each stream in a step; gradients reach no further back"
     )
     hidden_size: int = _setting(256, "size of the embedding and of the hidden state")
-    num_layers: int = _setting(1, "number of RNN layers")
-    nonlinearity: str = _setting("tanh", "activation function of the RNN", "tanh", "relu")
+    cell: str = _setting("rnn", "kind of layer", "rnn", "gru", "lstm")
+    num_layers: int = _setting(1, "number of layers")
+    nonlinearity: str = _setting(
+        "tanh", "activation function; relu needs the cell rnn", "tanh", "relu"
+    )
     dropout: float = _setting(
         0.0, "probability of zeroing an element of a layer's output in training"
     )
@@ -51,11 +54,17 @@ class Settings:
     encoding: str = _setting(
         "utf-8", "encoding of the text; a byte order mark selects UTF-16 or UTF-32 by itself"
     )
-    reference: bool = _setting(False, "train torch.nn.RNN instead of rnn_ext.RNN, to compare")
+    reference: bool = _setting(False, "train torch's layers instead of rnn_ext's, to compare")
     log_every: int = _setting(10, "steps between lines of the log")
     eval_every: int = _setting(100, "steps between validations")
     sample_every: int = _setting(500, "steps between samples of generated text")
     checkpoint_every: int = _setting(500, "steps between checkpoints")
+
+    def __post_init__(self) -> None:
+        if self.cell != "rnn" and self.nonlinearity != "tanh":
+            raise CharLMError(
+                f"the cell {self.cell} has the nonlinearity tanh only, not {self.nonlinearity}"
+            )
 
     def learning_rate(self, step: int) -> float:
         """Returns the learning rate of a step, counted from 1."""

@@ -18,7 +18,7 @@ from .corpus import STDIN, prepare, restore
 from .errors import CharLMError, Interrupted
 from .files import locked
 from .log import Log
-from .model import CharRNN, build_model
+from .model import STATES, CharRNN, build_model
 from .plot import plot
 from .processes import Processes
 from .progress import Progress
@@ -141,9 +141,10 @@ def _begin_anew(corpus: list[str], out: Path, settings: Settings) -> None:
     if not corpus:
         raise CharLMError(f"{out} holds no run to resume; name text files to begin one")
     vocabulary, tokens = prepare(corpus, _token_file(out), settings.min_count, settings.encoding)
-    hidden = torch.zeros(settings.num_layers, settings.batch_size, settings.hidden_size)
+    shape = (settings.num_layers, settings.batch_size, settings.hidden_size)
+    states = {name: torch.zeros(shape) for name in STATES[settings.cell]}
     weights = dict(build_model(settings, len(vocabulary)).named_parameters())
-    Checkpoint(0, settings, vocabulary, corpus, tokens, weights, {"hidden": hidden}).save(out)
+    Checkpoint(0, settings, vocabulary, corpus, tokens, weights, states).save(out)
 
 
 def _introduce(run: Run, checkpoint: Checkpoint, out: Path, progress: Progress) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from .. import RNN
+from .. import restore_rnn
 from ..charlm import CharRNN, Vocabulary, generate
 from .arguments import device, positive_float, positive_int, seed
 from .errors import UserError
@@ -50,12 +50,10 @@ def run(args: argparse.Namespace) -> int:
     """Trains, prints the loss of every tenth epoch and the last, then prints the recited text."""
     torch.manual_seed(args.seed)
     vocabulary = Vocabulary(args.text)
-    model = CharRNN(
-        len(vocabulary),
-        args.hidden_size,
-        nonlinearity=args.nonlinearity,
-        rnn_class=nn.RNN if args.reference else RNN,
-    ).to(args.device)
+    model = CharRNN(len(vocabulary), args.hidden_size, nonlinearity=args.nonlinearity)
+    if args.reference:
+        restore_rnn(model)
+    model.to(args.device)
     tokens = vocabulary.encode(args.text).to(args.device)
 
     for epoch, loss in enumerate(train(model, tokens, args.epochs, args.lr), start=1):
