@@ -1,4 +1,4 @@
-"""Stateless calls: the weights are arguments."""
+"""Stateless calls, with the weights as arguments."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def rnn(
         input: ``(T, B, I)``; ``(B, T, I)`` with ``batch_first``; ``(T, I)`` without a batch; or
             packed ``(N, I)`` with ``batch_sizes``, as in
             :class:`torch.nn.utils.rnn.PackedSequence`.
-        hx: initial states ``(L·D, B, H)``, ``(L·D, H)`` without a batch; zeros where None.
+        hx: initial states ``(L·D, B, H)``, ``(L·D, H)`` without a batch; zeros if None.
         weights: ``weight_ih``, ``weight_hh`` and, with ``bias``, ``bias_ih``, ``bias_hh``, for each
             direction of each layer: the order of ``torch.nn.RNN``'s parameters. Shapes ``(H, I)``
             in the first layer and ``(H, D·H)`` above, ``(H, H)``, ``(H,)``, ``(H,)``.
         nonlinearity: ``'tanh'`` or ``'relu'``.
         num_layers: L.
         bias: whether ``weights`` hold biases.
-        batch_first: whether input and output are ``(B, T, ·)``; says nothing of hx and h_n.
+        batch_first: whether input and output are ``(B, T, ·)``; does not apply to hx and h_n.
         dropout: probability of zeroing an element between layers, while ``training``.
         training: whether dropout is on.
         bidirectional: whether every layer also runs from the last step to the first.
@@ -62,7 +62,7 @@ def rnn(
 
     Raises:
         ValueError: an argument's shape, dtype, device or value does not fit the others.
-        TypeError: a weight is no tensor.
+        TypeError: a weight is not a tensor.
     """
     settings = _Settings(
         kind_of("rnn", nonlinearity),
@@ -81,13 +81,13 @@ def rnn_cell(
     b_hh: Tensor | None = None,
     nonlinearity: str = "tanh",
 ) -> Tensor:
-    r"""One step of an Elman RNN, :math:`\varphi(W_{ih} x + b_{ih} + W_{hh} h + b_{hh})`.
+    r"""Returns one step of an Elman RNN, :math:`\varphi(W_{ih} x + b_{ih} + W_{hh} h + b_{hh})`.
 
     Args:
         input: ``(B, I)``, or ``(I,)`` without a batch.
-        hx: ``(B, H)`` or ``(H,)``; zeros where None.
+        hx: ``(B, H)`` or ``(H,)``; zeros if None.
         w_ih, w_hh: ``(H, I)`` and ``(H, H)``.
-        b_ih, b_hh: ``(H,)`` each; zeros where None.
+        b_ih, b_hh: ``(H,)`` each; zeros if None.
         nonlinearity: ``'tanh'`` or ``'relu'``.
 
     Returns:
@@ -158,11 +158,11 @@ def embedding_rnn(
 ) -> tuple[Tensor, Any]:
     """Applies an embedding and an Elman RNN, a GRU or an LSTM to tokens.
 
-    Returns ``rnn(F.embedding(tokens, embedding, padding_idx), hx, weights, ...)``, or what a GRU or
-    LSTM does, up to rounding and for less work: the first layer computes W_ih E once for each of
-    the V rows of the embedding and looks the result up. It does so for float32 and float64 on the
-    CPU and at least V tokens, outside autocast, graph capture, ``torch.func`` and forward-mode AD;
-    every other call runs the two operations one after the other. Second derivatives of the first
+    Returns ``rnn(F.embedding(tokens, embedding, padding_idx), hx, weights, ...)``, or the result of
+    a GRU or LSTM, up to rounding and with less work: the first layer computes W_ih E once for each
+    of the V rows of the embedding and looks up the results. This applies to float32 and float64 on
+    the CPU and at least V tokens, outside autocast, graph capture, ``torch.func`` and forward-mode
+    AD. All other calls run the two operations one after the other. Second derivatives of the first
     layer run as a loop of torch operations.
 
     With T time steps, batch B, vocabulary V, embedding size E, hidden size H, L layers, D
@@ -172,7 +172,7 @@ def embedding_rnn(
         tokens: int64 or int32 indices from 0 to V-1: ``(T, B)``; ``(B, T)`` with ``batch_first``;
             ``(T,)`` without a batch; or packed ``(N,)`` with ``batch_sizes``.
         hx: initial states ``(L·D, B, H)``, ``(L·D, H)`` without a batch; for an LSTM a tuple of two
-            such tensors, h and c; zeros where None.
+            such tensors, h and c; zeros if None.
         embedding: ``(V, E)``.
         weights: as for :func:`rnn` with input size E, G·H rows each.
         cell: ``'rnn'``, ``'gru'`` or ``'lstm'``.
@@ -187,7 +187,7 @@ def embedding_rnn(
 
     Raises:
         ValueError: an argument's shape, dtype, device or value does not fit the others.
-        TypeError: a weight is no tensor.
+        TypeError: a weight is not a tensor.
         IndexError: a token is not in the vocabulary.
     """
     if tokens.dtype not in (torch.int64, torch.int32):
@@ -220,28 +220,28 @@ def embedding_rnn_generate(
     top_k: int | None = None,
     never: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draws tokens from an embedding, an RNN and a linear layer, each from those before it.
+    """Generates tokens with an embedding, an RNN and a linear layer.
 
-    One call packs the weights once and stays in C++ from token to state, scores, draw and next
-    token. It takes float32 on the CPU, layers with biases and one direction.
+    The call packs the weights once, and its whole loop from token to state, scores and next token
+    runs in C++. It takes float32 on the CPU, layers with biases and one direction.
 
     With vocabulary V, embedding size E, hidden size H and L layers:
 
     Args:
         tokens: the prompt, at least one index: ``(P,)``, int64.
-        draws: a number from [0, 1) for each token to draw: ``(N,)``, float64, N ≥ 1.
-        hx: states before the prompt, ``(L, 1, H)``; zeros where None.
+        draws: a random number in [0, 1) for each token to generate: ``(N,)``, float64, N ≥ 1.
+        hx: states before the prompt, ``(L, 1, H)``; zeros if None.
         embedding, weights: as for :func:`embedding_rnn`.
         out_weight, out_bias: of the linear layer, ``(V, H)`` and ``(V,)``.
         nonlinearity: ``'tanh'`` or ``'relu'``.
         num_layers: L.
-        temperature: what scores are divided by before the softmax; 0 takes the largest.
-        top_k: draw from the tokens with the ``top_k`` largest scores only.
-        never: a token that is not drawn.
+        temperature: divides the scores before the softmax; 0 takes the largest score.
+        top_k: draw only from the tokens with the ``top_k`` largest scores.
+        never: a token that is never drawn.
 
     Returns:
-        The tokens ``(N,)``, and the states ``(L, 1, H)`` to continue from with the last of them
-        as the prompt.
+        The tokens ``(N,)``, and the states ``(L, 1, H)`` with which a next call continues, with the
+        last token as its prompt.
 
     Raises:
         ValueError: the weights do not fit each other.
@@ -267,7 +267,7 @@ def embedding_rnn_generate(
 
 
 class _Settings(NamedTuple):
-    """What a call computes, its tensors aside: the arguments of :func:`rnn`."""
+    """The arguments of :func:`rnn` other than tensors of values."""
 
     kind: Kind
     num_layers: int
@@ -307,7 +307,7 @@ def _run(
     elif batch_first and not is_packed:
         input = input.transpose(0, 1)
     if batch_sizes is not None:
-        # A graph cannot depend on the lengths; there the op alone checks them.
+        # A graph cannot depend on the lengths; the op checks them.
         is_recorded = torch.compiler.is_compiling()
         if not is_recorded:
             _check_batch_sizes(batch_sizes, input.size(0))

@@ -460,8 +460,8 @@ def test_mistakes_are_named(make):
         (x, {"reset": reset[:, :3]}, "reset: expected shape (7, 4), got (7, 3)"),
         (x[:, 0], {"reset": reset}, "reset: expected shape (7,), got (7, 4)"),
         (x, {"reset": reset.to("meta")}, "reset is on meta, input on cpu"),
-        (x, {"reset_state": state(1, 1, 5)}, "reset_state needs reset"),
-        (packed, {"reset": reset}, "reset does not take a PackedSequence: pad"),
+        (x, {"reset_state": state(1, 1, 5)}, "reset_state has no effect without reset"),
+        (packed, {"reset": reset}, "reset does not support a PackedSequence: pad"),
         (
             *(x, {"reset": reset, "reset_state": [torch.zeros(1, 1, 5)] * 3}),
             f"reset_state must be {count} tensors, for",

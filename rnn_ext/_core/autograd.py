@@ -1,6 +1,6 @@
-"""One RNN layer, or one step of a cell, as an eager call that autograd records.
+"""Eager calls of an RNN layer, or of one step of a cell, that autograd records.
 
-``csrc/eager/`` has the same in C++, for the torch release that it was built for.
+``csrc/eager/`` is the same in C++, for one torch release.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
     "were_changed",
 ]
 
-# Looked up once. None has autograd of its own.
+# Looked up once. These ops have no autograd formula.
 _rnn_forward = torch.ops.rnn_ext._rnn_forward.default
 _rnn_backward = torch.ops.rnn_ext._rnn_backward.default
 _cell_forward = torch.ops.rnn_ext._cell_forward.default
@@ -77,7 +77,7 @@ def rnn_cell(
     nonlinearity: str,
     bidirectional: bool,
 ) -> Tensor:
-    """Runs one step of ``rnn_layer``: input ``(B, I)``, hx and result ``(B, H)``."""
+    """Runs one step of a layer: input ``(B, I)``, hx and result ``(B, H)``."""
     with memory_errors:
         if not _needs_graph(input, hx, weights):
             return _cell_forward(input, hx, weights, nonlinearity)
@@ -95,9 +95,9 @@ def _needs_graph(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) ->
 
 
 class _MemoryErrors:
-    """Restores the type of an error of out of memory, which the ops' C interface does not carry.
+    """Raises ``torch.OutOfMemoryError`` for the RuntimeError that the ops' C interface makes of it.
 
-    A class, and one object of it: a generator would cost every call a microsecond or two.
+    One object of a class: a generator would cost every call a microsecond or two.
     """
 
     def __enter__(self) -> None:
@@ -121,7 +121,7 @@ def _save(
     output: Tensor,
     weights: Sequence[Tensor],
 ) -> None:
-    # x, h and the weights, nothing else: φ' is a function of h.
+    # Pre-activations are not saved: φ' is a function of h.
     (output,) = keep_unchanged(ctx, [output])
     ctx.save_for_backward(input, hx, batch_sizes, output, *weights)
 
@@ -130,10 +130,10 @@ _EMPTY = torch.empty(0)
 
 
 def keep_unchanged(ctx: Any, results: Sequence[Tensor]) -> list[Tensor]:
-    """Returns what to save of results that may be changed in place, as torch's RNNs allow.
+    """Returns the tensors to save of results that users may change in place, as in torch's RNNs.
 
-    Torch would refuse a saved tensor that was changed, so this saves the data under another
-    version. An empty tensor with the result's version shows a change.
+    Autograd raises an error if a saved tensor was changed, so these share the data but have their
+    own versions. An empty tensor with the result's version shows a change.
     """
     ctx.versions = []
     kept = []
@@ -159,15 +159,15 @@ def _saved(ctx: Any) -> tuple[Any, ...]:
 
 
 def is_differentiated(*grads: Tensor | None) -> bool:
-    """Whether backward is to be differentiated again, or is under vmap."""
+    """Whether backward needs a graph of its own, or runs under vmap."""
     return torch.is_grad_enabled() or are_functorch_transforms_active() or is_in_legacy_vmap(grads)
 
 
 class _RNNLayer(torch.autograd.Function):
-    """The op with less overhead than the autograd registered for it.
+    """A layer, with less overhead than the autograd registered for the op.
 
-    Without ``setup_context``, for which torch binds the signature anew in every call (30 µs); only
-    ``torch.func`` needs it, and that never comes here.
+    It has no ``setup_context``, for which torch binds the signature in every call (30 µs). Only
+    ``torch.func`` needs that, and its calls take another path.
     """
 
     @staticmethod
@@ -195,7 +195,7 @@ class _RNNLayer(torch.autograd.Function):
         mask = ctx.needs_input_grad[3:]
         with memory_errors:
             if is_differentiated(grad_output, grad_h_n):
-                # Without the output, whose saved data has no graph for second derivatives.
+                # Not with the saved output, which has no graph for second derivatives.
                 found = higher_order_backward(
                     *(grad_output, grad_h_n, input, hx, weights, None, batch_sizes),
                     *(nonlinearity, bidirectional, False, mask),
@@ -213,7 +213,7 @@ class _RNNLayer(torch.autograd.Function):
 
 
 class _RNNCell(torch.autograd.Function):
-    """The same for one step."""
+    """One step of a cell, as ``_RNNLayer``."""
 
     @staticmethod
     def forward(
@@ -254,12 +254,12 @@ def higher_order_backward(
     is_step: bool,
     output_mask: Sequence[bool],
 ) -> Sequence[Tensor | None]:
-    """Returns what a backward op computes, differentiable, or under vmap.
+    """Returns the gradients that a backward op computes; differentiable, also under vmap.
 
     Args:
-        grad_output, grad_h_n, input, hx, output: as for a layer, or, if ``is_step``, for a step.
-        output: None to run the layer again, as it must after a change in place.
-        output_mask: which gradients of input, hx and weights are wanted; the others are None.
+        grad_output, grad_h_n, input, hx: as for a layer or, if ``is_step``, for a step.
+        output: likewise; None runs the layer again, which is necessary after a change in place.
+        output_mask: which gradients of input, hx and weights to compute; the others are None.
     """
     if is_step:
         input = input.unsqueeze(0)

@@ -1,7 +1,7 @@
-"""A layer written out in torch's own operations, a time step after the other.
+"""A layer as a loop over time of torch's own operations.
 
-Slow, and exact: for what the kernels do not serve, and for transforms that see through nothing
-else.
+It is slow but exact, for calls that the kernels do not support and for transforms that can trace
+nothing else.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def rnn_layer(
     nonlinearity: str,
     bidirectional: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The same as ``torch.ops.rnn_ext.rnn_forward``: see ``csrc/common/ops.h`` for the shapes."""
+    """Computes ``torch.ops.rnn_ext.rnn_forward``; :func:`autograd.rnn_layer` lists the shapes."""
     activation = torch.tanh if nonlinearity == "tanh" else torch.relu
 
     def step(
@@ -65,20 +65,21 @@ def recurrence(
     """Runs ``step`` over a sequence.
 
     Args:
-        states: how many states the step has.
+        states: the number of states.
         products: the gates of each product in a step, which are blocks of W_hh.
         input: ``(T, B, I)``, or packed ``(N, I)``; or tokens, ``(T, B)`` or ``(N,)``.
-        initial: the first states, ``(D, B, H)`` each; None for zeros.
+        initial: the initial states, ``(D, B, H)`` each; None for zeros.
         weights: ``weight_ih``, ``weight_hh`` (, ``bias_ih``, ``bias_hh``) for each direction; with
             tokens a table ``(V, G·H)`` in place of ``weight_ih``.
         inputs: ``(D, T, B, H)`` each, or packed ``(D, N, H)``.
         batch_sizes: rows of each step of packed input.
-        reset: ``(T, B)`` bool, where rows take other states than those of the step before.
-        reset_states: these, ``(T, D, B or 1, H)`` each, or ``(D, B or 1, H)`` for all steps; none
-            for zeros.
+        reset: ``(T, B)`` bool, where the states of a row are replaced before the step.
+        reset_states: the new states, ``(T, D, B or 1, H)`` each, or ``(D, B or 1, H)`` for all
+            steps; none for zeros.
 
     Returns:
-        Every state at all steps, ``(T, B, D·H)`` or ``(N, D·H)``, and at the last, ``(D, B, H)``.
+        Each state at all steps, ``(T, B, D·H)`` or ``(N, D·H)``, and each final state,
+        ``(D, B, H)``.
     """
     directions = 2 if bidirectional else 1
     per_direction = len(weights) // directions

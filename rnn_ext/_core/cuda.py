@@ -63,7 +63,7 @@ def limits(index: int) -> Limits | str:
 
 
 def runs_on(archs: list[str], capability: tuple[int, int]) -> bool:
-    """Whether code for ``archs`` (``'90'``, ``'90a'``, ``'90+PTX'``) runs on such a device.
+    """Whether code for ``archs`` (``'90'``, ``'90a'``, ``'90+PTX'``) runs on a device.
 
     Machine code runs on devices of the same major version and at least its minor version (with
     ``a``: only of exactly its version), PTX on every later device.
@@ -81,12 +81,12 @@ def runs_on(archs: list[str], capability: tuple[int, int]) -> bool:
 
 
 def plan(batch: int, hidden_size: int, directions: int, dtype: torch.dtype, limits: Limits) -> Plan:
-    """Plans a call of these sizes on a device with ``limits``."""
+    """Returns the plan of a call with these sizes on a device with ``limits``."""
     return Plan(*_C.cuda_plan(batch, hidden_size, directions, dtype == torch.float64, *limits))
 
 
 def plan_of(call: Call) -> Plan:
-    """Plans a call that our kernels take."""
+    """Returns the plan of a call that our kernels take."""
     device_limits = limits(call.input.device.index)
     assert not isinstance(device_limits, str), device_limits  # a reason for torch's op
     sizes = (call.batch_size(), call.hidden_size, call.directions())
@@ -94,7 +94,7 @@ def plan_of(call: Call) -> Plan:
 
 
 def choose(call: Call) -> Choice:
-    """Chooses whose kernels take a call whose tensors are on one CUDA device."""
+    """Decides whether our kernels take a call whose tensors are on one CUDA device."""
     # torch's op can always run backward of a step.
     training = call.training or call.is_step
     operands = [call.input, *call.weights] if call.hx is None else [*call[:2], *call.weights]
@@ -104,7 +104,7 @@ def choose(call: Call) -> Choice:
     elif not training and torch.is_grad_enabled() and any(t.requires_grad for t in operands):
         refusal = "cuDNN has no backward in eval mode"
     elif torch.are_deterministic_algorithms_enabled():
-        refusal = "deterministic algorithms are requested, and cuDNN promises none"
+        refusal = "deterministic algorithms are requested, which cuDNN does not guarantee"
     return decide(
         *(setting, call.input.device.index, call.input.dtype, call.batch_size()),
         *(call.weights[1].size(0), call.directions()),
@@ -121,7 +121,7 @@ def decide(
     directions: int,
     torch_refusal: str | None,
 ) -> Choice:
-    """Chooses by the given facts; ``torch_refusal`` is the reason why torch's op cannot run."""
+    """Decides from these values; ``torch_refusal`` says why torch's op cannot run, if so."""
     if setting == "torch":
         return Choice(False, "RNN_EXT_CUDA=torch")
     most = _most_persistent_rows(index, hidden_size, directions, dtype)
@@ -147,7 +147,7 @@ def _most_persistent_rows(
 ) -> int | str:
     """Returns the largest batch whose persistent blocks all run at once, one per multiprocessor.
 
-    0 if W_hh does not fit into a block; or the reason why our kernels cannot run on the device.
+    Returns 0 if W_hh does not fit into a block, and a reason if our kernels cannot run there.
     """
     device_limits = limits(index)
     if isinstance(device_limits, str):
@@ -157,6 +157,6 @@ def _most_persistent_rows(
     return device_limits[0] // directions * rows if regime == "persistent" else 0
 
 
-# torch.compile does not trace calls of the binary. (Constant results must not depend on the batch
-# size, which varies from call to call, so it is not an argument.)
+# torch.compile cannot trace calls of the binary. The batch size is not an argument, because it
+# changes from call to call and the result must be constant.
 assume_constant_result(_most_persistent_rows)

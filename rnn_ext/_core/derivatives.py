@@ -61,8 +61,8 @@ def tangent(
     Args:
         seed: s, shaped like ``states``.
         initial: y before the first step, ``(D, B, H)``; None for zeros.
-        matrices: W of each direction.
-        states: the layer's output, from which φ' is computed.
+        matrices: W of each direction, ``(H, H)``.
+        states: the layer's output, which determines φ'.
     """
     tensors = (seed, initial, states, *matrices)
     if is_in_legacy_vmap(tensors):
@@ -86,9 +86,12 @@ def layer_backward(
     order: TimeOrder,
     output_mask: Sequence[bool],
 ) -> Sequence[Tensor | None]:
-    """Computes ``torch.ops.rnn_ext.rnn_backward``, differentiably; None where not wanted.
+    """Computes ``torch.ops.rnn_ext.rnn_backward``, differentiably.
 
     ``output`` is treated as an independent operand; its gradient flows back through the layer.
+
+    Returns:
+        The gradients of input, hx and the weights; None where ``output_mask`` is False.
     """
     grads = (grad_output, grad_h_n)
 
@@ -124,7 +127,7 @@ def _gradients(
     order: TimeOrder,
     output_mask: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Computes the same by differentiable operations, which transforms can trace."""
+    """Computes ``layer_backward`` in differentiable operations, which transforms can trace."""
     needs_input, needs_hx, *needs_weights = output_mask
     per_direction = _by_direction(weights, order)
     dz = _preactivation_gradient(grad_output, grad_h_n, output, per_direction, order)
@@ -137,12 +140,12 @@ def _gradients(
         initial = order.initial_rows(dz)
         grad_hx = torch.stack([d @ w[1] for d, w in zip(initial, per_direction, strict=True)])
     grad_weights: list[Tensor | None] = []
-    wanted = iter(needs_weights)
+    needs = iter(needs_weights)
     for part, previous in zip(parts, order.previous(output, hx), strict=True):
         rows = part.flatten(0, -2)
-        grad_weights.append(rows.t() @ input.flatten(0, -2) if next(wanted) else None)
-        grad_weights.append(rows.t() @ previous.flatten(0, -2) if next(wanted) else None)
-        grad_weights += [rows.sum(0) if next(wanted) else None for _ in per_direction[0][2:]]
+        grad_weights.append(rows.t() @ input.flatten(0, -2) if next(needs) else None)
+        grad_weights.append(rows.t() @ previous.flatten(0, -2) if next(needs) else None)
+        grad_weights += [rows.sum(0) if next(needs) else None for _ in per_direction[0][2:]]
     return [grad_input, grad_hx, *grad_weights]
 
 
@@ -159,13 +162,13 @@ def layer_double_backward(
     """Computes the gradients of ``layer_backward``, which is linear in the given gradients.
 
     Args:
-        grads: the gradients of its results, those of input, hx and the weights; None: zeros.
+        grads: the gradients of its results, in the order of input, hx and weights; None: zeros.
 
     Returns:
         The gradients of ``grad_output``, ``grad_h_n``, ``input``, ``hx``, ``output`` and the
         weights; None: zeros, or no such operand.
     """
-    # It is linear, so the gradients of its first two operands are the tangents of output and h_n.
+    # Since it is linear, the gradients of grad_output and grad_h_n are tangents of output and h_n.
     y, y_last = _layer_tangent(grads, input, hx, weights, output, order)
     per_direction = _by_direction(weights, order)
     dz = _preactivation_gradient(grad_output, grad_h_n, output, per_direction, order)
@@ -306,7 +309,7 @@ class _Layer(torch.autograd.Function):
 
 
 class _Backward(torch.autograd.Function):
-    """The fused backward, itself differentiable; not for transforms."""
+    """The backward op, differentiable; not under transforms."""
 
     @staticmethod
     def forward(
@@ -421,6 +424,6 @@ def _curvature(a: Tensor, y: Tensor, states: Tensor, order: TimeOrder) -> Tensor
     if _needs_graph():
         slope = (1 - states * states).clamp_min(smallest)
         return (a / slope) * (y / slope) * states * -2
-    # In place: touching new pages of memory costs more than the arithmetic.
+    # In place: the first use of a page of memory costs more than the arithmetic.
     slope = (states * states).neg_().add_(1).clamp_min_(smallest)
     return (a / slope).mul_(slope.reciprocal_().mul_(y)).mul_(states).mul_(-2)

@@ -1,4 +1,4 @@
-"""The dtypes that the kernels take, and what autocast makes of a call's tensors."""
+"""The dtypes of the kernels, and the casts of autocast."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def cast_for_autocast(tensors: Sequence[Any]) -> list[Any]:
-    """Casts as autocast on the first one's device does for torch's own op: all but float64."""
+    """Casts all but float64, as autocast on the first tensor's device does for torch's op."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
         return list(tensors)

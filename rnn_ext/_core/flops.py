@@ -1,8 +1,8 @@
 """Floating-point operations of every op, for ``torch.utils.flop_counter.FlopCounterMode``.
 
-As in torch's own formulas, a product of ``(m, k)`` and ``(k, n)`` counts ``2 m k n``, and nothing
-else counts. A layer counts what ``nn.RNN`` counts for the same call. The formulas get a shape for
-each tensor.
+As in torch's own formulas, a product of ``(m, k)`` and ``(k, n)`` counts ``2 m k n``, and other
+operations count nothing. The count of a layer is that of ``nn.RNN`` for the same call. The formulas
+get the shape of each tensor.
 """
 
 from __future__ import annotations

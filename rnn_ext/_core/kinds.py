@@ -1,4 +1,4 @@
-"""What tells RNN, GRU and LSTM apart: one table, which modules, calls and routes read."""
+"""The differences between RNN, GRU and LSTM: one table for modules, calls and routes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Kind(NamedTuple):
     Attributes:
         name: of torch's module, and of ONNX's operator.
         nonlinearity: ``'tanh'`` or ``'relu'`` for an RNN, else empty.
-        cell: what a step computes, as the program that the kernels run; those of an RNN are
-            compiled, so that it runs the program only where a call has resets.
+        cell: the computation of a step, as a program for the kernels. An RNN has compiled kernels
+            and runs the program only in calls with resets.
         op: the name of torch's own op; that of a step ends in ``_cell``.
     """
 
@@ -35,7 +35,7 @@ class Kind(NamedTuple):
         return bool(self.nonlinearity)
 
     def states(self) -> int:
-        """How many states a unit has: LSTM has h and c."""
+        """Returns the number of states of a unit: LSTM has h and c."""
         return 1 + len(self.cell.states)
 
 
@@ -72,10 +72,10 @@ def kind_of(cell: str, nonlinearity: str) -> Kind:
 
 
 def trace_cells(name: str) -> None:
-    """Traces the cells of RNN, GRU or LSTM, where that was not done yet.
+    """Traces the cells of RNN, GRU or LSTM, once.
 
-    It is done before the first call, since a call that is recorded as a graph cannot do it. A
-    release of torch that lacks what tracing needs says so in the first call.
+    Modules do this before their first call, since a call that is recorded as a graph cannot. If
+    torch lacks a function that tracing needs, the first call raises the error.
     """
     for kind in KINDS.values():
         if kind.name == name:

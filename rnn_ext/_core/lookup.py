@@ -1,9 +1,9 @@
 """The first layer on tokens: W_ih E is computed once per token type, then looked up.
 
 An embedding followed by a layer multiplies the embedding of each of the T·B tokens by W_ih. There
-are only V different rows, so the products are taken for these, and each token reads its row.
+are only V different embeddings, so only V products are computed, and each token reads its row.
 Backward sums the gradients of equal tokens before it multiplies. Of a layer's products over all
-tokens, only those with W_hh are left: half of them, where the embedding is as wide as the state.
+tokens, those with W_hh remain: half of them if the embedding is as wide as the state.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["obstacle", "run"]
 
 
 def obstacle(tokens: Tensor, embedding: Tensor) -> str:
-    """Says why the embedding is looked up before the product with W_ih; empty if after it."""
+    """Returns why the product with W_ih is not computed before the lookup; empty if it is."""
     if not (tokens.is_cpu and embedding.is_cpu):
         return "not on the CPU"
     if embedding.dtype not in (torch.float32, torch.float64):

@@ -1,4 +1,4 @@
-"""The autograd node in C++ (``csrc/eager/``), or functions that take no call if there is none."""
+"""The autograd node in C++ (``csrc/eager/``), or stand-ins that take no call if it is missing."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Fake kernels and autograd of ``torch.ops.rnn_ext.*``.
 
-The schemas are in ``csrc/common/ops.h``. Importing this module needs the binary to be loaded.
+The schemas are in ``csrc/common/ops.h``; the binary must be loaded before this module.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _(prompt: Tensor, draws: Tensor, table: Tensor, hidden: Tensor, *_: Any) -> 
 
 
 def empty_gradients(operands: Sequence[Tensor | None], output_mask: Sequence[bool]) -> list[Tensor]:
-    """Returns empty tensors in the shapes of a backward op's results."""
+    """Returns empty tensors with the shapes of a backward op's results."""
     return [
         t.new_empty(t.shape)
         for t, wanted in zip(operands, output_mask, strict=True)

@@ -1,4 +1,4 @@
-"""Fake kernels and autograd of the ops whose cell is a program: ``csrc/cpu/cell_ops.h``."""
+"""Fake kernels and autograd of the ops that run a cell's program (``csrc/cpu/cell_ops.h``)."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _(
 
 
 def split(tensors: Sequence[Any], counts: Sequence[int]) -> list[Sequence[Any]]:
-    """Cuts a list of the operands, input first, into input and lists of ``counts`` tensors."""
+    """Splits a list of operands into the first, input, and lists of ``counts`` tensors."""
     ends = list(accumulate(counts, initial=1))
     return [tensors[0], *(tensors[a:b] for a, b in pairwise(ends))]
 
@@ -90,17 +90,17 @@ def backward(
     """Calls ``recurrence_backward``.
 
     Args:
-        grads: of the results of ``recurrence_forward``, from the first on; those that are missing
-            at the end have none.
+        grads: the gradients of the results of ``recurrence_forward``; missing ones at the end are
+            None.
         operands: input and the lists of initial states, weights, parameters, inputs and reset
             states.
-        output, kept: what ``recurrence_forward`` returned, the final states aside.
+        output, kept: the results of ``recurrence_forward``, without the final states.
         settings: ``reset``, ``batch_sizes``, ``program``, ``bidirectional``, ``kept_states``.
-        states: how many the cell has.
-        mask: which gradients of the operands, in one list, are wanted.
+        states: the number of states of the cell.
+        mask: which gradients of the operands, as one list, to compute.
 
     Returns:
-        The gradients, None where they are not wanted.
+        The gradients; None where ``mask`` is False.
     """
     _, initial, weights, parameters, inputs, reset_states = operands
     *_, kept_states = settings

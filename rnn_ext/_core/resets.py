@@ -1,4 +1,4 @@
-"""``reset`` and ``reset_state`` of a layer's forward."""
+"""The arguments ``reset`` and ``reset_state`` of a layer's forward."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ def read_reset(
     count: int,
     hidden_size: int,
 ) -> tuple[Tensor | None, list[Tensor]]:
-    """Checks them, and brings them to the shapes that ``recurrence.run_layers`` takes.
+    """Checks the arguments and returns them in the shapes of ``recurrence.run_layers``.
 
     Args:
-        reset, reset_state: as the user gave them.
-        input: likewise, checked.
+        reset, reset_state: the user's arguments.
+        input: likewise, already checked.
         batch_first: whether input and reset are ``(B, T, ·)``.
-        names: of the states.
+        names: the names of the states.
         count: layers times directions, L·D.
 
     Returns:
-        ``(T, B)`` or None, and for each state ``(T, L·D, B or 1, H)``, or ``(L·D, B or 1, H)`` for
-        all steps; none of these for zeros.
+        reset as ``(T, B)``, or None; and each reset state, ``(T, L·D, B or 1, H)``, or
+        ``(L·D, B or 1, H)`` for all steps. No reset states for zeros.
 
     Raises:
         ValueError: a shape, dtype or device does not fit; or input is packed.
     """
     if reset is None:
         if reset_state is not None:
-            raise ValueError("reset_state needs reset, which says where to use it")
+            raise ValueError("reset_state has no effect without reset: pass both")
         return None, []
     if isinstance(input, PackedSequence):
-        raise ValueError("reset does not take a PackedSequence: pad the sequences instead")
+        raise ValueError("reset does not support a PackedSequence: pad the sequences instead")
     if not isinstance(reset, Tensor) or reset.dtype != torch.bool:
         kind = reset.dtype if isinstance(reset, Tensor) else type(reset).__name__
         raise ValueError(f"reset must be a bool tensor, got {kind}")
@@ -67,7 +67,7 @@ def read_reset(
 
 
 def as_states(what: str, given: Tensor | Sequence[Tensor], names: Sequence[str]) -> list[Tensor]:
-    """Returns the tensors in a list, one for each of the states."""
+    """Returns the states as a list, one tensor for each of ``names``."""
     states = [given] if isinstance(given, Tensor) else list(given)
     if len(states) != len(names):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Layers that run one after the other, each on the output of the one below."""
+"""Runs layers one after the other, each on the output of the layer below."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 __all__ = ["Part", "run_stack"]
 
-# (tensors, dim) -> the layer's part of tensors in which dim is layers times directions.
+# (tensors, dim) -> the layer's part of each tensor, whose axis dim has L·D elements.
 Part = Callable[[Sequence[Tensor], int], list[Tensor]]
-# (input, layer, its part of the states) -> output, final states, further sequences.
+# (input, index of the layer, its Part) -> output, final states, further sequences.
 Layer = Callable[[Tensor, int, Part], Sequence[Tensor]]
 
 
@@ -29,7 +29,7 @@ def run_stack(
     """Runs all layers.
 
     Args:
-        states: how many tensors of states a layer has, as GRU has one and LSTM two.
+        states: the number of states of a layer: GRU has one, LSTM two.
         dropout: the probability of zeroing an element between layers; 0 in eval mode.
 
     Returns:
@@ -37,16 +37,16 @@ def run_stack(
         further sequences.
     """
     finals = []
-    found: Sequence[Tensor] = [input]
+    results: Sequence[Tensor] = [input]
     for layer in range(num_layers):
-        input = found[0]
+        input = results[0]
         if layer > 0 and dropout > 0:
             input = F.dropout(input, dropout)
-        found = run_layer(input, layer, partial(_part, layer * directions, directions))
-        finals.append(found[1 : 1 + states])
+        results = run_layer(input, layer, partial(_part, layer * directions, directions))
+        finals.append(results[1 : 1 + states])
     if num_layers == 1:
-        return found[0], list(finals[0]), found[1 + states :]
-    return found[0], [torch.cat(ts) for ts in zip(*finals, strict=True)], found[1 + states :]
+        return results[0], list(finals[0]), results[1 + states :]
+    return results[0], [torch.cat(ts) for ts in zip(*finals, strict=True)], results[1 + states :]
 
 
 def _part(start: int, length: int, tensors: Sequence[Tensor], dim: int) -> list[Tensor]:

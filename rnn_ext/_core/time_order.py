@@ -13,7 +13,7 @@ __all__ = ["TimeOrder"]
 
 @dataclass(frozen=True)
 class TimeOrder:
-    """The time order of a layer's steps; ``reverse``: its directions are swapped."""
+    """The time order of a layer's steps; with ``reverse`` the directions are swapped."""
 
     batch_sizes: Tensor | None
     nonlinearity: str

@@ -1,10 +1,10 @@
 """Every private name of torch that this package uses.
 
-No other file uses one (``tests/test_torch_private.py``), so this is the file to read when torch
-changes. All names are in torch 2.10.0, 2.13.0 and 2.15.0. Without one of them ``import
-rnn_ext`` still works: its users take a public way, slower or with fewer features, or raise.
+No other file uses one (``tests/test_torch_private.py`` checks this), so this is the file to read
+when torch changes. All names exist in torch 2.10.0, 2.13.0 and 2.15.0. Without one of them ``import
+rnn_ext`` still works; each has a fallback that is slower, has fewer features, or raises an error.
 
-Functions that run in every call are bound here once, to torch's own.
+Functions that run in every call are torch's own, looked up once.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ def _always() -> bool:
 # torch.jit.is_tracing calls it, through two functions in Python.
 is_tracing: Callable[[], bool] = _find("_C._is_tracing", torch.jit.is_tracing)  # type: ignore[attr-defined]
 
-# RNNBase.check_input and RNNCell's torch op ask it. Without it devices beside these two are missed.
+# RNNBase.check_input and RNNCell's torch op call it. The fallback knows only these two devices.
 is_any_autocast_enabled: Callable[[], bool] = _find(
     "_C._is_any_autocast_enabled", _is_any_autocast_enabled
 )
 
-# torch.autograd.Function.apply asks it. Without it every call counts as transformed: what is made
-# for transforms computes the same, at several times the cost.
+# torch.autograd.Function.apply calls it. The fallback treats every call as transformed, which gives
+# the same results at several times the cost.
 are_functorch_transforms_active: Callable[[], bool] = _find(
     "_C._are_functorch_transforms_active", _always
 )
@@ -94,9 +94,9 @@ _functionalize = _find("_C._functorch.TransformType.Functionalize")
 
 
 def is_functionalized() -> bool:
-    """Whether ``torch.func.functionalize`` is active, which takes no ``torch.autograd.Function``.
+    """Whether ``torch.func.functionalize`` is active, which has no ``torch.autograd.Function``.
 
-    Without these two names torch says so.
+    Without these two names the answer is False, and torch raises an error.
     """
     if _interpreters is None or not are_functorch_transforms_active():
         return False
@@ -111,9 +111,9 @@ _plain_dispatch = _find("_C._disabled_torch_dispatch_impl")
 
 
 def overrides_operations(tensor: Any) -> bool:
-    """Whether ``tensor`` is of a class that handles torch's functions or operations itself.
+    """Whether the class of ``tensor`` handles torch's functions or operations itself.
 
-    Such a class knows torch's operations, not ours. The classes with which torch records graphs
+    Such a class knows torch's operations, but not ours. The classes with which torch records graphs
     accept any operation.
     """
     cls = type(tensor)
@@ -148,8 +148,8 @@ def apply_function(
     """``function.apply`` without its Python wrapper (5 µs), which only ``torch.func`` needs."""
     if not _skips_wrapper:
         return function.apply(*settings, input, hx, *weights)
-    # As the wrapper does in every call: a tensor kept from a transform that has ended wraps the one
-    # that gets the gradients.
+    # The wrapper does this too: a tensor kept from a transform that has ended wraps the tensor that
+    # gets the gradients.
     return super(torch.autograd.Function, function).apply(  # type: ignore[misc]
         *settings,
         _unwrap_if_dead(input),
@@ -175,7 +175,7 @@ def _is_never_batched(tensor: Tensor) -> bool:
     return False
 
 
-# Whether a tensor is one sample of a batch. Without it no tensor counts as one.
+# Whether a tensor is one sample of a batch. The fallback says no.
 is_batchedtensor: Callable[[Tensor], bool] = _find(
     "_C._functorch.is_batchedtensor", _is_never_batched
 )
@@ -202,7 +202,7 @@ _decrement_nesting = _find("_C._vmapmode_decrement_nesting", _refuse_legacy_vmap
 
 
 def legacy_vmap_level() -> int:
-    """Returns the level of the innermost such vmap; torch reports it only when it is changed."""
+    """Returns the level of the innermost such vmap, which torch returns only when changing it."""
     level: int = _increment_nesting() - 1
     _decrement_nesting()
     return level
@@ -214,9 +214,9 @@ _DispatchMode = _find("utils._python_dispatch.TorchDispatchMode")
 
 
 def record_operations(operation: Callable[[Any, Any, Any], Any]) -> AbstractContextManager[Any]:
-    """Returns a context in which torch runs an operation by ``operation(func, args, kwargs)``.
+    """Returns a context in which torch calls ``operation(func, args, kwargs)`` for each operation.
 
-    ``func`` is the aten operation that torch would call, below autograd. Inside ``operation``,
+    ``func`` is the aten operation that torch would run, below autograd. Inside ``operation``,
     operations run as usual.
     """
     if _DispatchMode is None:
@@ -227,7 +227,7 @@ def record_operations(operation: Callable[[Any, Any, Any], Any]) -> AbstractCont
     class Recording(_DispatchMode):  # type: ignore[misc, valid-type]
         @classmethod
         def _should_skip_dynamo(cls) -> bool:
-            # To keep Dynamo from compiling the method torch would import it, which takes seconds.
+            # Otherwise torch imports Dynamo, which takes seconds, to exclude the method from it.
             return False
 
         def __torch_dispatch__(
@@ -242,7 +242,7 @@ def record_operations(operation: Callable[[Any, Any, Any], Any]) -> AbstractCont
 
 
 def assume_constant_result(function: Any) -> None:
-    """``torch.compiler.assume_constant_result``, without its import of the compiler (a second)."""
+    """Does what ``torch.compiler.assume_constant_result`` does, without importing the compiler."""
     function._dynamo_marked_constant = True
 
 
@@ -256,7 +256,7 @@ def compiled_wrapper_type() -> type[nn.Module] | None:
 # Modules ------------------------------------------------------------------------------------------
 
 
-# The methods of torch's RNNs that their forward calls.
+# The methods that forward of torch's RNNs calls.
 CHECKS_OF_FORWARD = (
     "_update_flat_weights",
     "_weights_have_changed",
@@ -270,17 +270,17 @@ CHECKS_OF_FORWARD = (
 
 
 def read_parameters(module: nn.Module, names: Iterable[str]) -> list[Any]:
-    """Returns the current parameters, reading each once: parametrized ones are computed then."""
-    # nn.Module.__getattr__ would look there last.
+    """Returns the parameters, reading each once, since reading a parametrized one computes it."""
+    # nn.Module.__getattr__ looks there last, which is slow.
     plain = module._parameters
     return [plain[name] if name in plain else getattr(module, name) for name in names]
 
 
 def flat_weights(rnn: nn.RNNBase) -> list[Tensor]:
-    """Returns all weights of an RNN as they are now, layer by layer and direction by direction.
+    """Returns the current weights of an RNN, for each direction of each layer.
 
-    As in ``nn.RNN``, these are the tensors that a program has put into ``_flat_weights`` (as
-    recipes for DropConnect do), unless a parameter was replaced, swapped or parametrized since.
+    As in ``nn.RNN``, tensors that a program has assigned to ``_flat_weights`` (as recipes for
+    DropConnect do) take precedence, unless a parameter was replaced, swapped or parametrized since.
     """
     try:
         names: list[str] = rnn._flat_weights_names
@@ -301,9 +301,9 @@ def flat_weights(rnn: nn.RNNBase) -> list[Tensor]:
 
 
 def remember_weight(rnn: nn.RNNBase, name: str, value: Any) -> None:
-    """Notes that the attribute ``name`` was set; ``nn.RNN`` notices it in its next forward.
+    """Records that the attribute ``name`` was set, which ``nn.RNN`` finds out in its next forward.
 
-    As there, a new weight replaces tensors that were put into ``_flat_weights`` before.
+    As in ``nn.RNN``, a new weight replaces all tensors assigned to ``_flat_weights`` before.
     """
     attributes = vars(rnn)
     names, refs = attributes.get("_flat_weights_names", ()), attributes.get("_flat_weight_refs", ())

@@ -28,7 +28,7 @@ def folded_or_looped(
 ) -> tuple[Any, Any]:
     """Runs ``call`` on tensors with an additional axis, as ``Function.vmap`` requires.
 
-    The first ``rowwise`` tensors have a batch axis, 1, and the additional one is folded into it. If
+    The first ``rowwise`` tensors have a batch axis, 1, into which the additional axis is folded. If
     samples have different weights, or packed input, ``call`` runs once for each sample.
     """
     if not loops_over_samples(rowwise, [dim is not None for dim in in_dims], packed):
@@ -58,7 +58,7 @@ def loops_over_samples(rowwise: int, are_batched: Sequence[bool], packed: bool) 
     """Whether a vmap runs one call for each sample instead of one for all.
 
     Args:
-        rowwise: how many of the tensors, from the first, have a batch axis to fold samples into.
+        rowwise: the number of leading tensors that have a batch axis.
         are_batched: for each tensor, whether it differs between samples.
         packed: whether the calls have packed input.
     """
@@ -78,7 +78,7 @@ def _unfolded(t: Tensor, count: int) -> Tensor:
 def is_in_legacy_vmap(tensors: Sequence[Tensor | None]) -> bool:
     """Whether the vmap of ``torch.autograd`` is active, as with ``is_grads_batched=True``."""
     if torch.compiler.is_compiling():
-        return False  # it is never traced, and torch.compile cannot trace the question
+        return False  # torch.compile traces neither such a vmap nor the test below
     return any(t is not None and is_legacy_batchedtensor(t) for t in tensors)
 
 
@@ -100,7 +100,7 @@ def legacy_vmap(
         return tuple(r for r in results if r is not None)
 
     results = iter(torch.func.vmap(call, dims)(*plain))
-    # Its rules for views need the new axis to be the first in memory, too.
+    # Its rules for views require the new axis to come first in memory.
     return [
         add_batch_dim(next(results).contiguous(), 0, level) if is_present else None
         for is_present in present
