@@ -28,10 +28,10 @@ T = TypeVar("T")
 
 
 def _without_modes(compute: Callable[[], T]) -> T:
-    """Returns what ``compute`` returns where none of torch's modes is active.
+    """Returns ``compute()``, run where none of torch's modes is active.
 
-    Modes (inference, autocast, fake tensors, default device, transforms) are those of a thread, so
-    that it runs in a new one.
+    Modes (inference, autocast, fake tensors, default device, transforms) belong to a thread, so
+    this uses a new one.
     """
     with ThreadPoolExecutor(max_workers=1) as thread:
         return thread.submit(compute).result()
@@ -39,16 +39,16 @@ def _without_modes(compute: Callable[[], T]) -> T:
 
 @dataclass(frozen=True)
 class Definition:
-    """A cell without its function: all that the kernels and a description need.
+    """A cell without its function: all that the kernels and ``describe`` need.
 
     Attributes:
         name: the function's name.
         signature: its arguments.
         program: the encoded program.
-        kept_states: the states whose every step backward reads, a bit each.
-        kept_values: how many other values of a step backward reads.
-        saved: what the backward pass keeps, as formulas.
-        source: the function's text, where it is known.
+        kept_states: the states that backward reads at all steps, a bit each.
+        kept_values: the number of other values that backward reads of each step.
+        saved: the values that backward reads, as formulas.
+        source: the function's text; empty if unknown.
     """
 
     name: str
@@ -68,8 +68,8 @@ class Definition:
         slots = max(program.forward_slots, program.backward_slots)
         if slots > MAX_SLOTS:
             raise CellError(
-                f"cell {name!r}: it has {slots} values at once, a program has at most {MAX_SLOTS} "
-                f"slots: split it or use fewer gates and states"
+                f"cell {name!r}: it needs {slots} values at the same time, more than the "
+                f"{MAX_SLOTS} slots of a program: split it or use fewer gates and states"
             )
         saved = [expression(node, signature) for node in saving.saved]
         kept = [signature.states[state - 1] for state in saving.kept_states]
@@ -85,17 +85,17 @@ class Definition:
 
 
 class Cell:
-    """What a time step of a recurrence computes for each unit; made by ``rnn_ext.cell``.
+    """The computation of a time step, for each unit of a recurrence; ``rnn_ext.cell`` returns it.
 
-    Calling it runs the function as it was written. It is traced where ``program``, ``saved`` or
-    ``describe()`` is used first, which raises ``rnn_ext.CellError`` where the function contains
-    what a cell cannot. Pickling keeps the import path and the program: where the path leads to
-    another cell, or to none, the copy has the program instead of the function.
+    A call runs the Python function. The first use of ``program``, ``saved`` or ``describe()``
+    traces the function, and raises ``rnn_ext.CellError`` if it contains an operation that a cell
+    cannot have. Pickling stores the import path and the program: if that path has another cell, or
+    none, when the pickle is loaded, the copy runs the program.
 
     Attributes:
         name: the function's name.
         gates: G, the number of blocks of H columns in u, and in all products of a step together.
-        products: how many of them each product of a step has; ``(G,)`` where the cell does not
+        products: the number of blocks of each product of a step; ``(G,)`` if the cell does not
             yield.
         states: the names of the states beside y.
         parameters: the names of the operands with one value per unit.
@@ -116,7 +116,7 @@ class Cell:
 
     @classmethod
     def _restore(cls, path: tuple[str, str], definition: Definition) -> Cell:
-        """Returns the cell at ``path`` where it computes the same, else one of ``definition``."""
+        """Returns the cell at ``path`` if it has the same program, else one from ``definition``."""
         try:
             found = operator.attrgetter(path[1])(importlib.import_module(path[0]))
             if isinstance(found, cls) and torch.equal(found.program, definition.program):
@@ -129,9 +129,9 @@ class Cell:
         return restored
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Computes one step: ``cell(u, v, y, *states, **operands)``, as torch operations.
+        """Computes one step in torch operations: ``cell(u, v, y, *states, **operands)``.
 
-        Where the function yields, returns the generator.
+        If the function yields, this returns its generator.
         """
         if self._function is not None:
             return self._function(*args, **kwargs)
@@ -147,7 +147,7 @@ class Cell:
         """Computes one step with all its products.
 
         Args:
-            u: the input's part of each gate.
+            u: the input's contribution to each gate.
             multiply: ``(k, x)`` -> the gates of product k of the step, which multiplies x.
             states: y and the further states.
             named: parameters and inputs.
@@ -169,26 +169,26 @@ class Cell:
 
     @property
     def program(self) -> Tensor:
-        """The program as data, an int64 CPU tensor."""
+        """The encoded program, an int64 CPU tensor."""
         return self._definition.program
 
     @property
     def kept_states(self) -> int:
-        """The states whose every step backward reads, a bit each; bit 0, for y, is never set."""
+        """The states that backward reads at all steps, a bit each; bit 0, for y, is never set."""
         return self._definition.kept_states
 
     @property
     def kept_values(self) -> int:
-        """How many values of a unit and time step backward reads beside states."""
+        """The number of values that backward reads of each unit and step, beside states."""
         return self._definition.kept_values
 
     @property
     def saved(self) -> tuple[str, ...]:
-        """What backward keeps of each unit and time step, beside y: formulas, and kept states."""
+        """The values that backward reads of each unit and step, beside y: formulas and states."""
         return self._definition.saved
 
     def describe(self) -> str:
-        """Returns the function, the program as text, its slots, and what backward keeps."""
+        """Returns the function, its program as text, its slots, and what backward reads."""
         return describe(self._definition.source, self._decoded, self._signature, self.saved)
 
     def __repr__(self) -> str:
@@ -247,20 +247,21 @@ def cell(
     they are tuples of ``gates`` tensors. All tensors have shape (B, H) or broadcast to it, and the
     same dtype. It may contain torch's elementwise operations and a ``torch.autograd.Function``.
 
-    A function that yields has further products in a step: what it yields is multiplied by the next
-    blocks of W_hh, their part of b_hh is added, and it receives the result as it does v. With
-    ``gates=(2, 1)`` u has all three blocks, v the first two, and the one yield receives the third.
+    A function that yields has further products in a step. The yielded tensor is multiplied by the
+    next blocks of W_hh, their part of b_hh is added, and the yield returns the result in the form
+    of v. With ``gates=(2, 1)`` u has all three blocks, v the first two, and the yield returns the
+    third.
 
     Args:
-        gates: G, how many blocks of H columns the two products have; for a function that yields,
-            how many the first product by W_hh has, and each further one.
+        gates: G, the number of blocks of H columns of the two products; for a function that yields,
+            the number of blocks of each product with W_hh.
         states: names of the states beside y.
         parameters: names of the operands with one value per unit, of shape (H,).
         inputs: names of the operands with one value per unit and time step, of shape (T, B, H).
 
     Raises:
-        CellError: where the arguments of the function are others. What else a cell cannot contain
-            is raised where its program is used first.
+        CellError: the function has other arguments. Operations that a cell cannot have raise it
+            when the cell is first used.
 
     Example::
 
@@ -280,7 +281,7 @@ def cell(
 
 
 def _check(function: Callable[..., Any], signature: Signature, given: tuple[Any, ...]) -> None:
-    """Raises what is wrong with the arguments of a function."""
+    """Raises an error if the arguments of a function do not fit."""
     name = f"cell {function.__name__!r} ({line_of_function(function)})"
     for kind, names in zip(("states", "parameters", "inputs"), given, strict=True):
         if isinstance(names, str):
@@ -290,10 +291,11 @@ def _check(function: Callable[..., Any], signature: Signature, given: tuple[Any,
         shown = products[0] if len(products) == 1 else products
         raise CellError(f"{name}: gates={shown}, expected 1 or more in each product")
     if inspect.isgeneratorfunction(function) != (len(products) > 1):
-        verb = "has" if len(products) > 1 else "yields, so that it needs"
         raise CellError(
-            f"{name}: it {verb} gates for more than one product in a step, as gates=(2, 1) are"
-            + (", but it does not yield" if len(products) > 1 else "")
+            f"{name}: gates={products} are several products in a step, but the function does not "
+            "yield"
+            if len(products) > 1
+            else f"{name}: it yields, so it needs the gates of each product, such as gates=(2, 1)"
         )
     named = signature.parameters + signature.inputs
     arguments = inspect.signature(function).parameters.values()

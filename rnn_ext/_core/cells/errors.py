@@ -1,4 +1,4 @@
-"""The error about a cell, and where in the user's code it is."""
+"""``CellError``, and the line of the user's code that it names."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["CellError", "line_of_frame", "line_of_function", "line_of_traceback"
 
 
 class CellError(ValueError):
-    """A function cannot be a cell.
+    """A function that cannot be a cell.
 
-    The message names the cell, what it cannot contain, and the line of the function.
+    The message names the cell, the operation that it cannot have, and the line of the function.
     """
 
 
@@ -44,7 +44,7 @@ def line_of_frame(frame: FrameType | None, outermost: FrameType) -> str | None:
 
 
 def line_of_traceback(traceback: TracebackType | None) -> str | None:
-    """Returns the same of where an exception comes from."""
+    """Returns ``file:line`` of the innermost such call in a traceback."""
     line = None
     while traceback is not None:
         if _is_users(traceback.tb_frame):
@@ -54,6 +54,6 @@ def line_of_traceback(traceback: TracebackType | None) -> str | None:
 
 
 def line_of_function(function: Callable[..., Any]) -> str:
-    """Returns ``file:line`` of where a function is written."""
+    """Returns ``file:line`` of a function's definition."""
     code = inspect.unwrap(function).__code__
     return f"{code.co_filename}:{code.co_firstlineno}"

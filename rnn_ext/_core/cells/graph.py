@@ -1,7 +1,7 @@
-"""Expressions of one unit: nodes that exist once each and are simplified where they are made.
+"""Expressions of one unit, as nodes that are unique and simplified when they are created.
 
-A node's operation is one of the program's (``program.py``). Equal expressions are the same node, so
-that ``is`` compares them and common subexpressions are found without a search.
+A node's operation is one of the program's (``program.py``). Equal expressions are the same node:
+``is`` compares them, and common subexpressions need no search.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Node:
         op: the program's name for it.
         args: the operands.
         data: (kind, index) of a load, (x,) of a constant, (x, y) of an affine operation.
-        number: counts the nodes of the graph; operands have lower ones.
+        number: the node's number in the graph; operands have lower ones.
         is_gradient: whether the value depends on the gradient of a next state or a yielded value.
     """
 
@@ -60,7 +60,7 @@ class Node:
 
     @property
     def constant(self) -> float | None:
-        """The value of a constant, None for all else."""
+        """The value of a constant; None for other nodes."""
         return self.data[0] if self.op == "constant" else None
 
     def __repr__(self) -> str:
@@ -86,11 +86,11 @@ class Graph:
         return self._node("constant", (), (float(value),))
 
     def affine(self, node: Node, x: float, y: float) -> Node:
-        """``node * x + y``; a y of -0.0 adds nothing, not even to a zero's sign."""
+        """Returns ``node * x + y``; a y of -0.0 does not change the sign of a zero either."""
         if node.op == "affine":
             a, b = node.data
             product, offset = a * x, b * x + y
-            # Not where the product of the constants leaves the range of numbers.
+            # Not if the product of the constants overflows or underflows.
             if math.isfinite(product) and math.isfinite(offset) and product != 0:
                 return self.affine(node.args[0], product, offset)
         if x == 1 and y == 0:
@@ -98,7 +98,7 @@ class Graph:
         return self._node("affine", (node,), (float(x), float(y)))
 
     def apply(self, op: str, *operands: Node | float) -> Node:
-        """``op`` of ``operands``, in the simplest form that is known."""
+        """Returns ``op`` of ``operands``, simplified."""
         args = [a if isinstance(a, Node) else self.constant(a) for a in operands]
         if op in COMMUTATIVE:
             # Constants last.
@@ -124,7 +124,7 @@ class Graph:
     def _mul(self, a: Node, b: Node) -> Node | None:
         if b.constant is not None:
             return self.affine(a, b.constant, -0.0)
-        # A sign moves outwards, where a sum absorbs it.
+        # Move the sign outward, where a sum can absorb it.
         if _is_negation(a):
             return -self.apply("mul", a.args[0], b)
         return -self.apply("mul", a, b.args[0]) if _is_negation(b) else None
@@ -142,7 +142,7 @@ class Graph:
             return a
         if mask.constant is not None:
             return a if mask.constant else b
-        # 1 - m is how a mask is negated.
+        # 1 - m negates a mask.
         if mask.op == "affine" and mask.data == (-1.0, 1.0):
             return self.apply("where", mask.args[0], b, a)
         return None

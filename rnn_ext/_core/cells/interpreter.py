@@ -1,4 +1,4 @@
-"""Runs a program in torch operations: what the kernels compute, slowly, on any device."""
+"""Runs a program in torch operations: slower than the kernels, on any device."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def execute(
 
     Args:
         instructions: the program.
-        memory: what it loads, by kind and index; of one dtype, in shapes that broadcast. y before
-            the step is always there.
-        in_slots: what its first slots hold at the start.
-        multiply: called for each product with what is stored so far; returns what the first slots
-            hold then.
+        memory: the operands that it loads, by kind and index; of one dtype, in shapes that
+            broadcast. It always has y before the step.
+        in_slots: the values of the first slots at the start.
+        multiply: called for each product with all operands stored so far; returns the values of
+            the first slots.
 
     Returns:
-        What it stores, by kind and index, in the shape of y.
+        The operands that it stores, by kind and index, in the shape of y.
     """
     like = memory["state", 0]
     slots = dict(enumerate(in_slots))
@@ -66,12 +66,11 @@ def run_step(
 ) -> Any:
     """Returns y, or y and the states, after a step; differentiable once.
 
-    Where the cell yields, it returns a generator that does.
+    For a cell that yields, it returns a generator that yields and then returns these.
 
     Args:
-        program: what to run.
-        u: of each gate.
-        v: of each gate of the first product.
+        u: u of each gate.
+        v: v of each gate of the first product.
         others: the states, parameters and inputs.
     """
     steps = _run_phases(program, u, v, others)
@@ -90,7 +89,7 @@ def _run_phases(
 ) -> Generator[Tensor, Any, Any]:
     results: tuple[Tensor, ...] = ()
     for phase in range(len(program.products)):
-        # What the later products will be, no result of this phase depends on.
+        # No result of this phase depends on the later products.
         missing = [torch.zeros_like(v[0])] * (program.gates - len(v))
         results = _Phase.apply(program, phase, *u, *v, *missing, *others)
         if phase + 1 < len(program.products):
@@ -99,16 +98,16 @@ def _run_phases(
 
 
 class _Phase(torch.autograd.Function):
-    """A step up to the end of a phase: returns what it yields, or after the last the states.
+    """A step up to the end of a phase: returns what is yielded there; after the last, the states.
 
-    Its gradient is all of the backward program with zeros for the gradients of other results.
+    Its backward runs the whole backward program, with zeros for the gradients of other results.
     """
 
     @staticmethod
     def forward(ctx: Any, program: Program, phase: int, *operands: Tensor) -> tuple[Tensor, ...]:
         gates = program.gates
         memory = _memory(program, operands)
-        # The first of a shape that all broadcast to.
+        # execute needs y in the shape to which all operands broadcast.
         shape = torch.broadcast_shapes(*(t.shape for t in operands))
         memory["state", 0] = memory["state", 0].expand(shape)
         ends = accumulate(program.products, initial=gates)

@@ -1,4 +1,4 @@
-"""From a cell's graph to its program: the order of the operations, and a slot for each value."""
+"""Turns a cell's graph into its program: orders the operations and gives each value a slot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["lower"]
 
 
 def lower(formula: Formula, saving: Saving, products: Sequence[Sequence[int]]) -> Program:
-    """Returns the program of ``formula``, which keeps what ``saving`` says.
+    """Returns the program of ``formula``, which saves the values of ``saving``.
 
     Args:
         products: the gates of each product in a step.
@@ -37,7 +37,7 @@ def lower(formula: Formula, saving: Saving, products: Sequence[Sequence[int]]) -
     recurrent = [[graph.load("recurrent", g) for g in product] for product in products]
     forward_phases, passed = split([*values, *yielded], {}, recurrent)
     forward_slots, forward = _write(forward_phases, in_slots=recurrent)
-    # What a product leaves in slot 0: the gradient of y, then of what was yielded, the last first.
+    # A product leaves in slot 0 the gradient of y, then those of the yielded values, last first.
     ends = [graph.load("grad_next_state", 0)]
     ends += [graph.load("grad_yielded", k) for k in reversed(range(len(yielded)))]
     backward_phases, passed_back = split(
@@ -81,8 +81,8 @@ def _write(
     """Returns the number of slots and the instructions of all phases.
 
     Args:
-        in_slots: the values that slots 0, 1… hold at the start of each phase.
-        first: what each phase loads first of all, where it uses it.
+        in_slots: the values of slots 0, 1… at the start of each phase.
+        first: the value that each phase loads first, if it uses it.
     """
     count = 0
     code: list[Instruction] = []
@@ -98,7 +98,7 @@ def _write(
 
 
 class _Step(NamedTuple):
-    """An instruction between values, which have no slots yet; a store has no result."""
+    """An instruction whose values have no slots yet; a store has no result."""
 
     op: str
     result: Node | None
@@ -114,7 +114,7 @@ def _order(
 ) -> list[_Step]:
     """Returns the steps, operands first, in an order that keeps few values alive."""
     computed = _computations([node for _, node in stores], available)
-    heights: dict[Node, int] = {}  # the slots that computing a value takes, were it a tree
+    heights: dict[Node, int] = {}  # slots that a value needs if its operands form a tree
     for node, step in computed.items():
         below = sorted((heights[a] for a in set(step.args)), reverse=True)
         heights[node] = max((height + i for i, height in enumerate(below)), default=1)
@@ -125,7 +125,7 @@ def _order(
 
     steps: list[_Step] = []
     done = set()
-    # A stack, since a cell can be deeper than Python's calls; the last is what is computed next.
+    # A stack, since a cell can be deeper than Python's recursion limit; the last is next.
     todo = [node for _, node in reversed(stores)]
     if first in computed:
         todo.append(first)
@@ -151,14 +151,14 @@ def _order(
     return steps
 
 
-# A state may be stored where it was read.
+# Stores that may overwrite the memory of an operand, by kind: it must be loaded before.
 OVERWRITES = {"next_state": "state", "grad_state": "grad_next_state"}
 
 
 def _computations(roots: Sequence[Node], available: dict[Node, Operand]) -> dict[Node, _Step]:
-    """Returns how each value is computed or loaded, operands first.
+    """Returns the step that computes or loads each value, operands first.
 
-    A product that only a sum uses becomes part of it.
+    A product that is used only in one sum becomes part of it.
     """
     nodes = ancestors(roots, stop=available)
     uses = Counter(roots)
@@ -183,7 +183,7 @@ def _computations(roots: Sequence[Node], available: dict[Node, Operand]) -> dict
 
 
 class _Slots:
-    """Gives each value a slot from its step to its last use."""
+    """Assigns a slot to each value, from its step to its last use."""
 
     def __init__(self, steps: Sequence[_Step], in_slots: Sequence[Node]) -> None:
         self.uses = Counter(a for step in steps for a in step.args)

@@ -1,8 +1,8 @@
-"""What a cell may contain: torch's operations and their derivatives in those of the program.
+"""The operations that a cell can have: torch's, and their derivatives, in those of the program.
 
-Each rule takes the arguments of the aten operation of its name; a tensor is a ``Node``. The
-derivatives are torch's own, written as a factor of the gradient where that is the same, since such
-a factor can be kept instead of its operands.
+Each rule takes the arguments of the aten operation of its name, with a ``Node`` for each tensor.
+The derivatives are torch's own, written as a factor of the gradient where possible, since backward
+can save the factor instead of its operands.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _rule(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _same(*names: str) -> None:
-    """The program has these operations under torch's names."""
+    """Adds rules for operations that the program has under torch's names."""
 
     def rule(name: str) -> Callable[..., Node]:
         return lambda x: x.graph.apply(name, x)
@@ -74,7 +74,7 @@ def _is_mask(x: Node) -> bool:
 
 
 def _mask(x: Node) -> Node:
-    """Whether a number is not zero, for what torch takes as a truth value."""
+    """Returns a mask of the numbers that are not zero, which torch treats as True."""
     return x if _is_mask(x) else _ne(x, 0.0)
 
 
@@ -153,7 +153,7 @@ def lerp(a: Node, b: Node, weight: Node | float) -> Node:
 
 @_rule
 def pow(x: Node | float, exponent: Node | float) -> Node:
-    """A constant to a power, or a power with a constant exponent; not NotImplemented only then."""
+    """Returns a power with a constant base or a constant exponent; NotImplemented for others."""
     if isinstance(exponent, Node) and exponent.constant is not None:
         exponent = exponent.constant
     if not isinstance(x, Node) and isinstance(exponent, Node) and x > 0:

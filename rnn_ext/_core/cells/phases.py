@@ -1,8 +1,8 @@
-"""Cuts a cell's computation at the products within a step.
+"""Splits a cell's computation into phases, at the products within a step.
 
-A product needs the values of all units, so that what it multiplies is computed for all of them
-before it: that is a phase. Slots do not outlive a phase; what a later one needs of an earlier one
-is passed on in memory, as few values as possible.
+A product needs the values of all units, so a phase computes the values that it multiplies for all
+units first. Slots do not outlive a phase: values that a later phase needs are passed in memory, as
+few as possible.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Store = tuple[Operand, Node]
 
 
 class Phase(NamedTuple):
-    """What a phase stores, and which values it loads instead of computing them, from where."""
+    """The values that a phase stores, and those that it loads instead of computing them."""
 
     stores: list[Store]
     available: dict[Node, Operand]
@@ -29,12 +29,12 @@ class Phase(NamedTuple):
 def split(
     stores: Sequence[Store], available: Mapping[Node, Operand], starts: Sequence[Collection[Node]]
 ) -> tuple[list[Phase], int]:
-    """Returns the phases, and how many values are passed on.
+    """Returns the phases, and the number of values passed between them.
 
     Args:
-        stores: which value goes where.
+        stores: the values to store, each with its operand.
         available: the values that every phase can load.
-        starts: for each phase, what the product before it computes.
+        starts: for each phase, the results of the product before it.
     """
     first = _first_phases([node for _, node in stores], available, starts)
     parts: list[list[Store]] = [[] for _ in starts]
@@ -58,7 +58,7 @@ def split(
 def _first_phases(
     roots: Sequence[Node], available: Collection[Node], starts: Sequence[Collection[Node]]
 ) -> dict[Node, int]:
-    """Returns the first phase that has a value, for each that depends on a product."""
+    """Returns the first phase that can compute each value that depends on a product."""
     first = {node: phase for phase, nodes in enumerate(starts) for node in nodes}
     for node in ancestors(roots, available):
         phases = [first[a] for a in node.args if a in first]

@@ -23,7 +23,7 @@ __all__ = [
     "Program",
 ]
 
-Operand = tuple[str, int]  # kind and index of what a program reads or writes in memory
+Operand = tuple[str, int]  # kind and index of a value in memory
 
 # Torch's functions of these names.
 UNARY = (
@@ -36,12 +36,12 @@ BINARY = (
     *("minimum", "maximum"),
     *("lt", "le", "eq", "ne"),  # 1.0 or 0.0
 )
-# affine is a * x + y, where takes b where a is not 0 and else c, fma is a * b + c. A product parts
-# two phases: what runs before it runs for all units, and of all other values only those behind it
-# are there that were passed on in memory.
+# affine is a * x + y; where is b if a is not 0, else c; fma is a * b + c. A product separates two
+# phases: the first runs for all units before the second starts, and slots are lost between them,
+# except for values passed in memory.
 OPERATIONS = ("load", "store", "constant", "affine", *UNARY, *BINARY, "where", "fma", "product")
 
-# What a program reads and writes in memory.
+# The kinds of values that a program reads and writes in memory.
 OPERANDS = (
     "projection",  # u of a gate
     "state",  # before the step; 0 is y
@@ -52,12 +52,12 @@ OPERANDS = (
     "grad_next_state",
     "grad_projection",
     "grad_recurrent",  # of v
-    "grad_state",  # without what goes through v
+    "grad_state",  # without the part through v
     "grad_parameter",  # of this step
     "grad_input",
-    "yielded",  # what the next product multiplies
+    "yielded",  # the operand of the next product
     "grad_yielded",
-    "passed",  # from a phase of a step to a later one
+    "passed",  # from one phase of a step to a later one
 )
 
 VERSION = 2
@@ -70,8 +70,8 @@ class Instruction(NamedTuple):
     """One operation: ``dst``, ``a``, ``b`` and ``c`` are slots, ``x`` and ``y`` constants.
 
     A load reads operand ``b`` of kind ``a`` into ``dst``; a store writes ``a`` to operand ``c`` of
-    kind ``b``. A product has ``a`` gates, which it leaves in the first slots; in the backward
-    program it leaves the gradient of what was yielded in slot 0.
+    kind ``b``. A product writes its ``a`` gates to the first slots; in the backward program it
+    writes the gradient of the yielded value to slot 0.
     """
 
     op: str
@@ -88,12 +88,12 @@ class Program:
     """The forward and the backward program of a cell.
 
     Attributes:
-        gates, states, parameters, inputs: how many there are; states count y.
-        saved: how many values of a unit the forward program keeps for the backward one.
-        merged: u and v occur as their sum alone, so that they have the same gradient.
-        kept_states: the states, beside y, whose values at every step the backward program reads.
-        passed: how many values go from a phase of a step to a later one, at most.
-        forward_slots, backward_slots: how many slots each needs.
+        gates, states, parameters, inputs: their numbers; states include y.
+        saved: the number of values of a unit that forward saves for backward.
+        merged: whether u and v occur only as their sum and so have the same gradient.
+        kept_states: the states, beside y, that backward reads at all steps.
+        passed: the number of values passed between phases, the larger of the two programs'.
+        forward_slots, backward_slots: the number of slots of each program.
     """
 
     gates: int
@@ -137,7 +137,7 @@ class Program:
 
     @classmethod
     def decode(cls, encoded: Tensor) -> Program:
-        """Returns what ``encode`` encoded."""
+        """Returns the program that ``encode`` encoded."""
         values: list[int] = encoded.tolist()
         version, gates, states, parameters, inputs, saved, merged, kept = values[:8]
         if version != VERSION:

@@ -1,7 +1,8 @@
-"""Which values of the forward pass are kept for the backward pass: as few as possible.
+"""Chooses the values that forward saves for backward, as few as possible.
 
-The backward pass has y, parameters and inputs for free, and recomputes what it can. The fewest
-values that separate what it needs from what it does not have are a minimum vertex cut.
+Backward can always read y, parameters and inputs, and can recompute values from others. The fewest
+values to save are a minimum vertex cut between the values that backward needs and those that it
+cannot read.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ __all__ = ["Saving", "choose_saved", "minimum_cut"]
 
 @dataclass(frozen=True)
 class Saving:
-    """What the backward program can read of the forward pass.
+    """The values of the forward pass that the backward program can read.
 
     Attributes:
-        kept_states: states, beside y, that are kept at every step: before it and after it.
-        saved: the other values that are kept.
-        free: where all of these are, and all that is there in any case.
+        kept_states: states, beside y, that are kept at all steps: backward reads them before and
+            after its step.
+        saved: other saved values.
+        free: the operand of each value that backward can read.
     """
 
     kept_states: tuple[int, ...]
@@ -35,7 +37,7 @@ class Saving:
 
 
 def choose_saved(formula: Formula) -> Saving:
-    """Returns the choice that keeps the fewest values, and of those what recomputes least."""
+    """Returns the choice with the fewest values, and among these the least recomputation."""
     needed = _needed(formula)
     kept: tuple[int, ...] = ()
     free = _free(formula, kept)
@@ -44,7 +46,7 @@ def choose_saved(formula: Formula) -> Saving:
         own = {formula.graph.load("state", state), formula.outputs[state]}
         more = _free(formula, (*kept, state))
         smaller = minimum_cut(needed, more)
-        # A kept state costs what a saved value does, and is there before the step and after it.
+        # A kept state costs as much as a saved value, and gives its values before and after a step.
         saves = len(cut) - len(smaller)
         if saves > 1 or (saves == 1 and not own.isdisjoint(cut)):
             kept, free, cut = (*kept, state), more, smaller
@@ -52,7 +54,7 @@ def choose_saved(formula: Formula) -> Saving:
 
 
 def _needed(formula: Formula) -> list[Node]:
-    """The values of the forward pass that the derivative reads, or multiplies by."""
+    """Returns the values of the forward pass that the derivative reads or yields."""
     results = [g for g in formula.gradients.values() if g is not None]
     read = [a for node in ancestors(results) if node.is_gradient for a in node.args]
     nodes = dict.fromkeys([*read, *results, *formula.yielded])
@@ -71,11 +73,11 @@ def _free(formula: Formula, kept_states: Iterable[int]) -> dict[Node, Operand]:
 
 
 def minimum_cut(needed: Iterable[Node], free: Collection[Node]) -> tuple[Node, ...]:
-    """Returns the fewest nodes from which ``needed`` follows, and of these those nearest to it.
+    """Returns the fewest nodes from which ``needed`` can be computed, those nearest to ``needed``.
 
-    A node is an edge of capacity 1 from ``(node, "in")`` to ``(node, "out")``. The smallest cut
-    between the source, where values come from nowhere else, and the sink, behind ``needed``, is as
-    large as the largest flow, and lies where nothing more flows to the sink.
+    Each node is an edge of capacity 1 from ``(node, "in")`` to ``(node, "out")``. The source feeds
+    the nodes without operands, and ``needed`` flows into the sink. The minimum cut has the size of
+    the maximum flow. It is at the border of the part from which more could flow to the sink.
     """
     capacity: dict[Any, dict[Any, float]] = defaultdict(dict)
 
@@ -101,7 +103,10 @@ def minimum_cut(needed: Iterable[Node], free: Collection[Node]) -> tuple[Node, .
 
 
 def _search(capacity: dict[Any, dict[Any, float]]) -> dict[Any, Any]:
-    """Returns what can flow to the sink, and for each where to, until the source is among it."""
+    """Returns the next vertex towards the sink for each vertex with capacity left to reach it.
+
+    The search stops when it reaches the source.
+    """
     towards_sink: dict[Any, Any] = {"sink": None}
     queue = deque(towards_sink)
     while queue and "source" not in towards_sink:

@@ -1,4 +1,4 @@
-"""A program and the values that it keeps, to read."""
+"""Describes a program and the values that it saves, as text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LONGEST = 60
 
 
 def _operand(kind: str, index: int, signature: Signature) -> str:
-    """Names an operand as the function does."""
+    """Returns an operand's name in the function."""
     names = {
         "state": ("y", *signature.states),
         "parameter": signature.parameters,
@@ -39,7 +39,7 @@ def _operand(kind: str, index: int, signature: Signature) -> str:
 
 
 def expression(node: Node, signature: Signature) -> str:
-    """Returns the formula of a value, shortened where it is long."""
+    """Returns the formula of a value, shortened if it is long."""
     if node.op == "load":
         kind, index = node.data
         text = _operand(kind, index, signature)
@@ -64,7 +64,7 @@ def _formula(op: str, args: Sequence[str], x: float = 0.0, y: float = 0.0) -> st
 
 
 def describe(source: str, program: Program, signature: Signature, saved: Sequence[str]) -> str:
-    """Returns a page about a cell."""
+    """Returns the function, the saved values and the two programs of a cell."""
 
     def line(i: Instruction) -> str:
         if i.op == "product":

@@ -1,4 +1,4 @@
-"""Runs a cell and its derivative once, on numbers that do not matter, and records a graph."""
+"""Traces a cell: runs it and its derivative with arbitrary numbers and records a graph."""
 
 from __future__ import annotations
 
@@ -19,24 +19,23 @@ from .operations import RULES
 
 __all__ = ["Formula", "Signature", "trace", "unpack"]
 
-# The values of these are read from their results.
+# Results of these are constants, read from the result.
 FACTORIES = {
     *("scalar_tensor", "lift_fresh", "full", "full_like", "new_full", "fill_", "zero_"),
     *("zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones"),
 }
-# The same values as those of an argument, the first of most.
+# Results of these have the values of an argument, at this index.
 COPIES = {
     **dict.fromkeys(("detach", "alias", "clone", "view", "expand", "_to_copy"), 0),
     "copy_": 1,
 }
-# Where all tensors are masks.
+# The operations that these are if all tensors are masks.
 ON_MASKS = {f"bitwise_{name}": f"logical_{name}" for name in ("and", "or", "xor", "not")}
 ON_MASKS["add"] = "logical_or"
 READS = {"_local_scalar_dense", "equal", "is_nonzero", "item"}
 
 NO_DIMENSIONS = (
-    "; a cell computes each unit on its own, so that its tensors have no dimensions while it is "
-    "traced"
+    "; a cell computes each unit separately, so its tensors have no dimensions while it is traced"
 )
 
 
@@ -54,7 +53,7 @@ class Signature:
         return sum(self.products)
 
     def split(self, gates: Sequence[Any]) -> list[Sequence[Any]]:
-        """Cuts what there is for each gate into that of each product."""
+        """Splits a list with an element for each gate into one list for each product."""
         ends = accumulate(self.products, initial=0)
         return [gates[a:b] for a, b in pairwise(ends)]
 
@@ -80,13 +79,13 @@ class Signature:
         """Runs one step of ``function``.
 
         Args:
-            u: the input's part of each gate.
+            u: the input's contribution to each gate.
             multiply: ``(k, x)`` -> the gates of product k of a step, which multiplies x.
             states: y and the further states.
             named: parameters and inputs.
 
         Returns:
-            What the function returns.
+            The function's result.
         """
 
         def product(k: int, x: Any) -> Any:
@@ -111,7 +110,7 @@ class Signature:
 
 
 def _pack(gates: Sequence[Any]) -> Any:
-    """What a function gets for its gates: a tensor for one, else a tuple."""
+    """Returns the argument for gates: the tensor of a single gate, else a tuple."""
     return gates[0] if len(gates) == 1 else tuple(gates)
 
 
@@ -121,13 +120,13 @@ def unpack(gates: Any) -> Sequence[Any]:
 
 @dataclass(frozen=True)
 class Formula:
-    """What a cell computes for one unit.
+    """The computation of a cell for one unit.
 
     Attributes:
-        graph: where the nodes live.
+        graph: the graph of all nodes.
         outputs: the next states, y first.
-        yielded: what each product but the first multiplies.
-        gradients: by (kind, index) of an argument, None where the outputs do not depend on it.
+        yielded: the operand of each product but the first.
+        gradients: by (kind, index) of an argument; None if no output depends on it.
     """
 
     graph: Graph
@@ -139,11 +138,11 @@ class Formula:
 def trace(function: Callable[..., Any], name: str, signature: Signature) -> Formula:
     """Returns the formula of ``function`` and its derivative.
 
-    The function runs twice, on other values and shapes; a formula that follows them, or changes
-    from call to call, is an error.
+    The function runs twice, with different values and shapes, and both runs must record the same
+    formula.
 
     Raises:
-        CellError: where the function contains what a cell cannot.
+        CellError: the function contains an operation that a cell cannot have.
     """
     graph = Graph()
     first, second = (
@@ -152,19 +151,18 @@ def trace(function: Callable[..., Any], name: str, signature: Signature) -> Form
     )
     if first != second:
         raise CellError(
-            f"cell {name!r} ({line_of_function(function)}): it computes something else when it is "
-            f"called again: it reads values or shapes, draws random numbers, or keeps something "
-            f"between calls"
+            f"cell {name!r} ({line_of_function(function)}): two calls compute different formulas: "
+            f"it reads values or shapes, draws random numbers, or keeps something between calls"
         )
     return first
 
 
 class Recorder:
-    """One run of a cell: which node each tensor stands for."""
+    """One run of a cell, with the node of each tensor."""
 
     def __init__(self, graph: Graph, name: str) -> None:
         self.graph, self.name = graph, name
-        # By address: views of a tensor, and what is changed in place, share it. Nothing is freed.
+        # By address, which views and tensors changed in place share. self.tensors keeps all alive.
         self.nodes: dict[int, Node] = {}
         self.tensors: list[Tensor] = []
         self.is_backward = False
@@ -209,7 +207,7 @@ class Recorder:
     def _run(
         self, function: Callable[..., Any], signature: Signature, arguments: Sequence[Tensor]
     ) -> tuple[Any, list[Tensor]]:
-        """Returns what the function returns and what it yields."""
+        """Returns the function's result and the values that it yields."""
         g, expected = signature.gates, len(signature.products) - 1
         u, v, others = arguments[:g], signature.split(arguments[g : 2 * g]), arguments[2 * g :]
         states = 1 + len(signature.states)
@@ -241,7 +239,7 @@ class Recorder:
         pairs = [pair for pair in zip(outputs, seeds, strict=True) if pair[0].requires_grad]
         if not pairs:
             return [None] * len(arguments)
-        # Given gradients of the outputs, torch.autograd.grad imports sympy, half a second.
+        # With gradients of the outputs as arguments, torch.autograd.grad imports sympy (0.5 s).
         end = _Seeds.apply([seed for _, seed in pairs], *(y for y, _ in pairs))
         gradients = torch.autograd.grad(end, arguments, allow_unused=True)
         return [None if g is None else self._node_of(g) for g in gradients]
@@ -281,10 +279,10 @@ class Recorder:
         line = line or line_of_frame(sys._getframe(), self.frame) or self.home
         return CellError(f"cell {self.name!r} ({line}): {text}")
 
-    # What each of torch's operations is ---------------------------------------------------------
+    # The operations of torch ----------------------------------------------------------------------
 
     def operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs an operation of torch and records what it computes."""
+        """Runs an operation of torch and records the nodes of its results."""
         name: str = func.overloadpacket.__name__
         is_known = name in FACTORIES or name in COPIES
         nodes = None if is_known else self._apply(func, name, args, kwargs)
@@ -303,7 +301,7 @@ class Recorder:
     def _apply(
         self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Node, ...] | None:
-        """The results of an operation; None where they are constants, as its operands are."""
+        """Returns the nodes of the results; None if they are constants, like all operands."""
         tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
         if not name.startswith("_"):
             name = name.rstrip("_")
@@ -358,7 +356,7 @@ def _refusal(func: Any, name: str) -> str:
 
 
 class _Seeds(torch.autograd.Function):
-    """A number behind tensors, whose gradients are given."""
+    """A scalar that depends on tensors with the gradients ``seeds``."""
 
     @staticmethod
     def forward(ctx: Any, seeds: list[Tensor], *outputs: Tensor) -> Tensor:
