@@ -17,7 +17,7 @@ from support import (
     layer_weights,
     leaves,
 )
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations
@@ -221,7 +221,7 @@ class _Tagger(nn.Module):
         self.rnn = rnn
         self.cell = cell
 
-    def forward(self, x, hx=None):  # for TorchScript
+    def forward(self, x: Tensor, hx: Tensor | None = None) -> Tensor:  # TorchScript reads them
         output, h_n = self.rnn(x, hx=hx)
         return self.cell(output[0]) + h_n[-1]
 

@@ -17,6 +17,7 @@ from support import (
     train_step,
     using_threads,
 )
+from torch import Tensor
 
 import rnn_ext
 
@@ -155,11 +156,12 @@ def test_python_threads_from_before_and_after_the_thread_count_was_set():
                 assert_same_bits(pool.submit(everything).result(PATIENCE), expected)
 
 
-def one_call(x, weights):
+# TorchScript reads the annotations of both.
+def one_call(x: Tensor, weights: list[Tensor]) -> Tensor:
     return torch.ops.rnn_ext.rnn_forward(x, None, weights, None, "tanh", False)[0]
 
 
-def calls_from_torchs_threads(x, weights):
+def calls_from_torchs_threads(x: Tensor, weights: list[Tensor]) -> list[Tensor]:
     futures = [torch.jit.fork(one_call, x, weights) for _ in range(8)]
     return [torch.jit.wait(f) for f in futures]
 
