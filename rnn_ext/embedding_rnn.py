@@ -19,12 +19,12 @@ _LAYERS: dict[str, Any] = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
 
 
 class EmbeddingRNN(nn.Module):
-    """An embedding followed by an RNN, GRU or LSTM, with less work than the two one by one.
+    """An embedding followed by an RNN, GRU or LSTM, with less work than the two modules.
 
-    Returns what ``rnn(embedding(tokens), hx)`` does, up to rounding. There are only V different
-    tokens, so the first layer computes W_ih E for these and looks the results up; backward sums the
+    Returns the result of ``rnn(embedding(tokens), hx)``, up to rounding. There are only V different
+    tokens, so the first layer computes W_ih E for these and looks up the results; backward sums the
     gradients of equal tokens before it multiplies. :func:`rnn_ext.functional.embedding_rnn` lists
-    the calls that are computed so, and :func:`rnn_ext.explain` says whether a call is.
+    the calls to which this applies; :func:`rnn_ext.explain` tells for a given call.
 
     Args:
         num_embeddings: size V of the vocabulary.
@@ -47,14 +47,14 @@ class EmbeddingRNN(nn.Module):
 
     Outputs: output, h_n
         * **output**: the last layer's states, shaped like tokens with ``D·H`` features; a
-          PackedSequence where tokens were one.
+          PackedSequence if tokens are one.
         * **h_n**: final states of every layer and direction, shaped like ``hx``.
 
     Attributes:
         embedding: the :class:`torch.nn.Embedding`.
-        rnn: the :class:`rnn_ext.RNN`, :class:`rnn_ext.GRU` or :class:`rnn_ext.LSTM`. Both hold
-            parameters, initialized in this order; their ``forward`` is not called, and neither are
-            hooks on them. After :func:`rnn_ext.restore_rnn` both are called.
+        rnn: the :class:`rnn_ext.RNN`, :class:`rnn_ext.GRU` or :class:`rnn_ext.LSTM`. The two
+            modules hold the parameters, initialized in this order. Their ``forward`` and their
+            hooks are not called, except after :func:`rnn_ext.restore_rnn`.
 
     Raises:
         ValueError: an argument's shape, dtype, device or value does not fit the others.
@@ -86,7 +86,7 @@ class EmbeddingRNN(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        kind_of(cell, nonlinearity)  # raises what is wrong with them
+        kind_of(cell, nonlinearity)  # checks them
         self.cell = cell
         self.embedding = nn.Embedding(
             num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype

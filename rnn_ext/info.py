@@ -1,4 +1,4 @@
-"""Facts about the build, and the path that a call takes."""
+"""Information about the build, and about the path of a call."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def uses_openmp() -> bool:
 
 
 def build_info() -> dict[str, Any]:
-    """Returns facts about the build and about the torch that it runs on.
+    """Returns information about the build and the installed torch.
 
     Returns:
         ``version``, ``compiler``, ``isa_compiled`` (levels in the binary), ``isa`` (the level in
@@ -42,13 +42,13 @@ def build_info() -> dict[str, Any]:
 
 
 def release_scratch() -> int:
-    """Free the scratch memory that finished calls on the CPU have left for the next ones.
+    """Frees the scratch memory that finished calls on the CPU keep for later calls.
 
-    Later calls allocate it again. Without this, memory that calls no longer use is freed after some
-    hundreds of further calls.
+    Later calls allocate it again. Otherwise unused memory is freed after some hundreds of further
+    calls.
 
     Returns:
-        The bytes that were freed. The memory of calls that are running is not among them.
+        The number of freed bytes. Memory of running calls is not freed.
     """
     return _C.release_scratch()
 
@@ -57,11 +57,11 @@ def route_of(module: Layers | Step, input: Tensor | PackedSequence, hx: Any = No
     """Returns the route of ``module(input, hx)``; runs nothing.
 
     Raises:
-        ValueError: torch's own module does not take these arguments, or the module's attributes.
+        ValueError: torch's own module would raise an error for these arguments or attributes.
     """
     call = module._call(input, hx)
     if call is None:
-        raise ValueError(f"{type(module).__name__} takes no such call")
+        raise ValueError(f"{type(module).__name__} does not accept these arguments")
     return dispatch.route(call)
 
 
@@ -72,22 +72,22 @@ def explain(
     *,
     reset: Tensor | None = None,
 ) -> str:
-    """Says in one line which path ``module(input, hx)`` takes, and why.
+    """Returns one line that says which path ``module(input, hx)`` takes, and why.
 
     Args:
-        module: a module of this package; of any other it says that it is none.
-        input, hx, reset: what the module would be called with.
+        module: a module of this package; for any other the line says that it is none.
+        input, hx, reset: the arguments of the call.
 
     Returns:
-        The kernels, threads and kind of autograd node that the call would take, as things stand
-        (gradient mode, autocast, transforms); or why torch's own op would take it.
+        The kernels, threads and autograd node of the call in the current state (gradient mode,
+        autocast, transforms); or the reason why torch's own op would run.
     """
     if isinstance(module, EmbeddingRNN):
         return _explain_embedding(module, input, hx)
     if isinstance(module, (Recurrent, RecurrentCell)):
         return _explain_recurrent(module, input, hx)
     if not isinstance(module, (Layers, Step)):
-        return f"{type(module).__name__} is not an rnn_ext module: this package takes no part"
+        return f"{type(module).__name__} is not a module of rnn_ext"
     if isinstance(module, Layers) and module._own_check:
         return f"torch's own op: {module._own_check} was overridden"
     if isinstance(module, Layers) and module.proj_size:

@@ -18,12 +18,12 @@ from ._core.torch_private import is_any_autocast_enabled, read_parameters
 
 __all__ = ["Recurrent", "RecurrentCell"]
 
-# What forward names by itself.
+# The arguments of forward.
 _RESERVED = ("input", "hx", "return_states", "reset", "reset_state")
 
 
 class _Base(nn.Module):
-    """What the two have in common: the cell and its values per unit."""
+    """The part of both modules that has the cell and its parameters."""
 
     cell: Cell
     input_size: int
@@ -31,7 +31,7 @@ class _Base(nn.Module):
     bias: bool
 
     def _set_cell(self, cell: Cell, values: Mapping[str, Any], **factory: Any) -> None:
-        """Keeps the cell and ``values`` of its parameters."""
+        """Sets the cell and the ``values`` of its parameters."""
         name = type(self).__name__
         if not isinstance(cell, Cell):
             raise TypeError(
@@ -43,7 +43,7 @@ class _Base(nn.Module):
             if taken in _RESERVED:
                 raise ValueError(f"cell {cell.name!r}: {name} cannot have an input named {taken!r}")
         self.cell = cell
-        _ = cell.program  # raises what the cell cannot contain
+        _ = cell.program  # raises an error if it cannot be a cell
         for operand in cell.parameters:
             value = values[operand]
             if hasattr(self, operand):
@@ -114,7 +114,7 @@ def _read_operand(
 ) -> Tensor:
     """Returns an input of a cell, a tensor or a number, expanded to ``shape``.
 
-    With ``copies`` it has one more axis in front, of that size, which ``value`` may have as well.
+    With ``copies`` the result has a first axis of that size, which ``value`` may have, too.
     """
     if not isinstance(value, Tensor):
         value = torch.as_tensor(value, dtype=like.dtype)
@@ -147,15 +147,15 @@ def _unpack(input: Tensor | PackedSequence) -> tuple[PackedSequence | None, Tens
 
 
 class Recurrent(_Base):
-    r"""A multi-layer recurrence whose cell is a function, the whole sequence in one call.
+    r"""A multi-layer recurrence with a function as its cell, which runs a sequence in one call.
 
-    Each layer computes, for each time step t, with ``f`` the cell and G its gates,
+    With the cell f and its G gates, each layer computes, for each time step t,
 
     .. math::
         u_t = W_{ih} x_t + b_{ih}, \qquad v_t = W_{hh} y_{t-1} + b_{hh}, \qquad
         (y_t, s_t, \ldots) = f(u_t, v_t, y_{t-1}, s_{t-1}, \ldots)
 
-    A cell that yields multiplies by the further blocks of :math:`W_{hh}` within the step.
+    A cell that yields has further products with the other blocks of :math:`W_{hh}` in a step.
 
     Args:
         cell: a function decorated with :func:`rnn_ext.cell`, or one of :mod:`rnn_ext.cells`.
@@ -163,8 +163,8 @@ class Recurrent(_Base):
         hidden_size: number of units H.
         num_layers: number of stacked layers L. Default: 1
         bias: whether the layers have ``bias_ih`` and ``bias_hh``. Default: ``True``
-        batch_first: whether sequences are ``(B, T, ·)`` rather than ``(T, B, ·)``; says nothing of
-            hx and final states. Default: ``False``
+        batch_first: whether sequences are ``(B, T, ·)`` rather than ``(T, B, ·)``; does not apply
+            to hx and final states. Default: ``False``
         dropout: probability of zeroing an element of the output of each layer but the last, in
             training mode. Default: 0
         bidirectional: whether every layer also runs from the last step to the first (D = 2).
@@ -180,15 +180,15 @@ class Recurrent(_Base):
         * **hx**: the initial value of y and of each further state, ``(L·D, B, H)``, or
           ``(L·D, H)`` without a batch: a tensor for a cell without further states, else a tuple.
           Default: zeros
-        * **return_states**: whether all steps of the last layer's further states are wanted.
+        * **return_states**: whether to return the last layer's further states at all steps.
           Default: ``False``
         * **reset**: bool, ``(T, B)``, ``(B, T)`` with ``batch_first``, or ``(T,)`` without a batch:
           where True, every state of that row is replaced before the step is computed, in all layers
           and, by each direction, before it processes that step; not with packed input.
           :doc:`resets` has a picture. Default: None
-        * **reset_state**: what they are replaced by, ``(L·D, B or 1, H)``, or
-          ``(T, L·D, B or 1, H)`` for values of each step; without the axis of B where input has no
-          batch. A tensor or a tuple, as hx is; gradients flow to it. Default: zeros
+        * **reset_state**: the states that replace them, ``(L·D, B or 1, H)``, or
+          ``(T, L·D, B or 1, H)`` for values of each step; without the axis of B if input has no
+          batch. A tensor or a tuple, like hx; it gets gradients. Default: zeros
         * **inputs**: the cell's inputs by name. Each has the layout of input with H features, or
           broadcasts to it, and goes to every layer and direction; with one more axis in front, of
           L·D elements, each layer and direction has its own. For packed input: a PackedSequence, or
@@ -206,14 +206,14 @@ class Recurrent(_Base):
             start from :math:`\mathcal{U}(-\sqrt{1/H}, \sqrt{1/H})`.
 
     Raises:
-        rnn_ext.CellError: the function contains what a cell cannot.
+        rnn_ext.CellError: the function contains an operation that a cell cannot have.
         TypeError: an operand is missing or unknown.
         ValueError: a shape or dtype does not fit.
 
     .. note::
         float32, float64, bfloat16 and float16 on the CPU run on this package's kernels. Other
         devices and dtypes, ``torch.func`` transforms, forward-mode AD and second derivatives run as
-        a loop of torch operations; :func:`rnn_ext.explain` says which way a call goes.
+        a loop of torch operations; :func:`rnn_ext.explain` says which path a call takes.
 
     .. note::
         Results are the same bits for every number of threads, and a batch row's result does not
@@ -243,7 +243,7 @@ class Recurrent(_Base):
     ) -> None:
         super().__init__()
         settings = (num_layers, "tanh", bias, batch_first, dropout, bidirectional)
-        nn.RNN(input_size, hidden_size, *settings, device="meta")  # raises what is wrong with them
+        nn.RNN(input_size, hidden_size, *settings, device="meta")  # checks them
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -268,7 +268,7 @@ class Recurrent(_Base):
 
     @property
     def all_weights(self) -> list[list[Tensor]]:
-        """The weights of each layer and direction, as ``nn.RNN`` lists them."""
+        """The weights of each layer and direction, in the order of ``nn.RNN``."""
         size = 4 if self.bias else 2
         return [
             [getattr(self, name) for name in names[i : i + size]]
@@ -344,7 +344,7 @@ class Recurrent(_Base):
         return results[0], *finals, *results[1:]
 
     def _time_major(self, t: Tensor, has_batch: bool) -> Tensor:
-        """Makes ``(…, T, B, ·)`` of what has the layout of a user's sequence."""
+        """Returns ``(…, T, B, ·)`` from a tensor in the layout of the user's sequence."""
         if not has_batch:
             return t.unsqueeze(-2)
         return t.transpose(-3, -2) if self.batch_first else t
@@ -354,7 +354,7 @@ class Recurrent(_Base):
         packed, data = _unpack(input)
         if isinstance(value, PackedSequence):
             if packed is None or not torch.equal(value.batch_sizes, packed.batch_sizes):
-                raise ValueError(f"{name} is packed otherwise than input")
+                raise ValueError(f"{name}: expected the batch_sizes of input")
             value = value.data
         shape = (*data.shape[:-1], self.hidden_size)
         value = _read_operand(name, value, data, shape, self.num_layers * self._directions)
@@ -367,7 +367,7 @@ def _reordered(states: Sequence[Tensor], indices: Tensor | None) -> Sequence[Ten
 
 
 class RecurrentCell(_Base):
-    r"""One step of a recurrence whose cell is a function, as :class:`torch.nn.RNNCell` is one.
+    r"""One step of a recurrence with a function as its cell, like :class:`torch.nn.RNNCell`.
 
     Args:
         cell: a function decorated with :func:`rnn_ext.cell`, or one of :mod:`rnn_ext.cells`.
@@ -383,8 +383,8 @@ class RecurrentCell(_Base):
           cell without further states, else a tuple. Default: zeros
         * **inputs**: the cell's inputs by name; each broadcasts to ``(B, H)``, or ``(H,)``.
 
-    There is no ``reset`` here: to start rows anew, call with
-    ``torch.where(done.unsqueeze(-1), 0.0, y)`` in place of each state.
+    There is no ``reset``: to reset rows, pass ``torch.where(done.unsqueeze(-1), 0.0, y)`` instead
+    of each state.
 
     Output:
         The next y, or a tuple of y and the further states, shaped like hx.
@@ -415,7 +415,7 @@ class RecurrentCell(_Base):
         **parameters: Any,
     ) -> None:
         super().__init__()
-        nn.RNN(input_size, hidden_size, bias=bias, device="meta")  # raises what is wrong with them
+        nn.RNN(input_size, hidden_size, bias=bias, device="meta")  # checks them
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.bias = bias
@@ -434,7 +434,7 @@ class RecurrentCell(_Base):
     def forward(
         self, input: Tensor, hx: Tensor | Sequence[Tensor] | None = None, **inputs: Any
     ) -> Any:
-        """Returns the next state, or states; see the class for the shapes."""
+        """Returns the next state or states; see the class for the shapes."""
         if not torch.compiler.is_compiling():
             found = node.run_step(self, self.cell, input, hx, inputs)
             if found is not None:

@@ -120,7 +120,7 @@ def test_training_has_the_same_losses(name, dtype, schedule):
         if step in changes:
             ours = changes[step] is rnn_ext.replace_rnn
         assert lines, "no RNN ran"
-        expected = "rnn_ext CPU kernels, " if ours else "RNN(Cell)? is not an rnn_ext module"
+        expected = "rnn_ext CPU kernels, " if ours else "RNN(Cell)? is not a module of rnn_ext"
         assert all(re.match(expected, line) for line in lines), (step, lines)
 
 

@@ -1,4 +1,4 @@
-"""A call as one value: what a module or a function hands down, and what a route is chosen for."""
+"""A call as one value, which modules and functions pass to the dispatcher."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["Call", "weight_shapes"]
 class Call(NamedTuple):
     """All layers over a sequence, or one step of a cell.
 
-    ``csrc/eager/`` takes these fields in this order, down to ``dropout`` and without ``kind``. What
-    is computed from them are methods: torch.compile of torch 2.10 cannot read a property of a named
-    tuple.
+    ``csrc/eager/`` takes these fields in this order, up to ``dropout`` and without ``kind``. Values
+    computed from them are methods, because torch.compile of torch 2.10 cannot read a property of a
+    named tuple.
 
     Args:
         input: ``(T, B, I)``; packed ``(N, I)``; ``(B, I)`` for a step.
@@ -28,11 +28,12 @@ class Call(NamedTuple):
         batch_sizes: rows of each step of packed input.
         is_step: whether this is one step of a cell.
         kind: RNN of either nonlinearity, GRU or LSTM.
-        num_layers, bidirectional, bias, training, input_size, hidden_size: the module's attributes,
-            which may be anything that a user has set.
+        num_layers, bidirectional, bias, training, input_size, hidden_size: the module's attributes;
+            a user may have set them to anything.
         dropout: probability of zeroing an element between layers, while ``training``.
-        reset: ``(T, B)`` bool, where rows start anew; not for a step or packed input.
-        reset_states: what they start from, as :func:`rnn_ext._core.resets.read_reset` returns it.
+        reset: ``(T, B)`` bool, the steps before which rows are reset; not for a step or packed
+            input.
+        reset_states: the states after a reset, from :func:`rnn_ext._core.resets.read_reset`.
     """
 
     input: Tensor
@@ -64,7 +65,7 @@ class Call(NamedTuple):
         return 2 if self.bidirectional else 1
 
     def states(self) -> int:
-        """L·D: the states of a batch row that ``hx`` and ``h_n`` hold."""
+        """L·D: the number of states of a batch row in ``hx`` and ``h_n``."""
         return self.num_layers * self.directions()
 
     def batch_size(self) -> int:

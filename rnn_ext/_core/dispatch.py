@@ -1,4 +1,4 @@
-"""How a call goes: one decision, which ``run`` follows and ``explain`` prints."""
+"""Chooses the path of a call, once, for running it and for ``explain``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["Path", "Route", "is_watched", "program_path", "route"]
 
 
 class Path(enum.Enum):
-    """What runs a call. All but LOOP and TORCH run the fused kernels.
+    """The implementation that runs a call. All but LOOP, ONNX and TORCH run the fused kernels.
 
     ========= ====================================================== =============================
     Path      taken                                                  what runs
@@ -65,9 +65,9 @@ class Path(enum.Enum):
 
 
 class Route(NamedTuple):
-    """A call, the path that it takes, and why where there is a choice.
+    """A call, its path, and the reason for it if there was a choice.
 
-    ``call`` is the one to run: under autocast its tensors are cast.
+    Under autocast the tensors of ``call`` are already cast.
     """
 
     call: Call
@@ -75,7 +75,7 @@ class Route(NamedTuple):
     reason: str = ""
 
     def kernels(self) -> str:
-        """Which kernels run: ``"cpu"``, on CUDA ``"persistent"`` or ``"step"``; or ``"torch"``."""
+        """Returns the kernels: ``"cpu"``, ``"persistent"`` or ``"step"`` (CUDA), or ``"torch"``."""
         if self.path in (Path.TORCH, Path.LOOP, Path.ONNX):
             return "torch"
         return cuda.plan_of(self.call).regime if self.call.input.is_cuda else "cpu"
@@ -109,7 +109,7 @@ class Route(NamedTuple):
 
 
 def route(call: Call) -> Route:
-    """Chooses how a call goes; runs nothing."""
+    """Returns the route of a call; runs nothing."""
     if is_any_autocast_enabled():
         call = _cast_for_cpu_autocast(call)
     if call.reset is not None:
@@ -136,7 +136,7 @@ def route(call: Call) -> Route:
 
 
 def _route_of_program(call: Call) -> Route:
-    """The route of a call that torch's own op could not run."""
+    """Returns the route of a call that torch's own op cannot run."""
     tensors = [call.input, *call.initial_states(), *call.weights, *call.reset_states]
     return Route(call, *program_path(tensors))
 
@@ -162,7 +162,7 @@ def is_watched() -> bool:
 
 
 def _refusal(call: Call) -> str:
-    """Says why torch's op has to take the call, as far as attributes, dtype and devices tell."""
+    """Returns why attributes, dtype or devices require torch's op; empty if they do not."""
     input, weights = call.input, call.weights
     states = call.initial_states()
     if any(map(overrides_operations, (input, *states, *weights))):
@@ -179,7 +179,7 @@ def _refusal(call: Call) -> str:
         if tensor.layout is not torch.strided:
             return f"no kernel for layout {tensor.layout}"
     if not call.is_step:
-        # torch's op takes no number for a flag and no flag for a number.
+        # torch's op accepts neither a number for a flag nor a flag for a number.
         flags = (call.bias, call.bidirectional, call.training)
         if any(type(flag) is not bool for flag in flags) or type(call.num_layers) is not int:
             return "bias, bidirectional or training is no bool, or num_layers no int"
@@ -191,13 +191,13 @@ def _refusal(call: Call) -> str:
 
 
 def _obstacle(call: Call) -> str:
-    """Says why the kernels do not take these dtypes and shapes."""
+    """Returns why the kernels do not support these dtypes and shapes; empty if they do."""
     input, weights, batch_sizes = call.input, call.weights, call.batch_sizes
     states = call.initial_states()
     if any(t.dtype != input.dtype for t in (*states, *weights)):
         return "input, states and weights differ in dtype"
     if any(type(size) is not int for size in (*input.shape, *weights[0].shape)):
-        return ""  # to compare symbolic sizes would fix them; the op compares them when it runs
+        return ""  # comparing symbolic sizes would fix them; the op compares them when it runs
     hx_shape, *others = (t.shape for t in states) if states else (None,)
     if any(shape != hx_shape for shape in others):
         return "the states differ in shape"
@@ -212,7 +212,7 @@ def _obstacle(call: Call) -> str:
 
 
 def _watched_route(call: Call) -> Route:
-    """The route under graph capture, a transform or forward-mode AD."""
+    """Returns the route under graph capture, a transform or forward-mode AD."""
     if torch.onnx.is_in_onnx_export():
         if is_tracing():
             return Route(call, Path.TORCH, "torch.onnx.export(dynamo=False) knows no other op")
@@ -244,10 +244,10 @@ def _run_node_step(*operands: Any) -> Tensor:
 
 
 def _as_torch_function(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns ``run`` as one function to tensor subclasses and ``TorchFunctionMode``.
+    """Returns ``run`` as one function for tensor subclasses and ``TorchFunctionMode``.
 
-    A subclass then gets results of its class which may be changed in place: made inside ``run``,
-    they would be views that autograd protects.
+    This way users can change the results of a subclass in place. If they were created inside
+    ``run``, they would be views that autograd protects.
     """
 
     def call(input: Tensor, initial: Any, weights: list[Any], *others: Any) -> Any:
@@ -260,7 +260,7 @@ def _as_torch_function(run: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-# How a layer of an RNN runs on each path, and a step where it is not a layer of one step.
+# How a layer of an RNN runs on each path; and a step, on the paths that have a function for it.
 _RNN_LAYERS: dict[Path, Callable[..., tuple[Tensor, Tensor]]] = {
     Path.NODE: _run_node,
     Path.FUNCTION: _as_torch_function(autograd.rnn_layer),
@@ -280,7 +280,7 @@ Layer = Callable[[Tensor, list[Tensor], list[Any], list[Tensor]], Sequence[Tenso
 
 
 def _layer_of(call: Call, path: Path) -> Layer:
-    """Returns what runs a layer of a call."""
+    """Returns the function that runs a layer of a call."""
     kind = call.kind
     if not call.is_program():
         run_rnn = _RNN_LAYERS[path]
@@ -336,8 +336,8 @@ def _run_torchs_op(call: Call) -> Sequence[Tensor]:
     settings = (weights, call.bias, call.num_layers, call.dropout, call.training)
     batch_first = (False,) if call.batch_sizes is None else ()
     run = getattr(torch, kind.op)
-    found: Sequence[Tensor] = run(input, *sizes, hx, *settings, call.bidirectional, *batch_first)
-    return found
+    results: Sequence[Tensor] = run(input, *sizes, hx, *settings, call.bidirectional, *batch_first)
+    return results
 
 
 def _cast_for_cpu_autocast(call: Call) -> Call:
@@ -347,7 +347,7 @@ def _cast_for_cpu_autocast(call: Call) -> Call:
     if call.kind.name == "RNN" or _runs_on_onednn(call):
         tensors = cast_for_autocast(tensors)
     else:
-        # torch's op casts within a step, and the state keeps its dtype.
+        # torch's op casts inside each step, and the state keeps its dtype.
         dtype = (call.input if call.hx is None else call.hx).dtype
         tensors = [
             t.to(dtype)

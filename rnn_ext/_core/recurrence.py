@@ -25,13 +25,13 @@ _forward = torch.ops.rnn_ext.recurrence_forward.default
 
 
 class Recurrence(NamedTuple):
-    """What a layer computes, its tensors aside.
+    """The settings of a layer: all but its tensors.
 
     Attributes:
-        cell: of each time step.
-        initial, weights, parameters, inputs, reset_states: how many tensors of each the layer has.
+        cell: the cell of all time steps.
+        initial, weights, parameters, inputs, reset_states: the number of tensors of each.
         bidirectional: whether it also runs from the last step to the first.
-        return_states: whether all steps of the states beside y are wanted.
+        return_states: whether to return all steps of the states beside y.
         is_step: whether this is one step, whose tensors have no axes of directions and time.
     """
 
@@ -49,21 +49,21 @@ class Recurrence(NamedTuple):
         return 1 + len(self.cell.states)
 
     def returned_states(self) -> int:
-        """The states of which all steps are returned beside y, a bit each."""
+        """The states whose steps are all returned beside y, a bit each."""
         return (1 << self.states()) - 2 if self.return_states else 0
 
     def results(self) -> int:
-        """How many tensors the layer returns."""
+        """The number of tensors that the layer returns."""
         return 1 + self.states() + (self.states() - 1 if self.return_states else 0)
 
     def split(self, tensors: Sequence[Tensor]) -> list[Any]:
-        """Returns input and the lists of the other operands, as the op takes them."""
+        """Returns input and the lists of the other operands, in the op's order."""
         counts = (self.initial, self.weights, self.parameters, self.inputs, self.reset_states)
         return recurrence_ops.split(tensors, counts)
 
 
 def loop_reason(tensors: Sequence[Tensor]) -> str:
-    """Says why a layer of these tensors runs as a loop of torch operations; empty: on kernels."""
+    """Returns why a layer of these tensors runs as a loop; empty if it runs on kernels."""
     if is_transformed():
         return "torch.func or forward-mode AD"
     for tensor in tensors:
@@ -135,17 +135,17 @@ def run_layer(
 
     Args:
         input: ``(T, B, I)``, or packed ``(N, I)``.
-        initial: the first states, ``(D, B, H)`` each; none for zeros, but not with packed input.
+        initial: the initial states, ``(D, B, H)`` each; none for zeros, but not with packed input.
         weights: ``weight_ih``, ``weight_hh`` (, ``bias_ih``, ``bias_hh``) for each direction.
         parameters: ``(H,)`` each.
         inputs: ``(D, T, B, H)``, or packed ``(D, N, H)`` each.
         batch_sizes: rows of each step of packed input, a CPU int64 tensor.
-        reset: ``(T, B)`` bool, where rows start anew; not with packed input.
-        reset_states: the states that they start from, ``(T, D, B or 1, H)`` each, or
-            ``(D, B or 1, H)`` for all steps; none for zeros.
+        reset: ``(T, B)`` bool, the steps before which rows are reset; not with packed input.
+        reset_states: the states after a reset, ``(T, D, B or 1, H)`` each, or ``(D, B or 1, H)``
+            for all steps; none for zeros.
 
     Returns:
-        y at all steps, ``(T, B, D·H)`` or ``(N, D·H)``; each state at the last, ``(D, B, H)``; with
+        y at all steps, ``(T, B, D·H)`` or ``(N, D·H)``; each final state, ``(D, B, H)``; with
         ``return_states`` the states beside y at all steps.
 
     Raises:
@@ -193,7 +193,7 @@ def _as_layer(
     parameters: Sequence[Tensor],
     inputs: Sequence[Tensor],
 ) -> Sequence[Tensor]:
-    """Runs a step, by what runs a sequence with the same lists; returns the next states."""
+    """Runs a step with ``run``, which takes the same lists for a sequence; returns the states."""
     hidden_size = weights[1].size(1)
     shape = (*input.shape[:-1], hidden_size)
 
@@ -224,8 +224,8 @@ def run_plain_layer(
 ) -> Sequence[Tensor]:
     """Runs one layer of a cell without operands; returns the output and the final states.
 
-    The input may be tokens, with a table in place of ``weight_ih``: ``csrc/cpu/cell_ops.h``. Under
-    autocast too, the caller chooses the dtype.
+    The input may be tokens, with a table instead of ``weight_ih`` (``csrc/cpu/cell_ops.h``). This
+    does not cast under autocast.
     """
     counts = (len(initial), len(weights), 0, 0, len(reset_states))
     layer = Recurrence(cell, *counts, bidirectional, False)
@@ -244,7 +244,7 @@ def _run(layer: Recurrence, settings: Settings, tensors: tuple[Tensor, ...]) -> 
     if loop_reason(tensors[1:] if is_tokens(tensors[0]) else tensors):
         return _loop(layer, settings, layer.split(tensors))
     if is_captured:
-        # torch.jit.trace checks its graph without gradients, which must not make it another.
+        # torch.jit.trace checks its graph without gradients, which must not change the graph.
         may_need_grad = torch.is_grad_enabled() or not torch.compiler.is_compiling()
         needs_grad = may_need_grad and any(t.requires_grad for t in tensors)
         return _call_forward(layer, settings, tensors, needs_grad)[0][: layer.results()]
@@ -258,7 +258,7 @@ def _run(layer: Recurrence, settings: Settings, tensors: tuple[Tensor, ...]) -> 
 def _call_forward(
     layer: Recurrence, settings: Settings, tensors: Sequence[Tensor], is_recorded: bool
 ) -> tuple[list[Tensor], int]:
-    """Returns what the op returns, for backward too where that is recorded, and kept_states."""
+    """Returns the op's results, with those for backward if ``is_recorded``, and kept_states."""
     cell = layer.cell
     kept_states = layer.returned_states()
     if is_recorded:
@@ -274,7 +274,7 @@ def _call_forward(
 
 
 def _program_beside(input: Tensor, cell: Cell) -> Tensor:
-    """Returns the cell's program; under ``FakeTensorMode``, which takes no other, a fake one."""
+    """Returns the cell's program; a fake tensor under ``FakeTensorMode``, which needs one."""
     program = cell.program
     if not is_fake(input) or torch.compiler.is_compiling():
         return program
@@ -327,8 +327,8 @@ def _differentiable_backward(
     grads: Sequence[Tensor | None],
     mask: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Returns the same gradients with a graph of their own: runs the layer again as a loop."""
-    # Views, since one operand may be a function of another.
+    """Returns gradients that have a graph: runs the layer again as a loop."""
+    # Views, because one operand may depend on another.
     with torch.enable_grad():
         operands = [t.view_as(t) for t in tensors]
         lists = layer.split(operands)
@@ -362,7 +362,7 @@ node.set_recurrence_backward(_node_backward)
 
 
 def _loop(layer: Recurrence, settings: Settings, lists: Sequence[Any]) -> Sequence[Tensor]:
-    """The layer in torch operations; ``lists`` are as ``Recurrence.split`` returns them."""
+    """Runs the layer in torch operations, on the results of ``Recurrence.split``."""
     cell = layer.cell
     reset, batch_sizes = settings
     input, initial, weights, parameters, inputs, reset_states = lists
