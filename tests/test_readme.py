@@ -73,6 +73,25 @@ def test_ranges_by_size():
         assert f"| {sizes} | {forward} forward, {training} training" in README
 
 
+def ratios(name, mode, threads=2):
+    """The ratios of all cells, hot."""
+    cells = [cell for cell in load(name)["cells"] if cell["threads"] == threads]
+    return [cell[mode]["hot"]["ratio"]["median"] for cell in cells]
+
+
+def test_rows_of_gru_and_lstm():
+    for name in ("gru", "lstm"):
+        found = [f"{min(r):.1f}–{max(r):.1f}×" for r in (ratios(name, mode) for mode in MODES)]
+        row = f"| `nn.{name.upper()}`, batch 1 to 32 | {found[0]} forward, {found[1]} training"
+        assert row in README
+    cells = [r for name in ("gru", "lstm") for mode in MODES for r in ratios(f"{name}-cells", mode)]
+    row = "| `GRUCell`, `LSTMCell` in a Python loop | "
+    assert f"{row}{min(cells):.1f}–{max(cells):.1f}× for the cell; slower in training" in README
+    for name in ("gru", "lstm"):
+        slower = [r for mode in MODES for r in ratios(f"{name}-cells", mode, 1) if r < 1]
+        assert len(slower) == 1
+
+
 def test_table_of_real_calls():
     cells = load("real")["cells"]
     assert f"{len(cells)} calls with the sizes" in PERFORMANCE
