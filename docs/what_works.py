@@ -19,8 +19,9 @@ from features import CASES, KINDS, OURS, TORCHS, Case, Modules
 INTRODUCTION = """\
 # What works with it
 
-`python docs/what_works.py` tries each line on the CPU with torch's RNN, GRU and LSTM, or the cells,
-and with ours, and prints this page. "yes" means that it gives the result of the plain call.
+`python docs/what_works.py` tries each line on the CPU with the RNN, GRU and LSTM of torch 2.13, or
+the cells, and with ours, and prints this page. "yes" means that it gives the result of the plain
+call.
 [Compatibility](compatibility.md) says what else differs, and has cuDNN beside them.
 """
 HEADINGS = (
