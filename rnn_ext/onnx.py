@@ -1,6 +1,7 @@
-"""Exports a layer as ONNX's ``RNN``, ``GRU`` or ``LSTM``, for ``torch.onnx.export(dynamo=True)``.
+"""Exports layers as ONNX's operators, for ``torch.onnx.export(dynamo=True)``.
 
-A model needs nothing from this module: its layers add the operator to the graph. An existing
+A model needs nothing from this module: its layers add the operators ``RNN``, ``GRU`` or ``LSTM`` to
+the graph, and those of any other cell add a ``Scan`` whose body is the cell's program. An existing
 :class:`~torch.export.ExportedProgram` contains this package's op instead; pass
 :func:`translation_table` to export it.
 """
@@ -11,9 +12,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["gated_layer", "rnn_layer", "translation_table"]
+from ._core import torch_private
+from ._core.composite import Step, reset_rows
+
+__all__ = ["gated_layer", "rnn_layer", "scan", "translation_table"]
+
+_NO_PACKED = (
+    "ONNX has no packed sequences: export a model that calls its rnn_ext layers with padded input"
+)
 
 # torch's index of each gate in ONNX's order: z, r, h and i, o, f, c.
 _GATES = {"GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}
@@ -43,10 +52,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         bidirectional: bool,
     ) -> tuple[Any, Any]:
         if batch_sizes is not None:
-            raise NotImplementedError(
-                "ONNX has no packed sequences: export a model that calls its rnn_ext layers with "
-                "padded input"
-            )
+            raise NotImplementedError(_NO_PACKED)
         stacked = [
             op.Concat(*(op.Unsqueeze(w, [0]) for w in group), axis=0)
             for group in _by_parameter(weights, bidirectional)
@@ -64,7 +70,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     def recurrence_forward(*_: Any) -> Any:
         raise NotImplementedError(
             "an ExportedProgram contains GRU, LSTM and other cells as programs, for which ONNX has "
-            "no operator: export the model itself, whose GRU and LSTM become operators"
+            "no operator: export the model itself, whose layers become operators"
         )
 
     return {
@@ -102,6 +108,46 @@ def gated_layer(
     return _record(
         kind, input, initial or [None] * states, states, weights, bidirectional, attributes
     )
+
+
+def scan(
+    step: Step,
+    u: Tensor,
+    batch_sizes: Tensor | None,
+    initial: Sequence[Tensor],
+    blocks: Sequence[tuple[Tensor, ...]],
+    inputs: Sequence[Tensor],
+    reverse: bool,
+    reset: Tensor | None,
+    reset_states: Sequence[Tensor],
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Adds the operator ``Scan`` for one direction; arguments and results are those of ``loop``."""
+    if torch_private.is_tracing():
+        raise NotImplementedError(
+            "torch.onnx.export(dynamo=False) cannot export a cell for all lengths: use dynamo=True"
+        )
+    if batch_sizes is not None:
+        raise NotImplementedError(_NO_PACKED)
+    resets = [] if reset is None else [reset, *(t for t in reset_states if t.dim() == 3)]
+    # No two tensors that the operation reads or returns may share memory.
+    first = [t.clone() for t in initial]
+    blocks = [tuple(t.clone() for t in block) for block in blocks]
+
+    def multiply(k: int, x: Tensor) -> Tensor:
+        return F.linear(x, *blocks[k])
+
+    def body(states: list[Tensor], of_step: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        count = 1 + len(inputs)
+        u, *own_inputs = of_step[:count]
+        if resets:
+            is_reset, *own = of_step[count:]
+            given = [own.pop(0) if t.dim() == 3 else t for t in reset_states]
+            states = reset_rows(is_reset, given, states)
+        states = list(step(u, multiply, states, own_inputs))
+        return [t.clone() for t in states], [t.clone() for t in states]
+
+    finals, histories = torch_private.scan(body, first, [u, *inputs, *resets], reverse)
+    return histories, finals
 
 
 def _reordered(weight: Tensor, order: Sequence[int]) -> Tensor:

@@ -314,7 +314,7 @@ class Recurrent(_Base):
             *(reset, reset_state, input, self.batch_first, ("y", *self.cell.states)),
             *(states, self.hidden_size),
         )
-        batch = data.size(1) if packed is None else int(packed.batch_sizes[0])
+        batch = data.size(1) if packed is None else _packed_batch(packed, hx)
         initial: Sequence[Tensor] = []
         if hx is not None:
             shape = (states, batch, self.hidden_size)
@@ -359,6 +359,16 @@ class Recurrent(_Base):
         shape = (*data.shape[:-1], self.hidden_size)
         value = _read_operand(name, value, data, shape, self.num_layers * self._directions)
         return value if packed is not None else self._time_major(value, data.dim() == 3)
+
+
+def _packed_batch(packed: PackedSequence, hx: Tensor | Sequence[Tensor] | None) -> int:
+    """Returns how many sequences there are, in a graph without reading their lengths."""
+    if torch.compiler.is_compiling():
+        if hx is not None:
+            return (hx if isinstance(hx, Tensor) else hx[0]).size(-2)  # the op compares them
+        if packed.sorted_indices is not None:
+            return packed.sorted_indices.size(0)
+    return int(packed.batch_sizes[0])
 
 
 def _reordered(states: Sequence[Tensor], indices: Tensor | None) -> Sequence[Tensor]:

@@ -1,7 +1,9 @@
-"""ONNX export: a layer becomes the operator RNN, GRU or LSTM; ONNX Runtime computes the same.
+"""ONNX export: a layer becomes RNN, GRU, LSTM or a loop; ONNX Runtime computes the same.
 
 Needs onnxscript and onnxruntime (`make test-extras`).
 """
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,6 +60,14 @@ def operators(exported):
     return [node.op_type for node in exported.model.graph]
 
 
+def export_and_run(model, args, sizes, others):
+    """Returns the operators of the exported model, and what it makes of other arguments."""
+    exported = torch.onnx.export(model, args, dynamo=True, dynamic_shapes=sizes, verbose=False)
+    session = onnxruntime.InferenceSession(exported.model_proto.SerializeToString())
+    feed = {i.name: t.numpy() for i, t in zip(session.get_inputs(), flat(others), strict=True)}
+    return operators(exported), [torch.from_numpy(result) for result in session.run(None, feed)]
+
+
 def arguments(module, seq_len, batch, given):
     x = torch.randn(*((batch, seq_len) if module.batch_first else (seq_len, batch)), 5)
     states = module.num_layers * (1 + module.bidirectional)
@@ -95,14 +105,85 @@ def test_a_gated_layer_is_one_node_too(kind, options, given):
 
     args = drawn(4, 3)
     sizes = ({0: seq_len, 1: batch}, tree_map(lambda _: {1: batch}, args[-1]))[: 1 + given]
-    exported = torch.onnx.export(module, args, dynamo=True, dynamic_shapes=sizes, verbose=False)
-    assert operators(exported).count(kind) == module.num_layers
-    assert not {"Loop", "Scan", "Tanh", "Sigmoid", "MatMul", "Gemm"} & set(operators(exported))
     others = drawn(9, 2)
-    session = onnxruntime.InferenceSession(exported.model_proto.SerializeToString())
-    feed = {i.name: t.numpy() for i, t in zip(session.get_inputs(), flat(others), strict=True)}
-    found = [torch.from_numpy(result) for result in session.run(None, feed)]
+    nodes, found = export_and_run(module, args, sizes, others)
+    assert nodes.count(kind) == module.num_layers
+    assert not {"Loop", "Scan", "Tanh", "Sigmoid", "MatMul", "Gemm"} & set(nodes)
     assert_like(found, flat(module(*others)))
+
+
+class _OnPositions(nn.Module):
+    """A recurrence whose inputs are given by position: export has no sizes for those by keyword."""
+
+    def __init__(self, recurrence):
+        super().__init__()
+        self.recurrence = recurrence
+
+    def forward(self, input, *inputs):
+        return self.recurrence(input, **dict(zip(self.recurrence.cell.inputs, inputs, strict=True)))
+
+
+@pytest.mark.parametrize("name", ["leaky_current", "lstm", "gru_reset_before", "alif"])
+def test_a_layer_of_any_cell_is_a_loop_that_serves_all_lengths_and_batches(name):
+    cell = getattr(rnn_ext.cells, name)
+    parameters = {parameter: 0.2 + 0.6 * torch.rand(6) for parameter in cell.parameters}
+    layer = rnn_ext.Recurrent(cell, 5, 6, 2, bidirectional=True, **parameters)
+    model = _OnPositions(layer).eval()
+    axes = {0: Dim("seq_len"), 1: Dim("batch")}
+
+    def drawn(seq_len, batch):
+        return torch.randn(seq_len, batch, 5), *(
+            torch.randn(seq_len, batch, 6) for _ in cell.inputs
+        )
+
+    sizes = (axes, (axes,)) if cell.inputs else (axes,)
+    others = drawn(9, 2)
+    nodes, found = export_and_run(model, drawn(4, 3), sizes, others)
+    assert nodes.count("Scan") == 4
+    assert_like(found, model(*others))
+
+
+@pytest.mark.parametrize("of_steps", [False, True], ids=["one state", "a state for each step"])
+def test_a_layer_with_resets_is_a_loop_too(of_steps):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = rnn_ext.RNN(5, 6)
+
+        def forward(self, x, reset, state):
+            return self.rnn(x, reset=reset, reset_state=state)
+
+    def drawn(seq_len, batch):
+        state = torch.randn(*([seq_len] if of_steps else []), 1, 1, 6)
+        return torch.randn(seq_len, batch, 5), torch.rand(seq_len, batch) < 0.4, state
+
+    seq_len, batch = Dim("seq_len"), Dim("batch")
+    axes = {0: seq_len, 1: batch}
+    sizes = (axes, axes, {0: seq_len} if of_steps else {})
+    others, model = drawn(9, 2), Model().eval()
+    nodes, found = export_and_run(model, drawn(4, 3), sizes, others)
+    assert nodes.count("Scan") == 1
+    assert_like(found, model(*others))
+
+
+def test_a_step_of_any_cell_is_no_loop():
+    step = rnn_ext.RecurrentCell(rnn_ext.cells.lif, 5, 6, beta=0.9, threshold=0.5).eval()
+    batch = {0: Dim("batch")}
+
+    def drawn(batch):
+        return torch.randn(batch, 5), (torch.zeros(batch, 6), torch.randn(batch, 6))
+
+    others = drawn(2)
+    nodes, found = export_and_run(step, drawn(3), (batch, (batch, batch)), others)
+    assert "Scan" not in nodes
+    assert_like(found, step(*others))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_without_dynamo_a_cell_is_refused(tmp_path):
+    model = nn.Sequential(rnn_ext.Recurrent(rnn_ext.cells.elman, 5, 6))
+    with pytest.raises(NotImplementedError, match="use dynamo=True"):
+        torch.onnx.export(model, (torch.randn(4, 3, 5),), tmp_path / "x.onnx", dynamo=False)
 
 
 @pytest.mark.parametrize("kind", ["GRU", "LSTM"])

@@ -387,6 +387,42 @@ def test_compiles_into_one_graph_with_dynamic_shapes():
         assert_near(gradients(found, tensors), gradients(expected, tensors))
 
 
+def test_steps_compile_into_one_graph_for_all_batches():
+    step = RecurrentCell(cells.leaky_current, INPUT, HIDDEN, dtype=torch.float64, alpha=0.2)
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    for batch in (2, 4, 3):
+        hx = tuple(torch.randn(batch, HIDDEN).double().requires_grad_() for _ in range(2))
+        x, noise = torch.randn(batch, INPUT).double(), torch.randn(HIDDEN).double().requires_grad_()
+        tensors = [*hx, noise, *step.parameters()]
+        expected = step(x, hx, noise=noise)
+        with torch._dynamo.config.patch(error_on_recompile=batch != 2):
+            found = compiled(x, hx, noise=noise)
+        assert_same_bits(found, expected)
+        assert_near(gradients(found, tensors), gradients(expected, tensors))
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["hx None", "hx given"])
+def test_packed_input_compiles_and_exports_for_all_lengths(given):
+    layer = layer_of(cells.lstm, bidirectional=True)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+
+    def drawn(lengths):
+        x = torch.randn(max(lengths), len(lengths), INPUT).double()
+        packed = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
+        return packed, states(cells.lstm, 2, len(lengths)) if given else None
+
+    for lengths in ([4, 1, 3], [2, 2], [1, 5, 5, 7]):
+        args = drawn(lengths)
+        with torch._dynamo.config.patch(error_on_recompile=len(lengths) > 3):
+            (output, *found), (expected, *finals) = compiled(*args), layer(*args)
+        assert_same_bits([output.data, *found], [expected.data, *finals])
+    program, args = torch.export.export(layer, drawn([4, 1, 3]), strict=False), drawn([2, 4, 2])
+    (output, *found), (expected, *finals) = program.module()(*args), layer(*args)
+    assert_same_bits([output.data, *found], [expected.data, *finals])
+
+
 def test_compiles_for_inference_and_steps():
     layer = layer_of(cells.lstm)
     step = RecurrentCell(cells.lstm, INPUT, HIDDEN)

@@ -12,13 +12,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Multiply", "Step", "is_tokens", "recurrence", "rnn_layer"]
+__all__ = [
+    "Direction",
+    "Multiply",
+    "Step",
+    "is_tokens",
+    "loop",
+    "recurrence",
+    "reset_rows",
+    "rnn_layer",
+]
 
 # (k, x) -> the product of x (B, H) by block k of W_hh, and that block of b_hh.
 Multiply = Callable[[int, Tensor], Tensor]
 # (u, multiply, states, inputs) -> next states, for the rows of one time step: u (B, G·H), the
 # states and inputs (B, H).
 Step = Callable[[Tensor, Multiply, Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
+# A function with the signature of ``loop``.
+Direction = Callable[..., tuple[Sequence[Tensor], Sequence[Tensor]]]
 
 
 def is_tokens(input: Tensor) -> bool:
@@ -49,6 +60,74 @@ def rnn_layer(
     return output, h_n
 
 
+def loop(
+    step: Step,
+    u: Tensor,
+    batch_sizes: Tensor | None,
+    initial: Sequence[Tensor],
+    blocks: Sequence[tuple[Tensor, ...]],
+    inputs: Sequence[Tensor],
+    reverse: bool,
+    reset: Tensor | None,
+    reset_states: Sequence[Tensor],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Runs ``step`` over one direction.
+
+    Args:
+        u: ``(T, B, G·H)``, or packed.
+        initial: the initial states, ``(B, H)`` each.
+        blocks: the weight, and the bias if there is one, of each product in a step.
+        inputs: ``(T, B, H)`` each, or packed.
+        reset_states: ``(T, B or 1, H)``, or ``(B or 1, H)`` for all steps.
+
+    The others are as in ``recurrence``.
+
+    Returns:
+        Each state at all steps, ``(T, B, H)`` or packed, and each final state, ``(B, H)``.
+    """
+    rows = [u.size(1)] * u.size(0) if batch_sizes is None else batch_sizes.tolist()
+
+    def by_step(t: Tensor) -> Sequence[Tensor]:
+        return t.unbind(0) if batch_sizes is None else t.split(rows)
+
+    def multiply(k: int, x: Tensor) -> Tensor:
+        return F.linear(x, *blocks[k])
+
+    u_of, inputs_of = by_step(u), [by_step(t) for t in inputs]
+    order = range(len(rows) - 1, -1, -1) if reverse else range(len(rows))
+    states = [x[: rows[order[0]]] for x in initial]
+    ended: list[list[Tensor]] = [[] for _ in states]  # of rows that have no further step
+    history: list[list[Tensor]] = []
+    for t in order:
+        count, before = rows[t], states[0].size(0)
+        if count < before:
+            for x, parts in zip(states, ended, strict=True):
+                parts.insert(0, x[count:])
+            states = [x[:count] for x in states]
+        elif count > before:
+            states = [
+                torch.cat([x, x0[before:count]]) for x, x0 in zip(states, initial, strict=True)
+            ]
+        if reset is not None:
+            given = [x[t] if x.dim() == 3 else x for x in reset_states]
+            states = reset_rows(reset[t], given, states)
+        states = list(step(u_of[t], multiply, states, [x[t] for x in inputs_of]))
+        history.append(states)
+    if reverse:
+        history.reverse()
+    finals = [
+        torch.cat([x, *parts]) if parts else x for x, parts in zip(states, ended, strict=True)
+    ]
+    join = torch.stack if batch_sizes is None else torch.cat
+    return [join(steps) for steps in zip(*history, strict=True)], finals
+
+
+def reset_rows(reset: Tensor, given: Sequence[Tensor], states: Sequence[Tensor]) -> list[Tensor]:
+    """Returns the states, ``(B, H)`` each, with those in ``given`` where ``reset``, ``(B,)``."""
+    is_reset = reset.unsqueeze(-1)
+    return [torch.where(is_reset, new, x) for new, x in zip(given, states, strict=True)]
+
+
 def recurrence(
     step: Step,
     states: int,
@@ -61,6 +140,7 @@ def recurrence(
     bidirectional: bool,
     reset: Tensor | None = None,
     reset_states: Sequence[Tensor] = (),
+    run: Direction = loop,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Runs ``step`` over a sequence.
 
@@ -76,6 +156,7 @@ def recurrence(
         reset: ``(T, B)`` bool, where the states of a row are replaced before the step.
         reset_states: the new states, ``(T, D, B or 1, H)`` each, or ``(D, B or 1, H)`` for all
             steps; none for zeros.
+        run: runs one direction; ``loop`` by default.
 
     Returns:
         Each state at all steps, ``(T, B, D·H)`` or ``(N, D·H)``, and each final state,
@@ -83,11 +164,7 @@ def recurrence(
     """
     directions = 2 if bidirectional else 1
     per_direction = len(weights) // directions
-    rows = [input.size(1)] * input.size(0) if batch_sizes is None else batch_sizes.tolist()
-
-    def by_step(t: Tensor) -> Sequence[Tensor]:
-        return t.unbind(0) if batch_sizes is None else t.split(rows)
-
+    batch = input.size(1) if batch_sizes is None else int(batch_sizes[0])
     histories, finals = [], []
     for d in range(directions):
         w_ih, w_hh, *biases = weights[d * per_direction : (d + 1) * per_direction]
@@ -95,69 +172,21 @@ def recurrence(
         hidden_size = w_hh.size(1)
         sizes = [hidden_size * gates for gates in products]
         blocks = list(zip(*(t.split(sizes) for t in (w_hh, *b_hh)), strict=True))
-        zeros = w_hh.new_zeros(rows[0], hidden_size)
-        given: list[Sequence[Tensor]] = [
-            t[:, d].unbind(0) if t.dim() == 4 else [t[d]] * len(rows) for t in reset_states
-        ]
+        zeros = [w_hh.new_zeros(batch, hidden_size)] * states
         if not is_tokens(input):
             u = F.linear(input, w_ih, b_ih)
         else:
             u = F.embedding(input, w_ih)
             u = u if b_ih is None else u + b_ih
-        history, last = _direction(
-            *(step, by_step(u), rows),
-            *([zeros] * states if initial is None else [t[d] for t in initial], blocks),
-            *([by_step(t[d]) for t in inputs], d == 1),
-            *(reset, given or [[zeros] * len(rows)] * states),
+        history, last = run(
+            *(step, u, batch_sizes),
+            *(zeros if initial is None else [t[d] for t in initial], blocks),
+            *([t[d] for t in inputs], d == 1),
+            *(reset, [t.select(-3, d) for t in reset_states] or zeros),
         )
-        join = torch.stack if batch_sizes is None else torch.cat
-        histories.append([join(steps) for steps in history])
+        histories.append(history)
         finals.append(last)
     return (
         [torch.cat(parts, -1) for parts in zip(*histories, strict=True)],
         [torch.stack(parts) for parts in zip(*finals, strict=True)],
     )
-
-
-def _direction(
-    step: Step,
-    u: Sequence[Tensor],
-    rows: list[int],
-    initial: Sequence[Tensor],
-    blocks: Sequence[tuple[Tensor, ...]],
-    inputs: Sequence[Sequence[Tensor]],
-    reverse: bool,
-    reset: Tensor | None,
-    reset_states: Sequence[Sequence[Tensor]],
-) -> tuple[list[list[Tensor]], list[Tensor]]:
-    def multiply(k: int, x: Tensor) -> Tensor:
-        return F.linear(x, *blocks[k])
-
-    order = range(len(u) - 1, -1, -1) if reverse else range(len(u))
-    states = [x[: rows[order[0]]] for x in initial]
-    ended: list[list[Tensor]] = [[] for _ in states]  # of rows that have no further step
-    history: list[list[Tensor]] = []
-    for t in order:
-        count, before = rows[t], states[0].size(0)
-        if count < before:
-            for x, parts in zip(states, ended, strict=True):
-                parts.insert(0, x[count:])
-            states = [x[:count] for x in states]
-        elif count > before:
-            states = [
-                torch.cat([x, x0[before:count]]) for x, x0 in zip(states, initial, strict=True)
-            ]
-        if reset is not None:
-            is_reset = reset[t].unsqueeze(-1)
-            states = [
-                torch.where(is_reset, given[t], x)
-                for x, given in zip(states, reset_states, strict=True)
-            ]
-        states = list(step(u[t], multiply, states, [x[t] for x in inputs]))
-        history.append(states)
-    if reverse:
-        history.reverse()
-    finals = [
-        torch.cat([x, *parts]) if parts else x for x, parts in zip(states, ended, strict=True)
-    ]
-    return [list(steps) for steps in zip(*history, strict=True)], finals

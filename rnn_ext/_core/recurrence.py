@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import onnx
 from . import composite, node, recurrence_ops
 from .autograd import is_differentiated, keep_unchanged, memory_errors, were_changed
 from .cells.cell import Cell
+from .cells.interpreter import run_forward
 from .composite import Multiply, is_tokens
 from .derivatives import in_places
 from .dtypes import KERNEL_DTYPES, cast_for_autocast
@@ -243,6 +245,8 @@ def _run(layer: Recurrence, settings: Settings, tensors: tuple[Tensor, ...]) -> 
             return found
     if loop_reason(tensors[1:] if is_tokens(tensors[0]) else tensors):
         return _loop(layer, settings, layer.split(tensors))
+    if torch.onnx.is_in_onnx_export():
+        return _record_for_onnx(layer, settings, tensors)
     if is_captured:
         # torch.jit.trace checks its graph without gradients, which must not change the graph.
         may_need_grad = torch.is_grad_enabled() or not torch.compiler.is_compiling()
@@ -253,6 +257,17 @@ def _run(layer: Recurrence, settings: Settings, tensors: tuple[Tensor, ...]) -> 
             results: tuple[Tensor, ...] = _Layer.apply(layer, settings, *tensors)
             return results
         return _call_forward(layer, settings, tensors, False)[0]
+
+
+def _record_for_onnx(
+    layer: Recurrence, settings: Settings, tensors: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """The layer in operations that ONNX has, a loop over time where it has more than one step."""
+    steps: Any = tensors[0].size(0)
+    run = composite.loop if type(steps) is int and steps == 1 else onnx.scan
+    # Cloned, since no two tensors that a Scan reads may share memory.
+    lists = layer.split([t.clone() for t in tensors])
+    return _loop(layer, settings, lists, run, partial(run_forward, layer.cell.decoded))
 
 
 def _call_forward(
@@ -361,9 +376,22 @@ def _node_backward(cell: Cell, fields: tuple[Any, ...], *others: Any) -> list[Te
 node.set_recurrence_backward(_node_backward)
 
 
-def _loop(layer: Recurrence, settings: Settings, lists: Sequence[Any]) -> Sequence[Tensor]:
-    """Runs the layer in torch operations, on the results of ``Recurrence.split``."""
+def _loop(
+    layer: Recurrence,
+    settings: Settings,
+    lists: Sequence[Any],
+    run: composite.Direction = composite.loop,
+    compute: Callable[..., Any] | None = None,
+) -> Sequence[Tensor]:
+    """Runs the layer in torch operations.
+
+    Args:
+        lists: the results of ``Recurrence.split``.
+        run: runs the steps of one direction.
+        compute: computes one step; ``Cell.run`` by default.
+    """
     cell = layer.cell
+    compute = compute or cell.run
     reset, batch_sizes = settings
     input, initial, weights, parameters, inputs, reset_states = lists
 
@@ -375,12 +403,12 @@ def _loop(layer: Recurrence, settings: Settings, lists: Sequence[Any]) -> Sequen
         def product(k: int, x: Tensor) -> Sequence[Tensor]:
             return multiply(k, x.to(u.dtype).expand_as(states[0])).split(width, -1)
 
-        found = cell.run(u.split(width, -1), product, states, (*parameters, *inputs))
+        found = compute(u.split(width, -1), product, states, (*parameters, *inputs))
         found = found if isinstance(found, tuple) else (found,)
         return [t.to(u.dtype).expand_as(s) for t, s in zip(found, states, strict=True)]
 
     histories, finals = composite.recurrence(
         *(step, layer.states(), cell.products, input, initial or None, weights, inputs),
-        *(batch_sizes, layer.bidirectional, reset, reset_states),
+        *(batch_sizes, layer.bidirectional, reset, reset_states, run),
     )
     return [histories[0], *finals, *(histories[1:] if layer.return_states else [])]

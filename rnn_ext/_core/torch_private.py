@@ -43,6 +43,7 @@ __all__ = [
     "refresh_flat_weights",
     "remember_weight",
     "remove_batch_dim",
+    "scan",
 ]
 
 
@@ -251,6 +252,28 @@ def compiled_wrapper_type() -> type[nn.Module] | None:
     # If Dynamo is not imported, nothing was compiled; importing it takes a second.
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
     return getattr(dynamo, "OptimizedModule", None)
+
+
+def scan(
+    body: Callable[[list[Tensor], list[Tensor]], tuple[list[Tensor], list[Tensor]]],
+    initial: list[Tensor],
+    sequences: list[Tensor],
+    reverse: bool,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Records ``(states, of the step) -> (next states, results)`` as one operation over all steps.
+
+    Returns:
+        The last states, and the results at all steps.
+    """
+    try:
+        # Not at the import of this package: torch imports it late.
+        from torch._higher_order_ops import scan
+    except ImportError:
+        raise NotImplementedError(
+            f"exporting a cell needs an operation that torch {torch.__version__} does not have"
+        ) from None
+    found: tuple[list[Tensor], list[Tensor]] = scan(body, initial, sequences, reverse=reverse)
+    return found
 
 
 # Modules ------------------------------------------------------------------------------------------

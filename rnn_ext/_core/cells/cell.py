@@ -135,7 +135,7 @@ class Cell:
         """
         if self._function is not None:
             return self._function(*args, **kwargs)
-        return run_step(self._decoded, *self._signature.flatten(args, kwargs))
+        return run_step(self.decoded, *self._signature.flatten(args, kwargs))
 
     def run(
         self,
@@ -164,7 +164,8 @@ class Cell:
         return _without_modes(lambda: Definition.of(function, self._signature))
 
     @cached_property
-    def _decoded(self) -> Program:
+    def decoded(self) -> Program:
+        """The program as a list of instructions."""
         return _without_modes(lambda: Program.decode(self.program))
 
     @property
@@ -189,7 +190,7 @@ class Cell:
 
     def describe(self) -> str:
         """Returns the function, its program as text, its slots, and what backward reads."""
-        return describe(self._definition.source, self._decoded, self._signature, self.saved)
+        return describe(self._definition.source, self.decoded, self._signature, self.saved)
 
     def __repr__(self) -> str:
         parts = [f"gates={self.products if len(self.products) > 1 else self.gates}"]

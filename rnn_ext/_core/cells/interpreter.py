@@ -12,7 +12,7 @@ from torch import Tensor
 from .program import OPERANDS, UNARY, Instruction, Operand, Program
 from .trace import unpack
 
-__all__ = ["execute", "run_step"]
+__all__ = ["execute", "run_forward", "run_step"]
 
 
 def execute(
@@ -59,6 +59,28 @@ def execute(
         else:
             slots[dst] = getattr(torch, op)(slots[a], slots[b]).to(like.dtype)
     return stored
+
+
+def run_forward(
+    program: Program,
+    u: Sequence[Tensor],
+    multiply: Callable[[int, Tensor], Sequence[Tensor]],
+    states: Sequence[Tensor],
+    named: Sequence[Tensor],
+) -> tuple[Tensor, ...]:
+    """Returns the states after a step with all its products; the arguments are ``Cell.run``'s."""
+
+    def multiply_next(stored: dict[Operand, Tensor]) -> Sequence[Tensor]:
+        k = sum(kind == "yielded" for kind, _ in stored)
+        return multiply(k, stored["yielded", k - 1])
+
+    memory = {("projection", g): t for g, t in enumerate(u)}
+    memory |= {("state", s): t for s, t in enumerate(states)}
+    others = [("parameter", i) for i in range(program.parameters)]
+    others += [("input", i) for i in range(program.inputs)]
+    memory |= dict(zip(others, named, strict=True))
+    stored = execute(program.forward, memory, multiply(0, states[0]), multiply_next)
+    return tuple(stored["next_state", s] for s in range(program.states))
 
 
 def run_step(
