@@ -1,7 +1,7 @@
 """The console script ``rnn-ext``.
 
-Importing torch takes a second or more, in which Ctrl-C would end in a traceback from within it.
-This module is outside the package, so it runs before the import.
+Importing torch takes a second or more, and Ctrl-C would end it with a traceback. This module is
+outside the package and sets the signal's default before that import.
 """
 
 import signal

@@ -75,9 +75,9 @@ def test_unknown_stands_for_every_other_character(tokenize):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "0.txt is empty; name text files to learn from"),
-        (b"\xef\xbb\xbf", "0.txt is empty; name text files to learn from"),
-        (bytes(range(128)), "0.txt contains zero bytes, so it is not a text file; name another"),
+        (b"", "0.txt is empty; pass text files to learn from"),
+        (b"\xef\xbb\xbf", "0.txt is empty; pass text files to learn from"),
+        (bytes(range(128)), "0.txt contains zero bytes, so it is not a text file; pass another"),
         (
             b"ab\ncd\xff\xfe",
             "0.txt is not UTF-8 text: byte 0xff at offset 5, in line 2; specify its encoding",
@@ -123,7 +123,7 @@ def test_rejects_tokens_that_do_not_match_the_run(tmp_path, damage):
     _, facts = prepare([str(text)], file, 1, "utf-8")
     assert facts.count == 8
     file.write_bytes(damage)
-    with pytest.raises(CharLMError, match=r"tokens\.bin is not the file that the run started with"):
+    with pytest.raises(CharLMError, match=r"tokens\.bin has changed since the run started"):
         facts.map(file)
 
 

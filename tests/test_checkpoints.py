@@ -134,7 +134,7 @@ def test_refuses_to_resume_with_another_text(text, tmp_path, capsys):
     train(text, out=tmp_path / "run", steps=2)
     other = write_text(tmp_path / "other.txt", 700)
     assert main(["train", str(other), "--out", str(tmp_path / "run"), "--resume"]) == 2
-    assert f"learns from {text}; name these files" in capsys.readouterr().err
+    assert f"was started with {text}; pass the same files" in capsys.readouterr().err
     assert main(["train", str(text), "--out", str(tmp_path / "run"), "--resume"]) == 0
 
 
@@ -194,7 +194,7 @@ def test_damaged_checkpoints_alone_are_refused(text, tmp_path, capsys):
     for command in (["train", "--resume", "--out", str(tmp_path)], ["generate", str(tmp_path)]):
         capsys.readouterr()
         assert main(command) == 2
-        assert "every checkpoint in" in capsys.readouterr().err.splitlines()[-1]
+        assert "all checkpoints in" in capsys.readouterr().err.splitlines()[-1]
 
 
 def write_json(file, about):
@@ -254,7 +254,7 @@ def test_rejects_the_tokens_of_another_run(text, tmp_path, capsys):
     train(text, out=tmp_path)
     (tmp_path / "tokens.bin").write_bytes(b"\0" * (tmp_path / "tokens.bin").stat().st_size)
     assert resume(tmp_path, steps=20) == 2
-    assert "tokens.bin is not the file that the run started with; remove" in capsys.readouterr().err
+    assert "tokens.bin has changed since the run started; remove" in capsys.readouterr().err
     (tmp_path / "tokens.bin").unlink()
     assert resume(tmp_path, steps=20) == 0
 
@@ -267,7 +267,7 @@ def test_missing_tokens_are_made_again_from_the_text(text, tmp_path, capsys, min
     tokens.unlink()
     assert resume(tmp_path, steps=14) == 0
     assert capsys.readouterr().err == (
-        f"rnn-ext: {tokens} was missing or damaged; made again from the text\n"
+        f"rnn-ext: {tokens} was missing or damaged; recreated it from the text\n"
     )
     assert tokens.read_bytes() == before
 
@@ -489,7 +489,7 @@ def test_second_ctrl_c_later_stops_at_once(text, tmp_path, monkeypatch):
 def test_folder_without_a_checkpoint_has_no_model(tmp_path, capsys):
     assert main(["generate", str(tmp_path), "--prompt", "a"]) == 2
     assert capsys.readouterr().err == (
-        f"rnn-ext: {tmp_path} holds no checkpoint; train a model there first\n"
+        f"rnn-ext: {tmp_path} has no checkpoint; train a model there first\n"
     )
-    with pytest.raises(CharLMError, match="holds no checkpoint"):
+    with pytest.raises(CharLMError, match="has no checkpoint"):
         load(tmp_path)

@@ -98,7 +98,7 @@ def test_info_prints_every_build_fact_aligned(capsys):
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        ([], "name a command: demo, train, generate, bench, info (see rnn-ext --help)"),
+        ([], "missing command: demo, train, generate, bench, info (see rnn-ext --help)"),
         (["--nope"], "unrecognized arguments: --nope"),
         (["demo", "--nope"], "unrecognized arguments: --nope"),
         (["demo", "--hidden", "8"], "unrecognized arguments: --hidden 8"),

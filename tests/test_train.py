@@ -202,11 +202,11 @@ def test_diverging_training_is_reported_and_loses_no_checkpoint(text, tmp_path, 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--resume", "--out", "{}/new"], "{}/new holds no run to resume; name text files"),
+        (["--resume", "--out", "{}/new"], "{}/new has no run to resume; pass text files"),
         (["{}/none", "--out", "{}/new"], "{}/none: No such file or directory"),
         (
             ["{}/text.txt", "--out", "{}/text.txt"],
-            "argument --out: must be a folder, and '{}/text.txt' is a file",
+            "argument --out: must be a folder, but '{}/text.txt' is a file",
         ),
         (["{}/text.txt", "--out", "/proc/new"], "/proc/new: No such file or directory"),
         (["{}/text.txt", "--out", "{}/text.txt/x"], "{}/text.txt/x: Not a directory"),
@@ -218,7 +218,7 @@ def test_diverging_training_is_reported_and_loses_no_checkpoint(text, tmp_path, 
         (["{}/text.txt", "--out", "x", "--steps", "0"], "argument --steps: must be a whole number"),
         (
             ["{}/text.txt", "--out", "{}/new", "--cell", "gru", "--nonlinearity", "relu"],
-            "the cell gru has the nonlinearity tanh only, not relu",
+            "the cell gru supports only the nonlinearity tanh, not relu",
         ),
         (["{}/text.txt", "--out", "x", "--cell", "qrnn"], "argument --cell: invalid choice"),
         (["{}/text.txt", "--out", "x", "--dtype", "fp8"], "argument --dtype: invalid choice"),
@@ -249,7 +249,7 @@ def test_folder_with_a_run_is_refused_without_resume(text, tmp_path, capsys):
     train(text, out=tmp_path)
     before = state_of(tmp_path)
     assert train(text, out=tmp_path) == 2
-    assert "holds a run already; resume it, or name another folder" in capsys.readouterr().err
+    assert "already has a run; resume it, or use another folder" in capsys.readouterr().err
     assert state_of(tmp_path) == before
 
 
@@ -338,7 +338,7 @@ def test_loss_that_explodes_stops_the_training(text, tmp_path, capsys):
     assert train(text, out=tmp_path, lr=1e6, steps=100) == 2
     err = capsys.readouterr().err
     assert re.match(
-        r"rnn-ext: the training diverges in step \d+ \(\S+ bits per character; guessing has 3\.6"
+        r"rnn-ext: the training diverges in step \d+ \(\S+ bits per character; guessing gives 3\.6"
         r"\); choose a smaller learning rate\n",
         err,
     )

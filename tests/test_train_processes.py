@@ -109,7 +109,7 @@ def test_reports_a_lost_process_and_continues(text, tmp_path, lost):
     processes[lost].kill()
     assert finish(processes)[1 - lost] == 2
     assert (out / f"stderr-{1 - lost}").read_text().splitlines()[-1] == (
-        f"rnn-ext: process {1 - lost} of 2 lost contact with another one; "
+        f"rnn-ext: process {1 - lost} of 2 lost the connection to another process; "
         "resume the run with all of them"
     )
     reached = int(checkpoints(out)[-1].name[-10:])

@@ -42,7 +42,7 @@ def _is_relu(module: nn.Module) -> bool:
 
 
 def difference(theirs: nn.Module, results: Mapping[str, Tensor], work: Workload) -> str | None:
-    """Says which of ``results`` differs from those of ``theirs``, and by how much."""
+    """Returns which of ``results`` differs from those of ``theirs``, and by how much."""
     precise, dtype = None, _precise_dtype(work.data)
     if dtype is not None:
         precise = work.to(dtype).results(copy.deepcopy(theirs).to(dtype))
@@ -54,8 +54,8 @@ def tolerance(dtype: torch.dtype, name: str, *, relu: bool) -> float:
     """Returns how large the error of result ``name`` may be, relative to the result (2-norms).
 
     float32 and float64: ``nn.RNN`` in float32 is 1 to 10 eps away from itself in float64 (T up to
-    4096, H up to 1024). 64 eps has room for the rounding of both sides, and one wrong element
-    among 1e9 is above it.
+    4096, H up to 1024). 64 eps covers the rounding of both sides, but not one wrong element among
+    1e9.
 
     Half precision: 1 eps, in addition to twice ``nn.RNN``'s own error, which ``first_difference``
     allows. Rounding a result and the states that it is computed from changes it by less.
@@ -80,7 +80,7 @@ def first_difference(
     *,
     relu: bool = False,
 ) -> str | None:
-    """Says which of our results differs first and by how much; None if none does.
+    """Returns which of our results differs first, and by how much; None if none does.
 
     If ``precise`` results are given, our distance from them may be ``tolerance`` plus twice that of
     ``theirs``. Half precision needs this: over a long sequence ``nn.RNN`` itself is many eps off.
@@ -99,15 +99,12 @@ def first_difference(
             allowed += 2 * _distance(theirs[name], expected)
         # Written so that NaN is a difference.
         if not error <= allowed:
-            return f"{name} is off by {error:.2g} (2-norm), allowed are {allowed:.2g}"
+            return f"{name} is off by {error:.2g} (2-norm), more than {allowed:.2g}"
     return None
 
 
 def _precise_dtype(like: Tensor) -> torch.dtype | None:
-    """Returns the dtype of the results that both sides are compared with.
-
-    None: they are compared with each other.
-    """
+    """Returns the dtype of the reference for both sides; None to compare them directly."""
     if like.is_cuda and like.dtype != torch.float64:
         # TF32 has the precision of half, and float32 sums over all rows have any order.
         return torch.float64

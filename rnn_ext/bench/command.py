@@ -29,9 +29,8 @@ TITLES = ["T", "B", "I", "H", "mode", "hot: torch", "rnn_ext", "ratio"]
 TITLES += ["cold: torch", "rnn_ext", "ratio"]
 WIDTHS = [5, 5, 5, 5, 8, 10, 8, 6, 11, 8, 6]
 LEGEND = (
-    "hot: calls in a loop; cold: each call after other work, as in a program. ratio: how many "
-    "times as fast as torch rnn_ext is, the median of alternating rounds. Results were compared "
-    "first."
+    "hot: calls in a loop; cold: each call after other work, as in a program. ratio: torch's time "
+    "over that of rnn_ext, the median of alternating rounds. Results were compared first."
 )
 
 
@@ -90,13 +89,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="time for a line of the table (default: 1); slow calls take longer",
     )
-    add("--json", type=output_file, metavar="FILE", help="write all that was measured, and where")
+    add("--json", type=output_file, metavar="FILE", help="write all measurements as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints every combination.
 
-    Returns 0; 1 where results differ; 130 after Ctrl-C, with what was measured until then.
+    Returns 0; 1 if results differ; 130 after Ctrl-C, when the measurements so far are written.
     """
     own_threads = torch.get_num_threads()
     measured: list[dict[str, Any]] = []

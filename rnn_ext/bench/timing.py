@@ -55,7 +55,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Of at least two values."""
+        """Returns the spread of at least two values."""
         return cls(*quantiles(values, n=4, method="inclusive"))
 
 
@@ -77,7 +77,7 @@ class Timing:
 
     @classmethod
     def of(cls, rounds: Sequence[tuple[float, float]]) -> "Timing":
-        """Of each round's seconds per call: the baseline's, then ours."""
+        """Returns the timing of rounds, each the baseline's seconds per call and ours."""
         return cls(
             len(rounds),
             Spread.of([theirs for theirs, _ in rounds]),
@@ -185,7 +185,7 @@ def time_pair_cold(
 
 
 def other_work() -> Callable[[], None]:
-    """Returns a function that stands for a program's other work: a product, a pass over 12 MB."""
+    """Returns a function that imitates a program's other work: a product, a pass over 12 MB."""
     matrix = torch.randn(300, 300)
     memory = torch.zeros(3_000_000)
 
@@ -211,10 +211,10 @@ def scatter_warning(timings: Sequence[Timing]) -> str:
 
 
 class Waiting:
-    """Detects a steady second load, which slows all rounds alike, so that they do not scatter.
+    """Detects another program that slows all rounds alike, which their scatter does not show.
 
-    Sums the time that this process's threads are ready to run but wait for a core, from its
-    construction on. Only Linux reports this time; elsewhere there is never a warning.
+    From construction on, it sums the time that this process's threads wait for a core. Only Linux
+    reports this time; elsewhere there is no warning.
     """
 
     def __init__(self) -> None:
@@ -245,8 +245,8 @@ class Waiting:
 class Blocks:
     """Runs a function in blocks of about ``MIN_BLOCK_SECONDS``.
 
-    The fastest block so far tells the time of a call: a disturbed one would make every later block
-    too short.
+    The length of a block follows the fastest block so far: a disturbed one would make all later
+    blocks too short.
     """
 
     def __init__(self, function: Callable[[], object], clock: Callable[[], float]) -> None:

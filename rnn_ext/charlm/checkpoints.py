@@ -1,4 +1,4 @@
-"""Checkpoints: a training run on disk, to resume or to generate text with.
+"""Checkpoints: a training run on disk, to resume it or to generate text.
 
 A checkpoint is a folder ``step-0000000500``:
 
@@ -146,7 +146,7 @@ def newest(out: Path, *, quiet: bool = False) -> Checkpoint | None:
             continue
         return checkpoint
     if folders:
-        raise CharLMError(f"every checkpoint in {out} is damaged; train again in another folder")
+        raise CharLMError(f"all checkpoints in {out} are damaged; train again in another folder")
     return None
 
 

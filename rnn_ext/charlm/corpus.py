@@ -71,14 +71,14 @@ class Tokens:
             tokens = torch.from_file(str(path), shared=False, size=self.count, dtype=dtype)
         if tokens is None or hashlib.sha256(tokens.numpy().data).hexdigest() != self.sha256:
             raise CharLMError(
-                f"{path} is not the file that the run started with; remove it, and the next "
-                "resume makes it again from the text"
+                f"{path} has changed since the run started; remove it and resume, which recreates "
+                "it from the text"
             )
         return tokens
 
 
 class _Source(NamedTuple):
-    """A text that can be read twice, and its name for messages."""
+    """A text that can be read twice, with its name for messages."""
 
     path: Path
     name: str
@@ -136,7 +136,7 @@ def restore(
     """
     changed = (
         f"{path} is missing or damaged, and the text has changed since the run started, so it "
-        "cannot be made again; restore the text, or train in another folder"
+        "cannot be recreated; restore the text, or train in another folder"
     )
     if any(name == STDIN or not Path(name).is_file() for name in corpus):
         raise CharLMError(changed)
@@ -154,7 +154,7 @@ def _readable(corpus: Sequence[str], path: Path) -> Iterator[list[_Source]]:
             source = Path(name)
             if name != STDIN and not source.is_fifo():
                 if source.exists() and not source.is_file():
-                    raise CharLMError(f"{name} is not a file; name text files to learn from")
+                    raise CharLMError(f"{name} is not a file; pass text files to learn from")
                 sources.append(_Source(source, name))
                 continue
             copy = temporary_path(path.with_name(f"text-{number}"))
@@ -177,7 +177,7 @@ def _count(sources: Sequence[_Source], encoding: str) -> Tensor:
         for codes in _code_points(source, encoding):
             counts += torch.bincount(codes, minlength=_CODE_POINTS)
         if counts.sum() == before:
-            raise CharLMError(f"{source.name} is empty; name text files to learn from")
+            raise CharLMError(f"{source.name} is empty; pass text files to learn from")
     return counts
 
 
@@ -225,7 +225,7 @@ def _code_points(source: _Source, encoding: str) -> Iterator[Tensor]:
                 raise CharLMError(_describe(error, source.name, encoding, size, lines)) from None
             if "\0" in text:
                 raise CharLMError(
-                    f"{source.name} contains zero bytes, so it is not a text file; name another"
+                    f"{source.name} contains zero bytes, so it is not a text file; pass another"
                 )
             lines += text.count("\n")
             if text:
@@ -238,8 +238,8 @@ def _detect(start: bytes, encoding: str) -> str:
         "".encode(encoding)
     except LookupError:
         raise CharLMError(
-            f"{encoding!r} is not the name of a text encoding; utf-8, utf-16, latin-1, cp1252 and "
-            "gb18030 are some"
+            f"{encoding!r} is not the name of a text encoding, such as utf-8, utf-16, latin-1, "
+            "cp1252 or gb18030"
         ) from None
     if codecs.lookup(encoding).name == "utf-8":
         for mark, marked in _BYTE_ORDER_MARKS.items():
@@ -249,8 +249,12 @@ def _detect(start: bytes, encoding: str) -> str:
 
 
 def _describe(error: UnicodeError, name: str, encoding: str, size: int, lines: int) -> str:
-    """Returns the message for a decoding error within the first ``size`` bytes of a text, after
-    ``lines`` complete lines."""
+    """Returns the message for a decoding error.
+
+    Args:
+        size: bytes of the text that were read.
+        lines: complete lines before the last chunk.
+    """
     place = ""
     if isinstance(error, UnicodeDecodeError):
         offset = size - len(error.object) + error.start

@@ -36,9 +36,9 @@ def generate(
         prompt: text to continue. If empty, the text starts a line: the model first reads a line
             feed (or, without one in the vocabulary, its first character), which is not yielded.
         length: number of characters to generate.
-        temperature: 0 takes the likeliest character every time; 1 draws from the model's
+        temperature: 0 always takes the most likely character; 1 draws from the model's
             distribution; values between 0 and 1 prefer likely characters.
-        top_k: draw from the likeliest ``top_k`` characters only.
+        top_k: draw only from the ``top_k`` most likely characters.
         seed: seed of the draws.
 
     Raises:
@@ -55,7 +55,7 @@ def generate(
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw a character: see :func:`generate`. The index ``never`` is not drawn."""
+    """The arguments of :func:`generate` that select a character; ``never`` is not drawn."""
 
     temperature: float
     top_k: int | None
@@ -71,7 +71,7 @@ class Sampling:
             scores = scores.where(scores >= scores.topk(self.top_k).values[-1], -torch.inf)
         weights = ((scores - scores.max()) / self.temperature).exp()
         sums = weights.cumsum(0)
-        # The product may round up to the sum; take the last index with a weight then.
+        # If the product rounds up to the sum, take the last index with a weight.
         return min(int((sums <= draw * sums[-1]).sum()), int(weights.nonzero().max()))
 
 

@@ -11,7 +11,7 @@ from .settings import Settings
 
 __all__ = ["STATES", "CharRNN", "build_model"]
 
-# What a layer of each kind carries from step to step, by the names that checkpoints have for it.
+# The names, in checkpoints, of the states that a layer of each kind passes to the next step.
 STATES: Mapping[str, tuple[str, ...]] = {
     "rnn": ("hidden",),
     "gru": ("hidden",),

@@ -12,7 +12,7 @@ __all__ = ["draw", "plot"]
 
 
 def plot(log: Path, picture: Path) -> None:
-    """Draws bits per character over the steps in ``log`` into the PNG file ``picture``."""
+    """Plots the bits per character of each step in ``log`` to the PNG file ``picture``."""
     figure = draw(log)
     with new_file(picture) as file:
         figure.savefig(file, format="png", dpi=120)

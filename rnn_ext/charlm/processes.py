@@ -1,4 +1,4 @@
-"""The processes that train one model together: those that torchrun started, or a single one."""
+"""The processes that train one model together, started by torchrun, or a single process."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -44,7 +44,7 @@ class Processes:
             if not _is_lost_contact(error):
                 raise
             raise CharLMError(
-                f"process {dist.get_rank()} of {size} lost contact with another one; "
+                f"process {dist.get_rank()} of {size} lost the connection to another process; "
                 "resume the run with all of them"
             ) from error
         finally:

@@ -13,7 +13,7 @@ _SECONDS = 30  # between lines on stderr, if it is not a terminal
 
 
 class Progress:
-    """Shows how far a run is: as a bar on a terminal, else as a line from time to time.
+    """Shows the progress of a run: as a bar on a terminal, else as a line from time to time.
 
     Args:
         step: number of steps that the run has taken.
@@ -54,7 +54,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Prints a line on stdout, above the bar."""
-        if sys.stdout is not None:  # None where the shell closed it
+        if sys.stdout is not None:  # None if the shell closed it
             self._show(tqdm.write, text)
             self._show(sys.stdout.flush)
 

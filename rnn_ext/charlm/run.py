@@ -20,7 +20,7 @@ from .vocabulary import Vocabulary
 
 __all__ = ["Run", "load", "read_settings"]
 
-_MAX_VALIDATION = 1 << 18  # characters; more would take longer and hardly change the loss
+_MAX_VALIDATION = 1 << 18  # characters; more take longer and hardly change the loss
 
 
 def load(out: str | Path) -> tuple[CharRNN, Vocabulary]:
@@ -34,12 +34,12 @@ def load(out: str | Path) -> tuple[CharRNN, Vocabulary]:
     """
     checkpoint = newest(Path(out))
     if checkpoint is None:
-        raise CharLMError(f"{out} holds no checkpoint; train a model there first")
+        raise CharLMError(f"{out} has no checkpoint; train a model there first")
     return _trained(checkpoint).eval(), checkpoint.vocabulary
 
 
 def read_settings(out: str | Path) -> Settings | None:
-    """Returns the settings of the run in a folder; None if it holds no run.
+    """Returns the settings of the run in a folder; None if it has no run.
 
     Raises:
         CharLMError: all of its checkpoints are damaged.
@@ -127,7 +127,7 @@ class Run:
         """
         guessing = math.log2(len(self._checkpoint.vocabulary))
         if not bits <= 100 * max(guessing, 1):
-            raise self._diverged(f"{bits:.3g} bits per character; guessing has {guessing:.1f}")
+            raise self._diverged(f"{bits:.3g} bits per character; guessing gives {guessing:.1f}")
 
     def _diverged(self, evidence: str) -> CharLMError:
         return CharLMError(

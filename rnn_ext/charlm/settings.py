@@ -63,7 +63,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.cell != "rnn" and self.nonlinearity != "tanh":
             raise CharLMError(
-                f"the cell {self.cell} has the nonlinearity tanh only, not {self.nonlinearity}"
+                f"the cell {self.cell} supports only the nonlinearity tanh, not {self.nonlinearity}"
             )
 
     def learning_rate(self, step: int) -> float:

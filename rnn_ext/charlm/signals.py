@@ -1,4 +1,4 @@
-"""Notes the signals that ask a run to stop."""
+"""Records the signals that ask a run to stop."""
 
 import signal
 import threading
@@ -19,8 +19,7 @@ def noted_signals() -> Iterator[list[int]]:
     """Yields a list to which SIGINT (Ctrl-C), SIGTERM and SIGHUP append their numbers.
 
     The run checks the list between two steps. A further signal, two seconds or more after the
-    first, raises ``KeyboardInterrupt``. Signals that are ignored, as SIGHUP is under nohup, stay
-    ignored.
+    first, raises ``KeyboardInterrupt``. Ignored signals, such as SIGHUP under nohup, stay ignored.
     """
     received: list[int] = []
     first = 0.0

@@ -9,9 +9,9 @@ __all__ = ["Streams", "windows"]
 class Streams:
     """Parallel streams through a text, each of which continues where its last step ended.
 
-    The streams start at equal distances, and the end of the text is joined to its beginning. So
-    each step moves every stream by ``seq_len`` characters, no stream ends, and the final state of
-    a step is the initial state of the next.
+    The streams start at equal distances, and the text continues at its beginning after its end.
+    Each step moves every stream by ``seq_len`` characters, no stream ends, and the final state of a
+    step is the initial state of the next.
 
     Args:
         tokens: the text, shape ``(N,)``, N ≥ 2.

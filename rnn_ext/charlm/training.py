@@ -63,14 +63,16 @@ def train(
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
-        raise CharLMError(f"{out} is not a folder; name one, or one to be created")
+        raise CharLMError(
+            f"{out} is not a folder; pass a folder, which is created if it is missing"
+        )
     with torch.random.fork_rng(), Processes.joined() as processes, ExitStack() as stack:
         if processes.is_main:
             try:
                 stack.enter_context(locked(out))
             except BlockingIOError:
                 raise CharLMError(
-                    f"another training is using {out}; wait for it, or name another folder"
+                    f"another training is using {out}; wait until it ends, or use another folder"
                 ) from None
             _begin([_absolute(path) for path in corpus], out, settings, resume)
         processes.wait()
@@ -92,7 +94,7 @@ def train(
             settings.batch_size * settings.seq_len,
             shown=processes.is_main,
         )
-        # Signals are noted until the plot is written, so that none interrupts what follows a stop.
+        # Record signals until the plot is written: none may interrupt the work after a stop.
         with noted_signals() as signals:
             with log as opened, progress:
                 _introduce(run, checkpoint, out, progress)
@@ -108,12 +110,12 @@ def train(
 
 
 def _begin(corpus: list[str], out: Path, settings: Settings | None, resume: bool) -> None:
-    """Checks the arguments; begins a new run in ``out``, or prepares the one there to be resumed.
+    """Checks the arguments; starts a new run in ``out``, or prepares the existing one.
 
-    The main process alone does this.
+    Only the main process calls this.
     """
     if not resume and (list(out.glob("step-*")) or (out / "log.jsonl").exists()):
-        raise CharLMError(f"{out} holds a run already; resume it, or name another folder")
+        raise CharLMError(f"{out} already has a run; resume it, or use another folder")
     checkpoint = newest(out)
     if checkpoint is None:
         _begin_anew(corpus, out, settings or Settings())
@@ -127,19 +129,19 @@ def _begin(corpus: list[str], out: Path, settings: Settings | None, resume: bool
         )
     if corpus and corpus != checkpoint.corpus:
         raise CharLMError(
-            f"the run in {out} learns from {', '.join(checkpoint.corpus)}; "
-            "name these files, or none, to continue it"
+            f"the run in {out} was started with {', '.join(checkpoint.corpus)}; "
+            "pass the same files, or none, to continue it"
         )
     tidy(out, checkpoint.step)
     tokens, path = checkpoint.tokens, _token_file(out)
     if not tokens.fit(path):
         restore(checkpoint.corpus, path, checkpoint.vocabulary, tokens, settings.encoding)
-        _logger.warning("%s was missing or damaged; made again from the text", path)
+        _logger.warning("%s was missing or damaged; recreated it from the text", path)
 
 
 def _begin_anew(corpus: list[str], out: Path, settings: Settings) -> None:
     if not corpus:
-        raise CharLMError(f"{out} holds no run to resume; name text files to begin one")
+        raise CharLMError(f"{out} has no run to resume; pass text files to start one")
     vocabulary, tokens = prepare(corpus, _token_file(out), settings.min_count, settings.encoding)
     shape = (settings.num_layers, settings.batch_size, settings.hidden_size)
     states = {name: torch.zeros(shape) for name in STATES[settings.cell]}
@@ -148,7 +150,7 @@ def _begin_anew(corpus: list[str], out: Path, settings: Settings) -> None:
 
 
 def _introduce(run: Run, checkpoint: Checkpoint, out: Path, progress: Progress) -> None:
-    """Prints the sizes of the run, and warns where its streams overlap."""
+    """Prints the sizes of the run, and a warning if its streams overlap."""
     settings, count = run.settings, checkpoint.tokens.count
     if run.steps_done == settings.steps:
         progress.say(
@@ -203,7 +205,7 @@ def _take_steps(
                     line["val_bpc"] = val_bpc
             if log:
                 _report(run, log, line, progress)
-        # Several processes stop after the same step: they agree on it when they report.
+        # Several processes stop after the same step, on which they agree when they report.
         stops = bool(signals or progress.failure) if processes.size == 1 else reports and votes > 0
         if stops or run.is_due("checkpoint_every"):
             if log:

@@ -1,8 +1,8 @@
-"""The command ``rnn-ext``: lists the sub-commands, runs one, turns failures into exit codes.
+"""The command ``rnn-ext``: runs a sub-command and turns failures into exit codes.
 
 0: success. 2: an error that the user can fix, described in one sentence on stderr. 130: Ctrl-C.
-141: the reader of the output ended (``rnn-ext demo | head -1``). The last two are what a shell
-reports for a program that SIGINT or SIGPIPE ended.
+141: the reader of the output ended (``rnn-ext demo | head -1``). A shell reports the last two for a
+program that SIGINT or SIGPIPE ended.
 """
 
 import argparse
@@ -67,13 +67,13 @@ def _dispatch(argv: Sequence[str]) -> int:
     command = next((word for word in argv if not word.startswith("-")), None)
     args = _build_parser(command).parse_args(argv)
     if args.command is None:
-        raise UserError(f"name a command: {', '.join(_COMMANDS)} (see rnn-ext --help)")
+        raise UserError(f"missing command: {', '.join(_COMMANDS)} (see rnn-ext --help)")
     code: int = args.run(args)
     return code
 
 
 def _build_parser(command: str | None) -> argparse.ArgumentParser:
-    """Returns a parser that lists all commands; imports and fills in ``command`` alone."""
+    """Returns a parser that lists all commands; imports only ``command`` and adds its flags."""
     parser = _Parser(
         prog="rnn-ext",
         description="Train and run character models, time the kernels, show the build.",
@@ -97,7 +97,7 @@ def _build_parser(command: str | None) -> argparse.ArgumentParser:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Raises one sentence; argparse would print the usage as well."""
+        """Raises one sentence, without the usage that argparse prints."""
         raise UserError(message)
 
 
@@ -119,7 +119,7 @@ def _complain(message: str) -> int:
 
 
 def _print_anything() -> None:
-    """Prints characters that the terminal's encoding lacks as escapes instead of failing."""
+    """Makes stdout and stderr print escapes for characters that their encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

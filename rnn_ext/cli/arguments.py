@@ -1,4 +1,4 @@
-"""Types of the sub-commands' arguments: each function turns a word into a value, or raises.
+"""Types of the sub-commands' arguments: functions that convert a word, or raise an error.
 
 Messages follow the name of the flag: ``argument --epochs: must be …``.
 """
@@ -27,7 +27,7 @@ __all__ = [
 # Above this, torch's own integer and float types overflow.
 _LARGEST = 10**9
 
-# Far more than helps, and few enough for a process to start.
+# More than any machine needs, and few enough for a process to start.
 _MAX_THREADS = 1024
 
 
@@ -42,22 +42,22 @@ def add_threads(parser: ArgumentParser) -> None:
 
 
 def positive_int(word: str) -> int:
-    """A whole number from 1 to 10⁹."""
+    """Returns a whole number from 1 to 10⁹."""
     return _whole_number(word, 1, _LARGEST)
 
 
 def thread_count(word: str) -> int:
-    """A number of threads."""
+    """Returns a number of threads."""
     return _whole_number(word, 1, _MAX_THREADS)
 
 
 def seed(word: str) -> int:
-    """A seed for ``torch.manual_seed``, without the negative aliases."""
+    """Returns a seed for ``torch.manual_seed``, from 0; negative ones are aliases."""
     return _whole_number(word, 0, 2**64 - 1)
 
 
 def positive_float(word: str) -> float:
-    """A finite number above 0, at most 10⁹."""
+    """Returns a number above 0 and at most 10⁹."""
     value = _number(word)
     if not 0 < value <= _LARGEST:
         raise ArgumentTypeError(f"must be a number above 0 and at most {_LARGEST}, not {word!r}")
@@ -65,7 +65,7 @@ def positive_float(word: str) -> float:
 
 
 def non_negative_float(word: str) -> float:
-    """A finite number from 0 to 10⁹."""
+    """Returns a number from 0 to 10⁹."""
     value = _number(word)
     if not 0 <= value <= _LARGEST:
         raise ArgumentTypeError(f"must be a number from 0 to {_LARGEST}, not {word!r}")
@@ -73,7 +73,7 @@ def non_negative_float(word: str) -> float:
 
 
 def fraction(word: str) -> float:
-    """A number from 0 to 1, without 1."""
+    """Returns a number from 0 to below 1."""
     value = _number(word)
     if not 0 <= value < 1:
         raise ArgumentTypeError(f"must be a number from 0 to below 1, not {word!r}")
@@ -81,22 +81,22 @@ def fraction(word: str) -> float:
 
 
 def non_empty(word: str) -> str:
-    """Any word but an empty one."""
+    """Returns the word; it must not be empty."""
     if not word:
         raise ArgumentTypeError("must not be empty")
     return word
 
 
 def folder(word: str) -> Path:
-    """A path that is not a file."""
+    """Returns the path of a folder, which need not exist."""
     path = Path(non_empty(word))
     if path.exists() and not path.is_dir():
-        raise ArgumentTypeError(f"must be a folder, and {word!r} is a file")
+        raise ArgumentTypeError(f"must be a folder, but {word!r} is a file")
     return path
 
 
 def device(word: str) -> torch.device:
-    """A device on which this torch can compute and read the result back (``meta`` cannot)."""
+    """Returns a device on which torch can compute and whose results it can read (not ``meta``)."""
     try:
         value = torch.device(word)
         torch.zeros(1, device=value).item()
@@ -108,14 +108,14 @@ def device(word: str) -> torch.device:
 
 
 def output_file(word: str) -> Path:
-    """A path that can be written to; checked before the work that produces the content."""
+    """Returns a path; checks early, before any work, that it can be written."""
     path = Path(word)
     if path.is_dir():
-        raise ArgumentTypeError(f"must be a file, and {word!r} is a folder")
+        raise ArgumentTypeError(f"must be a file, but {word!r} is a folder")
     if not path.parent.is_dir():
         raise ArgumentTypeError(f"the folder {str(path.parent)!r} does not exist; create it first")
     if not os.access(path.parent, os.W_OK):
-        raise ArgumentTypeError(f"the folder {str(path.parent)!r} can't be written to")
+        raise ArgumentTypeError(f"the folder {str(path.parent)!r} is not writable")
     return path
 
 

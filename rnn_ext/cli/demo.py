@@ -1,7 +1,7 @@
 """``rnn-ext demo``: train a character RNN on one sentence until it can recite it.
 
 At each character the network predicts the next one. The hidden state is carried from one epoch to
-the next; gradients stop at the start of an epoch. Where only the previous epoch tells two places
+the next; gradients stop at the start of an epoch. If only the previous epoch tells two positions
 apart (``abracadabra``), the loss stays above zero and the network cannot recite the sentence.
 """
 

@@ -1,4 +1,4 @@
-"""``rnn-ext generate``: text from a model that ``rnn-ext train`` made."""
+"""``rnn-ext generate``: generate text with a model from ``rnn-ext train``."""
 
 import argparse
 import sys
@@ -29,13 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=non_negative_float,
         default=0.8,
         metavar="X",
-        help="0 takes the likeliest character every time; larger values vary more (default: 0.8)",
+        help="0 always takes the most likely character; larger values vary more (default: 0.8)",
     )
     add(
         "--top-k",
         type=positive_int,
         metavar="N",
-        help="draw from the N likeliest characters only (default: from all)",
+        help="draw only from the N most likely characters (default: from all)",
     )
     add("--seed", type=seed, default=0, metavar="N", help="seed of the draws (default: 0)")
     add_threads(parser)

@@ -1,4 +1,4 @@
-"""``rnn-ext info``: how this copy was built and what it runs on."""
+"""``rnn-ext info``: show how this copy was built and what it runs on."""
 
 import argparse
 
