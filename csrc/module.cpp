@@ -49,7 +49,7 @@ py::dict build_info() {
   return info;
 }
 
-// (groups, whether the directions run at once, threads) of a forward call on this many threads.
+// Returns (groups, whether the directions run at once, threads) of a forward call.
 py::tuple plan(std::int64_t steps, std::int64_t batch, std::int64_t input_size,
                std::int64_t hidden_size, bool is_double, bool bidirectional, int threads) {
   const KernelSet& set = rnn_ext::cpu::kernels();
@@ -61,8 +61,8 @@ py::tuple plan(std::int64_t steps, std::int64_t batch, std::int64_t input_size,
   return py::make_tuple(plan.groups, plan.directions_at_once, plan.threads);
 }
 
-// Why the kernels do not take tensors of these shapes and of one dtype; "" if they do, and for
-// batch_sizes in an order that no op can take, which the kernels' op reports.
+// Returns why the kernels do not support tensors of these shapes and of one dtype; "" if they do,
+// and for batch_sizes in an invalid order, which the kernels' op reports.
 std::string find_obstacle(const Shape& input, const std::optional<Shape>& hx,
                           const std::vector<Shape>& weights,
                           const std::optional<Shape>& batch_sizes, bool is_step,
@@ -85,8 +85,8 @@ std::string find_obstacle(const Shape& input, const std::optional<Shape>& hx,
   return obstacle == rnn_ext::Obstacle::batch_sizes ? "" : rnn_ext::text_of(obstacle);
 }
 
-// (multiprocessors, shared bytes, registers) of a CUDA device; throws where no kernel can run on
-// it.
+// Returns (multiprocessors, shared bytes, registers) of a CUDA device; throws if no kernel can run
+// on it.
 py::tuple cuda_limits([[maybe_unused]] int device) {
 #if defined(RNN_EXT_CUDA_ARCHS)
   const rnn_ext::cuda::Limits limits = rnn_ext::cuda::limits_of(device);
@@ -96,7 +96,7 @@ py::tuple cuda_limits([[maybe_unused]] int device) {
 #endif
 }
 
-// (regime, columns, rows) of a CUDA call: the shape that a block works in.
+// Returns (regime, columns, rows) of a CUDA call: its kernel and the shape of a block.
 py::tuple cuda_plan(std::int64_t batch, std::int64_t hidden_size, std::int64_t directions,
                     bool is_double, std::int64_t multiprocessors, std::int64_t shared_bytes,
                     std::int64_t registers) {

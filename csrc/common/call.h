@@ -1,5 +1,5 @@
-// The tensors of a call, checked, from which the drivers of all devices make problems. The checks
-// keep memory safe; Python reports users' errors.
+// Checks the tensors of a call, and describes them as problems for the drivers of all devices. The
+// checks keep memory safe; Python reports users' errors.
 #pragma once
 
 #include <optional>
@@ -26,7 +26,7 @@ inline std::vector<std::int64_t> read_batch_sizes(const Tensor& t) {
   return {data, data + readable.numel()};
 }
 
-// Returns why the kernels do not take these tensors.
+// Returns why the kernels do not support these tensors.
 inline Obstacle obstacle_of(const Tensor& input, const std::optional<Tensor>& hx,
                             const std::vector<Tensor>& weights, const Stack& stack, Layout layout,
                             const BatchSizes& batch_sizes) {
@@ -61,7 +61,7 @@ void set_weights(Problem<T>& p, const Tensor* weights, std::int64_t count) {
   }
 }
 
-// Owns copies, where a tensor had to be copied.
+// Owns the copies of tensors that had to be copied.
 class Call {
  public:
   Call(const Tensor& input, const std::optional<Tensor>& hx, const std::vector<Tensor>& weights,

@@ -1,13 +1,13 @@
-// What one step of a plain RNN does to its pre-activation z, and the derivative rules of that.
+// The activation of a plain RNN, from the pre-activation z of a step, and its derivative.
 //
-// A cell is a stateless type with two static rules over any number type N that offers the
+// A cell is a stateless type with two static functions over any number type N that has the
 // primitives they call (a float or double vector here, a scalar on a device):
 //
 //   activate(z)             h = φ(z)
-//   chain(gradient, h)      gradient · φ'(z), with φ' written in terms of h = φ(z), so that the
-//                           pre-activation never has to be kept
+//   chain(gradient, h)      gradient · φ'(z), with φ' as a function of h = φ(z): the
+//                           pre-activation is never stored
 //
-// NaN passes through both, as it does through torch's own tanh and relu.
+// Both return NaN for NaN, as torch's own tanh and relu do.
 #pragma once
 
 #include "common/problem.h"

@@ -1,4 +1,4 @@
-// Error messages that Python passes on: ours, and those of torch, which its C interface hides.
+// Error messages for Python: ours, and those of torch, which its C interface hides.
 #pragma once
 
 #include <initializer_list>
@@ -26,7 +26,7 @@ void require(bool condition, const Parts&... parts) {
   }
 }
 
-// The C interface does not carry an error's type: whether the text is one of out of memory.
+// Whether the text of an error means out of memory; the C interface does not pass error types.
 inline bool is_out_of_memory(std::string_view text) {
   for (const std::string_view part :
        {"out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED"}) {
@@ -37,8 +37,8 @@ inline bool is_out_of_memory(std::string_view text) {
   return false;
 }
 
-// Runs `op`; if torch throws inside it, throws with torch's own message, of which torch's headers
-// give only the source line.
+// Runs `op`. If torch throws inside it, throws with torch's own message instead of the source line
+// that torch's headers report.
 template <auto op>
 struct WithTorchsWords;
 

@@ -18,7 +18,7 @@ class GradientSlots {
     require(output_mask.size() == 2 + weights.size(),
             "output_mask needs a flag for input, hx and each weight");
     require(!output_mask[1] || call.hx(), "there is no hx to compute a gradient for");
-    // The largest first: a small one would be cut from the free block that a large one fits into.
+    // The largest first: a small one could take a part of the free block that fits a large one.
     for (std::size_t i = 2; i < slots_.size(); ++i) {
       if (output_mask[i]) {
         const auto sizes = weights[i - 2].sizes();

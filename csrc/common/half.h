@@ -42,7 +42,7 @@ struct Half {
     const auto u = std::bit_cast<std::uint32_t>(x);
     const std::uint32_t sign = u >> 16 & 0x8000;
     const std::uint32_t rest = u & 0x7fffffff;
-    // One unit of 0.5f's last place is one of the subnormal halves' spacing.
+    // One unit in the last place of 0.5f is the spacing of subnormal halves.
     const std::uint32_t subnormal =
         std::bit_cast<std::uint32_t>(std::bit_cast<float>(rest) + 0.5f) - 0x3f000000;
     const std::uint32_t normal = (rest + 0xfff + (rest >> 13 & 1) - 0x38000000) >> 13;

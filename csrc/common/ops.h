@@ -1,14 +1,14 @@
-// The ops, on whatever device: schemas, and kernels in terms of a device's driver.
+// The ops of all devices: schemas, and kernels in terms of a device's driver.
 //
 // One call covers one layer in all its directions over the whole sequence. input is (T, B, I), or
 // packed (N, I) with batch_sizes; hx is (D, B, H); weights are weight_ih, weight_hh and, where the
 // layer has them, bias_ih, bias_hh for each direction; output is (T, B, D·H) or (N, D·H).
 // rnn_backward returns the gradients that output_mask requests, in the order input, hx, weights.
 //
-// The ops with an underscore have no autograd of their own: rnn_ext/_core/autograd.py calls them,
-// which saves a small call torch's overhead. Those of the cell compute one step, (B, I) and (B, H)
-// to (B, H). rnn_ext/_core/derivatives.py builds all higher derivatives on _rnn_tangent. It is the
-// recurrence y_t = φ'(z_t) (seed_t + W y_{t-1}), in a layer's directions or, with reverse, in the
+// The ops with an underscore have no autograd formula: rnn_ext/_core/autograd.py calls them, which
+// avoids torch's overhead in small calls. The cell's ops compute one step, from (B, I) and (B, H)
+// to (B, H). rnn_ext/_core/derivatives.py computes all higher derivatives with _rnn_tangent, the
+// recurrence y_t = φ'(z_t) (seed_t + W y_{t-1}) in a layer's directions or, with reverse, in the
 // opposite ones; output is the layer's, initial is y before the first step, and matrices has one W
 // per direction.
 #pragma once
@@ -59,8 +59,7 @@ inline Nonlinearity take_nonlinearity(StringHandle handle) {
   return static_cast<Nonlinearity>(found - nonlinearity_names);
 }
 
-// The kernels own the string that arrives as `nonlinearity`: torch's own conversion to std::string
-// never frees a copy that it makes.
+// The kernels own the string `nonlinearity`: torch's own conversion to std::string leaks a copy.
 template <class Driver>
 struct Ops {
   static std::tuple<Tensor, Tensor> rnn_forward(const Tensor& input,
@@ -113,7 +112,7 @@ struct Ops {
                             const std::vector<Tensor>& matrices, const Tensor& output,
                             const std::optional<Tensor>& batch_sizes, StringHandle nonlinearity,
                             bool reverse) {
-    // For the checks it is a layer whose input is the seed of one direction.
+    // The checks treat it as a layer whose input is the seed of one direction.
     std::vector<Tensor> weights;
     for (const Tensor& matrix : matrices) {
       weights.insert(weights.end(), 2, matrix);

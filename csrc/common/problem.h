@@ -1,8 +1,8 @@
-// One call as plain sizes and pointers: what a driver hands to the kernels.
+// A call as plain sizes and pointers, which a driver passes to the kernels.
 //
 // A problem is one direction of one layer over a whole sequence. Steps may hold different
 // numbers of rows (packed sequences): step t covers batch rows [0, rows(t)). Strides count
-// elements. Nothing here owns memory. What is constexpr is so for device code, which may call it.
+// elements. Nothing here owns memory. Functions are constexpr so that device code can call them.
 #pragma once
 
 #include <cstdint>
@@ -101,7 +101,7 @@ struct Problem {
   Matrix<const T> hx;         // (batch, hidden), column stride 1; null: zeros
   Matrix<const T> weight_ih;  // (hidden, input)
   Matrix<const T> weight_hh;  // (hidden, hidden)
-  // Instead of input and W_ih: the W_ih x of a row is the row of `table` with its token's number.
+  // Instead of input and W_ih: the row of `table` with the token's number is W_ih x.
   const std::int64_t* tokens = nullptr;  // one for each row of each step
   Matrix<const T> table;                 // (any, hidden)
   Matrix<const T> bias_ih;               // one row each; null: none
@@ -111,7 +111,7 @@ struct Problem {
   TimeOrder order() const { return {steps.count, reverse}; }
 };
 
-// The gradients that a backward call reads and writes; null if absent or not wanted.
+// The gradients that a backward call reads and writes; null if absent or not requested.
 template <class T>
 struct Gradients {
   Sequence<const T> output;  // any strides, 0 included

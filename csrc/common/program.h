@@ -1,11 +1,11 @@
-// A cell's step as a program of vector operations, as rnn_ext._core.cells writes it: a tensor of
-// int64 values, checked here. Includes no torch.
+// A cell's step as a program of vector operations: the int64 tensor that rnn_ext._core.cells
+// writes, checked here. Includes no torch.
 //
-// A cell computes, from u = W_ih x_t + b_ih and v = W_hh y_{t-1} + b_hh, each of `gates` blocks of
-// columns, the state y_t that W_hh multiplies next, and further states. Everything in it is
-// elementwise in the unit, so a program runs over any tile of rows and units. Where a step has
-// further products, each by the next blocks of W_hh, the instruction `product` cuts the program
-// into phases: one runs over all tiles before the product behind it does.
+// From u = W_ih x_t + b_ih and v = W_hh y_{t-1} + b_hh, each of `gates` blocks of columns, a cell
+// computes the state y_t, which W_hh multiplies in the next step, and further states. All
+// operations are elementwise in the unit, so a program runs over any tile of rows and units. If a
+// step has further products, each with the next blocks of W_hh, the instruction `product` splits
+// the program into phases: each phase runs over all tiles before the next product starts.
 //
 // The values: a header (the fields of Header in order, filled up to `header_size`), then the
 // instructions of the forward and of the backward program, each of `instruction_size` values:
@@ -59,8 +59,8 @@ enum class Operation : std::uint8_t {
   ne,
   where,
   fma,
-  product,  // ends a phase; forward, the next product has a gates
-  // Not in a program, but in the code that kernels run:
+  product,  // ends a phase; in forward, a is the gates of the next product
+  // Only in the code that kernels run:
   copy,              // dst = a
   subtract_product,  // dst = y - a·b
 };
@@ -86,7 +86,7 @@ constexpr int arity(Operation operation) {
   }
 }
 
-// What a load or a store reaches in memory; in the order of memory_names.
+// The kinds of operands that a load or a store accesses; in the order of memory_names.
 enum class Memory : std::uint8_t {
   projection,       // u_g
   state,            // before the step
@@ -94,15 +94,15 @@ enum class Memory : std::uint8_t {
   input,            // one value per step, row and unit
   saved,            // from the forward pass for the backward pass
   next_state,       // after the step
-  grad_next_state,  // all of it, of the state after the step
+  grad_next_state,  // the whole gradient of the state after the step
   grad_projection,
   grad_recurrent,  // of v_g
-  grad_state,      // of the state before the step, without what goes through v
+  grad_state,      // of the state before the step, without the part through v
   grad_parameter,
   grad_input,
-  yielded,  // what product 1 + k of the step multiplies
+  yielded,  // the operand of product 1 + k of the step
   grad_yielded,
-  passed,  // from a phase to a later one
+  passed,  // from one phase to a later one
 };
 
 inline constexpr std::array<const char*, 15> memory_names = {
@@ -132,8 +132,8 @@ class Program {
   static constexpr std::int64_t instruction_size = 7;
   static constexpr std::int64_t most_slots = 256;
 
-  // Throws std::invalid_argument if the values are not a program. After this check, every
-  // instruction stays in its slots and in memory that the call has.
+  // Throws std::invalid_argument if the values are not a program. After this check, no instruction
+  // accesses other slots, or operands that the call does not have.
   Program(const std::int64_t* values, std::int64_t count) {
     const auto check = [](bool holds) {
       if (!holds) {
@@ -184,7 +184,7 @@ class Program {
           phases.emplace_back();
           continue;
         }
-        // A load names its memory in a and b, a store in b and c; after this, both do in b and c.
+        // A load has its operand in a and b, a store in b and c; from here on both have it in b, c.
         const bool loads = operation == Operation::load;
         const std::int64_t places[4] = {at[1], loads ? 0 : at[2], loads ? at[2] : at[3],
                                         loads ? at[3] : at[4]};
@@ -211,7 +211,7 @@ class Program {
     };
     read(forward, forward_length, forward_slots, true);
     read(backward, backward_length, backward_slots, false);
-    // What a call returns, or multiplies, is written by some instruction.
+    // An instruction writes each result of the call and each operand of a product.
     check(stores_all(forward, Memory::next_state) && stores_all(forward, Memory::saved) &&
           stores_all(forward, Memory::yielded));
     if (has_derivative()) {
@@ -316,7 +316,7 @@ class Program {
     }
   }
 
-  // The same as count(), except for states whose values backward does not have.
+  // As count(), without states whose values backward does not have.
   int size_of(Memory memory, bool is_forward, int index) const {
     const bool is_state = memory == Memory::state || memory == Memory::next_state;
     return is_state && !is_forward && index > 0 && index < states && !keeps(index) ? 0

@@ -1,5 +1,5 @@
-// Whether the kernels take a call: one check for the ops, for the choice of a route in Python, and
-// for the autograd node. It reads sizes, dtypes and devices, throws nothing and includes no torch.
+// Checks whether the kernels support a call, for the ops, for dispatch in Python, and for the
+// autograd node. It reads sizes, dtypes and devices, never throws and includes no torch.
 #pragma once
 
 #include <algorithm>
@@ -69,7 +69,7 @@ inline const char* text_of(Obstacle obstacle) {
   return obstacle_texts[static_cast<std::size_t>(obstacle)];
 }
 
-// The layers of a call: how many there are, and how their weights follow each other.
+// The layers of a call: their number and the order of their weights.
 struct Stack {
   std::int64_t layers = 1;
   std::int64_t directions = 1;
@@ -108,8 +108,8 @@ struct BatchSizes {
   }
 };
 
-// Whether all products and sums of a call's sizes fit into 64 bits: in bytes, with tiles filled up,
-// and for all buffers together. An expanded tensor can have sizes that exceed any memory.
+// Whether all products and sums of a call's sizes fit into 64 bits, as bytes of padded tiles and
+// for all buffers together. An expanded tensor can have sizes that exceed any memory.
 inline bool is_addressable(double rows, double hidden_size, double features) {
   constexpr double padding = 128;
   constexpr double most_elements = 0x1p48;
@@ -117,7 +117,7 @@ inline bool is_addressable(double rows, double hidden_size, double features) {
          most_elements;
 }
 
-// Returns why the kernels do not take these layers. `weight(i)` returns the traits of the i-th
+// Returns why the kernels do not support these layers. `weight(i)` returns the traits of the i-th
 // weight; `hx` is null for zeros.
 template <class Weight>
 Obstacle find_obstacle(const Stack& stack, Layout layout, bool has_kernels, const Traits& input,

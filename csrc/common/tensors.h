@@ -16,7 +16,7 @@ namespace rnn_ext {
 
 using torch::stable::Tensor;
 
-// A dtype or device as torch's C interface numbers it. Comparing these numbers takes one call,
+// Torch's number of a dtype or device. Comparing these numbers takes one call of its C interface;
 // Tensor::scalar_type and Tensor::is_cpu take up to ten.
 inline std::int32_t dtype_of(const Tensor& t) {
   std::int32_t dtype = 0;

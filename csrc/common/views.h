@@ -32,7 +32,7 @@ Matrix<T> row(const Tensor& t) {
   return {data<T>(t), 0, t.stride(0)};
 }
 
-// The states of a direction: its part of (D, B, H), all of (B, H).
+// The states of a direction: its part of (D, B, H), or all of (B, H).
 template <class T>
 Matrix<T> slice(const Tensor& t, std::int64_t direction) {
   return t.dim() == 2
@@ -40,7 +40,7 @@ Matrix<T> slice(const Tensor& t, std::int64_t direction) {
              : Matrix<T>{data<T>(t) + direction * t.stride(0), t.stride(1), column_stride(t)};
 }
 
-// A batch of one has no row stride of its own, so its steps may be used as rows.
+// The row stride of a batch of one is free, so its steps can serve as rows.
 template <class T>
 Sequence<T> sequence(const Tensor& t) {
   return t.dim() == 2 ? Sequence<T>{data<T>(t), 0, t.stride(0), column_stride(t)}

@@ -50,7 +50,7 @@ inline Vector<T> maximum(Vector<T> a, Vector<T> b) {
   return blend(a == a, at_least(b, a), a);
 }
 
-// Zero for NaN, as torch.sign has it.
+// Zero for NaN, as in torch.sign.
 template <class T>
 inline Vector<T> sign(Vector<T> x) {
   const Vector<T> zero = Vector<T>::broadcast(0);

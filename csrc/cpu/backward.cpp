@@ -176,9 +176,9 @@ class Backward {
   Reductions<S, O> reductions_;
 };
 
-// Whether two directions that run at once give the dx that one after the other do, to the bit: if
-// its sums are single chains, and not rounded between the directions. The second then has memory of
-// its own, which has to be small.
+// Whether two directions that run at once give the same bits of dx as one after the other: if its
+// sums are single chains, and not rounded between the directions. The second direction then has its
+// own memory for dx, which has to be small.
 template <class S>
 bool can_add_up_dx(const Problem<S>& p) {
   constexpr std::int64_t most = std::int64_t{1} << 20;

@@ -1,14 +1,14 @@
 // Backpropagation through time for a recurrence whose cell is a program.
 //
-// A step multiplies dv_{t+1} by a block of columns of W_hh into a slot, and runs the cell's
-// backward program on it, which gives du_t, dv_t, the gradients of the step's other operands, and
-// for each state what goes to the step before without passing W_hh. Where that step resets a row,
-// the gradients of the states that the row starts from are taken out, to those of the reset states.
-// The rest is as in backward.cpp: du and dv exist for two chunks of steps at a time, and
-// reductions.h makes of them what is a product over many rows.
+// A step multiplies dv_{t+1} by a block of columns of W_hh, writes the product to a slot, and runs
+// the cell's backward program on it. The program computes du_t, dv_t, the gradients of the step's
+// other operands and, for each state, the part of the gradient that reaches the previous step
+// without W_hh. If the step resets a row, the gradients of the states before it become those of the
+// reset states. The rest is as in backward.cpp: du and dv exist for two chunks of steps at a time,
+// and reductions.h computes the products over many rows from them.
 //
-// A step with further products has a phase for each, the last product's first: behind it, dv of the
-// product before is known, and so what the next phase multiplies. What the forward pass yielded is
+// A step with further products has a phase for each, the last product first: after it, dv of the
+// product before is complete, which the next phase multiplies. The yielded values of forward are
 // computed again, for the gradient of W_hh.
 #include <functional>
 
@@ -102,28 +102,28 @@ class CellBackward {
   }
 
  private:
-  // A product of a step by rows of W_hh, transposed, and the code behind it.
+  // A product of a step with rows of W_hh, transposed, and the code after it.
   struct Phase {
     std::int64_t first;  // row of W_hh, column of dv
     std::int64_t rows;
     TileRunner<S, O> tiles;
-    Buffer<T> weight_hh;  // packed; without memory where the weight is read in place
+    Buffer<T> weight_hh;  // packed; without memory if the weight is read in place
   };
 
-  // The product of a step that a phase starts with: that of the later step, then the last.
+  // The product with which a phase starts: that of the later step, then from the last one on.
   std::size_t product_of(std::size_t phase) const {
     return phase == 0 ? 0 : phases_.size() - phase;
   }
 
-  // One member's way through the steps, from the last.
+  // One member's loop over the steps, from the last.
   struct Pass {
     const CellBackward& b;
     const Team::Member& member;
     const StepShare& share;
     OperandTable<S> operands;
     Rows dv = {};                // of the chunk
-    Matrix<const T> later = {};  // dv of the step processed before
-    Product<S> product = {};     // what the products of all steps have in common
+    Matrix<const T> later = {};  // dv of the previously processed step
+    Product<S> product = {};     // the fields that the products of all steps share
     std::int64_t first = 0;      // row of the chunk
     int chunk_parity = 0;
     int turn = 0;
@@ -140,7 +140,7 @@ class CellBackward {
       for (std::size_t i = 0; i < b.phases_.size(); ++i) {
         const Phase& phase = b.phases_[b.product_of(i)];
         if (i > 0) {
-          share.group.barrier();  // dv of the product before is there for all units
+          share.group.barrier();  // dv of the product before is complete for all units
         }
         const auto advance = [&](Range rows, bool ends, bool starts) {
           if (!rows.empty()) {
@@ -178,8 +178,8 @@ class CellBackward {
       }
     }
 
-    // The gradient of y: W_hhᵀ dv of the next step, what reaches it without W_hh, and the gradient
-    // of the output.
+    // The gradient of y: W_hhᵀ dv of the next step, the part that reaches it without W_hh, and the
+    // gradient of the output.
     void multiply_later(const Phase& phase, std::int64_t t, Range rows, bool ends) {
       product.inner = ends ? 0 : phase.rows;
       const Matrix<const T> carried =
@@ -193,7 +193,7 @@ class CellBackward {
       });
     }
 
-    // The gradient of what was yielded: W_hhᵀ dv of the product that multiplied it.
+    // The gradient of the yielded value: W_hhᵀ dv of the product that multiplied it.
     void multiply_own(const Phase& phase, Range rows, const Matrix<const T>& own) {
       product.inner = phase.rows;
       run(phase, rows, own.part(0, phase.first), {}, {}, [](Range, Range, T*) {});
@@ -261,7 +261,7 @@ class CellBackward {
     }
   }
 
-  // What a chunk with this first row writes.
+  // The results of a chunk with this first row.
   void set_chunk(OperandTable<S>& operands, std::int64_t first, int parity) const {
     const auto set_at = [&]<class U, class Place>(Place place, int index, const Buffer<U>& rows,
                                                   std::int64_t columns, std::int64_t column) {
@@ -305,7 +305,7 @@ class CellBackward {
     return state == 0 ? g_.output : cell_gradients_.sequences[state - 1];
   }
 
-  // The gradient of the output, where products add it. It stays with the row where that is cut.
+  // The gradient of the output, if products add it. A reset does not move it.
   Sequence<const S> seed() const {
     return g_.output.column_stride == 1 && !cell_.resets ? g_.output : Sequence<const S>{};
   }
@@ -320,7 +320,7 @@ class CellBackward {
     return state == 0 ? g_.h_n : cell_gradients_.final_states[state - 1];
   }
 
-  // What a step in this turn left for a state.
+  // The gradient of a state that a step wrote in this turn.
   Matrix<const T> carried(int state, int turn) const {
     const Matrix<T> left = in_turn(state, turn);
     return left ? left : zeros();
@@ -330,7 +330,7 @@ class CellBackward {
     return turns ? turns.part(turn * p_.steps.batch, 0) : turns;
   }
 
-  // Lets the code of step t read the states before it from copies, if it resets one of the rows.
+  // Makes the code of step t read the states before it from copies, if it resets one of the rows.
   void replace_states(std::int64_t t, Range rows, Range columns, bool starts,
                       OperandTable<S>& operands) const {
     bool any = false;
@@ -351,7 +351,7 @@ class CellBackward {
     }
   }
 
-  // Cuts what a step in this turn left for the states from 1 on.
+  // Moves the reset rows' gradients of the states from 1 on that a step wrote in this turn.
   void cut_states(std::int64_t t, Range rows, Range columns, int turn) const {
     for (int s = 1; s < program_.states; ++s) {
       if (const Matrix<T> left = in_turn(s, turn)) {
@@ -371,13 +371,13 @@ class CellBackward {
     return state == 0 ? p_.output : cell_.sequences[state - 1];
   }
 
-  // The product that the gradient of y is, by these columns of W_hh.
+  // The product for the gradient of y, with these columns of W_hh.
   Product<S> recurrent_product(Range columns) const {
     const Phase& phase = phases_.front();
     return product_by(p_.weight_hh, columns, phase.weight_hh.from(columns.begin * phase.rows));
   }
 
-  // W_hhᵀ multiplied + carried + seed, into the first slot.
+  // Writes W_hhᵀ multiplied + carried + seed to the first slot.
   void multiply(const Phase& phase, Product<S>& product, Range rows, Range units,
                 const Matrix<const T>& multiplied, const Matrix<const T>& carried,
                 const Matrix<const S>& seed, T* slots) const {
@@ -396,8 +396,8 @@ class CellBackward {
     kernels_.product(product);
   }
 
-  // Of the rows whose sequence starts at the step at hand, the gradients of the initial states;
-  // that of y without its product, which the reductions add.
+  // Writes the gradients of the initial states, for the rows whose sequence starts at the current
+  // step; that of y without its product, which the reductions add.
   void store_initial(Range rows, Range columns, int turn) const {
     for (int s = 0; s < program_.states && !rows.empty(); ++s) {
       const Matrix<const T> gradient = carried(s, turn).part(rows.begin, columns.begin);
@@ -413,8 +413,8 @@ class CellBackward {
     }
   }
 
-  // With resets, the gradient of y before the first step, from its dv and what reaches it without
-  // W_hh: that of the initial y, or of what a row took instead.
+  // With resets, computes the gradient of y before the first step, from its dv and the part without
+  // W_hh: that of the initial y, or of a row's reset state.
   void store_first(const Matrix<const T>& dv, const Matrix<const T>& carried,
                    const StepShare& share, const Team::Member& member) const {
     if (!g_.hx && !reset_gradients_.wants(0)) {
@@ -464,18 +464,18 @@ class CellBackward {
   std::int64_t columns_;            // of du and of dv
   std::int64_t parameter_columns_;  // of the parameters' gradients, side by side
   std::int64_t chunk_rows_;
-  std::int64_t rows_;  // that a chunk has at most
+  std::int64_t rows_;  // maximum of a chunk
   Places places_;
   OperandTable<S> operands_;
   std::vector<Phase> phases_;  // by product
   Buffer<T> dv_[2];
-  Buffer<T> du_[2];  // the memory of dv_ where the cell is merged
+  Buffer<T> du_[2];  // the memory of dv_ if the cell is merged
   Buffer<O> rounded_dv_;
   Buffer<O> rounded_du_;
   Buffer<T> parameter_rows_[2];
-  std::vector<Buffer<S>> yielded_;   // of a chunk's rows, where they are wanted
-  std::vector<Buffer<T>> passed_;    // from a phase to a later one
-  std::vector<Buffer<T>> carried_;   // in turns for each state, or none
+  std::vector<Buffer<S>> yielded_;   // of a chunk's rows, if they are needed
+  std::vector<Buffer<T>> passed_;    // from one phase to a later one
+  std::vector<Buffer<T>> carried_;   // two for each state, or none
   std::vector<Buffer<T>> final_;     // copies of the gradients of the last values
   std::vector<Buffer<S>> previous_;  // states before a step that resets a row
   Buffer<T> grad_parameters_;

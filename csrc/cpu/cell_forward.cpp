@@ -1,15 +1,17 @@
 // The states of a recurrence whose cell is a program, for a whole sequence.
 //
-// A step multiplies y_{t-1} by the columns of W_hh that belong to a block of units, of all gates
-// together, into slots, and runs the cell's program on them while they are in the first-level
-// cache. The input projection of a chunk of steps is computed ahead of them, into scratch memory.
+// For a block of units, a step multiplies y_{t-1} by the block's columns of W_hh, of all gates
+// together, writes the products to slots, and runs the cell's program on them while they are in the
+// first-level cache. The input projection of a chunk of steps is computed before them, in scratch
+// memory.
 //
-// A step with further products has a phase for each: it multiplies what the phase before yielded,
-// which is in scratch memory, by the next rows of W_hh, and runs the code behind that product.
+// A step with further products has a phase for each: it multiplies the value that the previous
+// phase yielded, in scratch memory, by the next rows of W_hh, and runs the code after that product.
 //
-// A state stands in its tensor where it has one that holds the arithmetic type, or else in two
-// buffers in turns: other threads still read the last y while the next is written. With resets all
-// states stand in such buffers, where those of a row are replaced before the step that resets it.
+// A state is stored in its tensor, if it has one of the arithmetic type, or else alternately in two
+// buffers, since other threads still read the last y while the next is written. With resets all
+// states are in such buffers, where the states of a row are replaced before the step that resets
+// it.
 #include "cpu/cell_recurrence.h"
 #include "cpu/projection.h"
 
@@ -82,24 +84,24 @@ class CellForward {
   }
 
  private:
-  // A product of a step, and the code behind it.
+  // A product of a step, and the code after it.
   struct Phase {
     std::int64_t first_gate;
     std::int64_t gates;
     TileRunner<S, O> tiles;
-    Buffer<T> weight_hh;  // packed; without memory where the weight is read in place
+    Buffer<T> weight_hh;  // packed; without memory if the weight is read in place
     Buffer<T> bias_hh;    // in the order of the packed columns
-    Buffer<T> yielded;    // what it multiplies; of the first phase no memory, since that is y
+    Buffer<T> yielded;    // its operand; in the first phase y, so without memory
   };
 
-  // One member's way through the steps.
+  // One member's loop over the steps.
   struct Pass {
     const CellForward& f;
     const Team::Member& member;
     const StepShare& share;
     OperandTable<S> operands;
     Sequence<T> projected = {};  // of the chunk
-    Product<S> product = {};     // what the products of all steps have in common
+    Product<S> product = {};     // the fields that the products of all steps share
     std::int64_t previous = -1;  // step
     int turn = 0;
 
@@ -117,7 +119,7 @@ class CellForward {
       for (const Phase& phase : f.phases_) {
         const Matrix<const T> yielded = as_rows(phase.yielded, f.p_.hidden_size);
         if (yielded) {
-          share.group.barrier();  // it is there for all units
+          share.group.barrier();  // it is complete for all units
         }
         if (!carried.empty()) {
           operands.move_to(t, previous, turn);
@@ -192,22 +194,22 @@ class CellForward {
     }
   }
 
-  // Whether the program reads the sum of projection and product alone, and the sum has the same
-  // bits wherever it is added.
+  // Whether the program reads only the sum of projection and product, and the sum has the same bits
+  // in either place.
   bool can_start_from_projection() const {
     return program_.merged && program_.products.size() == 1 &&
            (program_.gates == 1 || p_.hidden_size <= reduction_block);
   }
 
-  // All steps of a state, where the call keeps them.
+  // All steps of a state that the call keeps.
   Sequence<S> sequence(int state) const {
     return state == 0 ? p_.output : cell_.sequences[state - 1];
   }
 
-  // Whether a state stands where the call keeps it.
+  // Whether a state is stored in the tensor in which the call keeps it.
   bool is_in_place(int state) const { return !is_widened<S> && !cell_.resets && sequence(state); }
 
-  // The last two steps of a state that does not.
+  // The last two steps of a state that is not.
   Sequence<T> in_turns(int state) const {
     return {states_[state].data(), p_.steps.batch * p_.hidden_size, p_.hidden_size, 1};
   }
@@ -225,7 +227,7 @@ class CellForward {
     return as_rows(states_[state], p_.hidden_size).part(turn * p_.steps.batch, 0);
   }
 
-  // With resets, the first step goes on from states in turn as all others do.
+  // With resets, the first step reads its states from the two buffers, like all others.
   void start_in_turn(const StepShare& share) const {
     for (int s = 0; s < program_.states; ++s) {
       for (std::int64_t r = share.rows.begin; r < share.rows.end; ++r) {
@@ -235,7 +237,7 @@ class CellForward {
     }
     reset(p_.order().step(0), share, 1);
   }
-  // Replaces the states of this turn, from which step t starts, in the rows that it resets.
+  // Replaces the states before step t, in the buffers of this turn, for the rows that it resets.
   void reset(std::int64_t t, const StepShare& share, int turn) const {
     cell_.resets.for_each(t, share.rows, [&](std::int64_t row) {
       for (int s = 0; s < program_.states; ++s) {
@@ -285,7 +287,7 @@ class CellForward {
     return phase.weight_hh.from(unit * phase.gates * p_.hidden_size);
   }
 
-  // A phase for some rows of a step, from what it multiplies.
+  // A phase for some rows of a step, with its operand.
   void advance(const Phase& phase, Range rows, Range columns, Matrix<const T> u,
                Matrix<const T> multiplied, const OperandTable<S>& operands,
                const Team::Member& member, Product<S>& product) const {
@@ -303,7 +305,7 @@ class CellForward {
     });
   }
 
-  // The product for a block into the first slots, plus product.init where there is no bias.
+  // Writes the product for a block, plus product.init if there is no bias, to the first slots.
   void multiply(const Phase& phase, Product<S>& product, Range units, T* slots) const {
     const std::int64_t width = phase.tiles.padded(units.size());
     if (const T* const bias = phase.bias_hh.from(units.begin * phase.gates)) {
@@ -340,7 +342,7 @@ class CellForward {
   std::vector<Phase> phases_;
   Buffer<T> projected_;
   Buffer<T> zeros_;
-  std::vector<Buffer<T>> passed_;   // from a phase to a later one
+  std::vector<Buffer<T>> passed_;   // from one phase to a later one
   std::vector<Buffer<T>> initial_;  // copies
   std::vector<Buffer<T>> states_;   // two of each state, or none
 };

@@ -14,13 +14,13 @@ Program program_of(const Tensor& t) {
   return Program(view::data<const std::int64_t>(t), t.numel());
 }
 
-// That of the input, or where it is tokens, of their table.
+// The dtype of the input or, for tokens, of their table.
 std::int32_t call_dtype(const Tensor& input, const std::vector<Tensor>& weights) {
   const std::int32_t dtype = dtype_of(input);
   return dtype == aoti_torch_dtype_int64() && !weights.empty() ? dtype_of(weights[0]) : dtype;
 }
 
-// A call's tensors, checked. Owns whatever had to be copied.
+// The checked tensors of a call. Owns the copies that had to be made.
 class CellCall {
  public:
   CellCall(const Tensor& input, const std::vector<Tensor>& initial,
@@ -89,8 +89,7 @@ class CellCall {
     return p;
   }
 
-  // What the program needs beside; `sequences` are those of the states in `kept`, which go with
-  // their numbers.
+  // The program's further operands. `sequences` are those of the states in `kept`, in their order.
   template <class S>
   CellOperands<S> operands(const std::vector<Tensor>& sequences, std::uint64_t kept,
                            const std::vector<Tensor>& saved, std::int64_t direction) const {
@@ -123,7 +122,7 @@ class CellCall {
     return cell;
   }
 
-  // The part of a sequence's columns that a direction has.
+  // A direction's columns of a sequence.
   template <class S>
   Sequence<S> sequence(const Tensor& t, std::int64_t direction) const {
     Sequence<S> s = view::sequence<S>(t);
@@ -131,14 +130,14 @@ class CellCall {
     return s;
   }
 
-  // Of a tensor (D, T, B, H), or packed (D, N, H), the part of a direction.
+  // A direction's part of a tensor (D, T, B, H), or packed (D, N, H).
   template <class S>
   Sequence<S> of_direction(const Tensor& t, std::int64_t direction) const {
     S* const data = view::data<S>(t) + direction * t.stride(0);
     return t.dim() == 3 ? Sequence<S>{data, 0, t.stride(1), view::column_stride(t)}
                         : Sequence<S>{data, t.stride(1), t.stride(2), view::column_stride(t)};
   }
-  // Of a tensor (T, D, B, H), or (D, B, H) for all steps, where B may be 1 for all rows.
+  // A direction's part of (T, D, B, H), or of (D, B, H) for all steps; B may be 1 for all rows.
   template <class S>
   Sequence<S> reset_state(const Tensor& t, std::int64_t direction) const {
     const std::int64_t first = t.dim() - 3;
@@ -174,7 +173,7 @@ class CellCall {
             " must be contiguous, as recurrence_forward made it");
     return t;
   }
-  // A load takes values side by side, or one value for all.
+  // A load reads adjacent values, or one value for all.
   static Tensor broadcastable(const Tensor& t) {
     const std::int64_t stride = view::column_stride(t);
     return stride == 0 || stride == 1 ? t : torch::stable::contiguous(t);
@@ -263,7 +262,7 @@ class CellCall {
   std::vector<Tensor> inputs_;
   std::optional<Tensor> reset_;
   std::vector<Tensor> reset_states_;
-  std::optional<Tensor> zeros_;  // in place of reset_states_
+  std::optional<Tensor> zeros_;  // instead of reset_states_
   std::vector<std::int64_t> sizes_;
   std::vector<std::int64_t> offsets_;
 };
@@ -328,7 +327,7 @@ std::vector<Tensor> recurrence_forward(
   return results;
 }
 
-// The gradients that come in, in the order in which `given` has a flag for each.
+// The incoming gradients, in the order of the flags in `given`.
 class GivenGradients {
  public:
   GivenGradients(const CellCall& call, const std::vector<Tensor>& gradients,
@@ -394,7 +393,7 @@ std::vector<Tensor> recurrence_backward(
     }
   }
 
-  // A slot for each possible result, filled where it is wanted.
+  // A slot for each possible result, filled if it is requested.
   const std::size_t first_weight = 1 + initial.size();
   const std::size_t first_parameter = first_weight + weights.size();
   const std::size_t first_input = first_parameter + parameters.size();
@@ -415,7 +414,7 @@ std::vector<Tensor> recurrence_backward(
       slots[i] =
           sizes.size() == 2 ? call.new_tensor({sizes[0], sizes[1]}) : call.new_tensor({sizes[0]});
       if (call.has_tokens && (i - first_weight) % call.per_direction == 0) {
-        torch::stable::zero_(*slots[i]);  // of a token that does not occur
+        torch::stable::zero_(*slots[i]);  // rows of tokens that do not occur
       }
     } else if (i < first_input) {
       slots[i] = call.new_tensor({call.directions, call.hidden_size});

@@ -1,4 +1,4 @@
-// A recurrence whose cell is a program: tasks, and what its two passes share.
+// A recurrence whose cell is a program: its tasks, and the code shared by both passes.
 #pragma once
 
 #include <algorithm>
@@ -11,16 +11,16 @@
 
 namespace rnn_ext::cpu {
 
-// What a cell has beside the plain RNN's operands. In `problem`, weights and biases have a block of
-// hidden_size rows for each gate, output has the states y, and hx the initial y.
+// The operands of a cell in addition to those of the plain RNN. In `problem`, weights and biases
+// have a block of hidden_size rows for each gate, output has the states y, and hx the initial y.
 template <class S>
 struct CellOperands {
   const Program* program = nullptr;
   std::vector<Matrix<const S>> parameters;  // one row each; column stride 1 or 0
   std::vector<Sequence<const S>> inputs;    // column stride 1 or 0
   std::vector<Matrix<const S>> initial;     // of the states from 1 on; null: zeros
-  std::vector<Sequence<S>> sequences;       // likewise, of all steps; null where not kept
-  std::vector<Sequence<S>> saved;           // null where not wanted
+  std::vector<Sequence<S>> sequences;       // likewise, at all steps; null if not kept
+  std::vector<Sequence<S>> saved;           // null if not requested
   Resets<S> resets;
 };
 
@@ -31,13 +31,13 @@ struct CellForwardTask {
   std::vector<Matrix<S>> final_states;  // of all states; written
 };
 
-// The gradients of what a cell has beside: of the states from 1 on, coming in, and going out.
+// The gradients of these: incoming ones of the states from 1 on, and the results.
 template <class S>
 struct CellGradients {
   std::vector<Sequence<const S>> sequences;  // null: none; column stride 1 or 0
   std::vector<Matrix<const S>> final_states;
 
-  std::vector<Matrix<S>> initial;     // null: not wanted
+  std::vector<Matrix<S>> initial;     // null: not requested
   std::vector<Matrix<S>> parameters;  // one row each
   std::vector<Sequence<S>> inputs;
   std::vector<Sequence<S>> reset_states;  // of all states; zeros at first; step stride 0: a sum
@@ -58,8 +58,8 @@ template <class S, class O>
 void run_cell_backward(const std::vector<CellBackwardTask<S>>& tasks, const Kernels<S, O>& kernels,
                        int threads, ParallelFor parallel_for);
 
-// The places that code names: the program's slots and, behind them, its operands in memory. Each
-// of these may have a second one, which takes the value too as it is stored, or adds one.
+// The places in code: the program's slots, followed by its operands in memory. An operand may have
+// a second place, to which a store writes the value as well, or which adds a value.
 class Places {
  public:
   enum class Second {
@@ -89,11 +89,11 @@ class Places {
   int stride_;
 };
 
-// Which matrix of a sequence an operand is at a step: of the step, of the one processed before it,
-// or of two that take turns.
+// The matrix of a sequence that an operand uses at a step: that of the step, that of the step
+// processed before, or alternately one of two.
 enum class When { step, previous, turn, last_turn };
 
-// The operands of a call, by place, at the step at hand.
+// The operands of a call at the current step, by place.
 template <class S>
 class OperandTable {
   using T = Arithmetic<S>;
@@ -147,9 +147,9 @@ class OperandTable {
     }
   }
 
-  // Whether there is memory: where there is none, a store is left out, and a load reads zeros.
+  // Whether there is memory. Without it a store is omitted, and a load reads zeros.
   bool has(std::uint16_t place) const { return source(place).values || source(place).stored; }
-  // Whether code reaches it as it does a slot: it holds the arithmetic type at column stride 1.
+  // Whether code can use it like a slot: it has the arithmetic type and column stride 1.
   bool is_in_place(std::uint16_t place) const {
     return source(place).values && source(place).column_stride == 1;
   }
@@ -185,10 +185,10 @@ class OperandTable {
   std::vector<std::uint16_t> used_;
 };
 
-// Turns a program into the code that a call runs. Stores to absent memory are left out, with all
-// that only they need. Memory that code reaches in place needs no loads and stores: instructions
-// read and write it themselves. No place is written that another one reads in the same step, so it
-// does not matter when.
+// Turns a program into the code that a call runs. It omits stores to absent memory, with everything
+// that only they need. Memory that code can use like a slot needs no loads and stores: instructions
+// read and write it. No place is written that another one reads in the same step, so the time of
+// these accesses does not matter.
 template <class S>
 class Linker {
  public:
@@ -214,9 +214,9 @@ class Linker {
   }
 
  private:
-  static constexpr std::uint16_t zero = 0xffff;  // the home of a value that is zero
+  static constexpr std::uint16_t zero = 0xffff;  // the place of a value that is zero
 
-  // The program's instructions but for stores to absent memory, and for what only they read.
+  // The program's instructions without stores to absent memory and the values only they need.
   std::vector<Instruction> needed(const std::vector<Instruction>& program) const {
     std::array<bool, Program::most_slots> is_read{};
     std::vector<Instruction> needed;
@@ -278,8 +278,8 @@ class Linker {
     }
   }
 
-  // Brings a slot's value to a place: the instruction that computes it writes there, or a copy
-  // does.
+  // Writes a slot's value to a place: the instruction that computes it writes there, or else a
+  // copy.
   void move(std::uint16_t slot, std::uint16_t place) {
     const std::uint16_t from = home(slot);
     homes_[slot] = place;
@@ -310,7 +310,7 @@ class Linker {
     for (int k = 0; k < arity(i.operation); ++k) {
       *operands[k] = home(*operands[k]);
     }
-    // As 1 - y·y, of the derivative of tanh. The product is overwritten, so nothing else reads it.
+    // Such as 1 - y·y, in the derivative of tanh. Nothing else reads the overwritten product.
     if (i.operation == Operation::affine && i.x == -1 && i.a == i.dst && !code_.empty() &&
         code_.back().operation == Operation::mul && code_.back().dst == i.a) {
       const Instruction& mul = code_.back();
@@ -323,7 +323,7 @@ class Linker {
 
   bool is_zero(std::uint16_t slot) const { return homes_[slot] == zero; }
 
-  // Where a slot's value is: in the slot, or in memory.
+  // The place of a slot's value: the slot, or memory.
   std::uint16_t home(std::uint16_t slot) {
     if (is_zero(slot)) {
       compute({Operation::constant, slot});
@@ -333,11 +333,11 @@ class Linker {
 
   const OperandTable<S>& operands_;
   const Places& places_;
-  std::array<std::uint16_t, Program::most_slots + 1> homes_;  // where each slot's value is
+  std::array<std::uint16_t, Program::most_slots + 1> homes_;  // the place of each slot's value
   std::vector<Instruction> code_;
 };
 
-// Runs code on tiles of rows and units, behind products that leave their results in its slots.
+// Runs code on tiles of rows and units, after products that write their results to its slots.
 template <class S, class O>
 class TileRunner {
   using T = Arithmetic<S>;
@@ -353,13 +353,13 @@ class TileRunner {
     std::fill_n(slots_.data(), threads * slots_size(), T{0});
   }
 
-  // Runs this program from now on, on these operands.
+  // Sets the program and operands of the following runs.
   void link(const std::vector<Instruction>& program, OperandTable<S>& operands) {
     code_ = Linker<S>(operands).link(program);
     operands.use(code_);
   }
 
-  // The units of a tile, as many as a panel has columns for, and these filled up to whole vectors.
+  // The units of a tile, whose columns fill a panel; and their number in whole vectors.
   static std::int64_t units(const Kernels<S, O>& kernels, std::int64_t gates) {
     return std::max<std::int64_t>(1, kernels.panel_columns / kernels.width / gates) * kernels.width;
   }

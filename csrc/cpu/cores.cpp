@@ -38,7 +38,7 @@ std::int64_t seconds() {
   return now.tv_sec;
 }
 
-// The quota of one control group; infinite where it has none.
+// The quota of one control group; infinite if it has none.
 double quota_of(const std::string& folder, bool is_version_2) {
   double quota = 0, period = 0;
   if (is_version_2) {
@@ -78,7 +78,7 @@ std::optional<int> cpu_quota(const std::string& root) {
       continue;
     }
     const std::string mounted = root + "/sys/fs/cgroup" + (is_version_2 ? "" : "/cpu");
-    // A container may see its own group as the root, whatever its path is called.
+    // A container may see its own group as the root, whatever its path.
     for (std::string path = line.substr(second + 1);; path.resize(path.rfind('/'))) {
       least = std::min(least, quota_of(mounted + path, is_version_2));
       if (path.rfind('/') == std::string::npos) {

@@ -1,7 +1,7 @@
 // Elementary functions over a vector type, without a call for each lane. Each lane's result depends
 // on its own argument alone, to the bit. Zeros, infinities, NaN and subnormal numbers are as in
-// torch's functions of the same names. Polynomials are minimax for the relative error of the whole,
-// which stands beside each.
+// torch's functions of the same names. Polynomials are minimax for the relative error of the
+// result, which is given beside each.
 //
 // Largest error in ulp, over all ISA levels (float: every 97th bit pattern; double: at least
 // 200,000 arguments against quadruple precision):
@@ -42,7 +42,7 @@ inline Vector<T> polynomial(const T (&coefficients)[n], Vector<T> x, Vector<T> s
 //
 //   eˣ = 2ⁿ (1 + r + r² Q(r)),   r = x - n ln 2,   |r| ≤ ln 2 / 2
 //
-// What the sum 1 + r loses in rounding is added to the small term.
+// The rounding error of the sum 1 + r is added to the small term.
 
 template <class T>
 struct ExpConstants;

@@ -1,4 +1,4 @@
-// The products: for rows at any address, and for the rows of two packed operands.
+// Products: of rows at any address, and of two packed operands.
 
 template <class S, class O>
 void packed_product(const Product<S, O>& p) {

@@ -12,7 +12,7 @@
 namespace rnn_ext::cpu {
 namespace {
 
-// Smaller weights are multiplied in less time than threads take to meet.
+// Multiplying smaller weights takes less time than synchronizing threads.
 constexpr std::int64_t few_weights = std::int64_t{1} << 16;
 
 // Returns the index that `draw`, in [0, 1), selects by these scores; NaN counts as the lowest.
@@ -89,14 +89,14 @@ class Generator {
         x = advance(l, t % 2, x, columns);
         member.barrier();
       }
-      const std::int64_t next = t + 1 - task_.prompt_length;  // which one to generate
+      const std::int64_t next = t + 1 - task_.prompt_length;  // the one to generate
       if (next < 0) {
         token = task_.prompt[t + 1];
         continue;
       }
       multiply(x, out_weight_, characters, task_.out_bias, scores_.data(), Finish::none);
       member.barrier();
-      // Every member draws by itself: all have the same scores.
+      // Every member draws on its own: all have the same scores.
       token = choose(scores_.data(), task_.vocab_size, task_.sampling, task_.draws[next],
                      weights_.data() + 2 * member.rank() * task_.vocab_size);
       if (member.is_leader()) {

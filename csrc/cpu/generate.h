@@ -1,9 +1,9 @@
-// Text from a character model: the step from one character to the next, again and again.
+// Generates text with a character model, one character after the other.
 //
 //   h⁰ = φ(table[token] + W_hh h⁰),  hˡ = φ(W_ih hˡ⁻¹ + b + W_hh hˡ),  scores = W h + b
 //
-// A step reads every weight once, so where they live is its limit; they are packed once per call,
-// and threads share the columns of large ones. The next character is drawn in the same loop.
+// A step reads every weight once, so reading them is its limit. They are packed once per call, and
+// threads share the columns of large ones. The same loop draws the next character.
 #pragma once
 
 #include <vector>
@@ -16,8 +16,8 @@ namespace rnn_ext::cpu {
 
 // How to draw a character from the scores.
 struct Sampling {
-  double temperature = 0;   // 0: the likeliest
-  std::int64_t top_k = 1;   // 0: from all; else from the likeliest
+  double temperature = 0;   // 0: the most likely
+  std::int64_t top_k = 1;   // 0: from all; else from the most likely
   std::int64_t never = -1;  // a character that is never drawn; -1: none
 };
 

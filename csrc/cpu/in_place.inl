@@ -1,6 +1,6 @@
-// Products whose B is read where it is, for a B that too few tiles would use to pay for packing it:
-// along its rows, or, where it is the transpose of a matrix in memory, a square of that matrix at a
-// time, turned in registers. The sums have the order that they have with a packed B.
+// Products that read B in place, for few tiles, for which packing B would take longer. They read B
+// along its rows; or, if B is the transpose of a matrix in memory, one square of that matrix at a
+// time, transposed in registers. The order of the sums is the same as with a packed B.
 
 template <class S>
 struct MatrixLines {
@@ -13,7 +13,7 @@ struct MatrixLines {
   }
 };
 
-// A tile of one vector whose B is the transpose of a matrix in memory, or lies at any strides.
+// A tile of one vector whose B is the transpose of a matrix in memory, or has any strides.
 template <class S, int MR>
 void turning_tile(const Arithmetic<S>* a, std::int64_t a_stride, Matrix<const S> b,
                   std::int64_t inner, const Out<S>& out) {

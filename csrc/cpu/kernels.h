@@ -1,12 +1,12 @@
-// What a kernel set offers. One set exists per ISA level; all are compiled from kernels.inl, and
-// isa.cpp picks one at run time. A set has kernels for each type S that values are stored in; they
-// compute in T = Arithmetic<S>. The recurrence takes its operands in T. Products over the rows of
-// many steps take theirs in O: T too, or S where the machine multiplies values as they are stored.
+// A kernel set. There is one for each ISA level; all are compiled from kernels.inl, and isa.cpp
+// picks one at run time. A set has kernels for each type S that values are stored in; they compute
+// in T = Arithmetic<S>. The recurrence takes its operands in T. Products over the rows of many
+// steps take theirs in O, which is T, or S if the machine multiplies stored values directly.
 //
 // Reproducibility is decided here: the sum over an inner dimension is cut into blocks of
 // `reduction_block` terms, each block is one chain of fused multiply-adds, and blocks are added in
-// order. This depends on nothing but the inner length, so a row's result is the same bits
-// whatever tile, thread or batch computed it.
+// order. This depends only on the inner length, so a row's result has the same bits for every tile,
+// thread and batch.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ namespace rnn_ext::cpu {
 
 inline constexpr std::int64_t reduction_block = 256;
 
-// Which rule of the cell is applied after a product.
+// The function of the cell that is applied after a product.
 enum class Finish { none, activate, chain };
 
 // C[r, c] = finish(init[r, c] + Σ_k A[r, k] B[k, c] + seed[r, c]). B is packed in column panels or,
@@ -33,7 +33,7 @@ struct Product {
   std::int64_t columns = 0;
   const O* a = nullptr;
   std::int64_t a_stride = 0;
-  const O* b = nullptr;          // the panel of column 0; null: unpacked is read
+  const O* b = nullptr;          // the panel of column 0; null: use unpacked
   Matrix<const S> unpacked;      // B in place; only where O is T
   const T* init = nullptr;       // null: zero
   std::int64_t init_stride = 0;  // 0: one row for all
@@ -114,9 +114,9 @@ struct Kernels {
   std::int64_t width;          // values of T in a vector
 
   // Packs B for the products. A panel of B holds, for each k, the values of panel_columns columns
-  // (of the last panel: of its own columns, filled up with zeros to whole vectors); panel p of B
+  // (the last panel: of its own columns, padded with zeros to whole vectors); panel p of B
   // starts at p · panel_columns · (inner dimension of B). In O, the values of `terms` successive
-  // k stand together, and the inner dimension counts as filled up to a multiple of that.
+  // k are adjacent, and the inner dimension is padded to a multiple of that.
   //
   // All of B = Wᵀ, for W (columns, inner).
   void (*pack_transposed)(Matrix<const S> w, std::int64_t columns, std::int64_t inner, T* panels);
@@ -128,14 +128,13 @@ struct Kernels {
   void (*pack_operand)(Matrix<const S> w, std::int64_t columns, std::int64_t rows, O* panels,
                        std::int64_t inner, std::int64_t at);
   // The columns of B = Wᵀ that belong to `units` units of each gate, for W (gates·hidden, inner):
-  // one gate's columns after another's, each filled up with zeros to whole vectors.
+  // gate after gate, each padded with zeros to whole vectors.
   void (*pack_gates)(Matrix<const S> w, std::int64_t gates, std::int64_t hidden, std::int64_t units,
                      std::int64_t inner, T* panels);
   // A for OuterProduct: tile_rows values for each k, successive tiles tile_rows·inner apart.
   void (*pack_tiles)(Matrix<const O> a, std::int64_t rows, std::int64_t inner, O* tiles);
 
-  // target[r, c] = source[r, c]; all column strides are 1 but the source's of widen
-  // and gather.
+  // target[r, c] = source[r, c]; all column strides are 1, except the source's in widen and gather.
   void (*widen)(Matrix<const S> source, std::int64_t rows, std::int64_t columns, Matrix<T> target);
   void (*narrow)(Matrix<const T> source, std::int64_t rows, std::int64_t columns, Matrix<S> target);
   void (*gather)(Matrix<const S> source, std::int64_t rows, std::int64_t columns, Matrix<O> target);

@@ -1,9 +1,9 @@
-// What the kernels use of the standard library and the project, included before any target pragma:
-// code that is parsed before the pragma is compiled for the baseline machine, code after it for the
-// ISA level. So common/cell.h, whose rules must be inlined into the kernels, comes after.
+// The headers that the kernels use, of the standard library and the project, before any target
+// pragma: code that is parsed before the pragma is compiled for the baseline machine, code after it
+// for the ISA level. So common/cell.h, whose rules must be inlined into the kernels, comes after.
 #pragma once
 
-// Results are promised to the bit, for every tile that computes a value and every compiler.
+// All tiles and all compilers must give the same bits.
 #if defined(__FAST_MATH__)
 #error "rnn_ext does not keep its promises under -ffast-math: build without it"
 #endif

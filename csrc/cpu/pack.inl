@@ -1,8 +1,8 @@
 // Packing into panels and tiles, conversion, and column sums.
 
 // target[k·line + c] = w[c][k] for a vector of columns c, of which `present` exist and the others
-// are zero. The source is read along its rows, as many rows at a time as a vector has values, so
-// that both sides use few cache lines.
+// are zero. The source is read along its rows, as many rows at a time as a vector has values: both
+// sides then use few cache lines.
 template <class S>
 inline void pack_vector_transposed(Matrix<const S> w, std::int64_t present, std::int64_t inner,
                                    Arithmetic<S>* target, std::int64_t line) {

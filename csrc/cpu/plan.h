@@ -1,4 +1,4 @@
-// Which thread computes what: pure arithmetic, no memory, no threads.
+// Divides a call between threads: pure arithmetic, no memory, no threads.
 //
 // The threads that share a step h_t = φ(z_t + h_{t-1} W_hhᵀ) form groups. Each group has some of
 // the batch rows and never waits for another group. The members of a group share the columns of
@@ -23,18 +23,18 @@ struct Plan {
   int threads_of_a_direction() const { return directions_at_once ? threads / 2 : threads; }
 };
 
-// The facts about a call that a plan depends on.
+// The properties of a call on which a plan depends.
 struct Shape {
   std::int64_t steps;
   std::int64_t batch;
   std::int64_t input_size;
   std::int64_t hidden_size;
-  std::int64_t projected;      // columns of the product over many rows shared as the steps are: I
-  std::int64_t row_products;   // of those that are shared evenly: backward's
-  std::int64_t element_size;   // bytes
+  std::int64_t projected;     // columns of the product over many rows that is divided like steps: I
+  std::int64_t row_products;  // of those that are divided evenly, in backward
+  std::int64_t element_size;  // bytes
   std::int64_t panel_columns;  // of the kernel set
   std::int64_t tile_rows;
-  bool independent_directions;  // there are two, and neither waits for what the other writes
+  bool independent_directions;  // there are two, and neither reads results of the other
   std::int64_t gates = 1;       // blocks of hidden_size columns that a step multiplies by
 
   bool operator==(const Shape&) const = default;

@@ -1,5 +1,5 @@
 // Runs a cell's code on a tile of rows and units: one `switch` for each instruction, which then
-// goes over all vectors of the tile. Slots live in memory that stays in the first-level cache.
+// processes all vectors of the tile. Slots are in memory that stays in the first-level cache.
 
 template <class S>
 class TileProgram {
@@ -104,7 +104,7 @@ class TileProgram {
       case Operation::fma:
         return map(i, [](V a, V b, V c) { return multiply_add(a, b, c); });
       case Operation::product:
-        return;  // stands between phases
+        return;  // only between phases
     }
   }
 
@@ -114,7 +114,7 @@ class TileProgram {
     std::int64_t row_stride;
   };
 
-  // Where the tile's values of a place are: a slot, or memory of type T.
+  // The tile's values of a place: a slot, or memory of type T.
   Values at(std::int64_t place) const {
     if (place < tile_.slot_count) {
       return {tile_.slots + place * slot_size_, slots_stride_};
@@ -145,7 +145,7 @@ class TileProgram {
     present == V::width ? value.store(p) : value.store(p, present);
   }
 
-  // f(row, column, present) for each vector of the tile, of which `present` values are there.
+  // f(row, column, present) for each vector of the tile, of which the first `present` values exist.
   template <class F>
   [[gnu::always_inline]] void for_each(F f) const {
     const std::int64_t rows = tile_.rows, units = tile_.units;
@@ -181,7 +181,7 @@ class TileProgram {
                  });
   }
 
-  // For what needs many registers, which it would take from the other instructions too.
+  // Not inlined: its many registers would be missing in the other instructions.
   template <class F>
   [[gnu::noinline]] void map_apart(const Instruction& i, F f) const {
     map(i, f);

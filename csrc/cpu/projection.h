@@ -1,9 +1,9 @@
 // The input projection W_ih x_t + b of a chunk of steps, computed ahead of the recurrence.
 //
-// It is a product over many rows. A weight is packed once per call, or read where it is if it is
-// used too little for that. The weight has `gates` blocks of hidden_size rows, and the projection
-// as many blocks of columns; or it has the columns of all gates side by side for each tile of
-// units, as pack_gates lays them out, and a tile's product can start from it.
+// It is a product over many rows. The weight is packed once per call, or read in place if it is
+// used too rarely to pay for packing. The weight has `gates` blocks of hidden_size rows, and the
+// projection as many blocks of columns; or, for each tile of units, the columns of all gates side
+// by side, in the layout of pack_gates: then a tile's product can start from it.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 
 namespace rnn_ext::cpu {
 
-enum class Bias { input, sum };  // what is added: b_ih alone, or b_ih + b_hh
+enum class Bias { input, sum };  // the summand: b_ih, or b_ih + b_hh
 
 template <class S, class O>
 class Projection {
@@ -22,7 +22,7 @@ class Projection {
   static constexpr std::int64_t few_weights = std::int64_t{1} << 18;
 
  public:
-  // tile_units: units of a tile, where its gates are wanted side by side.
+  // tile_units: units of a tile, if its gates must be side by side.
   Projection(const Problem<S>& problem, std::int64_t gates, Bias bias, const Kernels<S, O>& kernels,
              const Plan& plan, std::int64_t tile_units = 0)
       : p_(problem),
@@ -113,7 +113,7 @@ class Projection {
     }
   }
 
-  // A chunk in scratch memory, `columns` values a row. A group that keeps to its batch rows has
+  // A chunk in scratch memory, `columns` values a row. A group that computes its own batch rows has
   // those of all steps in one part of the memory, the same for all chunks: no group writes into
   // another's cache or waits for it.
   template <class U>
@@ -131,9 +131,9 @@ class Projection {
             1};
   }
 
-  // Calls f(count, a, b) until these batch rows of a chunk have come, in both sequences: at once
-  // where they lie at one stride, or else steps of a batch row or batch rows of a step at a time,
-  // whichever makes fewer calls.
+  // Calls f(count, a, b) for these batch rows of a chunk in both sequences: once if they have one
+  // stride, else for all steps of a batch row or all batch rows of a step, whichever are fewer
+  // calls.
   template <class A, class B, class F>
   void for_runs(const Chunk& chunk, Range rows, const Sequence<A>& a, const Sequence<B>& b,
                 F&& f) const {
@@ -187,7 +187,7 @@ class Projection {
     }
   }
 
-  // The packed columns of a gate from `column` on; null where the weight is read in place.
+  // The packed columns of a gate from `column` on; null if the weight is read in place.
   O* panels(std::int64_t gate, std::int64_t column) const {
     return weight_.from(gate * panels_of_a_gate_ + column * filled(kernels_, p_.input_size));
   }
@@ -260,7 +260,7 @@ class Projection {
     kernels_.operand_product(product);
   }
 
-  // The chunk's input; gathered where the kernels can't read it in place.
+  // The chunk's input; gathered if the kernels cannot read it in place.
   Sequence<const O> readable_input(const Chunk& chunk, const StepShare& share,
                                    const Team::Member& member) const {
     if constexpr (takes_stored) {
@@ -308,7 +308,7 @@ class Projection {
   bool gathers_;  // x is copied, into rows at one stride
   std::int64_t chunk_rows_;
   std::int64_t panels_of_a_gate_;
-  Buffer<O> weight_;  // packed; without memory where the weight is read in place
+  Buffer<O> weight_;  // packed; without memory if the weight is read in place
   Buffer<T> bias_;
   Buffer<O> input_;
 };

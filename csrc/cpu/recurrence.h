@@ -28,13 +28,13 @@ struct BackwardTask {
 
 template <class S>
 struct TangentTask {
-  Problem<S> problem;      // weight_hh is W, hx is what stands before the first y, output is h
+  Problem<S> problem;      // weight_hh is W, hx is y before the first step, output is h
   Sequence<const S> seed;  // column stride 1
   Sequence<S> tangent;     // linear, column stride 1; written
 };
 
-// Batch rows that start anew: at a step where a row is reset, it takes given states instead of
-// those after the step before, or of the initial ones.
+// Resets of batch rows: before a step that resets it, a row takes these states instead of those
+// after the previous step, or of the initial ones.
 template <class S>
 struct Resets {
   Matrix<const std::uint8_t> flags;       // of each step, for each row; null: no resets
@@ -64,8 +64,8 @@ template <class S, class O>
 void run_tangent(const std::vector<TangentTask<S>>& tasks, const Kernels<S, O>& kernels,
                  int threads, ParallelFor parallel_for);
 
-// Values stored as S are computed in T = Arithmetic<S>. Where these differ, what the kernels read
-// or write stands in a copy in T: of a step or a chunk, so that it stays in cache.
+// Values stored as S are computed in T = Arithmetic<S>. If the types differ, the kernels read and
+// write copies in T, of one step or chunk, which stay in cache.
 template <class S>
 inline constexpr bool is_widened = !std::is_same_v<S, Arithmetic<S>>;
 
@@ -75,8 +75,8 @@ Matrix<T> as_rows(const Buffer<T>& buffer, std::int64_t columns) {
   return {buffer.data(), columns, 1};
 }
 
-// What the kernels read for `m`: m itself if they can, or else `copy`, whose rows × columns this
-// fills in.
+// The operand that the kernels read for `m`: m itself if they can read it, or else `copy`, after
+// writing its rows × columns.
 template <class S, class O>
 Matrix<const Arithmetic<S>> readable(const Kernels<S, O>& kernels, Matrix<const S> m, Range rows,
                                      Range columns, Matrix<Arithmetic<S>> copy) {
@@ -90,7 +90,7 @@ Matrix<const Arithmetic<S>> readable(const Kernels<S, O>& kernels, Matrix<const 
   return copy;
 }
 
-// Where the kernels write for `m`: in place, or in `copy`, from which write_back takes it there.
+// The memory that the kernels write for `m`: m itself, or `copy`, which write_back copies to m.
 template <class S>
 Matrix<Arithmetic<S>> writable(Matrix<S> m, Matrix<Arithmetic<S>> copy) {
   if constexpr (is_widened<S>) {
@@ -109,8 +109,8 @@ void write_back(const Kernels<S, O>& kernels, Matrix<const Arithmetic<S>> writte
   }
 }
 
-// Calls f(rows, source) for each run of the rows in `share` of a chunk that lie at one stride in x:
-// source's first row is row rows.begin of the chunk.
+// Calls f(rows, source) for each run of the rows in `share` of a chunk that have one stride in x.
+// The first row of source is row rows.begin of the chunk.
 template <class S, class F>
 void for_linear_runs(const Sequence<const S>& x, const Steps& steps, const Chunk& chunk,
                      Range share, F&& f) {
@@ -144,15 +144,15 @@ std::int64_t packed_size(const Kernels<S, O>& kernels, std::int64_t columns, std
          filled(kernels, inner);
 }
 
-// Whether a weight is read where it is, since packing it costs more than it saves in this many
+// Whether a weight is read in place, because packing it costs more than it saves in this many
 // products of `rows` rows.
 template <class S, class O>
 bool reads_in_place(const Kernels<S, O>& kernels, std::int64_t products, std::int64_t rows) {
   return products * ((rows + kernels.tile_rows - 1) / kernels.tile_rows) <= most_tiles_in_place;
 }
 
-// What W_hh takes packed, or 0 where it is read in place: for a product in every step, but in the
-// first only if `at_start`.
+// The values of a packed W_hh, or 0 if it is read in place: for a product in every step, in the
+// first step only if `at_start`.
 template <class S, class O>
 std::int64_t recurrent_size(const Kernels<S, O>& kernels, const Problem<S>& p, bool at_start) {
   return reads_in_place(kernels, p.steps.count - (at_start ? 0 : 1), p.steps.batch)
@@ -166,7 +166,7 @@ Range starting_rows(const Problem<S>& p, std::int64_t t) {
   return Range{0, p.steps.rows(t)}.from(p.steps.rows_or_none(p.order().previous(t)));
 }
 
-// A product by some columns of B: by their packed panels or, where there are none, by B in place.
+// A product with some columns of B: their packed panels or, without these, B in place.
 template <class S, class O>
 Product<S, O> product_by(Matrix<const S> b, Range columns, const O* panels) {
   Product<S, O> product;
@@ -181,7 +181,7 @@ Product<S, O> product_by(Matrix<const S> b, Range columns, const O* panels) {
 
 // The rows and columns of every step that a member computes.
 struct StepShare {
-  Team::Member group;  // the members that share these rows, and meet after each step
+  Team::Member group;  // the members that share these rows and synchronize after each step
   int group_index;
   int groups;
   Range rows;
@@ -200,8 +200,9 @@ struct StepShare {
 
 // Runs a member's part of every step, in this order and in chunks of at most `chunk_rows` rows:
 // pass.begin(chunk); pass.step(t, carried, starting, ending) for each step, with the member's rows
-// whose sequence the step before has too, those whose sequence starts here, and those (of both)
-// whose sequence ends here; pass.end(chunk, is_last). The members of a group meet after each step.
+// that the previous step has too, those whose sequence starts here, and those (of both)
+// whose sequence ends here; pass.end(chunk, is_last). The members of a group synchronize after each
+// step.
 template <class Pass>
 void run_steps(const Steps& steps, TimeOrder order, std::int64_t chunk_rows, const StepShare& share,
                Pass& pass) {

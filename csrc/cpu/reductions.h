@@ -1,14 +1,14 @@
-// The gradients that are products over the rows of many steps, or outside of the steps: of the
-// input, the initial state, the weights and the biases, from the gradients of the two products u =
-// W_ih x + b_ih and v = W_hh y + b_hh.
+// The gradients that are computed outside of the steps, mostly as products over the rows of many
+// steps: those of the input, the initial state, the weights and the biases, from the gradients of
+// the two products u = W_ih x + b_ih and v = W_hh y + b_hh.
 //
 //   dx_t = W_ihᵀ du_t,  dW_ih = Σ du_t x_tᵀ,  dW_hh = Σ dv_t y_{t-1}ᵀ,  db_ih = Σ du,  db_hh = Σ dv
 //
-// (where a step has further products by rows of W_hh, what these multiply stands for y_{t-1} there)
-// or, where tokens stand for x, dtable[k] = Σ du_t over the rows whose token is k.
+// (with the operands of further products in a step instead of y_{t-1} for their rows of W_hh) or,
+// with tokens instead of x, dtable[k] = Σ du_t over the rows whose token is k.
 //
-// Where values are stored in 16 bits, all sums are kept in T and rounded once; products that take
-// values as they are stored (O is S) take a rounded copy of du and dv.
+// If values are stored in 16 bits, all sums are computed in T and rounded once; products that take
+// stored values (O is S) take a rounded copy of du and dv.
 #pragma once
 
 #include <algorithm>
@@ -22,15 +22,15 @@
 
 namespace rnn_ext::cpu {
 
-// Columns of what is multiplied by the gradients of all rows, for each gate.
+// Columns of the operands that the gradients of all rows multiply, for each gate.
 template <class S>
 std::int64_t row_products(const Problem<S>& p, const Gradients<S>& g) {
   return (g.input ? p.input_size : 0) + (g.weight_ih ? p.input_size : 0) +
          (g.weight_hh ? p.hidden_size : 0);
 }
 
-// du or dv of a chunk's rows, in time order: as the recurrence takes them, and as the products over
-// all of the chunk do.
+// du or dv of a chunk's rows, in time order: for the recurrence, and for the products over the
+// chunk.
 template <class T, class O>
 struct RowGradients {
   Matrix<T> values;
@@ -46,7 +46,7 @@ class Reductions {
  public:
   using Rows = RowGradients<T, O>;
 
-  // products: the gates of each product by W_hh in a step. is_split: du and dv differ.
+  // products: the gates of each product with W_hh in a step. is_split: du and dv differ.
   Reductions(const Problem<S>& problem, const Gradients<S>& gradients,
              const std::vector<int>& products, bool is_split, std::int64_t chunk_rows,
              const Kernels<S, O>& kernels, Resets<S> resets = {})
@@ -103,8 +103,8 @@ class Reductions {
     }
   }
 
-  // Adds what a chunk contributes, when all of its du and dv are there, and what each further
-  // product of its steps multiplies.
+  // Adds a chunk's contribution, after all of its du and dv, and all operands of further products
+  // of its steps, are complete.
   void run(const Chunk& chunk, const Rows& du, const Rows& dv,
            std::span<const Buffer<S>> multiplied, bool accumulate,
            const Team::Member& member) const {
@@ -116,11 +116,11 @@ class Reductions {
     }
   }
 
-  // Where the gradient of the initial state is computed: in place, or in T.
+  // The memory for the gradient of the initial state: its own, or a copy in T.
   Matrix<T> initial_target() const { return writable(g_.hx, as_rows(grad_hx_, p_.hidden_size)); }
 
-  // Writes it for the rows that start in the chunk, or adds to what is there. by(columns) is a
-  // product by these columns of W_hh.
+  // Writes it for the rows that start in the chunk, or adds to it. by(columns) is a product with
+  // these columns of W_hh.
   template <class ProductBy>
   void initial_gradient(const Chunk& chunk, const Rows& dv, bool adds, const Team::Member& member,
                         ProductBy by) const {
@@ -152,7 +152,7 @@ class Reductions {
     }
   }
 
-  // Brings a member's rows of the sums to where they belong.
+  // Copies a member's rows of the sums to the results.
   void finish(const Team::Member& member) const {
     for (const Block& block : blocks_) {
       finish(share(block, member));
@@ -160,7 +160,7 @@ class Reductions {
   }
 
  private:
-  // A product by W_hh in a step.
+  // A product with W_hh in a step.
   struct Block {
     Range columns;         // of du and dv
     std::int64_t tiles;    // its first column in packed tiles
@@ -171,7 +171,7 @@ class Reductions {
     const Range own = member.share(block.columns.size(), kernels_.tile_rows);
     return {block.columns.begin + own.begin, block.columns.begin + own.end};
   }
-  // Where the tiles of these columns are, which begin with a tile of the block.
+  // The first tile of these columns, which start with a tile of the block.
   O* tiles_at(const Buffer<O>& tiles, const Block& block, Range columns, const Chunk& chunk) const {
     const std::int64_t column = block.tiles + columns.begin - block.columns.begin;
     return tiles.data() + column * filled(kernels_, chunk.rows);
@@ -224,8 +224,8 @@ class Reductions {
     kernels_.operand_product(product);
   }
 
-  // The chunk's x and what multiplies W_hh in panels, and du and dv in tiles: the operands of the
-  // weight gradients. Panels are shared out by rows, since a narrow operand has but one of them.
+  // Packs the operands of the weight gradients: the chunk's x and the operands of W_hh in panels,
+  // du and dv in tiles. Members divide panels by rows, since a narrow operand has only one panel.
   void pack_operands(const Chunk& chunk, const Rows& du, const Rows& dv,
                      std::span<const Buffer<S>> multiplied, const Team::Member& member) const {
     const Range rows = member.share(chunk.rows, kernels_.terms);
@@ -275,7 +275,7 @@ class Reductions {
       const std::int64_t before = order.previous(t);
       const std::int64_t carried = std::min(p_.steps.rows_or_none(before), p_.steps.rows(t));
       if (carried > 0) {
-        // Steps of full batches lie one after the other, and so do the states before them.
+        // Steps of full batches are consecutive in memory, and so are the states before them.
         const std::int64_t end = p_.steps.batch_sizes ? t : last_with_previous(chunk);
         const Matrix<const S> h = p_.output.at(p_.steps, before);
         write(h, at, end > t ? (end - t + 1) * p_.steps.batch : carried);
@@ -338,7 +338,7 @@ class Reductions {
     }
   }
 
-  // Of the table's gradient the columns that a member owns, in order of the chunk's rows.
+  // Adds a member's columns of the table's gradient, in the order of the chunk's rows.
   void add_to_table(const Chunk& chunk, const Rows& du, Range columns) const {
     for (std::int64_t r = 0; g_.table && r < chunk.rows; ++r) {
       const std::int64_t token = p_.tokens[p_.steps.offset(chunk.first) + r];
@@ -347,7 +347,7 @@ class Reductions {
     }
   }
 
-  // Where the weight gradients are added up.
+  // The memory for the sums of the weight gradients.
   Matrix<T> sums_ih() const {
     return writable(g_.weight_ih, as_rows(grad_weight_ih_, p_.input_size));
   }
@@ -364,8 +364,8 @@ class Reductions {
   std::int64_t columns_;  // of u and of v
   bool is_split_;
   const Kernels<S, O>& kernels_;
-  Buffer<O> weight_ih_;  // packed; without memory where it is read in place, or not wanted
-  Buffer<O> du_tiles_;   // the memory of dv_tiles_ where these are the same
+  Buffer<O> weight_ih_;  // packed; without memory if it is read in place, or not needed
+  Buffer<O> du_tiles_;   // the memory of dv_tiles_ if these are the same
   Buffer<O> dv_tiles_;
   Buffer<O> inputs_;
   std::vector<Block> blocks_;

@@ -1,4 +1,4 @@
-// The gradients of the states from which rows start anew in the middle of a sequence.
+// The gradients of the states that replace a row's states in the middle of a sequence.
 #pragma once
 
 #include <algorithm>
@@ -26,8 +26,8 @@ class ResetGradients {
 
   bool wants(int state) const { return static_cast<bool>(target(state)); }
 
-  // Takes out of a state's gradients, which are of these rows and columns, those of the rows that
-  // are reset at step t.
+  // Moves the gradients of the rows that step t resets out of a state's gradients, which are of
+  // these rows and columns.
   void cut(int state, std::int64_t t, Range rows, Range columns, Matrix<T> gradients) const {
     const Sequence<T> sums = sums_of(state);
     cell_.resets.for_each(t, rows, [&](std::int64_t row) {
@@ -40,7 +40,7 @@ class ResetGradients {
     });
   }
 
-  // Brings a member's part of the sums to where it belongs.
+  // Copies a member's part of the sums to the results.
   void store(const StepShare& share) const {
     for (int s = 0; s < cell_.program->states && is_widened<S>; ++s) {
       for (std::int64_t t = 0; t < steps(s); ++t) {
@@ -54,13 +54,13 @@ class ResetGradients {
   Sequence<S> target(int state) const {
     return cell_.resets ? gradients_.reset_states[state] : Sequence<S>{};
   }
-  // The steps that it has: one for all, or each its own.
+  // The number of its steps: one for all steps, or one for each.
   std::int64_t steps(int state) const {
     const Sequence<S> wanted = target(state);
     return !wanted ? 0 : wanted.step_stride == 0 ? 1 : p_.steps.count;
   }
 
-  // Where the gradients are added up: in place, or in T.
+  // The memory for the sums of the gradients: their own, or copies in T.
   Sequence<T> sums_of(int state) const {
     const Sequence<S> wanted = target(state);
     if constexpr (is_widened<S>) {

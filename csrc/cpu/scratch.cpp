@@ -9,14 +9,14 @@ namespace {
 
 using Block = Scratch::Block;
 
-// The blocks that no running call uses. Without a lock, since a fork could leave it locked in the
+// The blocks that no running call uses. There is no lock, since a fork could leave it locked in the
 // child. Each thread starts at the slot of its last call, whose block is in its cache.
 constexpr std::size_t slot_count = 64;
 std::atomic<Block*> slots[slot_count];
 thread_local std::size_t own_slot = 0;
 
-// After so many calls a block shrinks to the size that they used, and a block that no call took
-// twice in a row is freed.
+// After this number of calls a block shrinks to the size that they used, and a block that no call
+// used twice in a row is freed.
 constexpr int calls_in_round = 256;
 
 std::unique_ptr<Block> take_from(std::atomic<Block*>& slot) {

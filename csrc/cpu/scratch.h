@@ -15,7 +15,7 @@ namespace rnn_ext::cpu {
 // Frees the blocks that no running call uses, and returns their bytes.
 std::size_t release_scratch();
 
-// Allocates uninitialised, cache-line-aligned memory for the call that this thread runs.
+// Allocates uninitialized, cache-line-aligned memory for the call that this thread runs.
 class Scratch {
  public:
   // Frees everything allocated within it when it ends. The outermost scope of a thread is a call.

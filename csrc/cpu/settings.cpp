@@ -40,7 +40,7 @@ void force_plan(std::optional<Plan> plan) {
 Plan plan_for(const Shape& shape, int threads) {
   Plan plan = forced.load(std::memory_order_relaxed);
   if (plan.threads == 0 || !can_form_team()) {
-    // Most calls of a thread are like the one before.
+    // Most calls of a thread are like the previous one.
     static thread_local struct {
       Shape shape;
       int threads = 0;

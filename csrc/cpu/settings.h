@@ -7,9 +7,9 @@
 
 namespace rnn_ext::cpu {
 
-// How many threads a call may use: torch's own setting, capped by the cores that this process may
-// use (more threads would only wait for each other), and 1 in a forked child, where the pool's
-// threads do not exist.
+// The number of threads that a call may use: torch's own setting, at most the cores that this
+// process may use (more threads would only wait for each other), and 1 in a forked child, which
+// lacks the pool's threads.
 int available_threads(int torch_threads);
 
 // Whether torch's pool runs the bodies of one parallel_for at the same time, which a team needs.

@@ -103,7 +103,7 @@ class Tangent {
   Sequence<const S> seed_;
   Sequence<S> tangent_;
   const Kernels<S, O>& kernels_;
-  Buffer<T> weight_hh_;  // packed; without memory where the weight is read in place
+  Buffer<T> weight_hh_;  // packed; without memory if the weight is read in place
   Buffer<T> hx_;
   Buffer<T> steps_[2];  // y of the current step and of the previous one
 };

@@ -3,9 +3,9 @@
 //   |x| < split:  x + x³ P(x²)
 //   above:        f / (f + 2),   f = expm1(2|x|) = 2ⁿ p + (2ⁿ - 1)   (functions.inl)
 //
-// Both are computed for all x and one is chosen. The second loses digits where n = 0 and none to
-// speak of from the split on. P is a minimax polynomial for the relative error of the whole; beyond
-// the bound tanh has rounded to 1.
+// Both are computed for all x and one is selected. The second loses digits where n = 0, but hardly
+// any from the split on. P is a minimax polynomial for the relative error of the result; beyond the
+// bound tanh rounds to 1.
 
 template <class T>
 struct TanhConstants;

@@ -1,10 +1,10 @@
-// A team: the threads that work on one call together and meet at barriers.
+// A team: the threads that work on one call together and synchronize at barriers.
 //
 // Threads come from torch's own pool. Its parallel_for may hand several indices to one body (and
-// hands all of them to one body inside another parallel region), so who takes part is known only
-// when all indices have been handed out: every body adds the length of its range to a counter,
-// and when that reaches the number asked for, the bodies counted so far are the team. That needs
-// a pool that runs its bodies at the same time, as OpenMP's does.
+// hands all of them to one body inside another parallel region), so the members are known only when
+// all indices have been handed out: every body adds the length of its range to a counter, and when
+// that reaches the requested number, the bodies counted so far are the team. This requires a pool
+// that runs its bodies at the same time, such as OpenMP's.
 #pragma once
 
 #include <atomic>
@@ -30,13 +30,13 @@ inline void relax() {
 #endif
 }
 
-// Waits until `value` is no longer `old`. Spins for longer than running threads take to meet, then
-// sleeps: where another program has one of the cores, a thread that went on spinning would keep its
-// teammate from the other.
+// Waits until `value` is no longer `old`. Spins for longer than running threads need to reach a
+// barrier, then sleeps: if another program uses one of the cores, a thread that continued to spin
+// would keep the other core from its teammate.
 inline void wait_while(const std::atomic<std::uint32_t>& value, std::uint32_t old) {
   using Clock = std::chrono::steady_clock;
   constexpr std::chrono::microseconds patience(30);
-  constexpr int loads_between_looks = 64;  // at the clock; 0.1 to 3 µs
+  constexpr int loads_between_looks = 64;  // at the clock: 0.1 to 3 µs
   const auto changes = [&] {
     for (int i = 0; i < loads_between_looks; ++i) {
       if (value.load(std::memory_order_acquire) != old) {
@@ -57,15 +57,15 @@ inline void wait_while(const std::atomic<std::uint32_t>& value, std::uint32_t ol
   value.wait(old, std::memory_order_acquire);
 }
 
-// Changes `value` and wakes who waits for it. The store is sequentially consistent because
-// notify_all first looks whether there is anyone to wake: moved behind that look, as a processor
-// may move a release store, the change could be missed by a thread that then sleeps for good.
+// Changes `value` and wakes the threads that wait for it. The store is sequentially consistent
+// because notify_all first checks whether a thread waits. A processor may move a release store
+// behind that check; a thread could then miss the change and sleep forever.
 inline void announce(std::atomic<std::uint32_t>& value, std::uint32_t changed) {
   value.store(changed, std::memory_order_seq_cst);
   value.notify_all();
 }
 
-// Where a number of threads meet, again and again.
+// A barrier for a number of threads, which they can use repeatedly.
 class Barrier {
  public:
   // Returns when all `size` threads have called it.
@@ -101,9 +101,9 @@ class Team {
       return Range::share(count, unit, rank_, size());
     }
 
-    // The same thread as a member of one of `count` teams that go their own ways, and which of
-    // them. Neighbours stay together. Needs as many members, and a barrier for each of the teams
-    // unless they have but one member.
+    // This thread as a member of one of `count` independent teams, and the number of that team.
+    // Neighbors stay together. Requires at least `count` members, and a barrier for each team that
+    // has more than one member.
     std::pair<Member, int> in_parts(int count, Barrier* barriers) const {
       const int part = ((rank_ + 1) * count - 1) / size_;
       const auto [begin, end] = Range::share(size_, 1, part, count);
@@ -122,8 +122,8 @@ class Team {
     int size_;
   };
 
-  // Calls body(member) once on each thread of a team of at most `threads`, all of which do
-  // floating-point arithmetic as the caller does. The body must not throw.
+  // Calls body(member) once on each thread of a team of at most `threads`, with the caller's
+  // settings of floating-point arithmetic. The body must not throw.
   template <class Body>
   static void run(ParallelFor parallel_for, int threads, Body& body) {
     Team team(threads);
@@ -142,7 +142,7 @@ class Team {
       const int rank = c.team.join(begin, end);
       const Member member(&c.team.barrier_, rank, c.team.size_);
       c.body(member);
-      // Leave together: the pool's own end of a region spins for milliseconds before it sleeps.
+      // Leave together: the pool's own barrier spins for milliseconds before it sleeps.
       member.barrier();
     };
     if (parallel_for(0, threads, 1, enter, &context) != 0) {
@@ -153,13 +153,13 @@ class Team {
  private:
   explicit Team(int threads) : asked_(threads), size_(1) {}
 
-  // Returns the caller's rank once the team is complete: that of its index where each has one, so
-  // that the same thread does the same part in every call, with what it needs in its cache.
+  // Returns the caller's rank once the team is complete. If each member has one index, this is the
+  // rank: the same thread then does the same part in every call, with its data in its cache.
   int join(std::int64_t begin, std::int64_t end) {
     const int arrival = joined_.fetch_add(1, std::memory_order_relaxed);
     const std::int64_t indices = end - begin;
     if (covered_.fetch_add(indices, std::memory_order_acq_rel) + indices == asked_) {
-      // All who take part have counted themselves by now.
+      // All members have counted themselves by now.
       size_ = joined_.load(std::memory_order_relaxed);
       announce(complete_, 1);
     } else {

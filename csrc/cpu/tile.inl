@@ -1,11 +1,11 @@
-// The register tile that every product is made of.
+// The register tile of which every product consists.
 //
 // A tile holds MR rows × NV vectors of C in registers. For each k it loads NV vectors of B and
-// multiplies them by MR broadcast values of A. B streams through once per tile of rows, so the
-// limit is one fused multiply-add per B load and MR: flops for tall tiles, cache bandwidth of B for
-// a single row.
+// multiplies them by MR broadcast values of A. B is read once per tile of rows, with MR fused
+// multiply-adds for each vector of B: tall tiles are limited by flops, a single row by the cache
+// bandwidth of B.
 
-// Terms<O>: how many terms of the sum a multiply-add computes for operands of type O, and its
+// Terms<O>: the number of terms of the sum in a multiply-add for operands of type O, and its
 // registers.
 
 template <class S>
@@ -27,7 +27,7 @@ struct Out {
   std::int64_t stored_stride = 0;
 };
 
-// Calls f with the rule that finishes a tile: rule(z, h) -> result.
+// Calls f with the function that finishes a tile: rule(z, h) -> result.
 template <class S, class F>
 [[gnu::always_inline]] inline void with_rule(const Out<S>& out, F&& f) {
   using V = Vector<Arithmetic<S>>;
@@ -78,8 +78,8 @@ template <int NV, class S, class Rule>
   }
 }
 
-// Finishes a tile that has been stored; a loop, because the rules inlined for every register of a
-// large tile would not fit the instruction cache.
+// Finishes a tile that has been stored. It is a loop, because the functions inlined for every
+// register of a large tile would not fit the instruction cache.
 template <class S, int NV>
 [[gnu::noinline]] void finish_stored(const Out<S>& out, int rows) {
   with_rule(out, [&](auto rule) {
@@ -141,7 +141,7 @@ struct PanelLines {
 };
 
 // A is read in place with a row stride (PackedA false), or as a packed tile whose inner dimension
-// is filled up to `inner`.
+// is padded to `inner`.
 template <class S, class O, int MR, int NV, bool PackedA, class Lines>
 void tile(const O* a, std::int64_t a_stride, Lines lines, std::int64_t inner, const Out<S>& out) {
   using V = Vector<Arithmetic<S>>;

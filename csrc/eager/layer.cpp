@@ -33,8 +33,8 @@ variable_list run_forward(const Operands& operands, Settings settings) {
   });
 }
 
-// Returns a gradient for each element of `mask`, undefined where that is false. `output` is
-// undefined if it was changed in place: the layer runs again.
+// Returns a gradient for each element of `mask`, undefined if that is false. If `output` is
+// undefined, because it was changed in place, the layer runs again.
 variable_list run_backward(const variable_list& grads, const Operands& operands,
                            const Tensor& output, Settings settings, const std::vector<bool>& mask) {
   const auto& [input, hx, batch_sizes, weights] = operands;
@@ -52,7 +52,7 @@ variable_list run_backward(const variable_list& grads, const Operands& operands,
   return in_places(std::move(found), mask);
 }
 
-// What a node saves, in this order: input, hx, batch_sizes, output, weights.
+// A node saves, in this order: input, hx, batch_sizes, output, weights.
 Operands operands_of(const variable_list& saved) {
   return {saved[0], if_defined(saved[1]), if_defined(saved[2]), {saved.begin() + 4, saved.end()}};
 }
@@ -89,7 +89,7 @@ class RNNBackward final : public LayerNode {
     const variable_list saved = unpack();
     const Operands operands = operands_of(saved);
     if (is_followed(grads)) {
-      // With the output as this node's, through which second derivatives pass on.
+      // With this node's output, through which second derivatives flow.
       return higher_order_backward(
           grads, operands,
           is_changed() ? std::nullopt

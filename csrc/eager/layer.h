@@ -1,4 +1,4 @@
-// One layer, or one step of a cell, as an eager call on the CPU that autograd records.
+// Eager calls of a layer, or of one step of a cell, on the CPU, which autograd records.
 #pragma once
 
 #include "eager/node.h"
@@ -23,9 +23,9 @@ struct Operands {
 // Returns (output, h_n), or the next state alone for a step. The kernels must support the call.
 variable_list run_layer(const Operands& operands, Settings settings);
 
-// Returns the gradients of input, hx and weights, differentiable or under vmap, undefined where
-// `mask` is false: rnn_ext._core.autograd.higher_order_backward. Without `output` it runs the layer
-// anew.
+// Returns the gradients of input, hx and weights, undefined where `mask` is false; differentiable,
+// also under vmap. This is rnn_ext._core.autograd.higher_order_backward. Without `output` it runs
+// the layer again.
 variable_list higher_order_backward(const variable_list& grads, const Operands& operands,
                                     const optional<Tensor>& output, Settings settings,
                                     const std::vector<bool>& mask);

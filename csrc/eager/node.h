@@ -1,4 +1,4 @@
-// What the autograd nodes of this folder have in common.
+// The base of the autograd nodes in this folder.
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -24,8 +24,8 @@ const c10::TypedOperatorHandle<Signature>& op(const char* name) {
       c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>());
 }
 
-// Runs f, which calls an op. An error's type does not cross the ops' C interface, so that of out of
-// memory is restored.
+// Runs f, which calls an op, and restores the type of an out-of-memory error, which the ops' C
+// interface does not pass.
 template <class F>
 auto without_autograd(F&& f) {
   const at::AutoDispatchBelowADInplaceOrView guard;
@@ -42,14 +42,14 @@ inline optional<Tensor> if_defined(const Tensor& t) {
   return t.defined() ? optional(t) : std::nullopt;
 }
 
-// Returns one gradient for each element of `mask`, in `found` for those that are true.
+// Returns a gradient for each element of `mask`: for true ones the next of `found`.
 variable_list in_places(std::vector<Tensor> found, const std::vector<bool>& mask);
 
-// Whether gradients of the gradients may be asked for.
+// Whether gradients of the gradients may be requested.
 bool is_followed(const variable_list& grads);
 
-// A node that saves tensors, and that compiled autograd can record. A small call takes 15
-// microseconds longer under torch::autograd::Function, which this replaces.
+// A node that saves tensors and that compiled autograd can record. It replaces
+// torch::autograd::Function, with which a small call takes 15 microseconds longer.
 class LayerNode : public torch::autograd::Node {
  public:
   void release_variables() override;
@@ -58,12 +58,12 @@ class LayerNode : public torch::autograd::Node {
                                  torch::dynamo::autograd::SwapSavedVariables& swap) override;
 
  protected:
-  // Computes gradients from saved tensors, settings(), and which gradients are wanted.
+  // Computes the requested gradients from saved tensors and settings().
   using Backward = variable_list (*)(const variable_list& grads, const variable_list& saved,
                                      const std::vector<std::int64_t>& settings,
                                      const std::vector<bool>& mask);
 
-  // `constant`, where it is defined, is kept unseen by hooks on saved tensors.
+  // `constant`, if defined, is kept too, but hooks on saved tensors do not get it.
   LayerNode(torch::autograd::edge_list&& edges, Backward backward, Tensor constant = {})
       : Node(std::move(edges)), backward_(backward), constant_(std::move(constant)) {}
 
@@ -73,20 +73,20 @@ class LayerNode : public torch::autograd::Node {
       save(t);
     }
   }
-  // Saves a result that may be changed in place before backward, as torch's RNNs allow. Torch would
-  // refuse such a saved tensor, so this saves the data under another version.
+  // Saves a result that users may change in place before backward, as in torch's RNNs. Autograd
+  // would raise an error for such a saved tensor, so this saves the data under another version.
   void save_unchanged(const Tensor& result) {
     save(result.variable_data());
     const auto& version = torch::autograd::impl::version_counter(result);
     versions_.emplace_back(version, version.current_version());
   }
   bool is_changed() const;
-  // The saved tensors in their order, then the constant where it is defined.
+  // The saved tensors in their order, then the constant, if defined.
   variable_list unpack();
-  // Whether the gradient of each edge is wanted.
+  // Whether the gradient of each edge is requested.
   std::vector<bool> wanted() const;
 
-  // What the gradients depend on beside tensors.
+  // The values other than tensors on which the gradients depend.
   virtual std::vector<std::int64_t> settings() const = 0;
 
  private:

@@ -1,7 +1,7 @@
-// The eager call as Python makes it: checks arguments of any type, and runs the layer if all are
-// what the kernels take. rnn_ext/autograd.py has the same in Python, at twice the time of a small
-// step. torch's C++ API has no stable ABI, so that this folder is a module of its own, built for
-// one torch release and loaded under that one alone (rnn_ext/_extension.py).
+// Eager calls from Python: checks arguments of any type, and runs the layer if the kernels support
+// them. rnn_ext/_core/autograd.py is the same in Python, which takes twice as long for a small
+// step. torch's C++ API has no stable ABI, so this folder is a separate module, built for one torch
+// release and loaded only with it (rnn_ext/_extension.py).
 #include "eager/python.h"
 
 #include "common/supports.h"
@@ -12,8 +12,9 @@ namespace {
 
 pybind11::handle python_backward;  // rnn_ext._core.autograd.higher_order_backward
 
-// A call's tensors but for its weights; none if the Python side has to see the call, as it does if
-// an argument is neither torch.Tensor nor Parameter, since a subclass may override operations.
+// A call's tensors other than weights; none if Python must handle the call, such as one with an
+// argument of another type than torch.Tensor and Parameter, since a subclass may override
+// operations.
 optional<Operands> read_operands(PyObject* input, PyObject* hx, PyObject* batch_sizes) {
   if (is_watched() || !THPVariable_CheckExact(input) || !is_exact_or_none(hx) ||
       !is_exact_or_none(batch_sizes)) {
@@ -59,12 +60,12 @@ bool supports(const Operands& operands, Layout layout, const Stack& stack) {
 
 bool is_flag(PyObject* object) { return object && PyBool_Check(object); }
 
-// What a module says of its weights; borrowed, of any type, null where it says nothing.
+// A module's attributes about its weights; borrowed, of any type, null if missing.
 struct Claims {
   PyObject *num_layers, *bidirectional, *bias, *training, *input_size, *hidden_size;
 };
 
-// Whether this file runs the call: the kernels support it, and what the module claims is true.
+// Whether this file runs the call: the kernels support it, and the module's attributes are true.
 bool takes_call(const Operands& operands, bool is_step, const Claims& claims) {
   const auto& [input, hx, batch_sizes, weights] = operands;
   if (!is_flag(claims.bidirectional) || !is_flag(claims.bias) || !is_flag(claims.training)) {
@@ -112,7 +113,7 @@ bool is_text(PyObject* object, const char* text) {
 }
 
 // run(input, hx, weights, batch_sizes, is_step, nonlinearity, bidirectional) -> (output, h_n), or
-// the next state for a step. One layer that `takes` takes.
+// the next state for a step. Runs one layer of a call for which `takes` is true.
 PyObject* run_call(PyObject*, PyObject* const* f, Py_ssize_t) {
   HANDLE_TH_ERRORS
   return wrap(run(read_call(f).value(), {f[4] == Py_True, is_text(f[5], "relu"), f[6] == Py_True}));
@@ -139,8 +140,8 @@ const Names& names() {
   return names;
 }
 
-// Transposes in place, since nn.RNN returns no view of its output. Backward saved the memory, which
-// does not change, so that the version stays.
+// Transposes in place, since nn.RNN does not return a view. The version stays the same, because the
+// memory that backward saved does not change.
 void to_batch_first(Tensor& output) {
   output.transpose_(0, 1);
   if (output.requires_grad()) {
@@ -149,8 +150,8 @@ void to_batch_first(Tensor& output) {
   }
 }
 
-// run_rnn(module, input, hx) -> (output, h_n) for batched input and one layer; None where
-// rnn_ext._core.dispatch has to find a path.
+// run_rnn(module, input, hx) -> (output, h_n) for batched input and one layer; None if
+// rnn_ext._core.dispatch must choose the path.
 PyObject* run_rnn(PyObject*, PyObject* const* f, Py_ssize_t) {
   HANDLE_TH_ERRORS
   const Names& name = names();
@@ -236,7 +237,7 @@ variable_list higher_order_backward(const variable_list& grads, const Operands& 
 
 }  // namespace rnn_ext::eager
 
-// Named after the torch release that it is built for.
+// The module's name contains the torch release for which it is built.
 PYBIND11_MODULE(RNN_EXT_NODE_MODULE, m) {
   PyModule_AddFunctions(m.ptr(), rnn_ext::eager::methods);
   m.def("set_higher_order_backward",

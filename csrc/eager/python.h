@@ -1,4 +1,4 @@
-// What the functions have in common that Python calls.
+// Shared by the functions that Python calls.
 #pragma once
 
 #include <ATen/PythonTorchFunctionTLS.h>
@@ -13,7 +13,7 @@
 
 namespace rnn_ext::eager {
 
-// Whether graph capture, a transform or a mode is active that the Python side takes care of.
+// Whether graph capture, a transform or a mode is active, which Python must handle.
 inline bool is_watched() {
   return c10::impl::tls_is_dispatch_key_included(
              c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
@@ -41,14 +41,14 @@ inline bool has_kernels(at::ScalarType dtype) {
          dtype == at::kHalf;
 }
 
-// An int, or -1 for one that is too large and for what is none.
+// Returns an int; -1 if it is too large, or no int.
 inline std::int64_t number_of(PyObject* object) {
   int overflows = 0;
   return object && PyLong_CheckExact(object) ? PyLong_AsLongLongAndOverflow(object, &overflows)
                                              : -1;
 }
 
-// A module's own attributes; borrowed, null where a subclass or a parametrization computes them.
+// A module's own attributes; borrowed, null if a subclass or a parametrization computes them.
 class Module {
  public:
   explicit Module(PyObject* module)
@@ -57,7 +57,7 @@ class Module {
   }
 
   PyObject* get(PyObject* name) const { return PyDict_GetItem(attributes_.ptr(), name); }
-  // None where the module says that it has none.
+  // None if the module has set it to None.
   PyObject* parameter(PyObject* name) const {
     static PyObject* const parameters = PyUnicode_InternFromString("_parameters");
     return item(parameters, name);
@@ -76,8 +76,8 @@ class Module {
   pybind11::dict attributes_;
 };
 
-// The names of a step's weights, and whether it has biases: torch's modules say nothing of these
-// but what they are.
+// The names of a step's weights, and whether it has biases, which only the weights of torch's
+// modules show.
 struct StepWeights {
   PyObject* const names[4] = {
       PyUnicode_InternFromString("weight_ih"), PyUnicode_InternFromString("weight_hh"),

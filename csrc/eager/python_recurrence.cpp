@@ -1,4 +1,4 @@
-// Calls of layers and steps whose cell is a program, as Python makes them.
+// Calls from Python of layers and steps whose cell is a program.
 #include <ATen/ExpandUtils.h>
 #include <torch/csrc/PyInterpreter.h>
 
@@ -77,7 +77,7 @@ class Cell {
 
 bool runs_on_kernels(const Tensor& t) { return is_dense_on_cpu(t) && has_kernels(t.scalar_type()); }
 
-// None if the Python side has to see a call with these tensors.
+// Returns none if Python must handle a call with these tensors.
 optional<variable_list> read_tensors(PyObject* const* objects, Py_ssize_t count) {
   if (is_watched()) {
     return std::nullopt;
@@ -112,8 +112,8 @@ PyObject* takes_tensors(PyObject*, PyObject* const* f, Py_ssize_t count) {
 }
 
 // run_recurrence(cell, tensors, reset, batch_sizes, counts, bidirectional, return_states) -> the
-// results in a tuple; None where the Python side has to run the call. The arguments are those of
-// run_recurrence in recurrence.h.
+// results in a tuple; None if Python must run the call. The arguments are those of run_recurrence
+// in recurrence.h.
 PyObject* run_layer(PyObject*, PyObject* const* f, Py_ssize_t) {
   HANDLE_TH_ERRORS
   optional<variable_list> tensors =
@@ -130,8 +130,7 @@ PyObject* run_layer(PyObject*, PyObject* const* f, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
-// Collects the tensors of a step. The functions return false where the Python side has to see the
-// call.
+// Collects the tensors of a step. The functions return false if Python must handle the call.
 class StepTensors {
  public:
   // A tensor of these sizes.
@@ -163,7 +162,7 @@ class StepTensors {
   variable_list tensors_;
 };
 
-// The states in `hx`, one alone or several in a tuple or list; empty for None.
+// The states in `hx`: a tensor, or a tuple or list of them; empty for None.
 optional<std::vector<PyObject*>> read_states(PyObject* hx, std::int64_t count) {
   if (hx == Py_None) {
     return std::vector<PyObject*>{};
@@ -179,8 +178,8 @@ optional<std::vector<PyObject*>> read_states(PyObject* hx, std::int64_t count) {
   return std::vector<PyObject*>(items, items + count);
 }
 
-// run_step(module, cell, input, hx, inputs) -> the next state, or states in a tuple; None where the
-// Python side has to check the call or to run it.
+// run_step(module, cell, input, hx, inputs) -> the next state, or states in a tuple; None if Python
+// must check or run the call.
 PyObject* run_step(PyObject*, PyObject* const* f, Py_ssize_t) {
   HANDLE_TH_ERRORS
   if (is_watched() || at::autocast::is_autocast_enabled(at::kCPU) ||

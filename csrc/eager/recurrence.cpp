@@ -20,20 +20,20 @@ using Backward = std::vector<Tensor>(at::TensorList, std::vector<bool>, const Te
                                      const optional<Tensor>&, const optional<Tensor>&,
                                      const Tensor&, bool, std::int64_t, std::vector<bool>);
 
-// What an op is called with beside tensors.
+// The arguments of an op other than tensors.
 struct Settings {
   Recurrence layer;
   std::int64_t states;
   std::int64_t kept_states;
   std::int64_t kept_values;
 
-  // What users get of forward's results: the output of a step is the first of its states.
+  // The results for users: the output of a step is the first of its states.
   std::size_t first_result() const { return layer.is_step ? 1 : 0; }
   std::size_t end_of_results() const { return 1 + states + (layer.return_states ? states - 1 : 0); }
   bool is_result(std::size_t i) const { return i >= first_result() && i < end_of_results(); }
 };
 
-// The lists of initial states, weights, parameters, inputs and reset states, which follow input.
+// The lists after input: initial states, weights, parameters, inputs and reset states.
 Lists lists_of(at::TensorList tensors, const Counts& counts) {
   Lists lists;
   std::size_t first = 1;
@@ -66,7 +66,7 @@ variable_list tensors_of_op(const Recurrence& layer, const RecurrenceOperands& o
   return layer.is_step ? as_sequence(operands.tensors, layer.counts) : operands.tensors;
 }
 
-// The gradient of `t`, from that of what it was expanded to.
+// The gradient of `t` from that of its expanded tensor.
 Tensor gradient_of(const Tensor& t, const Tensor& expanded) {
   return expanded.numel() == t.numel() ? expanded.view(t.sizes()) : at::sum_to(expanded, t.sizes());
 }
@@ -84,7 +84,7 @@ variable_list run_forward(const Settings& settings, const RecurrenceOperands& op
   });
 }
 
-// `kept` are the output and what forward kept beside it.
+// `kept` are the output and the further results that forward saved.
 variable_list run_backward(const variable_list& grads, const Settings& settings,
                            const RecurrenceOperands& operands, at::TensorList kept,
                            const Tensor& program, const std::vector<bool>& mask) {
@@ -108,7 +108,7 @@ variable_list run_backward(const variable_list& grads, const Settings& settings,
                       kept[0], kept.slice(1, sequences), kept.slice(1 + sequences), operands.reset,
                       operands.batch_sizes, program, layer.bidirectional, kept_states, mask),
         mask);
-    // The op has a parameter's for each direction, and a reset state's for each batch row.
+    // The op returns a parameter's for each direction, and a reset state's for each batch row.
     for (std::size_t i = 0; i < gradients.size(); ++i) {
       if (gradients[i].defined() && gradients[i].sizes() != operands.tensors[i].sizes()) {
         gradients[i] = gradient_of(operands.tensors[i], gradients[i]);
@@ -126,7 +126,7 @@ class RecurrenceBackward final : public LayerNode {
         settings_(settings),
         cell_(cell.cell) {}
 
-  // `found` is what forward returned.
+  // `found` are the results of forward.
   void save_all(const RecurrenceOperands& operands, const variable_list& found) {
     save(operands.tensors);
     save(operands.reset.value_or(Tensor()));

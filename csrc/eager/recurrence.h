@@ -1,4 +1,4 @@
-// A layer whose cell is a program, as an eager call on the CPU that autograd records.
+// Eager calls of a layer whose cell is a program, on the CPU, which autograd records.
 #pragma once
 
 #include <c10/core/SafePyObject.h>
@@ -10,22 +10,22 @@
 
 namespace rnn_ext::eager {
 
-// Of initial states, weights, parameters, inputs and reset states.
+// The numbers of initial states, weights, parameters, inputs and reset states.
 using Counts = std::array<std::int64_t, 5>;
 
-// What a layer computes; its cell aside, the fields of rnn_ext._core.recurrence.Recurrence.
+// The settings of a layer: the fields of rnn_ext._core.recurrence.Recurrence without the cell.
 struct Recurrence {
   Counts counts;
   bool bidirectional;
   bool return_states;  // all steps of the states beside y
-  bool is_step;        // operands and results have no axes but those of one step of a cell
+  bool is_step;        // operands and results have the axes of one step of a cell
 };
 
-// What the autograd node needs of rnn_ext._core.cells.cell.Cell.
+// The parts of rnn_ext._core.cells.cell.Cell that the autograd node needs.
 struct CellProgram {
   Tensor program;
-  std::int64_t states;        // y among them
-  std::int64_t saved_states;  // those of which backward reads all steps, a bit each
+  std::int64_t states;        // including y
+  std::int64_t saved_states;  // that backward reads at all steps, a bit each
   std::int64_t saved_values;
   std::shared_ptr<c10::SafePyObject> cell;
 };
@@ -36,13 +36,13 @@ struct RecurrenceOperands {
   optional<Tensor> batch_sizes;
 };
 
-// Returns what rnn_ext._core.recurrence.run_layer does, or the next states for a step, whose
+// Returns the results of rnn_ext._core.recurrence.run_layer, or the next states for a step, whose
 // parameters and inputs need only broadcast to the units. The kernels must support the call.
 variable_list run_recurrence(const Recurrence& layer, const RecurrenceOperands& operands,
                              const CellProgram& cell);
 
-// Returns the gradients of the operands' tensors, differentiable or under vmap, undefined where
-// `mask` is false: rnn_ext._core.recurrence._differentiable_backward.
+// Returns the gradients of the operands' tensors, undefined where `mask` is false; differentiable,
+// also under vmap. This is rnn_ext._core.recurrence._differentiable_backward.
 variable_list higher_order_backward(const variable_list& grads, const c10::SafePyObject& cell,
                                     const Recurrence& layer, const RecurrenceOperands& operands,
                                     const std::vector<bool>& mask);
