@@ -3,8 +3,6 @@
 Needs onnxscript and onnxruntime (`make test-extras`).
 """
 
-from pathlib import Path
-
 import pytest
 import torch
 from support import assert_like, flat, hx_of
