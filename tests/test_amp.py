@@ -43,20 +43,18 @@ def to(dtype, args):
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_results_have_the_dtypes_that_torchs_modules_give(dtype):
     for theirs, ours, args in pairs():
+        is_packed = isinstance(args[0], PackedSequence)
+        if type(theirs) is nn.LSTM and not is_packed and dtype == torch.float16:
+            continue  # oneDNN has no LSTM in float16 on most CPUs
         for given in (torch.float32, dtype):
             dtypes = []
             for module in (theirs, ours):
                 with autocast(dtype):
-                    try:
-                        results = flat(module(*to(given, args)))
-                    except RuntimeError as error:
-                        if module is ours or "primitive" not in str(error):
-                            raise
-                        continue  # oneDNN lacks an LSTM in float16
+                    results = flat(module(*to(given, args)))
                     loss = sum(r.float().sum() for r in results)
                 grads = torch.autograd.grad(loss, list(module.parameters()))
                 dtypes.append([t.dtype for t in (*results, *grads)])
-            assert dtypes[-1] == dtypes[0]
+            assert dtypes[1] == dtypes[0]
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)

@@ -180,7 +180,7 @@ def test_caches_are_what_the_system_says(tmp_path, monkeypatch):
     assert caches() == (Cache(1, 48 << 10, 1), Cache(2, 2 << 20, 1), Cache(3, 32 << 20, 8))
 
 
-def test_the_probe_builds_and_measures():
+def test_the_probe_builds_and_returns_finite_numbers():
     probe = load_probe()
     for threads in (1, 2):
         assert 0 < probe.read_rate(1, threads) < inf

@@ -60,7 +60,7 @@ def test_error_for_an_old_torch_says_how_to_upgrade(load, monkeypatch):
     assert "pip install --upgrade torch" in text
 
 
-def test_oldest_supported_torch_is_taken(package, load, monkeypatch):
+def test_check_of_the_release_accepts_torch_2_10(package, load, monkeypatch):
     write_module(package, "")
     monkeypatch.setattr(torch, "__version__", "2.10.0")
     assert load().__name__ == f"{package.name}._C"
