@@ -149,9 +149,9 @@ class RNN(Layers):
             result = node.run_rnn(self, input, hx)
             if result is not None:
                 return result
-        found: tuple[Tensor | PackedSequence, Tensor]
-        found = super().forward(input, hx, reset, reset_state)
-        return found
+        results: tuple[Tensor | PackedSequence, Tensor]
+        results = super().forward(input, hx, reset, reset_state)
+        return results
 
 
 class GRU(Layers):
@@ -246,9 +246,9 @@ class GRU(Layers):
         reset: Tensor | None = None,
         reset_state: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
-        found: tuple[Tensor | PackedSequence, Tensor]
-        found = super().forward(input, hx, reset, reset_state)
-        return found
+        results: tuple[Tensor | PackedSequence, Tensor]
+        results = super().forward(input, hx, reset, reset_state)
+        return results
 
 
 class LSTM(Layers):
@@ -341,9 +341,9 @@ class LSTM(Layers):
         reset: Tensor | None = None,
         reset_state: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
-        found: tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]
-        found = super().forward(input, hx, reset, reset_state)
-        return found
+        results: tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]
+        results = super().forward(input, hx, reset, reset_state)
+        return results
 
 
 class RNNCell(Step):

@@ -446,9 +446,9 @@ class RecurrentCell(_Base):
     ) -> Any:
         """Returns the next state or states; see the class for the shapes."""
         if not torch.compiler.is_compiling():
-            found = node.run_step(self, self.cell, input, hx, inputs)
-            if found is not None:
-                return found
+            result = node.run_step(self, self.cell, input, hx, inputs)
+            if result is not None:
+                return result
         _check_names(f"forward of cell {self.cell.name!r}", self.cell.inputs, inputs)
         weights = read_parameters(self, self._weight_names)
         self._check_input(input, (1, 2), weights[0])

@@ -196,20 +196,20 @@ class _RNNLayer(torch.autograd.Function):
         with memory_errors:
             if is_differentiated(grad_output, grad_h_n):
                 # Not with the saved output, which has no graph for second derivatives.
-                found = higher_order_backward(
+                grads = higher_order_backward(
                     *(grad_output, grad_h_n, input, hx, weights, None, batch_sizes),
                     *(nonlinearity, bidirectional, False, mask),
                 )
-                return (None, None, None, *found)
+                return (None, None, None, *grads)
             if output is None:
                 output, _ = _rnn_forward(
                     input, hx, weights, batch_sizes, nonlinearity, bidirectional
                 )
-            found = _rnn_backward(
+            grads = _rnn_backward(
                 *(grad_output, grad_h_n, input, hx, weights, output, batch_sizes),
                 *(nonlinearity, bidirectional, mask),
             )
-        return (None, None, None, *derivatives.in_places(found, mask))
+        return (None, None, None, *derivatives.expand_to_mask(grads, mask))
 
 
 class _RNNCell(torch.autograd.Function):
@@ -230,15 +230,15 @@ class _RNNCell(torch.autograd.Function):
         mask = ctx.needs_input_grad[1:]
         with memory_errors:
             if is_differentiated(grad_output):
-                found = higher_order_backward(
+                grads = higher_order_backward(
                     *(grad_output, None, input, hx, weights, None, None),
                     *(ctx.nonlinearity, False, True, mask),
                 )
-                return (None, *found)
+                return (None, *grads)
             if output is None:
                 output = _cell_forward(input, hx, weights, ctx.nonlinearity)
-            found = _cell_backward(grad_output, input, hx, weights, output, ctx.nonlinearity, mask)
-        return (None, *derivatives.in_places(found, mask))
+            grads = _cell_backward(grad_output, input, hx, weights, output, ctx.nonlinearity, mask)
+        return (None, *derivatives.expand_to_mask(grads, mask))
 
 
 def higher_order_backward(
@@ -270,12 +270,12 @@ def higher_order_backward(
     if states is None:
         layer = derivatives.rnn_layer if is_transformed() else rnn_layer
         states, _ = layer(input, hx, weights, batch_sizes, nonlinearity, bidirectional)
-    found = derivatives.layer_backward(
+    grads = derivatives.layer_backward(
         *(grad_output, grad_h_n, input, hx, weights, states),
         *(TimeOrder(batch_sizes, nonlinearity, bidirectional), output_mask),
     )
     if not is_step:
-        return found
-    grad_input, grad_hx, *grad_weights = found
+        return grads
+    grad_input, grad_hx, *grad_weights = grads
     rows = (None if g is None else g.squeeze(0) for g in (grad_input, grad_hx))
     return [*rows, *grad_weights]

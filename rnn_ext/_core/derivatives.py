@@ -26,7 +26,7 @@ from .torch_private import is_transformed
 from .vectorize import folded_or_looped, is_in_legacy_vmap, legacy_vmap
 
 __all__ = [
-    "in_places",
+    "expand_to_mask",
     "layer_backward",
     "layer_double_backward",
     "rnn_layer",
@@ -107,10 +107,10 @@ def layer_backward(
     )
 
 
-def in_places(
+def expand_to_mask(
     grads: Sequence[Tensor | None], output_mask: Sequence[bool]
 ) -> Sequence[Tensor | None]:
-    """Expands the gradients that a backward op returned: None where ``output_mask`` is False."""
+    """Returns a backward op's gradients with None for those that ``output_mask`` left out."""
     if len(grads) == len(output_mask):
         return grads
     rest = iter(grads)
@@ -330,7 +330,7 @@ class _Backward(torch.autograd.Function):
         ctx.order = order
         ctx.save_for_backward(grad_output, grad_h_n, input, hx, output, *weights)
         ctx.set_materialize_grads(False)
-        return tuple(in_places(grads, output_mask))
+        return tuple(expand_to_mask(grads, output_mask))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -122,7 +122,7 @@ def _forward_op_backward(
         ctx.bidirectional,
         mask,
     )
-    grad_input, grad_hx, *grad_weights = derivatives.in_places(grads, mask)
+    grad_input, grad_hx, *grad_weights = derivatives.expand_to_mask(grads, mask)
     return grad_input, grad_hx, grad_weights, None, None, None
 
 
@@ -142,7 +142,7 @@ def _save_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Te
 def _backward_op_backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     batch_sizes, grad_output, grad_h_n, input, hx, states, *weights = ctx.saved_tensors
     results = derivatives.layer_double_backward(
-        derivatives.in_places(grads, ctx.output_mask),
+        derivatives.expand_to_mask(grads, ctx.output_mask),
         *(grad_output, grad_h_n, input, hx, weights, states),
         replace(ctx.order, batch_sizes=batch_sizes),
     )

@@ -15,7 +15,7 @@ from .autograd import is_differentiated, keep_unchanged, memory_errors, were_cha
 from .cells.cell import Cell
 from .cells.interpreter import run_forward
 from .composite import Multiply, is_tokens
-from .derivatives import in_places
+from .derivatives import expand_to_mask
 from .dtypes import KERNEL_DTYPES, cast_for_autocast
 from .stack import Part, run_stack
 from .torch_private import is_any_autocast_enabled, is_fake, is_tracing, is_transformed
@@ -202,12 +202,12 @@ def _as_layer(
     def as_step(t: Tensor) -> Tensor:
         return t.unsqueeze(0) if len(shape) == 2 else t[None, None]
 
-    found = run(
+    results = run(
         *(as_step(input), [as_step(t) for t in initial], weights),
         [t.expand(hidden_size) for t in parameters],
         [as_step(t.expand(shape)).unsqueeze(0) for t in inputs],
     )
-    return [t.view(shape) for t in found[1:]]
+    return [t.view(shape) for t in results[1:]]
 
 
 # reset and batch_sizes.
@@ -237,12 +237,12 @@ def run_plain_layer(
 def _run(layer: Recurrence, settings: Settings, tensors: tuple[Tensor, ...]) -> Sequence[Tensor]:
     is_captured = torch.compiler.is_compiling() or is_tracing()
     if not is_captured:
-        found: Sequence[Tensor] | None = node.run_recurrence(
+        from_node: Sequence[Tensor] | None = node.run_recurrence(
             *(layer.cell, tensors, *settings),
             *(layer[1:6], layer.bidirectional, layer.return_states),
         )
-        if found is not None:
-            return found
+        if from_node is not None:
+            return from_node
     if loop_reason(tensors[1:] if is_tokens(tensors[0]) else tensors):
         return _loop(layer, settings, layer.split(tensors))
     if torch.onnx.is_in_onnx_export():
@@ -279,13 +279,13 @@ def _call_forward(
     if is_recorded:
         kept_states |= cell.kept_states
     input, initial, weights, *operands = layer.split(tensors)
-    found: list[Tensor] = _forward(
+    results: list[Tensor] = _forward(
         # Empty lists as None, since AOTInductor cannot pass them.
         *(input, initial or None, weights, *(tensors or None for tensors in operands)),
         *(*settings, _program_beside(input, cell), layer.bidirectional, layer.states()),
         *(kept_states, cell.kept_values if is_recorded else 0),
     )
-    return found, kept_states
+    return results, kept_states
 
 
 def _program_beside(input: Tensor, cell: Cell) -> Tensor:
@@ -305,13 +305,13 @@ class _Layer(torch.autograd.Function):
     def forward(
         ctx: Any, layer: Recurrence, settings: Settings, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        found, ctx.kept_states = _call_forward(layer, settings, tensors, True)
+        results, ctx.kept_states = _call_forward(layer, settings, tensors, True)
         ctx.layer, ctx.count = layer, len(tensors)
-        returned = found[1 + layer.states() : layer.results()]
-        kept = keep_unchanged(ctx, [found[0], *returned])
-        ctx.save_for_backward(*settings, *tensors, *kept, *found[layer.results() :])
+        returned = results[1 + layer.states() : layer.results()]
+        kept = keep_unchanged(ctx, [results[0], *returned])
+        ctx.save_for_backward(*settings, *tensors, *kept, *results[layer.results() :])
         ctx.set_materialize_grads(False)
-        return tuple(found[: layer.results()])
+        return tuple(results[: layer.results()])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
@@ -323,8 +323,8 @@ class _Layer(torch.autograd.Function):
         if is_differentiated(*grads):
             return None, None, *_differentiable_backward(layer, settings, tensors, grads, mask)
         if were_changed(ctx):
-            found, _ = _call_forward(layer, settings, tensors, True)
-            output, *kept = found[0], *found[1 + layer.states() :]
+            results, _ = _call_forward(layer, settings, tensors, True)
+            output, *kept = results[0], *results[1 + layer.states() :]
         program = _program_beside(tensors[0], layer.cell)
         flags = (layer.bidirectional, ctx.kept_states)
         with memory_errors:
@@ -357,12 +357,12 @@ def _differentiable_backward(
         pairs = [
             (r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad
         ]
-        found = torch.autograd.grad(
+        computed = torch.autograd.grad(
             *([r for r, _ in pairs], wanted, [g for _, g in pairs]),
             create_graph=torch.is_grad_enabled(),
             allow_unused=True,
         )
-        return in_places(found, mask)
+        return expand_to_mask(computed, mask)
 
     return list(legacy_vmap(gradients, grads) if is_in_legacy_vmap(grads) else gradients(*grads))
 
@@ -403,9 +403,9 @@ def _loop(
         def product(k: int, x: Tensor) -> Sequence[Tensor]:
             return multiply(k, x.to(u.dtype).expand_as(states[0])).split(width, -1)
 
-        found = compute(u.split(width, -1), product, states, (*parameters, *inputs))
-        found = found if isinstance(found, tuple) else (found,)
-        return [t.to(u.dtype).expand_as(s) for t, s in zip(found, states, strict=True)]
+        next_states = compute(u.split(width, -1), product, states, (*parameters, *inputs))
+        next_states = next_states if isinstance(next_states, tuple) else (next_states,)
+        return [t.to(u.dtype).expand_as(s) for t, s in zip(next_states, states, strict=True)]
 
     histories, finals = composite.recurrence(
         *(step, layer.states(), cell.products, input, initial or None, weights, inputs),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .composite import is_tokens
-from .derivatives import in_places
+from .derivatives import expand_to_mask
 from .ops import empty_gradients
 
 __all__ = ["backward", "split"]
@@ -110,11 +110,11 @@ def backward(
         *grads[: 1 + states],
         *(next(of_sequences, None) if kept_states >> s & 1 else None for s in range(1, states)),
     ]
-    found = torch.ops.rnn_ext.recurrence_backward.default(
+    gradients = torch.ops.rnn_ext.recurrence_backward.default(
         *([g for g in grads if g is not None], [g is not None for g in grads]),
         *(*operands, output, kept[:sequences], kept[sequences:], *settings, mask),
     )
-    results = list(in_places(found, mask))
+    results = list(expand_to_mask(gradients, mask))
     first = 1 + len(initial) + len(weights)
     for i in range(first, first + len(parameters)):
         rows = results[i]
@@ -148,11 +148,11 @@ def _op_backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     operands, (output, *kept) = saved[:count], saved[count:]
     needs_input, *needs = ctx.needs_input_grad[:6]
     mask = [needs_input, *(flag for flags in needs for flag in flags or ())]
-    found = backward(
+    gradients = backward(
         *(grads, split(operands, ctx.counts), output, kept),
         *((reset, batch_sizes, program, *ctx.flags), ctx.states, mask),
     )
-    of_input, *of_lists = split(found, ctx.counts)
+    of_input, *of_lists = split(gradients, ctx.counts)
     given = zip(of_lists, ctx.is_given, strict=True)
     return (of_input, *(list(part) if is_given else None for part, is_given in given), *[None] * 7)
 

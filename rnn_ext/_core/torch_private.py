@@ -272,8 +272,8 @@ def scan(
         raise NotImplementedError(
             f"exporting a cell needs an operation that torch {torch.__version__} does not have"
         ) from None
-    found: tuple[list[Tensor], list[Tensor]] = scan(body, initial, sequences, reverse=reverse)
-    return found
+    results: tuple[list[Tensor], list[Tensor]] = scan(body, initial, sequences, reverse=reverse)
+    return results
 
 
 # Modules ------------------------------------------------------------------------------------------

@@ -118,9 +118,9 @@ class Cell:
     def _restore(cls, path: tuple[str, str], definition: Definition) -> Cell:
         """Returns the cell at ``path`` if it has the same program, else one from ``definition``."""
         try:
-            found = operator.attrgetter(path[1])(importlib.import_module(path[0]))
-            if isinstance(found, cls) and torch.equal(found.program, definition.program):
-                return found
+            cell = operator.attrgetter(path[1])(importlib.import_module(path[0]))
+            if isinstance(cell, cls) and torch.equal(cell.program, definition.program):
+                return cell
         except (ImportError, AttributeError, CellError):
             pass
         restored = cls.__new__(cls)
