@@ -40,7 +40,7 @@ def run(tensors, forward=rnn):
 
 
 @pytest.mark.parametrize("wanted", SUBSETS, ids="+".join)
-def test_exactly_the_wanted_gradients_are_computed(wanted):
+def test_exactly_the_requested_gradients_are_computed(wanted):
     values = one_layer()
     tensors = {n: t.clone().requires_grad_(n in wanted) for n, t in values.items()}
     output, h_n = run(tensors)
@@ -81,7 +81,7 @@ def test_single_gradients_of_other_forms(form, wanted):
     assert_close_fp64(*results)
 
 
-def test_frozen_modules_train_what_lies_below():
+def test_frozen_modules_train_the_layers_below():
     theirs, ours = twins(5, 6, 2, bidirectional=True, dtype=torch.float64)
     x = torch.randn(4, 3, 5, dtype=torch.float64)
     grads = []
@@ -325,7 +325,7 @@ def test_saved_for_backward_are_input_output_and_hx_only():
     assert kept <= sum(t.untyped_storage().nbytes() for t in (x, hx, output))
 
 
-def test_saved_tensor_hooks_may_replace_what_was_saved():
+def test_saved_tensor_hooks_may_replace_saved_tensors():
     module = rnn_ext.RNN(5, 6)
     x = torch.randn(4, 3, 5)
     expected = torch.autograd.grad(module(x)[0].sum(), list(module.parameters()))
@@ -346,7 +346,7 @@ def test_activation_checkpointing_gives_the_same_bits(use_reentrant):
     assert_same_bits([x.grad, *(p.grad for p in module.parameters())], expected)
 
 
-def test_gradient_hooks_see_what_nn_rnns_see():
+def test_gradient_hooks_get_the_gradients_of_nn_rnn():
     theirs, ours = twins(5, 6, dtype=torch.float64)
     x = torch.randn(4, 3, 5, dtype=torch.float64)
     seen = []

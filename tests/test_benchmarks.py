@@ -78,7 +78,7 @@ KINDS = [
     [*KINDS, *(replace(KINDS[i], dtype=torch.bfloat16) for i in (3, 5))],
     ids=lambda case: f"{case.dtype_name}, {case.settings}",
 )
-def test_every_sort_of_case_is_compared_and_timed(case, mode):
+def test_every_kind_of_case_is_compared_and_timed(case, mode):
     found = measure(case, mode, 0.001)
     assert found.hot.rounds >= MIN_ROUNDS
     # On a machine busy enough, even these calls are too long to be timed cold.

@@ -82,14 +82,14 @@ def test_threads_that_share_columns_read_their_own():
     assert result.seconds == pytest.approx(seconds)
 
 
-def test_threads_that_share_columns_meet_after_every_step():
+def test_threads_that_share_columns_synchronize_after_every_step():
     team = replace(TEAM, barrier_seconds=2.0, fork_join_seconds=0.5)
     result = bound(Case(7, 1, 4, 8), "training", SLOW, team)
     assert (result.limit, result.split) == ("sync", (1, 2))
     assert result.seconds == pytest.approx(2 * (7 * 2.0 + 0.5))
 
 
-def test_threads_that_share_batch_rows_never_meet_but_each_reads_all_of_w_hh():
+def test_threads_that_share_batch_rows_never_synchronize_and_each_reads_all_of_w_hh():
     team = replace(TEAM, barrier_seconds=2.0, levels=MEMORY)
     result = bound(Case(7, 4, 0, 20), "forward", SLOW, team)
     assert (result.limit, result.split) == ("weights", (2, 1))
@@ -132,7 +132,7 @@ def test_short_calls_are_bound_by_the_call():
     assert result.seconds == pytest.approx(1e-5 + 2 * 8 * (4 + 8) / 1e9)
 
 
-def test_steps_wait_for_the_step_before():
+def test_steps_wait_for_the_previous_step():
     alone = replace(FREE, **calls(call=1.0, forward_step=2.0, backward_step=3.0))
     case = Case(10, 1, 4, 8)
     result = bound(case, "forward", alone, alone)

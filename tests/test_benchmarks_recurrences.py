@@ -44,14 +44,14 @@ def test_a_plain_rnn_is_called_once_for_each_gate(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_what_differs_from_the_loop_is_not_timed(mode, monkeypatch):
+def test_a_result_that_differs_from_the_loop_is_not_timed(mode, monkeypatch):
     loop = recurrences._Call.loop
     monkeypatch.setattr(recurrences._Call, "loop", lambda *args: tuple(2 * t for t in loop(*args)))
     with pytest.raises(MismatchError, match="rnn_ext and the loop differ at gru T=5"):
         measure_recurrence(LAYER, mode, "loop", 0.001)
 
 
-def test_a_compilation_is_told_with_its_time_or_why_it_was_skipped(monkeypatch):
+def test_compilation_is_reported_with_its_time_or_a_reason(monkeypatch):
     def compile_as(function):
         monkeypatch.setattr(torch, "compile", lambda loop, **_: function or loop)
         found = measure_recurrence(LAYER, "forward", "torch.compile", 0.001)

@@ -48,7 +48,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_what_a_cell_cannot_contain(name):
+def test_rejects_what_a_cell_cannot_have(name):
     body, words = BODIES[name]
 
     @rnn_ext.cell
@@ -89,7 +89,7 @@ def test_rejects_a_derivative_it_cannot_contain():
         _ = culprit.program
 
 
-def test_arguments_are_checked_where_a_cell_is_defined():
+def test_arguments_are_checked_when_a_cell_is_defined():
     for decorate, function, words in (
         (rnn_ext.cell, lambda u, v: u, r"expected \(u, v, y\)"),
         (rnn_ext.cell(states=("c",)), lambda u, v, y, x: (y, x), r"expected \(u, v, y, c\)"),
@@ -154,7 +154,7 @@ def returns_early(u, v, y):
         (yields_nothing_of_its_own, r"make it a parameter or an input"),
     ],
 )
-def test_what_a_cell_cannot_yield(function, words):
+def test_rejects_values_that_a_cell_cannot_yield(function, words):
     with pytest.raises(rnn_ext.CellError, match=words):
         _ = rnn_ext.cell(gates=(1, 1))(function).program
 
@@ -168,7 +168,7 @@ def test_what_a_cell_cannot_yield(function, words):
     ],
     ids=["no_grad, autocast, meta", "inference", "fake"],
 )
-def test_a_cell_is_traced_whatever_mode_is_on(modes):
+def test_a_cell_is_traced_in_every_mode(modes):
     fresh = rnn_ext.cell(gates=4, states=("c",))(cells.lstm.__wrapped__)
     with ExitStack() as stack:
         for mode in modes:

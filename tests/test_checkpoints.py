@@ -169,7 +169,7 @@ def damage(file, how, other):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("how", ["truncated", "one bit", "missing", "empty", "foreign"])
-def test_damaged_checkpoint_is_reported_and_the_one_before_it_used(
+def test_damaged_checkpoint_is_reported_and_the_previous_one_used(
     text, whole, tmp_path, capsys, name, how
 ):
     out = tmp_path / "run"
@@ -187,7 +187,7 @@ def test_damaged_checkpoint_is_reported_and_the_one_before_it_used(
     assert state_of(out) == whole
 
 
-def test_damaged_checkpoints_alone_are_refused(text, tmp_path, capsys):
+def test_a_run_with_only_damaged_checkpoints_is_refused(text, tmp_path, capsys):
     train(text, out=tmp_path)
     for folder in checkpoints(tmp_path):
         damage(folder / "run.json", "empty", None)
@@ -204,7 +204,7 @@ def write_json(file, about):
     file.write_text(json.dumps(about))
 
 
-def test_a_run_from_before_there_were_cells_is_one_of_an_rnn(text, tmp_path):
+def test_an_old_run_without_a_cell_is_an_rnn(text, tmp_path):
     train(text, out=tmp_path / "new", steps=12)
     train(text, out=tmp_path / "old", steps=6)
     for folder in checkpoints(tmp_path / "old"):
@@ -260,7 +260,7 @@ def test_rejects_the_tokens_of_another_run(text, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("min_count", [1, 200])
-def test_missing_tokens_are_made_again_from_the_text(text, tmp_path, capsys, min_count):
+def test_missing_tokens_are_recreated_from_the_text(text, tmp_path, capsys, min_count):
     train(text, out=tmp_path, min_count=min_count)
     tokens = tmp_path / "tokens.bin"
     before = tokens.read_bytes()
@@ -273,7 +273,7 @@ def test_missing_tokens_are_made_again_from_the_text(text, tmp_path, capsys, min
 
 
 @pytest.mark.parametrize("change", ["other", "longer", "new character", "missing"])
-def test_missing_tokens_are_not_made_from_another_text(tmp_path, capsys, change):
+def test_missing_tokens_are_not_recreated_from_another_text(tmp_path, capsys, change):
     text = write_text(tmp_path / "text.txt")
     out = tmp_path / "run"
     train(text, out=out)

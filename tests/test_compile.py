@@ -291,6 +291,6 @@ def test_compiled_autograd_gives_the_gradients_of_an_eager_call(kind, is_cell, c
 
 
 @pytest.mark.parametrize("cls", [Call, Kind, Recurrence, Route], ids=lambda cls: cls.__name__)
-def test_what_a_call_is_made_of_has_no_property(cls):
+def test_the_tuples_of_a_call_have_no_property(cls):
     """torch.compile of torch 2.10 reads fields and methods of a named tuple, but no property."""
     assert not [name for name, value in vars(cls).items() if isinstance(value, property)]

@@ -301,7 +301,7 @@ def test_gradients_that_do_not_arrive_count_as_zero(case):
 
 
 @pytest.mark.parametrize("case", KINDS, ids=str)
-def test_only_the_wanted_gradients_are_returned_and_have_the_same_bits(case):
+def test_only_the_requested_gradients_are_returned_and_have_the_same_bits(case):
     tensors = Tensors.of(case)
     upstream = tensors.upstream(case)
     _, _, *everything = run(case, tensors, upstream)

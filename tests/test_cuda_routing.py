@@ -188,7 +188,7 @@ def test_auto_takes_backward_in_eval_mode_but_not_inference():
 
 
 @pytest.mark.usefixtures("h100")
-def test_auto_takes_calls_where_deterministic_algorithms_are_asked_for():
+def test_auto_takes_calls_under_deterministic_algorithms():
     torch.use_deterministic_algorithms(True)
     try:
         assert_ours(
@@ -201,7 +201,7 @@ def test_auto_takes_calls_where_deterministic_algorithms_are_asked_for():
 
 
 @pytest.mark.usefixtures("h100")
-def test_a_setting_overrules_what_would_be_chosen(monkeypatch):
+def test_the_setting_overrides_the_choice(monkeypatch):
     monkeypatch.setattr(cuda, "setting", "ours")
     assert_ours(layer(5000), tensor(2, 4096, 17), "RNN_EXT_CUDA=ours")
     monkeypatch.setattr(cuda, "setting", "torch")

@@ -147,7 +147,7 @@ def test_packed_tokens(looked_up, kind, bidirectional):
     assert len(looked_up) == 4
 
 
-def test_gradients_are_those_that_are_wanted():
+def test_gradients_are_those_that_are_requested():
     ours, _ = twins("GRU")
     tokens = torch.randint(V, (T, B))
     whole = dict(zip(dict(ours.named_parameters()), results(ours, tokens)[2:], strict=True))

@@ -40,13 +40,13 @@ def step_by_step(model, vocabulary, prompt, length):
 
 
 @pytest.mark.parametrize("prompt", ["a", "hgfedcba"])
-def test_greedy_takes_the_likeliest_character_every_time(model, vocabulary, prompt):
+def test_temperature_0_always_takes_the_likeliest_character(model, vocabulary, prompt):
     actual = text_of(model, vocabulary, prompt, 40, temperature=0)
     assert actual == step_by_step(model, vocabulary, prompt, 40)
     assert len(set(actual)) > 1
 
 
-def test_seed_decides_what_is_drawn(model, vocabulary):
+def test_seed_determines_the_draws(model, vocabulary):
     draw = {"length": 60, "temperature": 1.0}
     first = text_of(model, vocabulary, "a", seed=1, **draw)
     assert first == text_of(model, vocabulary, "a", seed=1, **draw)

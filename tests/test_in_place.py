@@ -60,7 +60,7 @@ def test_gradients_are_torchs_after_a_change(kind, name, layer, order):
 
 
 @pytest.mark.parametrize("order", [1, 2])
-def test_a_cells_next_state_can_be_changed_although_nn_rnn_cell_refuses(order):
+def test_a_cells_next_state_can_be_changed_unlike_nn_rnn_cells(order):
     """`nn.RNNCell` refuses it, so torch's operations give the expected gradients."""
     cell = rnn_ext.RNNCell(3, 4, dtype=torch.float64)
     x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
@@ -100,7 +100,7 @@ def forward_calls(change):
     return counter.count
 
 
-def test_only_a_changed_output_is_computed_again():
+def test_only_a_changed_output_is_recomputed():
     assert forward_calls(change=False) == 1
     assert forward_calls(change=True) == 2
 
@@ -115,7 +115,7 @@ def test_a_changed_weight_is_still_an_error():
 
 
 @pytest.mark.parametrize("changed", [False, True])
-def test_hooks_see_what_is_saved_and_own_its_memory(changed):
+def test_saved_tensor_hooks_get_the_output_and_may_copy_it(changed):
     module = rnn_ext.RNN(3, 4)
     x = torch.randn(5, 2, 3)
     packed = []

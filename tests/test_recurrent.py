@@ -282,7 +282,7 @@ def test_autocast_is_that_of_torchs_layer():
         assert layer(x)[0].dtype == theirs(x)[0].dtype == torch.bfloat16
 
 
-def test_saves_what_the_cell_says():
+def test_saves_the_values_that_the_cell_names():
     for cell in ALL:
         torch.manual_seed(0)
         layer = Recurrent(cell, INPUT, HIDDEN, **dict.fromkeys(cell.parameters, 0.3))

@@ -234,7 +234,7 @@ def test_the_reverse_direction_is_the_forward_one_on_reversed_time(isa):
     assert_same_bits((output[..., 33:], h_n[1:]), (expected_output.flip(0), expected_h_n))
 
 
-def test_deterministic_algorithms_may_be_asked_for():
+def test_deterministic_algorithms_are_accepted():
     shape = SHAPES[7]
     module, (x, hx) = shape.module(), shape.tensors()
     expected = shape.everything(module, x, hx)

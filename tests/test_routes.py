@@ -200,7 +200,7 @@ def test_explain_is_true_of_attributes_that_are_numbers_for_flags(name, value):
 
 
 @pytest.mark.parametrize("kind", ["GRU", "LSTM"])
-def test_explain_says_how_gated_layers_go(kind):
+def test_explain_names_the_path_of_gated_layers(kind):
     layer, cell, x = getattr(rnn_ext, kind)(3, 4), getattr(rnn_ext, f"{kind}Cell")(3, 4), X
     for module, input in ((layer, x), (cell, x[0])):
         line = rnn_ext.explain(module, input)

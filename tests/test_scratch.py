@@ -24,7 +24,7 @@ def bytes_kept(hidden_size, bidirectional=False):
     return rnn_ext.release_scratch()
 
 
-def test_what_a_call_used_is_kept_until_it_is_released():
+def test_memory_of_a_call_is_kept_until_it_is_released():
     kept = bytes_kept(LARGE)
     assert kept >= 2 * 4 * LARGE * LARGE  # both weights, packed
     assert rnn_ext.release_scratch() == 0

@@ -216,7 +216,7 @@ def test_a_compiled_model_that_packs_gets_no_warning_about_our_code():
 
 
 @pytest.mark.parametrize(("enforce_sorted", "scalars"), [(False, False), (True, True)])
-def test_what_follows_packing_inside_forward_is_one_graph(enforce_sorted, scalars):
+def test_code_after_packing_inside_forward_is_one_graph(enforce_sorted, scalars):
     rnn, counter = rnn_ext.RNN(3, 4), CompileCounter()
 
     def forward(x, lengths):
@@ -358,7 +358,7 @@ def test_a_result_can_be_changed_in_place_under_torch_func():
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize")
 @pytest.mark.parametrize("kind", ["RNNCell", "GRU", "GRUCell", "LSTM", "LSTMCell"])
-def test_what_stays_unquantized_says_so_and_restore_rnn_helps(kind):
+def test_quantization_warns_and_works_after_restore_rnn(kind):
     model = nn.Sequential(getattr(nn, kind)(3, 4))
     quantized = type(torch.ao.quantization.quantize_dynamic(model)[0])
     assert quantized is not getattr(nn, kind)

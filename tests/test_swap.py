@@ -107,7 +107,7 @@ def test_modules_and_weights_in_several_places_stay_shared(x):
     assert_close_fp64(trained(tied, x), expected)
 
 
-def test_an_optimizer_made_before_goes_on_training(x):
+def test_an_optimizer_made_before_still_trains(x):
     theirs = Net()
     ours = copy.deepcopy(theirs)
     losses = []
@@ -292,7 +292,7 @@ def test_restoring_calls_torchs_flatten_parameters(monkeypatch):
         ),
     ],
 )
-def test_doing_it_again_or_for_nothing_is_harmless_and_reported(again, make, line, capsys):
+def test_swapping_again_or_nothing_is_harmless_and_reported(again, make, line, capsys):
     module = make()
     classes = [type(m) for m in module.modules()]
     assert again(module, report=True) is module
@@ -377,7 +377,7 @@ def replaced_forward():
         "compiled",
     ],
 )
-def test_what_cannot_be_swapped_works_on_and_is_reported(make, line, x, capsys):
+def test_modules_that_cannot_be_swapped_still_work_and_are_reported(make, line, x, capsys):
     model = nn.ModuleDict({"a": make()})
     expected, kinds = model["a"](x)[0], [type(m) for m in model.modules()]
     rnn_ext.replace_rnn(model, report=True)
@@ -397,7 +397,7 @@ def test_a_subclass_of_ours_is_not_restored(capsys):
     )
 
 
-def test_without_report_the_logger_says_it(caplog, capsys):
+def test_without_report_the_lines_go_to_the_logger(caplog, capsys):
     model = nn.Sequential(nn.RNN(3, 4), OwnInit(3, 4))
     with caplog.at_level(logging.INFO, logger="rnn_ext"):
         rnn_ext.replace_rnn(model)
@@ -427,7 +427,7 @@ def test_a_line_names_the_module_and_both_classes(capsys):
     ]
 
 
-def test_rejects_what_is_not_a_module():
+def test_rejects_other_objects_than_modules():
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got list"):
         rnn_ext.replace_rnn([nn.RNN(3, 4)])
 
@@ -456,7 +456,7 @@ def test_a_compiled_model_follows_a_swap_of_what_it_compiled(allow_rnn, in_place
         assert_same_bits([call(x)], [expected])
 
 
-def test_a_module_that_is_also_compiled_is_left_wherever_it_stands():
+def test_a_compiled_module_is_left_wherever_it_is():
     inner = rnn()
     rnn_ext.replace_rnn(nn.ModuleList([inner, torch.compile(inner, backend="eager")]))
     assert type(inner) is nn.RNN

@@ -253,7 +253,7 @@ def test_folder_with_a_run_is_refused_without_resume(text, tmp_path, capsys):
     assert state_of(tmp_path) == before
 
 
-def test_first_run_may_be_asked_to_resume(text, tmp_path):
+def test_resume_starts_a_run_if_there_is_none(text, tmp_path):
     assert train(text, out=tmp_path / "a", resume=True) == 0
     train(text, out=tmp_path / "b")
     assert state_of(tmp_path / "a") == state_of(tmp_path / "b")

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.parametrize("kind", KINDS)
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("p", [0, 0.276, 0.731, 1])
-def test_dropout_zeroes_or_scales_what_goes_between_layers(p, training, kind):
+def test_dropout_zeroes_or_scales_values_between_layers(p, training, kind):
     """All weights are equal, so that a unit of layer 2 tells how many of layer 1 it was given."""
     options = {"bias": False, "dtype": torch.float64}
     ours = getattr(rnn_ext, kind)(10, 1000, 2, dropout=p, **options).train(training)
