@@ -13,13 +13,14 @@ of W_hh.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import math
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._core.cells.cell import cell
+from ._core.cells.cell import Cell, cell
 
 __all__ = [
     "alif",
@@ -30,6 +31,8 @@ __all__ = [
     "leaky_rate",
     "lif",
     "lstm",
+    "make_alif",
+    "make_lif",
     "minimal_gru",
     "peephole_lstm",
     "spike",
@@ -170,69 +173,172 @@ def ugrnn(u: Gates, v: Gates, y: Tensor) -> Tensor:
     return c + g * (y - c)
 
 
-class _FastSigmoidSpike(torch.autograd.Function):
+# The derivatives that can stand in for that of a step, and the slope where none is given.
+SURROGATES = {"fast_sigmoid": 25.0, "arctan": 2.0, "straight_through": 1.0}
+RESETS = ("subtract", "zero")
+
+
+class _Spike(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, slope: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, slope: float, surrogate: str) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.slope = slope
+        ctx.slope, ctx.surrogate = slope, surrogate
         return (x > 0).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        return grad / (ctx.slope * x.abs() + 1) ** 2, None
+        if ctx.surrogate == "fast_sigmoid":
+            grad = grad / (ctx.slope * x.abs() + 1) ** 2
+        elif ctx.surrogate == "arctan":
+            grad = grad * (ctx.slope / 2) / (1 + (math.pi / 2 * ctx.slope * x) ** 2)
+        return grad, None, None
 
 
-def spike(x: Tensor, slope: float = 25.0) -> Tensor:
-    """Returns 1 where ``x > 0``, else 0, with the derivative of a fast sigmoid:
-    ``1 / (slope |x| + 1)**2`` (Zenke and Ganguli, "SuperSpike", 2018).
+def spike(x: Tensor, slope: float | None = None, surrogate: str = "fast_sigmoid") -> Tensor:
+    """Returns 1 where ``x > 0``, else 0, with a surrogate for its derivative:
+
+    * ``"fast_sigmoid"``: ``1 / (slope |x| + 1)**2`` (Zenke and Ganguli, "SuperSpike", 2018);
+      slope is 25 by default.
+    * ``"arctan"``: ``(slope / 2) / (1 + (pi / 2 slope x)**2)`` (Fang et al., "Incorporating
+      learnable membrane time constant to enhance learning of spiking neural networks", 2021); slope
+      is 2 by default.
+    * ``"straight_through"``: 1 (Bengio, Léonard and Courville, "Estimating or propagating gradients
+      through stochastic neurons for conditional computation", 2013).
 
     Args:
         x: the potential above threshold, of any shape.
         slope: a larger one makes the derivative narrower.
+        surrogate: the name of the derivative.
+
+    Raises:
+        ValueError: an unknown surrogate.
     """
-    spikes: Tensor = _FastSigmoidSpike.apply(x, slope)
+    _check_choice("surrogate", surrogate, SURROGATES)
+    slope = SURROGATES[surrogate] if slope is None else slope
+    spikes: Tensor = _Spike.apply(x, slope, surrogate)
     return spikes
 
 
-@cell(states=("x",), parameters=("beta", "threshold"))
-def lif(
-    u: Tensor, v: Tensor, y: Tensor, x: Tensor, *, beta: Tensor, threshold: Tensor
-) -> tuple[Tensor, Tensor]:
-    """A leaky integrate-and-fire neuron that resets by subtraction (Eshraghian et al., "Training
-    spiking neural networks using lessons from deep learning", 2023)::
+def _check_choice(name: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
-        x_t = beta x_{t-1} + u_t + v_t - threshold y_{t-1}
+
+def _in_module(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets pickle look for the cell among those of this module, such as ``lif``."""
+    function.__qualname__ = function.__name__
+    return function
+
+
+def make_lif(
+    *,
+    surrogate: str = "fast_sigmoid",
+    slope: float | None = None,
+    reset: str = "subtract",
+    detach_reset: bool = False,
+) -> Cell:
+    """Returns a leaky integrate-and-fire neuron (Eshraghian et al., "Training spiking neural
+    networks using lessons from deep learning", 2023) with parameters beta and threshold::
+
+        x_t = beta x_{t-1} + u_t + v_t - threshold y_{t-1}      (reset "subtract")
+        x_t = beta (1 - y_{t-1}) x_{t-1} + u_t + v_t            (reset "zero")
         y_t = spike(x_t - threshold)
 
     x is the membrane potential, y the spikes.
+
+    With ``detach_reset=True`` these are the neurons of
+
+    * snnTorch 1.0, ``RLeaky(beta, threshold, reset_mechanism="subtract")`` with the same surrogate:
+      its ``fast_sigmoid``, ``atan`` or ``straight_through_estimator``;
+    * Norse 1.1, ``lif_step`` with ``slope=1``, ``reset="zero"``, ``beta = 1 - dt tau_mem_inv`` and
+      weights times ``dt tau_mem_inv``, where ``v_leak`` and ``v_reset`` are 0 and the synaptic
+      current lasts one step, ``dt tau_syn_inv = 1``; ``lif_box_feed_forward_step`` is the same
+      with ``detach_reset=False``.
+
+    Others of their options are other recurrences, which a cell of your own can have: snnTorch's
+    reset ``"zero"``, which drops the input of the step too, and ``reset_delay=False``; Norse's
+    synaptic currents that last, and its ``reset_subtract``, which comes before the leak.
+
+    Args:
+        surrogate, slope: of :func:`spike`.
+        reset: what a spike does to the potential: ``"subtract"`` or ``"zero"``.
+        detach_reset: whether gradients do not flow through the spikes that reset.
+
+    Raises:
+        ValueError: an unknown surrogate or reset.
     """
-    x = beta * x + (u + v) - threshold * y
-    return spike(x - threshold), x
+    _check_choice("surrogate", surrogate, SURROGATES)
+    _check_choice("reset", reset, RESETS)
+    subtracts = reset == "subtract"
+
+    @cell(states=("x",), parameters=("beta", "threshold"))
+    @_in_module
+    def lif(
+        u: Tensor, v: Tensor, y: Tensor, x: Tensor, *, beta: Tensor, threshold: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        spikes = y.detach() if detach_reset else y
+        x = beta * (x if subtracts else (1 - spikes) * x) + (u + v)
+        x = x - threshold * spikes if subtracts else x
+        return spike(x - threshold, slope, surrogate), x
+
+    return lif
 
 
-@cell(states=("x", "a"), parameters=("beta", "threshold", "rho", "gamma"))
-def alif(
-    u: Tensor,
-    v: Tensor,
-    y: Tensor,
-    x: Tensor,
-    a: Tensor,
+def make_alif(
     *,
-    beta: Tensor,
-    threshold: Tensor,
-    rho: Tensor,
-    gamma: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A leaky integrate-and-fire neuron with an adaptive threshold (Bellec et al., "Long short-term
-    memory and learning-to-learn in networks of spiking neurons", 2018)::
+    surrogate: str = "fast_sigmoid",
+    slope: float | None = None,
+    reset: str = "subtract",
+    detach_reset: bool = False,
+) -> Cell:
+    """Returns a leaky integrate-and-fire neuron with an adaptive threshold (Bellec et al., "Long
+    short-term memory and learning-to-learn in networks of spiking neurons", 2018), with parameters
+    beta, threshold, rho and gamma::
 
         a_t = rho a_{t-1} + (1 - rho) y_{t-1}
-        x_t = beta x_{t-1} + (1 - beta) (u_t + v_t) - threshold y_{t-1}
+        x_t = beta x_{t-1} + (1 - beta) (u_t + v_t) - threshold y_{t-1}      (reset "subtract")
+        x_t = beta (1 - y_{t-1}) x_{t-1} + (1 - beta) (u_t + v_t)            (reset "zero")
         y_t = spike(x_t - (threshold + gamma a_t))
 
     x is the membrane potential, a the adaptation, y the spikes.
+
+    With ``slope=1`` and ``reset="zero"`` and without recurrent weights it is the neuron of Norse
+    1.1's ``lsnn_feed_forward_step`` one step earlier, where ``beta = 1 - dt tau_mem_inv``, ``rho =
+    1 - dt tau_adapt_inv``, gamma is Norse's beta times ``rho / (1 - rho)``, ``dt tau_syn_inv = 1``,
+    ``v_leak`` and ``v_reset`` are 0, and Norse's b starts as ``v_th``. In Norse's ``lsnn_step`` a
+    spike reaches the other neurons two steps later, which is another recurrence.
+
+    The arguments are those of :func:`make_lif`.
     """
-    a = rho * a + (1 - rho) * y
-    x = beta * x + (1 - beta) * (u + v) - threshold * y
-    return spike(x - (threshold + gamma * a)), x, a
+    _check_choice("surrogate", surrogate, SURROGATES)
+    _check_choice("reset", reset, RESETS)
+    subtracts = reset == "subtract"
+
+    @cell(states=("x", "a"), parameters=("beta", "threshold", "rho", "gamma"))
+    @_in_module
+    def alif(
+        u: Tensor,
+        v: Tensor,
+        y: Tensor,
+        x: Tensor,
+        a: Tensor,
+        *,
+        beta: Tensor,
+        threshold: Tensor,
+        rho: Tensor,
+        gamma: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        a = rho * a + (1 - rho) * y
+        spikes = y.detach() if detach_reset else y
+        x = beta * (x if subtracts else (1 - spikes) * x) + (1 - beta) * (u + v)
+        x = x - threshold * spikes if subtracts else x
+        return spike(x - (threshold + gamma * a), slope, surrogate), x, a
+
+    return alif
+
+
+#: The neuron of :func:`make_lif` with its default arguments.
+lif = make_lif()
+#: The neuron of :func:`make_alif` with its default arguments.
+alif = make_alif()
