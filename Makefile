@@ -16,7 +16,7 @@ export FORCE_CPU := 1
 endif
 
 .PHONY: help demo test quick coverage test-extras test-torch build lint actionlint docs bench sdist wheel \
-    wheels cuda-check cuda-mutants gpu-test gpu-bench gpu-sanitize gpu-build clean force
+    wheels asan ubsan tsan cuda-check cuda-mutants gpu-test gpu-bench gpu-sanitize gpu-build clean force
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -102,6 +102,12 @@ wheel: sdist ## write an sdist, and the wheel built from it, to dist/
 wheels: sdist ## write wheels for other Linux systems to wheelhouse/ (PYTHONS="python3.12 ...")
 	$(PIP_INSTALL) -q --group wheels
 	@PATH="$(CURDIR)/$(RUN):$$PATH" $(SHELL) -c "$$WHEELS"
+
+asan: $(VENV)/ready ## the kernels below torch under the address sanitizer
+ubsan: $(VENV)/ready ## the same under the undefined-behavior sanitizer
+tsan: $(VENV)/ready ## the CPU kernels on several threads under the thread sanitizer
+asan ubsan tsan:
+	@cd tests && $(CURDIR)/$(RUN)/python -m support.sanitizers $@
 
 cuda-check: ## with nvcc: compile every .cu for every architecture, without warnings or spilled registers
 	@$(PYTHON) cuda_build.py

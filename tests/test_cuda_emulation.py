@@ -443,13 +443,6 @@ def test_shared_memory_starts_as_nan():
     assert is_nan()
 
 
-@pytest.mark.slow
-def test_kernels_are_clean_under_address_and_undefined_behavior_sanitizers():
-    done = subprocess.run([emulation.build_sanitized()], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "cases passed" in done.stdout
-
-
 def test_packed_backward_needs_hx_and_a_packed_tangent_does_not():
     case = Case(8, is_packed=True)
     tensors = Tensors.of(case)

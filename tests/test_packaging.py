@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import pytest
 import setuptools
 import torch
-from support import emulation
+from support.compile import compiler as find_compiler
 
 import rnn_ext
 from rnn_ext import _C, _digest
@@ -105,7 +105,7 @@ extern "C" bool is_too_long(std::size_t count) {
 @pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file")
 def test_linked_with_old_libraries_a_binary_asks_for_old_symbols_only(tmp_path):
     old_libraries = runpy.run_path(str(ROOT / "wheels" / "old_libraries.py"))
-    compiler = emulation.compiler()
+    compiler = find_compiler()
     old_libraries["write_libraries"](tmp_path / "old", compiler)
     (tmp_path / "newer.cpp").write_text(NEWER)
     options = ("-std=c++20", "-O2", "-fPIC", "-shared", "-Wl,-z,defs,--exclude-libs,ALL")

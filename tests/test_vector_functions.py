@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support import ISA_LEVELS, same_bits
-from support.emulation import ROOT, compiler, digest, link
+from support.compile import ROOT, compiler, digest, link
 from support.floats import all_classes, from_bits, ulp
 
 FLAGS = {

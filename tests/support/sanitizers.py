@@ -1,0 +1,81 @@
+"""The kernels, without torch, under a sanitizer of the compiler: `make asan`, `ubsan`, `tsan`.
+
+`tests/cpu_kernels.cpp` runs those of the CPU at every ISA level of this machine, and
+`tests/cuda_emulation/sanitized.cpp` those of CUDA on the emulated device, which has one thread.
+"""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from torch import Tensor
+
+import rnn_ext
+from rnn_ext import cells
+from rnn_ext._core.cells.program import UNARY
+
+from .compile import ROOT, compile_objects, digest, link
+from .emulation import FOLDER, compile_emulated
+
+BUILD = ROOT / "build" / "sanitizers"
+CSRC = ROOT / "csrc"
+SANITIZERS = {"asan": "address", "ubsan": "undefined,float-cast-overflow", "tsan": "thread"}
+# The files of the CPU that see torch.
+DRIVERS = {"cell_ops.cpp", "driver.cpp", "text_ops.cpp"}
+
+
+@rnn_ext.cell
+def functions(u: Tensor, v: Tensor, y: Tensor) -> Tensor:
+    """All functions, of numbers from tiny ones to infinity."""
+    y = v
+    for x in (u.exp().exp(), -u.exp().exp(), u / 1e30):
+        for name in UNARY:
+            y = y + getattr(x, name)()
+    return y
+
+
+# With one state or more, a second product in a step, parameters and inputs.
+CELLS = {
+    "functions": functions,
+    "gru_reset_before": cells.gru_reset_before,
+    "leaky_current": cells.leaky_current,
+    "peephole_lstm": cells.peephole_lstm,
+}
+
+
+def run_cpu_kernels(sanitizer: str) -> None:
+    """Compile and run the program; `sanitizer` is one of the compiler's names, or some with commas.
+
+    Raises:
+        subprocess.CalledProcessError: the sanitizer found a fault, or a result is wrong.
+    """
+    flags = flags_of(sanitizer)
+    sources = [path for path in CSRC.glob("cpu/*.cpp") if path.name not in DRIVERS]
+    sources.append(ROOT / "tests" / "cpu_kernels.cpp")
+    headers = [*CSRC.glob("c*/*.h"), *CSRC.glob("cpu/*.inl")]
+    objects = compile_objects(sources, headers, CSRC, BUILD, [*flags, "-ffp-contract=off"])
+    program = link(objects, BUILD / f"cpu-{digest(objects)}", [*flags, "-pthread"])
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, name) for name in CELLS]
+        for path, cell in zip(paths, CELLS.values(), strict=True):
+            path.write_bytes(cell.program.numpy().tobytes())
+        subprocess.run([program, *paths], check=True)
+
+
+def run_cuda_kernels(sanitizer: str) -> None:
+    """Compile and run the program of the emulated device; raises the same."""
+    flags = flags_of(sanitizer)
+    objects = compile_emulated([FOLDER / "sanitized.cpp"], CSRC, BUILD, flags)
+    subprocess.run([link(objects, BUILD / f"cuda-{digest(objects)}", flags)], check=True)
+
+
+def flags_of(sanitizer: str) -> list[str]:
+    return ["-O0", f"-fsanitize={sanitizer}", "-fno-sanitize-recover", "-g1"]
+
+
+if __name__ == "__main__":
+    name = sys.argv[1]
+    run_cpu_kernels(SANITIZERS[name])
+    if name != "tsan":
+        run_cuda_kernels(SANITIZERS[name])
