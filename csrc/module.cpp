@@ -51,12 +51,13 @@ py::dict build_info() {
 
 // Returns (groups, whether the directions run at once, threads) of a forward call.
 py::tuple plan(std::int64_t steps, std::int64_t batch, std::int64_t input_size,
-               std::int64_t hidden_size, bool is_double, bool bidirectional, int threads) {
+               std::int64_t hidden_size, bool is_double, bool bidirectional, int threads,
+               std::int64_t gates, std::int64_t products) {
   const KernelSet& set = rnn_ext::cpu::kernels();
   const Plan plan = rnn_ext::cpu::plan_for(
       {steps, batch, input_size, hidden_size, input_size, 0, is_double ? 8 : 4,
        is_double ? set.f64.panel_columns : set.f32.panel_columns,
-       is_double ? set.f64.tile_rows : set.f32.tile_rows, bidirectional},
+       is_double ? set.f64.tile_rows : set.f32.tile_rows, bidirectional, gates, products},
       threads);
   return py::make_tuple(plan.groups, plan.directions_at_once, plan.threads);
 }
@@ -154,7 +155,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("force_plan", &force_plan, py::arg("groups"), py::arg("threads") = 1,
         py::arg("directions_at_once") = false);
   m.def("plan", &plan, py::arg("steps"), py::arg("batch"), py::arg("input_size"),
-        py::arg("hidden_size"), py::arg("is_double"), py::arg("bidirectional"), py::arg("threads"));
+        py::arg("hidden_size"), py::arg("is_double"), py::arg("bidirectional"), py::arg("threads"),
+        py::arg("gates") = 1, py::arg("products") = 1);
   m.def("available_threads", &rnn_ext::cpu::available_threads, py::arg("torch_threads"));
   m.def("cpu_quota", &rnn_ext::cpu::cpu_quota, py::arg("root"));
   m.def("release_scratch", &rnn_ext::cpu::release_scratch);

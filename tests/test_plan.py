@@ -25,6 +25,16 @@ def test_one_thread_works_alone():
     assert plan(128, 32, 512, threads=1) == (1, 1)
 
 
+def test_the_barrier_after_each_product_counts():
+    sizes = range(32, 257, 16)
+    one, many = (
+        [_C.plan(1000, 1, size, size, False, False, 2, 3, products)[2] for size in sizes]
+        for products in (1, 3)
+    )
+    assert all(a >= b for a, b in zip(one, many, strict=True))
+    assert one != many
+
+
 @pytest.mark.parametrize("threads", [2, 16, 128])
 def test_a_call_shorter_than_waking_the_team_stays_on_one_thread(threads):
     assert plan(1, 1, 32, threads) == (1, 1)

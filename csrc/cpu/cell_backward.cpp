@@ -57,8 +57,9 @@ class CellBackward {
     std::int64_t row = 0;
     for (const int gates : program_.products) {
       const std::int64_t rows = gates * p_.hidden_size;
-      phases_.push_back({row, rows, TileRunner<S, O>(kernels, 1, places_.slots(), plan.threads),
-                         Buffer<T>(in_place ? 0 : packed_size(kernels, p_.hidden_size, rows))});
+      phases_.push_back(
+          {row, rows, TileRunner<S, O>(kernels, 1, places_.slots(), p_.steps.batch, plan.threads),
+           Buffer<T>(in_place ? 0 : packed_size(kernels, p_.hidden_size, rows))});
       if (row > 0) {
         yielded_.push_back(Buffer<S>(g_.weight_hh ? rows_ * p_.hidden_size : 0));
       }
@@ -495,8 +496,8 @@ void run_cell_backward(const std::vector<CellBackwardTask<S>>& tasks, const Kern
   const Problem<S>& p = task.problem;
   // The directions add to the same dx one after the other.
   const bool independent = !task.gradients.input;
-  const Plan plan = plan_of(tasks, independent, kernels, 0, row_products(p, task.gradients),
-                            threads, task.cell.program->gates);
+  const Plan plan =
+      cell_plan_of(tasks, independent, kernels, 0, row_products(p, task.gradients), threads);
   run_directions<CellBackward<S, O>>(tasks, plan, kernels, parallel_for,
                                      [](const Team::Member&) {});
 }

@@ -43,7 +43,7 @@ class CellForward {
     const bool in_place = reads_in_place(kernels, p_.steps.count, p_.steps.batch);
     std::int64_t gate = 0;
     for (const int gates : program_.products) {
-      TileRunner<S, O> tiles(kernels, gates, places_.slots(), plan.threads);
+      TileRunner<S, O> tiles(kernels, gates, places_.slots(), p_.steps.batch, plan.threads);
       const std::int64_t columns = gates * tiles.padded(p_.hidden_size);
       phases_.push_back({gate, gates, std::move(tiles),
                          Buffer<T>(in_place ? 0 : columns * p_.hidden_size),
@@ -354,8 +354,7 @@ void run_cell_forward(const std::vector<CellForwardTask<S>>& tasks, const Kernel
                       int threads, ParallelFor parallel_for) {
   const Scratch::Scope scratch;
   const Problem<S>& p = tasks.front().problem;
-  const Plan plan =
-      plan_of(tasks, true, kernels, p.input_size, 0, threads, tasks.front().cell.program->gates);
+  const Plan plan = cell_plan_of(tasks, true, kernels, p.input_size, 0, threads);
   run_directions<CellForward<S, O>>(tasks, plan, kernels, parallel_for, [](const Team::Member&) {});
 }
 

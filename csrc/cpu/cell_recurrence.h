@@ -58,6 +58,15 @@ template <class S, class O>
 void run_cell_backward(const std::vector<CellBackwardTask<S>>& tasks, const Kernels<S, O>& kernels,
                        int threads, ParallelFor parallel_for);
 
+// plan_of for the gates and products of a cell.
+template <class Task, class S, class O>
+Plan cell_plan_of(const std::vector<Task>& tasks, bool independent, const Kernels<S, O>& kernels,
+                  std::int64_t projected, std::int64_t row_products, int threads) {
+  const Program& program = *tasks.front().cell.program;
+  return plan_of(tasks, independent, kernels, projected, row_products, threads, program.gates,
+                 static_cast<std::int64_t>(program.products.size()));
+}
+
 // The places in code: the program's slots, followed by its operands in memory. An operand may have
 // a second place, to which a store writes the value as well, or which adds a value.
 class Places {
@@ -343,12 +352,13 @@ class TileRunner {
   using T = Arithmetic<S>;
 
  public:
-  // gates: products per unit.
-  TileRunner(const Kernels<S, O>& kernels, std::int64_t gates, std::int64_t slot_count, int threads)
+  // gates: products per unit; rows: the most of a step.
+  TileRunner(const Kernels<S, O>& kernels, std::int64_t gates, std::int64_t slot_count,
+             std::int64_t rows, int threads)
       : kernels_(kernels),
         slot_count_(slot_count),
         units_(units(kernels, gates)),
-        most_rows_(rows_in_cache()),
+        most_rows_(std::min(rows, rows_in_cache())),
         slots_(threads * slots_size()) {
     std::fill_n(slots_.data(), threads * slots_size(), T{0});
   }

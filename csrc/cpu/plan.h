@@ -36,6 +36,7 @@ struct Shape {
   std::int64_t tile_rows;
   bool independent_directions;  // there are two, and neither reads results of the other
   std::int64_t gates = 1;       // blocks of hidden_size columns that a step multiplies by
+  std::int64_t products = 1;    // of these blocks in a step; a group meets after each
 
   bool operator==(const Shape&) const = default;
   std::int64_t panels() const { return (hidden_size + panel_columns - 1) / panel_columns; }
@@ -108,9 +109,10 @@ inline Choice judge(const Shape& s, int groups, int members) {
                               static_cast<double>(s.row_products) / hidden_size /
                               (groups * members);
   const double step = cost::step_cycles(s, static_cast<double>(rows), static_cast<double>(columns));
+  const double barriers = static_cast<double>(s.products) * cost::barrier_cycles(members);
   return {groups, members,
           foreign_lines * cost::line_from_core_cycles +
-              static_cast<double>(s.steps) * (step + cost::barrier_cycles(members) + row_products)};
+              static_cast<double>(s.steps) * (step + barriers + row_products)};
 }
 
 // The best way to run one direction on at most `threads` threads.

@@ -224,12 +224,12 @@ void run_steps(const Steps& steps, TimeOrder order, std::int64_t chunk_rows, con
 // The plan for a layer's directions, which are independent if neither reads what the other writes.
 template <class Task, class S, class O>
 Plan plan_of(const std::vector<Task>& tasks, bool independent, const Kernels<S, O>& kernels,
-             std::int64_t projected, std::int64_t row_products, int threads,
-             std::int64_t gates = 1) {
+             std::int64_t projected, std::int64_t row_products, int threads, std::int64_t gates = 1,
+             std::int64_t products = 1) {
   const Problem<S>& p = tasks.front().problem;
   return plan_for({p.steps.count, p.steps.batch, p.input_size, p.hidden_size, projected,
                    row_products, sizeof(Arithmetic<S>), kernels.panel_columns, kernels.tile_rows,
-                   independent && tasks.size() == 2, gates},
+                   independent && tasks.size() == 2, gates, products},
                   threads);
 }
 
