@@ -299,6 +299,13 @@ class Recurrent(_Base):
         **inputs: Any,
     ) -> tuple[Any, ...]:
         """Runs the layers; see the class for the shapes."""
+        if not torch.compiler.is_compiling():
+            found: tuple[Any, ...] | None = node.run_recurrent(
+                *(self, self.cell, self._weight_names, input, hx, inputs),
+                *(reset, reset_state, return_states),
+            )
+            if found is not None:
+                return found
         _check_names(f"forward of cell {self.cell.name!r}", self.cell.inputs, inputs)
         packed, data = _unpack(input)
         has_batch = packed is not None or data.dim() == 3

@@ -549,6 +549,33 @@ def test_a_step_is_one_node_in_cpp_and_gives_what_python_does(cell, batch, monke
     assert names == ["RecurrenceBackward", "ViewBackward0"]
 
 
+@pytest.mark.skipif(not node.is_loaded, reason="needs the autograd node in C++")
+@pytest.mark.parametrize("noise", [0.25, (), (HIDDEN,), (BATCH, 1), (2, SEQ_LEN, 1, HIDDEN)])
+def test_one_layer_is_one_call_of_cpp_and_gives_what_python_does(noise, monkeypatch):
+    one = nn.Parameter(torch.tensor(0.3).double())  # for all units
+    layer = Recurrent(
+        cells.leaky_current, INPUT, HIDDEN, bidirectional=True, dtype=torch.float64, alpha=one
+    )
+    x, hx = torch.randn(SEQ_LEN, BATCH, INPUT).double(), states(cells.leaky_current, 2, BATCH)
+    leaves = [x.requires_grad_(), *(t.requires_grad_() for t in hx), *layer.parameters()]
+    if isinstance(noise, tuple):
+        noise = torch.randn(noise).double().requires_grad_()
+        leaves.append(noise)
+
+    def run():
+        results = layer(x, hx, noise=noise, return_states=True)
+        grads = torch.autograd.grad(results[0].sin().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in grads), leaves)
+        return [*results, *grads, *second, *layer(x, noise=noise)]
+
+    found = run()
+    with monkeypatch.context() as patch:
+        patch.setattr(node, "run_recurrence", None)  # which Python calls
+        layer(x, hx, noise=noise)
+    without_node(monkeypatch)
+    assert_near(found, run())
+
+
 def test_the_graph_is_freed_and_kept_as_asked():
     layer = layer_of(cells.gru)
     output, _ = layer(torch.randn(SEQ_LEN, BATCH, INPUT).double())

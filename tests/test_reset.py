@@ -7,12 +7,13 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from support import assert_same_bits, using_threads
+from support import assert_same_bits, using_threads, without_node
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 import rnn_ext
-from rnn_ext import CTRNN, RNN, Recurrent, cells
+from rnn_ext import CTRNN, GRU, LSTM, RNN, Recurrent, cells
+from rnn_ext._core import node
 
 SEQ_LEN, BATCH, INPUT, HIDDEN = 7, 4, 3, 5
 # Among them: cells whose backward reads y, a further state, both, and none of them.
@@ -37,6 +38,10 @@ def random_reset():
     reset[[0, SEQ_LEN - 1], 2] = True
     reset[:, 3] = True
     return reset
+
+
+def name_of(layer_or_cell):
+    return layer_or_cell.__name__
 
 
 def states_of(cell, *shape):
@@ -90,7 +95,7 @@ def assert_near(found, expected):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("shape", [(BATCH,), (1,), (SEQ_LEN, BATCH), (SEQ_LEN, 1)], ids=str)
-@pytest.mark.parametrize("cell", CELLS, ids=lambda c: c.name)
+@pytest.mark.parametrize("cell", CELLS, ids=name_of)
 def test_results_and_gradients_are_those_of_a_loop(isa, cell, shape, bidirectional):
     layer = layer_of(cell, num_layers=2, bidirectional=bidirectional)
     places = 4 if bidirectional else 2
@@ -111,7 +116,7 @@ def test_results_and_gradients_are_those_of_a_loop(isa, cell, shape, bidirection
     assert_near(gradients(found, tensors), gradients(expected, tensors))
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=lambda c: c.name)
+@pytest.mark.parametrize("cell", CELLS, ids=name_of)
 def test_states_are_zeros_by_default(cell):
     layer = layer_of(cell, bidirectional=True)
     x = torch.randn(SEQ_LEN, BATCH, INPUT).double().requires_grad_()
@@ -173,7 +178,7 @@ def test_equals_the_stored_states_of_torchrl():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("cell", CELLS, ids=lambda c: c.name)
+@pytest.mark.parametrize("cell", CELLS, ids=name_of)
 def test_a_reset_row_has_the_bits_of_a_sequence_that_starts_there(isa, cell, dtype):
     layer = layer_of(cell, dtype=dtype).to(dtype)
     x = torch.randn(SEQ_LEN, BATCH, INPUT).to(dtype)
@@ -206,7 +211,7 @@ def test_a_reset_row_has_the_bits_of_a_sequence_that_starts_there(isa, cell, dty
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(1,), (SEQ_LEN, BATCH)], ids=str)
-@pytest.mark.parametrize("cell", [cells.elman, cells.lstm], ids=lambda c: c.name)
+@pytest.mark.parametrize("cell", [cells.elman, cells.lstm], ids=name_of)
 def test_gradients_of_half_precision(isa, cell, shape, dtype):
     layer = layer_of(cell, bidirectional=True).to(dtype)
     x, reset = torch.randn(SEQ_LEN, BATCH, INPUT).to(dtype), random_reset()
@@ -251,7 +256,7 @@ def test_no_reset_has_the_bits_of_a_call_without(isa, kind, dtype):
 
 # Two threads share the rows in the first case, the columns in the second.
 @pytest.mark.parametrize(("batch", "hidden_size"), [(33, 70), (1, 700)])
-@pytest.mark.parametrize("cell", [cells.gru, cells.lstm], ids=lambda c: c.name)
+@pytest.mark.parametrize("cell", [cells.gru, cells.lstm], ids=name_of)
 def test_bits_depend_on_neither_threads_nor_batch(cell, batch, hidden_size):
     torch.manual_seed(0)
     layer = Recurrent(cell, 40, hidden_size)
@@ -319,6 +324,47 @@ def test_layouts_of_input(make):
         assert alone[0].shape == (SEQ_LEN, 2 * HIDDEN)
 
 
+@pytest.mark.skipif(not node.is_loaded, reason="needs the autograd node in C++")
+@pytest.mark.parametrize("reset_shape", [None, "zeros", (1,), (BATCH,), (SEQ_LEN, 1)], ids=str)
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("make", [RNN, GRU, LSTM, cells.leaky_current], ids=name_of)
+def test_one_layer_is_one_call_of_cpp_and_gives_what_python_does(
+    make, batch_first, reset_shape, monkeypatch
+):
+    settings = {"bidirectional": True, "batch_first": batch_first, "dtype": torch.float64}
+    is_cell = isinstance(make, type(cells.elman))
+    cell = make if is_cell else {RNN: cells.elman, GRU: cells.gru, LSTM: cells.lstm}[make]
+    layer = layer_of(cell, **settings) if is_cell else make(INPUT, HIDDEN, **settings)
+    x, reset = torch.randn(SEQ_LEN, BATCH, INPUT).double(), random_reset()
+    inputs = noise_of(cell)
+    if batch_first:
+        x, reset = x.transpose(0, 1), reset.t()
+        inputs = {name: value.transpose(0, 1) for name, value in inputs.items()}
+    hx, states = states_of(cell, 2, BATCH), []
+    options = {}
+    if reset_shape is not None:
+        options["reset"] = reset
+    if isinstance(reset_shape, tuple):
+        states = states_of(cell, *reset_shape[:-1], 2, reset_shape[-1])
+        options["reset_state"] = as_argument(states)
+    leaves = [x.requires_grad_(), *hx, *states, *layer.parameters()]
+
+    def run():
+        output, finals, *more = layer(x, as_argument(hx), **options, **inputs)
+        results = [output, *(finals if isinstance(finals, tuple) else [finals]), *more]
+        return [*results, *gradients(results, leaves), *output.shape]
+
+    found = run()
+    with monkeypatch.context() as patch:
+        patch.setattr(node, "run_recurrence", None)  # which Python calls
+        if make is not RNN or options:  # else compiled kernels
+            run()
+    without_node(monkeypatch)
+    expected = run()
+    assert found[-3:] == expected[-3:]
+    assert_near(found[:-3], expected[:-3])
+
+
 def test_dropout_is_that_of_a_call_without_reset():
     for layer in (
         layer_of(cells.gru, num_layers=2, dropout=0.5),
@@ -359,7 +405,7 @@ def test_ctrnn_starts_anew_from_its_initial_state(form, learn):
     assert torch.equal(output[4:], layer(x[4:], state)[0])
 
 
-@pytest.mark.parametrize("cell", [cells.gru, cells.lstm], ids=lambda c: c.name)
+@pytest.mark.parametrize("cell", [cells.gru, cells.lstm], ids=name_of)
 def test_gradcheck_and_gradgradcheck(cell):
     layer = layer_of(cell, bidirectional=True)
     x = torch.randn(3, 2, INPUT).double().requires_grad_()

@@ -58,8 +58,6 @@ bool supports(const Operands& operands, Layout layout, const Stack& stack) {
                        [&](std::int64_t i) { return traits_of(weights[i]); }) == Obstacle::none;
 }
 
-bool is_flag(PyObject* object) { return object && PyBool_Check(object); }
-
 // A module's attributes about its weights; borrowed, of any type, null if missing.
 struct Claims {
   PyObject *num_layers, *bidirectional, *bias, *training, *input_size, *hidden_size;
@@ -120,45 +118,15 @@ PyObject* run_call(PyObject*, PyObject* const* f, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
-struct Names {
-  PyObject* const weights = PyUnicode_InternFromString("_flat_weights_names");
-  PyObject* const assigned = PyUnicode_InternFromString("_flat_weights");
-  PyObject* const mode = PyUnicode_InternFromString("mode");
-  PyObject* const nonlinearity = PyUnicode_InternFromString("nonlinearity");
-  PyObject* const num_layers = PyUnicode_InternFromString("num_layers");
-  PyObject* const bidirectional = PyUnicode_InternFromString("bidirectional");
-  PyObject* const bias = PyUnicode_InternFromString("bias");
-  PyObject* const training = PyUnicode_InternFromString("training");
-  PyObject* const input_size = PyUnicode_InternFromString("input_size");
-  PyObject* const hidden_size = PyUnicode_InternFromString("hidden_size");
-  PyObject* const proj_size = PyUnicode_InternFromString("proj_size");
-  PyObject* const batch_first = PyUnicode_InternFromString("batch_first");
-};
-
-const Names& names() {
-  static const Names& names = *new Names;
-  return names;
-}
-
-// Transposes in place, since nn.RNN does not return a view. The version stays the same, because the
-// memory that backward saved does not change.
-void to_batch_first(Tensor& output) {
-  output.transpose_(0, 1);
-  if (output.requires_grad()) {
-    c10::VariableVersion version = torch::autograd::impl::version_counter(output);
-    version.set_version(version.current_version() - 1);
-  }
-}
-
 // run_rnn(module, input, hx) -> (output, h_n) for batched input and one layer; None if
 // rnn_ext._core.dispatch must choose the path.
 PyObject* run_rnn(PyObject*, PyObject* const* f, Py_ssize_t) {
   HANDLE_TH_ERRORS
-  const Names& name = names();
+  static PyObject* const mode_name = PyUnicode_InternFromString("mode");
+  const ModuleNames& name = module_names();
   const Module module(f[0]);
-  PyObject* const weights = module.get(name.weights);
-  PyObject* const assigned = module.get(name.assigned);
-  PyObject* const mode = module.get(name.mode);
+  const optional<std::vector<PyObject*>> weights = flat_weights(module);
+  PyObject* const mode = module.get(mode_name);
   PyObject* const batch_first = module.get(name.batch_first);
   const bool is_relu = is_text(mode, "RNN_RELU");
   const Claims claims{module.get(name.num_layers), module.get(name.bidirectional),
@@ -168,12 +136,7 @@ PyObject* run_rnn(PyObject*, PyObject* const* f, Py_ssize_t) {
   if (!operands || operands->input.dim() != 3 || at::autocast::is_autocast_enabled(at::kCPU) ||
       !(is_relu || is_text(mode, "RNN_TANH")) || number_of(claims.num_layers) != 1 ||
       number_of(module.get(name.proj_size)) != 0 || !is_flag(batch_first) || !weights ||
-      !PyList_CheckExact(weights) || !assigned || !PyList_CheckExact(assigned) ||
-      PyList_GET_SIZE(assigned) != PyList_GET_SIZE(weights) ||
-      !add_weights(*operands, PyList_GET_SIZE(weights), [&](Py_ssize_t i) {
-        PyObject* const weight = module.parameter(PyList_GET_ITEM(weights, i));
-        return weight == PyList_GET_ITEM(assigned, i) ? weight : nullptr;
-      })) {
+      !add_weights(*operands, weights->size(), [&](Py_ssize_t i) { return (*weights)[i]; })) {
     Py_RETURN_NONE;
   }
   if (batch_first == Py_True) {
@@ -193,10 +156,11 @@ PyObject* run_rnn(PyObject*, PyObject* const* f, Py_ssize_t) {
 // run_cell(module, input, hx) -> the next state for batched input; None as above.
 PyObject* run_cell(PyObject*, PyObject* const* f, Py_ssize_t) {
   HANDLE_TH_ERRORS
-  const Names& name = names();
-  const Module module(f[0]);
+  static PyObject* const nonlinearity_name = PyUnicode_InternFromString("nonlinearity");
   static PyObject* const one = PyLong_FromLong(1);
-  PyObject* const nonlinearity = module.get(name.nonlinearity);
+  const ModuleNames& name = module_names();
+  const Module module(f[0]);
+  PyObject* const nonlinearity = module.get(nonlinearity_name);
   const bool is_relu = is_text(nonlinearity, "relu");
   const int weights = step_weights().count(module);
   const Claims claims{one,

@@ -76,6 +76,55 @@ class Module {
   pybind11::dict attributes_;
 };
 
+// The attributes of modules that both files read.
+struct ModuleNames {
+  PyObject* const weights = PyUnicode_InternFromString("_flat_weights_names");
+  PyObject* const assigned = PyUnicode_InternFromString("_flat_weights");
+  PyObject* const num_layers = PyUnicode_InternFromString("num_layers");
+  PyObject* const bidirectional = PyUnicode_InternFromString("bidirectional");
+  PyObject* const bias = PyUnicode_InternFromString("bias");
+  PyObject* const training = PyUnicode_InternFromString("training");
+  PyObject* const input_size = PyUnicode_InternFromString("input_size");
+  PyObject* const hidden_size = PyUnicode_InternFromString("hidden_size");
+  PyObject* const proj_size = PyUnicode_InternFromString("proj_size");
+  PyObject* const batch_first = PyUnicode_InternFromString("batch_first");
+};
+
+inline const ModuleNames& module_names() {
+  static const ModuleNames& names = *new ModuleNames;
+  return names;
+}
+
+inline bool is_flag(PyObject* object) { return object && PyBool_Check(object); }
+
+// The weights of a module like nn.RNN; none if Python must look at them.
+inline optional<std::vector<PyObject*>> flat_weights(const Module& module) {
+  PyObject* const names = module.get(module_names().weights);
+  PyObject* const assigned = module.get(module_names().assigned);
+  if (!names || !PyList_CheckExact(names) || !assigned || !PyList_CheckExact(assigned) ||
+      PyList_GET_SIZE(assigned) != PyList_GET_SIZE(names)) {
+    return std::nullopt;
+  }
+  std::vector<PyObject*> weights;
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(names); ++i) {
+    weights.push_back(module.parameter(PyList_GET_ITEM(names, i)));
+    if (weights.back() != PyList_GET_ITEM(assigned, i)) {
+      return std::nullopt;
+    }
+  }
+  return weights;
+}
+
+// Transposes in place, since nn.RNN does not return a view. The version stays the same, because the
+// memory that backward saved does not change.
+inline void to_batch_first(Tensor& output) {
+  output.transpose_(0, 1);
+  if (output.requires_grad()) {
+    c10::VariableVersion version = torch::autograd::impl::version_counter(output);
+    version.set_version(version.current_version() - 1);
+  }
+}
+
 // The names of a step's weights, and whether it has biases, which only the weights of torch's
 // modules show.
 struct StepWeights {

@@ -12,16 +12,13 @@ pybind11::handle python_backward;  // rnn_ext._core.recurrence._differentiable_b
 
 struct Names {
   PyObject* const definition = PyUnicode_InternFromString("_definition");
-  PyObject* const signature = PyUnicode_InternFromString("signature");
   PyObject* const program = PyUnicode_InternFromString("program");
   PyObject* const kept_states = PyUnicode_InternFromString("kept_states");
   PyObject* const kept_values = PyUnicode_InternFromString("kept_values");
-  PyObject* const products = PyUnicode_InternFromString("products");
+  PyObject* const gates = PyUnicode_InternFromString("gates");
   PyObject* const states = PyUnicode_InternFromString("states");
   PyObject* const parameters = PyUnicode_InternFromString("parameters");
   PyObject* const inputs = PyUnicode_InternFromString("inputs");
-  PyObject* const input_size = PyUnicode_InternFromString("input_size");
-  PyObject* const hidden_size = PyUnicode_InternFromString("hidden_size");
 };
 
 const Names& names() {
@@ -44,35 +41,24 @@ std::int64_t number_at(pybind11::handle object, PyObject* name) {
 // A rnn_ext._core.cells.cell.Cell.
 class Cell {
  public:
-  explicit Cell(PyObject* cell)
-      : cell_(cell),
-        definition_(attribute(cell, names().definition)),
-        signature_(attribute(definition_, names().signature)) {}
+  explicit Cell(PyObject* cell) : cell_(cell) {}
 
-  std::int64_t gates() const {
-    std::int64_t gates = 0;
-    for (const pybind11::handle product : signature(names().products)) {
-      gates += number_of(product.ptr());
-    }
-    return gates;
-  }
-  std::int64_t states() const { return 1 + signature(names().states).size(); }
-  pybind11::tuple parameters() const { return signature(names().parameters); }
-  pybind11::tuple inputs() const { return signature(names().inputs); }
+  std::int64_t gates() const { return number_at(cell_, names().gates); }
+  std::int64_t states() const { return 1 + tuple_at(names().states).size(); }
+  pybind11::tuple parameters() const { return tuple_at(names().parameters); }
+  pybind11::tuple inputs() const { return tuple_at(names().inputs); }
 
   CellProgram program() const {
-    return {THPVariable_Unpack(attribute(definition_, names().program).ptr()), states(),
-            number_at(definition_, names().kept_states),
-            number_at(definition_, names().kept_values),
+    const pybind11::object definition = attribute(cell_, names().definition);
+    return {THPVariable_Unpack(attribute(definition, names().program).ptr()), states(),
+            number_at(definition, names().kept_states), number_at(definition, names().kept_values),
             std::make_shared<c10::SafePyObject>(Py_NewRef(cell_), getPyInterpreter())};
   }
 
  private:
-  pybind11::tuple signature(PyObject* name) const { return attribute(signature_, name); }
+  pybind11::tuple tuple_at(PyObject* name) const { return attribute(cell_, name); }
 
   PyObject* cell_;
-  pybind11::object definition_;
-  pybind11::object signature_;
 };
 
 bool runs_on_kernels(const Tensor& t) { return is_dense_on_cpu(t) && has_kernels(t.scalar_type()); }
@@ -130,35 +116,76 @@ PyObject* run_layer(PyObject*, PyObject* const* f, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
-// Collects the tensors of a step. The functions return false if Python must handle the call.
-class StepTensors {
+// A module's call of one layer or one step, as its forward gets it. The objects are of any type.
+struct ModuleCall {
+  std::vector<PyObject*> weights;
+  PyObject* input;
+  PyObject* hx;
+  PyObject* inputs = nullptr;  // a dict, or null if the module has no such arguments
+  PyObject* reset = Py_None;
+  PyObject* reset_state = Py_None;
+  bool batch_first = false;
+};
+
+// Collects the tensors of a module's call. The functions return false if Python must handle it.
+class CallTensors {
  public:
+  CallTensors(bool is_step, bool batch_first) : is_step_(is_step), batch_first_(batch_first) {}
+
   // A tensor of these sizes.
   bool add(PyObject* object, at::IntArrayRef sizes) {
-    return is_tensor(object) && take(THPVariable_Unpack(object), sizes, false);
-  }
-  // A tensor that broadcasts to these sizes, or a float.
-  bool add_broadcast(PyObject* object, at::IntArrayRef sizes) {
-    if (object && PyFloat_CheckExact(object)) {
-      tensors_.push_back(at::scalar_tensor(PyFloat_AS_DOUBLE(object), tensors_[0].options()));
-      return true;
+    if (!fits(object) || THPVariable_Unpack(object).sizes() != sizes) {
+      return false;
     }
-    return is_tensor(object) && take(THPVariable_Unpack(object), sizes, true);
+    tensors_.push_back(THPVariable_Unpack(object));
+    return true;
   }
-  variable_list take() && { return std::move(tensors_); }
-
- private:
-  static bool is_tensor(PyObject* object) { return object && THPVariable_CheckExact(object); }
-  bool take(const Tensor& t, at::IntArrayRef sizes, bool broadcasts) {
-    if (!runs_on_kernels(t) ||
-        (!tensors_.empty() && t.scalar_type() != tensors_[0].scalar_type()) ||
-        !(broadcasts ? at::is_expandable_to(t.sizes(), sizes) : t.sizes() == sizes)) {
+  // A tensor that broadcasts to these sizes, or a float. A layer gets it expanded.
+  bool add_broadcast(PyObject* object, at::IntArrayRef sizes) {
+    const bool is_number = object && PyFloat_CheckExact(object);
+    if (!is_number && !fits(object)) {
+      return false;
+    }
+    const Tensor t = is_number ? at::scalar_tensor(PyFloat_AS_DOUBLE(object), tensors_[0].options())
+                               : THPVariable_Unpack(object);
+    if (!at::is_expandable_to(t.sizes(), sizes)) {
+      return false;
+    }
+    tensors_.push_back(is_step_ || t.sizes() == sizes ? t : t.expand(sizes));
+    return true;
+  }
+  // States after a reset: of these sizes or for one row, for all steps or for each.
+  bool add_reset_state(PyObject* object, std::int64_t steps, at::IntArrayRef sizes) {
+    if (!fits(object)) {
+      return false;
+    }
+    const Tensor& t = THPVariable_Unpack(object);
+    if ((t.dim() != 3 && (t.dim() != 4 || t.size(0) != steps)) || t.size(-3) != sizes[0] ||
+        (t.size(-2) != sizes[1] && t.size(-2) != 1) || t.size(-1) != sizes[2]) {
       return false;
     }
     tensors_.push_back(t);
     return true;
   }
+  // Makes the last tensor time-major, if the module is batch first.
+  void order_last() {
+    if (batch_first_) {
+      tensors_.back() = tensors_.back().transpose(-3, -2);
+    }
+  }
+  variable_list take() && { return std::move(tensors_); }
 
+ private:
+  bool fits(PyObject* object) const {
+    if (!object || !THPVariable_CheckExact(object)) {
+      return false;
+    }
+    const Tensor& t = THPVariable_Unpack(object);
+    return runs_on_kernels(t) && (tensors_.empty() || t.scalar_type() == tensors_[0].scalar_type());
+  }
+
+  const bool is_step_;
+  const bool batch_first_;
   variable_list tensors_;
 };
 
@@ -178,62 +205,191 @@ optional<std::vector<PyObject*>> read_states(PyObject* hx, std::int64_t count) {
   return std::vector<PyObject*>(items, items + count);
 }
 
-// run_step(module, cell, input, hx, inputs) -> the next state, or states in a tuple; None if Python
-// must check or run the call.
-PyObject* run_step(PyObject*, PyObject* const* f, Py_ssize_t) {
-  HANDLE_TH_ERRORS
-  if (is_watched() || at::autocast::is_autocast_enabled(at::kCPU) ||
-      !THPVariable_CheckExact(f[2])) {
-    Py_RETURN_NONE;
+bool is_reset(PyObject* object, at::IntArrayRef sizes) {
+  return THPVariable_CheckExact(object) && is_dense_on_cpu(THPVariable_Unpack(object)) &&
+         THPVariable_Unpack(object).scalar_type() == at::kBool &&
+         THPVariable_Unpack(object).sizes() == sizes;
+}
+
+// Returns the call's operands, and sets the counts of `layer`; none if Python must check or run the
+// call.
+optional<RecurrenceOperands> read_call(const Module& module, const Cell& cell,
+                                       const ModuleCall& call, Recurrence& layer) {
+  const std::int64_t directions = layer.bidirectional ? 2 : 1;
+  const std::size_t per_direction = call.weights.size() / directions;
+  const optional<std::vector<PyObject*>> states = read_states(call.hx, cell.states());
+  const optional<std::vector<PyObject*>> reset_states =
+      read_states(call.reset_state, cell.states());
+  if (is_watched() || at::autocast::is_autocast_enabled(at::kCPU) || !states || !reset_states ||
+      !THPVariable_CheckExact(call.input) || (per_direction != 2 && per_direction != 4) ||
+      call.weights.size() != per_direction * directions) {
+    return std::nullopt;
   }
-  const Module module(f[0]);
-  const Cell cell(f[1]);
-  const std::int64_t input_size = number_of(module.get(names().input_size));
-  const std::int64_t hidden_size = number_of(module.get(names().hidden_size));
+  std::vector<std::int64_t> sizes = THPVariable_Unpack(call.input).sizes().vec();
+  if (layer.is_step ? sizes.empty() || sizes.size() > 2
+                    : sizes.size() != 3 || sizes[0] == 0 || sizes[1] == 0) {
+    return std::nullopt;
+  }
+  const std::int64_t input_size = number_of(module.get(module_names().input_size));
+  const std::int64_t hidden_size = number_of(module.get(module_names().hidden_size));
   const std::int64_t columns = cell.gates() * hidden_size;
-  const optional<std::vector<PyObject*>> states = read_states(f[3], cell.states());
-  std::vector<std::int64_t> sizes = THPVariable_Unpack(f[2]).sizes().vec();
-  if (!states || sizes.empty() || sizes.size() > 2) {
-    Py_RETURN_NONE;
+  const bool has_reset = call.reset != Py_None;
+  if (has_reset ? !is_reset(call.reset, {sizes.data(), 2}) : !reset_states->empty()) {
+    return std::nullopt;
   }
-  StepTensors tensors;
+
+  CallTensors tensors(layer.is_step, call.batch_first);
   sizes.back() = input_size;
-  bool fits = tensors.add(f[2], sizes);
-  sizes.back() = hidden_size;
-  for (PyObject* const state : *states) {
-    fits = fits && tensors.add(state, sizes);
+  bool fits = tensors.add(call.input, sizes);
+  if (fits) {
+    tensors.order_last();
   }
-  const int weights = step_weights().count(module);
+  sizes.back() = hidden_size;
+  std::vector<std::int64_t> state_sizes = sizes;
+  const std::int64_t steps = layer.is_step ? 1 : sizes[call.batch_first ? 1 : 0];
+  if (!layer.is_step) {
+    state_sizes = {directions, sizes[call.batch_first ? 0 : 1], hidden_size};
+    sizes.insert(sizes.begin(), directions);
+  }
+  for (PyObject* const state : *states) {
+    fits = fits && tensors.add(state, state_sizes);
+  }
   const std::vector<std::int64_t> weight_sizes[] = {
       {columns, input_size}, {columns, hidden_size}, {columns}, {columns}};
-  for (int i = 0; i < weights; ++i) {
-    fits = fits && tensors.add(module.parameter(step_weights().names[i]), weight_sizes[i]);
+  for (std::size_t i = 0; i < call.weights.size(); ++i) {
+    fits = fits && tensors.add(call.weights[i], weight_sizes[i % per_direction]);
   }
-  const pybind11::tuple parameters = cell.parameters(), inputs = cell.inputs();
+  const pybind11::tuple parameters = cell.parameters(), operands = cell.inputs();
   for (const pybind11::handle name : parameters) {
     PyObject* const parameter = module.parameter(name.ptr());
     fits = fits &&
            tensors.add_broadcast(parameter ? parameter : module.buffer(name.ptr()), {hidden_size});
   }
-  fits = fits && PyDict_Size(f[4]) == static_cast<Py_ssize_t>(inputs.size());
-  for (const pybind11::handle name : inputs) {
-    fits = fits && tensors.add_broadcast(PyDict_GetItem(f[4], name.ptr()), sizes);
+  fits = fits &&
+         (!call.inputs || PyDict_Size(call.inputs) == static_cast<Py_ssize_t>(operands.size()));
+  for (const pybind11::handle name : operands) {
+    fits = fits && tensors.add_broadcast(PyDict_GetItem(call.inputs, name.ptr()), sizes);
+    if (fits && !layer.is_step) {
+      tensors.order_last();
+    }
+  }
+  for (PyObject* const state : *reset_states) {
+    fits = fits && tensors.add_reset_state(state, steps, state_sizes);
   }
   if (!fits) {
-    Py_RETURN_NONE;
+    return std::nullopt;
   }
   const auto count = [](const auto& list) { return static_cast<std::int64_t>(list.size()); };
-  const Recurrence layer{
-      {count(*states), weights, count(parameters), count(inputs), 0}, false, false, true};
-  return wrap(run(layer, {std::move(tensors).take(), {}, {}}, cell));
+  layer.counts = {count(*states), count(call.weights), count(parameters), count(operands),
+                  count(*reset_states)};
+  optional<Tensor> reset = tensor_or_none(call.reset);
+  if (reset && call.batch_first) {
+    reset = reset->t();
+  }
+  return RecurrenceOperands{std::move(tensors).take(), reset, {}};
+}
+
+// run_step(module, cell, input, hx, inputs) -> the next state, or states in a tuple; None if Python
+// must check or run the call.
+PyObject* run_step(PyObject*, PyObject* const* f, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  const Module module(f[0]);
+  const Cell cell(f[1]);
+  ModuleCall call{{}, f[2], f[3], f[4]};
+  for (int i = 0; i < step_weights().count(module); ++i) {
+    call.weights.push_back(module.parameter(step_weights().names[i]));
+  }
+  Recurrence layer{{}, false, false, true};
+  const optional<RecurrenceOperands> operands = read_call(module, cell, call, layer);
+  if (!operands) {
+    Py_RETURN_NONE;
+  }
+  return wrap(run(layer, *operands, cell));
+  END_HANDLE_TH_ERRORS
+}
+
+// Runs the one layer of a module that has `bidirectional` and `batch_first`; none as above.
+optional<variable_list> run_sequence(const Module& module, const Cell& cell, ModuleCall call,
+                                     bool return_states) {
+  PyObject* const bidirectional = module.get(module_names().bidirectional);
+  PyObject* const batch_first = module.get(module_names().batch_first);
+  if (!is_flag(bidirectional) || !is_flag(batch_first)) {
+    return std::nullopt;
+  }
+  call.batch_first = batch_first == Py_True;
+  Recurrence layer{{}, bidirectional == Py_True, return_states, false};
+  const optional<RecurrenceOperands> operands = read_call(module, cell, call, layer);
+  if (!operands) {
+    return std::nullopt;
+  }
+  variable_list results = run(layer, *operands, cell);
+  for (std::size_t i = 0; call.batch_first && i < results.size(); ++i) {
+    const bool is_final_state = i > 0 && i <= static_cast<std::size_t>(cell.states());
+    if (!is_final_state) {
+      to_batch_first(results[i]);
+    }
+  }
+  return results;
+}
+
+// run_recurrent(module, cell, weight_names, input, hx, inputs, reset, reset_state, return_states)
+// -> the results of a module with one layer in a tuple; None as above.
+PyObject* run_recurrent(PyObject*, PyObject* const* f, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  if (PyList_GET_SIZE(f[2]) != 1 || !PyBool_Check(f[8])) {
+    Py_RETURN_NONE;
+  }
+  const Module module(f[0]);
+  ModuleCall call{{}, f[3], f[4], f[5], f[6], f[7]};
+  PyObject* const weights = PyList_GET_ITEM(f[2], 0);
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(weights); ++i) {
+    call.weights.push_back(module.parameter(PyList_GET_ITEM(weights, i)));
+  }
+  optional<variable_list> results =
+      run_sequence(module, Cell(f[1]), std::move(call), f[8] == Py_True);
+  if (!results) {
+    Py_RETURN_NONE;
+  }
+  return wrap_all(*std::move(results));
+  END_HANDLE_TH_ERRORS
+}
+
+// run_gated(module, cell, input, hx, reset, reset_state) -> (output, h_n), or (output, (h_n, c_n))
+// for a cell with two states, of a module like torch's with one layer; None as above.
+PyObject* run_gated(PyObject*, PyObject* const* f, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  const Module module(f[0]);
+  const ModuleNames& name = module_names();
+  optional<std::vector<PyObject*>> weights = flat_weights(module);
+  if (!weights || number_of(module.get(name.num_layers)) != 1 ||
+      number_of(module.get(name.proj_size)) != 0 || !is_flag(module.get(name.bias)) ||
+      !is_flag(module.get(name.training))) {
+    Py_RETURN_NONE;
+  }
+  const bool has_bias = module.get(name.bias) == Py_True;
+  const std::size_t directions = module.get(name.bidirectional) == Py_True ? 2 : 1;
+  if (weights->size() != (has_bias ? 4 : 2) * directions) {
+    Py_RETURN_NONE;
+  }
+  ModuleCall call{*std::move(weights), f[2], f[3], nullptr, f[4], f[5]};
+  optional<variable_list> results = run_sequence(module, Cell(f[1]), std::move(call), false);
+  if (!results) {
+    Py_RETURN_NONE;
+  }
+  PyObject* const output = THPVariable_Wrap(std::move(results->front()));
+  results->erase(results->begin());
+  return pybind11::make_tuple(
+             pybind11::reinterpret_steal<pybind11::object>(output),
+             pybind11::reinterpret_steal<pybind11::object>(wrap(*std::move(results))))
+      .release()
+      .ptr();
   END_HANDLE_TH_ERRORS
 }
 
 PyMethodDef methods[] = {
-    method("takes_tensors", takes_tensors),
-    method("run_recurrence", run_layer),
-    method("run_step", run_step),
-    {nullptr, nullptr, 0, nullptr},
+    method("takes_tensors", takes_tensors), method("run_recurrence", run_layer),
+    method("run_step", run_step),           method("run_recurrent", run_recurrent),
+    method("run_gated", run_gated),         {nullptr, nullptr, 0, nullptr},
 };
 
 }  // namespace

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx.proxy import Proxy, TraceError
 from torch.nn.utils.rnn import PackedSequence
 
-from . import dispatch
+from . import dispatch, node
 from .call import Call
 from .kinds import KINDS, Kind, trace_cells
 from .resets import read_reset
@@ -169,6 +169,11 @@ class Layers(_Module, nn.RNNBase):
         if proxy is not None:
             options = {"reset": reset, "reset_state": reset_state} if has_reset else {}
             return _fx_node(self, proxy, input, hx, **options)
+        kind = self._kind()
+        if kind and (has_reset or not kind.is_compiled()) and not torch.compiler.is_compiling():
+            result = node.run_gated(self, kind.cell, input, hx, reset, reset_state)
+            if result is not None:
+                return result
         call = self._call(input, hx)
         if call is not None and has_reset:
             names = ("h", *call.kind.cell.states)

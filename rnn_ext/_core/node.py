@@ -12,7 +12,9 @@ __all__ = [
     "is_loaded",
     "run",
     "run_cell",
+    "run_gated",
     "run_recurrence",
+    "run_recurrent",
     "run_rnn",
     "run_step",
     "set_recurrence_backward",
@@ -48,6 +50,11 @@ run_recurrence: Callable[..., Any] = _runs_nothing
 # run_step(module, cell, input, hx, inputs): runs one step of such a cell with the module's weights
 # and parameters; returns None where the arguments have to be checked, or the node cannot run it.
 run_step: Callable[..., Any] = _runs_nothing
+# run_recurrent(module, cell, weight_names, input, hx, inputs, reset, reset_state, return_states):
+# the same for a layer, of a module that has one.
+run_recurrent: Callable[..., Any] = _runs_nothing
+# run_gated(module, cell, input, hx, reset, reset_state): the same for a module like nn.GRU.
+run_gated: Callable[..., Any] = _runs_nothing
 # set_recurrence_backward(function): what computes the gradients that may be differentiated.
 set_recurrence_backward: Callable[..., Any] = _runs_nothing
 if _module is not None:
@@ -55,5 +62,6 @@ if _module is not None:
     takes, run = _module.takes, _module.run
     run_rnn, run_cell = _module.run_rnn, _module.run_cell
     takes_tensors, run_step = _module.takes_tensors, _module.run_step
-    run_recurrence = _module.run_recurrence
+    run_recurrence, run_recurrent = _module.run_recurrence, _module.run_recurrent
+    run_gated = _module.run_gated
     set_recurrence_backward = _module.set_recurrence_backward
