@@ -29,9 +29,10 @@ class CellForward {
         program_(*task.cell.program),
         final_states_(task.final_states),
         kernels_(kernels),
-        projection_(
-            p_, program_.gates, program_.merged ? Bias::sum : Bias::input, kernels, plan,
-            can_start_from_projection() ? TileRunner<S, O>::units(kernels, program_.gates) : 0),
+        projection_(p_, program_.gates, program_.merged ? Bias::sum : Bias::input, kernels, plan,
+                    can_start_from_projection()
+                        ? TileRunner<S, O>::units(kernels, program_.gates, p_.steps.batch)
+                        : 0),
         starts_from_projection_(can_start_from_projection() &&
                                 (program_.gates == 1 || projection_.is_in_tiles())),
         places_(program_, program_.forward_slots),

@@ -357,7 +357,7 @@ class TileRunner {
              std::int64_t rows, int threads)
       : kernels_(kernels),
         slot_count_(slot_count),
-        units_(units(kernels, gates)),
+        units_(units(kernels, gates, rows)),
         most_rows_(std::min(rows, rows_in_cache())),
         slots_(threads * slots_size()) {
     std::fill_n(slots_.data(), threads * slots_size(), T{0});
@@ -369,11 +369,16 @@ class TileRunner {
     operands.use(code_);
   }
 
-  // The units of a tile, whose columns fill a panel; and their number in whole vectors.
-  static std::int64_t units(const Kernels<S, O>& kernels, std::int64_t gates) {
-    return std::max<std::int64_t>(1, kernels.panel_columns / kernels.width / gates) * kernels.width;
+  // The units of a tile: their columns fill a panel, or several if there are few rows, since the
+  // more vectors an instruction processes, the less its dispatch and its latency count.
+  static std::int64_t units(const Kernels<S, O>& kernels, std::int64_t gates, std::int64_t rows) {
+    constexpr std::int64_t vectors = 8;
+    const std::int64_t of_panel =
+        std::max<std::int64_t>(1, kernels.panel_columns / kernels.width / gates);
+    return std::max<std::int64_t>(1, vectors / (of_panel * rows)) * of_panel * kernels.width;
   }
   std::int64_t units() const { return units_; }
+  // In whole vectors.
   std::int64_t padded(std::int64_t units) const {
     return (units + kernels_.width - 1) & -kernels_.width;
   }
