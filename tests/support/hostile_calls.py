@@ -51,15 +51,15 @@ class Layer:
     batch_sizes: list[int] | None
 
     @classmethod
-    def draw(cls, rng: random.Random) -> "Layer":
+    def draw(cls, rng: random.Random, is_step: bool = False) -> "Layer":
         while True:
             steps, batch, inputs, hidden_size = (pick_size(rng) for _ in range(4))
             layer = cls(
-                steps,
+                1 if is_step else steps,
                 batch,
                 inputs,
                 hidden_size,
-                directions=rng.choice([1, 2]),
+                directions=1 if is_step else rng.choice([1, 2]),
                 biases=rng.random() < 0.5,
                 dtype=rng.choice(DTYPES),
                 batch_sizes=None,
@@ -71,7 +71,7 @@ class Layer:
                 continue
             if is_small and rows * hidden * (layer.inputs + layer.hidden) > MOST_WORK:
                 continue
-            if 0 < layer.steps * layer.batch < 2**12 and rng.random() < 0.4:
+            if not is_step and 0 < layer.steps * layer.batch < 2**12 and rng.random() < 0.4:
                 sizes = sorted(rng.randint(1, layer.batch) for _ in range(layer.steps))[::-1]
                 layer.batch_sizes, layer.batch = sizes, sizes[0]
             return layer
@@ -134,20 +134,14 @@ def backward(rng: random.Random) -> list[Any]:
     ]
 
 
-def step_of(rng: random.Random) -> Layer:
-    a = Layer.draw(rng)
-    a.steps, a.directions, a.batch_sizes = 1, 1, None
-    return a
-
-
 def cell_forward(rng: random.Random) -> list[Any]:
-    a = step_of(rng)
+    a = Layer.draw(rng, is_step=True)
     x, hx = a.tensor(a.batch, a.inputs), maybe(rng, a.tensor(a.batch, a.hidden))
     return [x, hx, a.weights(), rng.choice(["tanh", "relu"])]
 
 
 def cell_backward(rng: random.Random) -> list[Any]:
-    a = step_of(rng)
+    a = Layer.draw(rng, is_step=True)
     weights, state = a.weights(), a.tensor(a.batch, a.hidden)
     return [
         *(state, a.tensor(a.batch, a.inputs), maybe(rng, state), weights, state),
