@@ -22,10 +22,9 @@ OPS = sorted(
 )
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SIZES = [0, 1, 2, 3, 5, 17, 33, 65]
-LARGE = (
-    300  # more than a block of a sum; rare, because drawing the weights takes longer than a call
-)
-HUGE = [2**20, 2**31, 2**32 + 1, 2**40, 2**60, 2**62, 2**63 - 1]
+# More than a block of a sum; rare, because to draw the weights takes longer than a call.
+LARGE = 300
+HUGE = [2**31, 2**32 + 1, 2**40, 2**60, 2**62, 2**63 - 1]
 # Calls with more work than the first limit take too long; tensors with a number of values between
 # the other two could be allocated.
 MOST_WORK = 2**20
