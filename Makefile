@@ -16,7 +16,7 @@ export FORCE_CPU := 1
 endif
 
 .PHONY: help demo test quick coverage test-extras test-torch build lint actionlint docs bench sdist wheel \
-    wheels asan ubsan tsan cuda-check cuda-mutants gpu-test gpu-bench gpu-sanitize gpu-build clean force
+    wheels asan ubsan tsan memcheck fuzz cuda-check cuda-mutants gpu-test gpu-bench gpu-sanitize gpu-build clean force
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -108,6 +108,15 @@ ubsan: $(VENV)/ready ## the same under the undefined-behavior sanitizer
 tsan: $(VENV)/ready ## the CPU kernels on several threads under the thread sanitizer
 asan ubsan tsan:
 	@cd tests && $(CURDIR)/$(RUN)/python -m support.sanitizers $@
+
+memcheck: $(VENV)/ready ## the CPU kernels up to AVX2 under valgrind
+	@cd tests && $(CURDIR)/$(RUN)/python -m support.sanitizers memcheck
+
+fuzz: $(VENV)/ready ## random calls of the raw ops: CASES=1000000, from number FIRST=0
+	@cd tests && OMP_WAIT_POLICY=passive $(CURDIR)/$(RUN)/python -m support.fuzz_ops search $(FIRST) $(CASES)
+
+CASES ?= 100000
+FIRST ?= 0
 
 cuda-check: ## with nvcc: compile every .cu for every architecture, without warnings or spilled registers
 	@$(PYTHON) cuda_build.py

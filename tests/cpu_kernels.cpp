@@ -93,7 +93,8 @@ class Results {
   }
   bool operator==(const Results& other) const {
     return std::ranges::equal(values_, other.values_, [](const auto& a, const auto& b) {
-      return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(S)) == 0;
+      return a.size() == b.size() &&
+             (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(S)) == 0);
     });
   }
 
@@ -103,20 +104,22 @@ class Results {
 };
 
 struct Sizes {
-  std::int64_t count, batch, input_size, hidden_size;
+  std::int64_t count, batch, input_size, hidden_size;  // input_size 0: the input is tokens
   bool is_packed = false;
 };
 
-// The operands that an RNN and a cell have in common.
+// The operands that an RNN and a cell have in common, of a layer with two directions.
 template <class S>
 struct Operands {
   static constexpr std::int64_t directions = 2;
+  static constexpr std::int64_t vocabulary = 11;
 
   Sizes sizes;
   std::int64_t gates;
   std::vector<std::int64_t> batch_sizes, offsets;
   Steps steps;
   std::int64_t rows = 0;
+  std::vector<std::int64_t> tokens;
   std::vector<S> input, hx, grad_output, grad_h_n;
   std::vector<S> weights[directions][4];
 
@@ -134,17 +137,22 @@ struct Operands {
     }
     const std::int64_t h = sizes.hidden_size;
     input = draw<S>(rows * sizes.input_size);
+    for (std::int64_t i = 0; i < rows; ++i) {
+      tokens.push_back(i * i % vocabulary);
+    }
     hx = draw<S>(directions * sizes.batch * h);
     grad_output = draw<S>(rows * directions * h);
     grad_h_n = draw<S>(directions * sizes.batch * h);
     for (auto& [weight_ih, weight_hh, bias_ih, bias_hh] : weights) {
-      weight_ih = draw<S>(gates * h * sizes.input_size, 0.1f);
+      weight_ih = draw<S>(gates * h * (has_tokens() ? vocabulary : sizes.input_size), 0.1f);
       weight_hh = draw<S>(gates * h * h, 0.1f);
       bias_ih = draw<S>(gates * h);
       bias_hh = draw<S>(gates * h);
     }
   }
   Operands(const Operands&) = delete;  // steps points into it
+
+  bool has_tokens() const { return sizes.input_size == 0; }
 
   template <class T>
   Sequence<T> sequence(T* data, std::int64_t columns) const {
@@ -173,9 +181,14 @@ struct Operands {
     p.input_size = sizes.input_size;
     p.hidden_size = sizes.hidden_size;
     p.reverse = d == 1;
-    p.input = sequence(input.data(), sizes.input_size);
+    if (has_tokens()) {
+      p.tokens = tokens.data();
+      p.table = {weights[d][0].data(), gates * sizes.hidden_size, 1};
+    } else {
+      p.input = sequence(input.data(), sizes.input_size);
+      p.weight_ih = weight(0, sizes.input_size, d);
+    }
     p.hx = state(hx.data(), d);
-    p.weight_ih = weight(0, sizes.input_size, d);
     p.weight_hh = weight(1, sizes.hidden_size, d);
     p.bias_ih = {weights[d][2].data(), 0, 1};
     p.bias_hh = {weights[d][3].data(), 0, 1};
@@ -189,12 +202,16 @@ struct Operands {
     Gradients<S> g;
     g.output = states(grad_output.data(), d);
     g.h_n = state(grad_h_n.data(), d);
-    g.input = sequence(input, sizes.input_size);
-    g.add_to_input = d > 0;
+    if (has_tokens()) {
+      g.table = {results.add_zeros(vocabulary * gates * h), gates * h, 1};
+    } else {
+      g.input = sequence(input, sizes.input_size);
+      g.add_to_input = d > 0;
+      g.weight_ih = {results.add(gates * h * sizes.input_size), sizes.input_size, 1};
+    }
     if (hx) {
       g.hx = state(hx, d);
     }
-    g.weight_ih = {results.add(gates * h * sizes.input_size), sizes.input_size, 1};
     g.weight_hh = {results.add(gates * h * h), h, 1};
     g.bias_ih = {results.add(gates * h), 0, 1};
     g.bias_hh = {results.add(gates * h), 0, 1};
@@ -202,7 +219,7 @@ struct Operands {
   }
 };
 
-// Forward, backward and tangent of an RNN. Without tokens, both directions of a layer.
+// Forward, backward and tangent of an RNN layer.
 template <class S>
 class Rnn {
  public:
@@ -251,46 +268,7 @@ class Rnn {
   bool has_hx_;
 };
 
-// One direction of an RNN whose input is tokens.
-template <class S>
-class TokenRnn {
- public:
-  explicit TokenRnn(const Sizes& sizes)
-      : operands_(sizes, 1), table_(draw<S>(vocabulary * sizes.hidden_size)) {
-    for (std::int64_t i = 0; i < operands_.rows; ++i) {
-      tokens_.push_back(i * i % vocabulary);
-    }
-  }
-
-  Results<S> run(const Kernels<S>& kernels, const Workers& workers) const {
-    const std::int64_t h = operands_.sizes.hidden_size;
-    const std::int64_t states = operands_.sizes.batch * h;
-    Results<S> results;
-    Problem<S> p = operands_.problem(nullptr, 0);
-    p.tokens = tokens_.data();
-    p.table = {table_.data(), h, 1};
-    p.output = operands_.sequence(results.add(operands_.rows * h), h);
-    Gradients<S> g;
-    g.output = operands_.states(operands_.grad_output.data(), 0);
-    g.table = {results.add_zeros(vocabulary * h), h, 1};
-    g.hx = operands_.state(results.add(states), 0);
-    g.weight_hh = {results.add(h * h), h, 1};
-    const ForwardTask<S> forward{p, operands_.state(results.add(states), 0)};
-    release_scratch();
-    run_forward<S, S>({forward}, kernels, workers.plan.threads, workers.pool);
-    release_scratch();
-    run_backward<S, S>({{p, g}}, kernels, workers.plan.threads, workers.pool);
-    return results;
-  }
-
- private:
-  static constexpr std::int64_t vocabulary = 11;
-  Operands<S> operands_;
-  std::vector<S> table_;
-  std::vector<std::int64_t> tokens_;
-};
-
-// Forward and backward of a cell, in both directions; rows that start anew unless input is packed.
+// Forward and backward of a layer with a cell. Rows start anew unless the input is packed.
 template <class S>
 class CellLayer {
  public:
@@ -483,13 +461,13 @@ void check_type(const std::string& name, const Kernels<S, O>& kernels,
     const std::string at = name + ", hidden size " + std::to_string(sizes.hidden_size);
     check(Rnn<S>(sizes, Nonlinearity::tanh, true), kernels, at);
     check(Rnn<S>(sizes, Nonlinearity::relu, false), kernels, at + ", relu, no hx");
-    if constexpr (std::is_same_v<S, Arithmetic<S>>) {
-      if (!sizes.is_packed) {
-        check(TokenRnn<S>(sizes), kernels, at + ", tokens");
-      }
-    }
     for (const auto& [cell, program] : programs) {
       check(CellLayer<S>(sizes, program), kernels, at + ", " + cell);
+      if constexpr (std::is_same_v<S, Arithmetic<S>>) {
+        Sizes tokens = sizes;
+        tokens.input_size = 0;
+        check(CellLayer<S>(tokens, program), kernels, at + ", tokens, " + cell);
+      }
     }
   }
   check(Rnn<S>({2, 2, 515, 515}, Nonlinearity::tanh, true), kernels, name + ", large");

@@ -604,3 +604,12 @@ def test_compiled_autograd_gives_the_gradients_of_an_eager_call():
         with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
             layer(x)[0].sum().backward()
         assert_same_bits([p.grad for p in layer.parameters()], expected)
+
+
+@pytest.mark.parametrize("counts", [(2**62, 0, 0), (1, 0, 2**62)], ids=["states", "kept values"])
+def test_a_fake_call_does_not_make_more_results_than_a_cell_can_have(counts):
+    x, w_ih, w_hh = (torch.zeros(*shape, device="meta") for shape in ((2, 1, 3), (5, 3), (5, 5)))
+    with pytest.raises(RuntimeError, match="at most 256 states and kept values"):
+        torch.ops.rnn_ext.recurrence_forward(
+            x, [], [w_ih, w_hh], [], [], [], None, None, cells.elman.program, False, *counts
+        )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .cells.program import MAX_SLOTS
 from .composite import is_tokens
 from .derivatives import expand_to_mask
 from .ops import empty_gradients
@@ -37,6 +38,8 @@ def _(
     assert batch_sizes is None or initial, "packed input needs initial states"
     batch = initial[0].size(1) if initial else input.size(1)
     rows = input.shape if is_tokens(input) else input.shape[:-1]
+    if max(states, kept_values) > MAX_SLOTS:
+        raise RuntimeError(f"rnn_ext: a cell has at most {MAX_SLOTS} states and kept values")
     sequences = 1 + _count_states(kept_states) + kept_values
     new_empty = weights[1].new_empty
     output, *kept = (new_empty(*rows, directions * hidden_size) for _ in range(sequences))

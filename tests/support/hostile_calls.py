@@ -1,23 +1,16 @@
-"""Malformed calls of the raw ops, one for each number; see test_hostile_calls.py.
-
-As a program it makes calls until it crashes or is done, and prints the number of each first:
-
-    python tests/support/hostile_calls.py FIRST [COUNT]
-"""
+"""Malformed arguments of the raw ops, drawn from random numbers; fuzz_ops.py makes the calls."""
 
 import contextlib
 import math
 import random
-import resource
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import rnn_ext
 from rnn_ext import Cell
 from rnn_ext.cells import alif, elman, gru, leaky_current, lstm
 
@@ -28,16 +21,19 @@ OPS = sorted(
     if name.startswith("rnn_ext::")
 )
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-SIZES = [0, 1, 2, 3, 5, 17, 65, 300]
-HUGE = [2**20, 2**31, 2**32 + 1, 2**40, 2**60, 2**62, 2**63 - 1]
+SIZES = [0, 1, 2, 3, 5, 17, 33, 65]
+# More than a block of a sum; rare, because to draw the weights takes longer than a call.
+LARGE = 300
+HUGE = [2**31, 2**32 + 1, 2**40, 2**60, 2**62, 2**63 - 1]
 # Calls with more work than the first limit take too long; tensors with a number of values between
 # the other two could be allocated.
-MOST_WORK = 2**24
-MOST_VALUES, IMPOSSIBLE_VALUES = 2**20, 2**46
+MOST_WORK = 2**20
+MOST_VALUES, IMPOSSIBLE_VALUES = 2**17, 2**46
 
 
 def pick_size(rng: random.Random) -> int:
-    return rng.choice(HUGE if rng.random() < 0.1 else SIZES)
+    kind = rng.randrange(32)
+    return rng.choice(HUGE) if kind > 28 else LARGE if kind > 27 else rng.choice(SIZES)
 
 
 @dataclass
@@ -54,15 +50,15 @@ class Layer:
     batch_sizes: list[int] | None
 
     @classmethod
-    def draw(cls, rng: random.Random) -> "Layer":
+    def draw(cls, rng: random.Random, is_step: bool = False) -> "Layer":
         while True:
             steps, batch, inputs, hidden_size = (pick_size(rng) for _ in range(4))
             layer = cls(
-                steps,
+                1 if is_step else steps,
                 batch,
                 inputs,
                 hidden_size,
-                directions=rng.choice([1, 2]),
+                directions=1 if is_step else rng.choice([1, 2]),
                 biases=rng.random() < 0.5,
                 dtype=rng.choice(DTYPES),
                 batch_sizes=None,
@@ -74,7 +70,7 @@ class Layer:
                 continue
             if is_small and rows * hidden * (layer.inputs + layer.hidden) > MOST_WORK:
                 continue
-            if 0 < layer.steps * layer.batch < 2**12 and rng.random() < 0.4:
+            if not is_step and 0 < layer.steps * layer.batch < 2**12 and rng.random() < 0.4:
                 sizes = sorted(rng.randint(1, layer.batch) for _ in range(layer.steps))[::-1]
                 layer.batch_sizes, layer.batch = sizes, sizes[0]
             return layer
@@ -104,6 +100,11 @@ class Layer:
         last = shape[-1] if shape[-1] <= MOST_VALUES else 1
         return torch.zeros((*[1] * (len(shape) - 1), last), dtype=self.dtype).expand(shape)
 
+    def flags(self, *shape: int) -> Tensor:
+        if math.prod(shape) <= MOST_VALUES:
+            return torch.rand(shape) < 0.3
+        return torch.zeros([1] * len(shape), dtype=torch.bool).expand(shape)
+
     def settings(self, rng: random.Random) -> list[Any]:
         sizes = None if self.batch_sizes is None else torch.tensor(self.batch_sizes)
         return [sizes, rng.choice(["tanh", "relu"]), self.directions == 2]
@@ -132,20 +133,14 @@ def backward(rng: random.Random) -> list[Any]:
     ]
 
 
-def step_of(rng: random.Random) -> Layer:
-    a = Layer.draw(rng)
-    a.steps, a.directions, a.batch_sizes = 1, 1, None
-    return a
-
-
 def cell_forward(rng: random.Random) -> list[Any]:
-    a = step_of(rng)
+    a = Layer.draw(rng, is_step=True)
     x, hx = a.tensor(a.batch, a.inputs), maybe(rng, a.tensor(a.batch, a.hidden))
     return [x, hx, a.weights(), rng.choice(["tanh", "relu"])]
 
 
 def cell_backward(rng: random.Random) -> list[Any]:
-    a = step_of(rng)
+    a = Layer.draw(rng, is_step=True)
     weights, state = a.weights(), a.tensor(a.batch, a.hidden)
     return [
         *(state, a.tensor(a.batch, a.inputs), maybe(rng, state), weights, state),
@@ -194,7 +189,7 @@ def recurrence(rng: random.Random) -> tuple[Layer, Cell, list[Any], list[Any]]:
     sizes, _, bidirectional = a.settings(rng)
     reset, reset_states = None, []
     if sizes is None and rng.random() < 0.5:
-        reset = a.tensor(a.steps, a.batch) > 0
+        reset = a.flags(a.steps, a.batch)
         each: list[int] = rng.choice([[], [a.steps]])
         state = a.tensor(*each, a.directions, rng.choice([1, a.batch]), a.hidden)
         reset_states = [state] * rng.choice([0, 1 + len(cell.states)])
@@ -269,6 +264,8 @@ COPIES: list[Callable[[random.Random, Tensor], Any]] = [
     lambda rng, t: torch.cat([t, t]),
     lambda rng, t: t.transpose(0, -1).contiguous().transpose(0, -1),
     lambda rng, t: torch.stack([t, t], -1)[..., 0],
+    lambda rng, t: torch.cat([t, t[..., :1]], -1)[..., :-1],
+    lambda rng, t: torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape),  # not aligned
     lambda rng, t: t.new_ones(()).expand_as(t),
     lambda rng, t: t * torch.nan,
     lambda rng, t: t.to_sparse(),
@@ -308,51 +305,33 @@ def well_formed(op: str, rng: random.Random) -> list[Any]:
             return MAKERS[op](rng)
 
 
-def arguments(number: int) -> tuple[str, list[Any]]:
-    """The op and the arguments of the call with this number."""
-    rng = random.Random(number)
-    torch.manual_seed(number)
-    op = OPS[number % len(OPS)]
+def tensors_in(args: list[Any]) -> list[tuple[list[Any], int]]:
+    """The place, a list and an index, of each tensor among arguments and in lists of them."""
+    places = [(args, i) for i in range(len(args))]
+    places += [(arg, i) for arg in args if isinstance(arg, list) for i in range(len(arg))]
+    return [(values, i) for values, i in places if isinstance(values[i], Tensor)]
+
+
+def alias(rng: random.Random, args: list[Any]) -> None:
+    """Passes one tensor in two places of the same shape, if there are two."""
+    places = tensors_in(args)
+    rng.shuffle(places)
+    for (values, i), (others, k) in pairwise(places):
+        if values[i].shape == others[k].shape:
+            values[i] = others[k]
+            return
+
+
+def arguments(rng: random.Random) -> tuple[str, list[Any]]:
+    """An op and its arguments."""
+    torch.default_generator.manual_seed(rng.getrandbits(16))  # the function takes much longer
+    op = rng.choice(OPS)
     args = well_formed(op, rng)
-    for _ in range(rng.choice([0, 1, 1, 2, 3])):
+    for _ in range(rng.choice([0, 0, 1, 1, 2, 3])):
         at = rng.randrange(len(args))
         # Some tensors cannot be changed in some ways.
         with contextlib.suppress(RuntimeError, IndexError, TypeError):
             args[at] = damaged(rng, args[at])
-    if rng.random() < 0.1:  # one tensor in two places
-        tensors = [i for i, arg in enumerate(args) if isinstance(arg, Tensor)]
-        args[rng.choice(tensors or [0])] = args[rng.choice(tensors or [0])]
-    groups, threads = rng.choice([(None, 1), (1, 3), (2, 4), (3, 3)])
-    rnn_ext._C.force_plan(groups, threads, rng.random() < 0.5)
+    if rng.random() < 0.1:
+        alias(rng, args)
     return op, args
-
-
-def call(number: int) -> str:
-    """Makes the call with this number; returns "result", or the name of what was raised."""
-    op, args = arguments(number)
-    try:
-        result = getattr(torch.ops.rnn_ext, op)(*args)
-        if op == "rnn_forward" and result[0].requires_grad and not result[0].is_meta:
-            result[0].sum().backward()
-    except SystemError:
-        raise
-    except Exception as error:
-        return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:150]}"
-    return "result"
-
-
-def limit_memory(more: int) -> None:
-    """Limits this process to this many more bytes: calls may request terabytes."""
-    with open("/proc/self/statm") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + more, resource.RLIM_INFINITY))
-
-
-if __name__ == "__main__":
-    first, count = (*map(int, sys.argv[1:]), 1)[:2]
-    call(first)  # starts torch's threads
-    if sys.platform == "linux":
-        limit_memory(4 << 30)
-    for number in range(first, first + count):
-        print(number, end=" ", flush=True)
-        print(call(number), flush=True)

@@ -1,4 +1,5 @@
-"""The kernels, without torch, under a sanitizer of the compiler: `make asan`, `ubsan`, `tsan`.
+"""The kernels, without torch, under a sanitizer of the compiler, or valgrind: `make asan`, `ubsan`,
+`tsan`, `memcheck`.
 
 `tests/cpu_kernels.cpp` runs those of the CPU at every ISA level of this machine, and
 `tests/cuda_emulation/sanitized.cpp` those of CUDA on the emulated device, which has one thread.
@@ -44,13 +45,12 @@ CELLS = {
 }
 
 
-def run_cpu_kernels(sanitizer: str) -> None:
-    """Compile and run the program; `sanitizer` is one of the compiler's names, or some with commas.
+def run_cpu_kernels(flags: list[str], under: tuple[str, ...] = ()) -> None:
+    """Compile the program with these flags, and run it, `under` another one if given.
 
     Raises:
-        subprocess.CalledProcessError: the sanitizer found a fault, or a result is wrong.
+        subprocess.CalledProcessError: a fault was found, or a result is wrong.
     """
-    flags = flags_of(sanitizer)
     sources = [path for path in CSRC.glob("cpu/*.cpp") if path.name not in DRIVERS]
     sources.append(ROOT / "tests" / "cpu_kernels.cpp")
     headers = [*CSRC.glob("c*/*.h"), *CSRC.glob("cpu/*.inl")]
@@ -60,22 +60,28 @@ def run_cpu_kernels(sanitizer: str) -> None:
         paths = [Path(folder, name) for name in CELLS]
         for path, cell in zip(paths, CELLS.values(), strict=True):
             path.write_bytes(cell.program.numpy().tobytes())
-        subprocess.run([program, *paths], check=True)
+        subprocess.run([*under, program, *paths], check=True)
 
 
-def run_cuda_kernels(sanitizer: str) -> None:
+def run_cuda_kernels(flags: list[str]) -> None:
     """Compile and run the program of the emulated device; raises the same."""
-    flags = flags_of(sanitizer)
     objects = compile_emulated([FOLDER / "sanitized.cpp"], CSRC, BUILD, flags)
     subprocess.run([link(objects, BUILD / f"cuda-{digest(objects)}", flags)], check=True)
 
 
-def flags_of(sanitizer: str) -> list[str]:
-    return ["-O0", f"-fsanitize={sanitizer}", "-fno-sanitize-recover", "-g1"]
+def main(name: str) -> None:
+    if name == "memcheck":
+        # It emulates a CPU without AVX-512, which runs one thread at a time.
+        run_cpu_kernels(
+            ["-O1", "-g1"], ("valgrind", "-q", "--error-exitcode=1", "--fair-sched=yes")
+        )
+        return
+    # A name of the compiler, or some with commas.
+    flags = ["-O0", f"-fsanitize={SANITIZERS[name]}", "-fno-sanitize-recover", "-g1"]
+    run_cpu_kernels(flags)
+    if name != "tsan":
+        run_cuda_kernels(flags)
 
 
 if __name__ == "__main__":
-    name = sys.argv[1]
-    run_cpu_kernels(SANITIZERS[name])
-    if name != "tsan":
-        run_cuda_kernels(SANITIZERS[name])
+    main(sys.argv[1])
