@@ -31,7 +31,7 @@ __all__ = ["main"]
 
 COMMANDS = {
     "grid": "rnn_ext.RNN, GRU or LSTM against torch.nn's over a grid of shapes",
-    "real": "the same for calls that public projects make",
+    "real": "the same for calls with the sizes of public projects",
     "cells": "rnn_ext.RNNCell, GRUCell or LSTMCell against torch.nn's",
     "recurrences": "rnn_ext.Recurrent and RecurrentCell against loops and plain RNNs",
     "call": "a small call against F.linear and against nn.RNN",
