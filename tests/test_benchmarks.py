@@ -214,7 +214,7 @@ def test_show_rejects_a_file_of_another_format(tmp_path, capsys):
     file.write_text('{"format": "rnn-ext bench 1"}')
     with pytest.raises(SystemExit, match="2"):
         main(["show", str(file)])
-    assert f"{file} is no result of this version" in capsys.readouterr().err
+    assert f"{file} is not a result of this version" in capsys.readouterr().err
 
 
 # Report and picture

@@ -29,7 +29,7 @@ PAGES_WITH_PYTHON = [page for page in PAGES if "python" in dict(blocks(page))]
 
 
 def on_any_machine(text):
-    """What `explain` prints, without the parts that depend on the CPU and the release of torch."""
+    """The output of `explain` without the parts that depend on the CPU and the release of torch."""
     text = re.sub(r"generic|avx\w+", "ISA", text)
     text = re.sub(r"\d of 2 threads( sharing the \w+ \w+)?", "THREADS", text)
     return re.sub(r"autograd (node in C\+\+|Function in Python)", "NODE", text)

@@ -54,7 +54,7 @@ def test_every_value_passes_unchanged(dtype, isa):
 @HALVES
 @pytest.mark.parametrize("width", [1, 16, 67])
 def test_weights_and_biases_of_every_value_pass_unchanged(dtype, width, isa):
-    """As columns of a vector and of its tail, in weights of either memory layout."""
+    """Columns of a vector and of its tail, in weights of either memory layout."""
     x = every_value(dtype)
     x = x[~x.isnan() & ~x.isinf()][: 1 << 15]
     rows = torch.cat([x, x.new_zeros(-len(x) % width)]).view(-1, width)

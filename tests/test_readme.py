@@ -1,6 +1,6 @@
 """The speeds that README and docs state are those of the recorded results.
 
-The pages name the command behind each figure; `make bench` records the results anew.
+`make bench` measures and records them again.
 """
 
 import json

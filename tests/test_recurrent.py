@@ -41,7 +41,7 @@ def states(cell, *shape):
 
 
 def loop(layer, input, hx=None, inputs=None):
-    """The layer as plain loops: y at all steps, the last states, the further states at all."""
+    """The layer as plain loops: y and the further states at all steps, and the last states."""
     cell, directions = layer.cell, 2 if layer.bidirectional else 1
     parameters = [getattr(layer, name) for name in cell.parameters]
     operands = list((inputs or {}).values())
