@@ -21,7 +21,7 @@ CSRC = ROOT / "csrc"
 KERNELS = sorted(CSRC.glob("cuda/*.cu"))
 DRIVER = ("csrc/cuda/driver.cpp", "csrc/cuda/runtime.cpp")
 
-# What GPUs since 2018 are, as far as the nvcc in use knows them.
+# The GPUs since 2018, as far as the nvcc in use knows them.
 DEFAULT_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 OLDEST_ARCH = 70
 

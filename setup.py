@@ -202,7 +202,7 @@ COMPILE_ARGS = [
 
 extension = CppExtension(
     "rnn_ext._C",
-    relative("csrc/*.cpp", "csrc/common/*.cpp", "csrc/cpu/*.cpp"),
+    relative("csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/text/*.cpp"),
     include_dirs=[*INCLUDE_DIRS],
     define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],
     extra_compile_args=[

@@ -1,4 +1,4 @@
-"""What this repository measures beyond ``rnn-ext bench``; ``README.md`` says how and keeps results.
+"""Measurements beyond ``rnn-ext bench``; ``README.md`` has the method and the results.
 
 ``python -m benchmarks COMMAND``: ``__main__`` reads the flags and makes a ``run.Plan`` of ``cases``
 (a grid, or the ``real`` calls). ``run`` measures one after the other: ``measure`` and ``call``

@@ -31,7 +31,7 @@ __all__ = ["main"]
 
 COMMANDS = {
     "grid": "rnn_ext.RNN, GRU or LSTM against torch.nn's over a grid of shapes",
-    "real": "the same for calls that public projects make",
+    "real": "the same for calls with the sizes of public projects",
     "cells": "rnn_ext.RNNCell, GRUCell or LSTMCell against torch.nn's",
     "recurrences": "rnn_ext.Recurrent and RecurrentCell against loops and plain RNNs",
     "call": "a small call against F.linear and against nn.RNN",
@@ -40,7 +40,7 @@ COMMANDS = {
     "show": "print (and plot) what an earlier run wrote",
 }
 
-# The sizes of each command. The peers' would take an hour with all of them, to compile above all.
+# The sizes of each command. All of them would take an hour with the peers, mostly to compile.
 SIZES: dict[str, tuple[tuple[int, ...], ...]] = {
     "grid": (SEQ_LENS, BATCH_SIZES, HIDDEN_SIZES),
     "cells": ((1,), (1, 8, 32), (16, 64, 256, 1024)),
@@ -74,18 +74,18 @@ DEFAULTS: dict[str, Any] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a sub-command.
 
-    Returns 0; 1 where results differ, or a call on a GPU fails; 130 after Ctrl-C, with what was
-    measured until then.
+    Returns 0; 1 if results differ or a call on a GPU fails; 130 after Ctrl-C, when the measurements
+    so far are printed.
     """
     parser = _parser()
     args = parser.parse_args(argv)
     if args.plot:
-        from .plot import save  # fails now, not after minutes, where its libraries are missing
+        from .plot import save  # fails now, not after minutes, if its libraries are missing
     if args.command == "show":
         try:
             run, status = read(args.file), 0
         except (OSError, msgspec.MsgspecError) as error:
-            parser.error(f"{args.file} is no result of this version: {error}")
+            parser.error(f"{args.file} is not a result of this version: {error}")
     else:
         if reason := _refusal(args):
             parser.error(reason)

@@ -140,7 +140,7 @@ def add_up(work: Iterable[dict[Limit, float]]) -> tuple[float, Limit]:
 def _work(
     case: Case, mode: Mode, limits: Limits, groups: int, members: int
 ) -> Iterator[dict[Limit, float]]:
-    """What must be done one after the other, each with what it costs at the same time."""
+    """Yields the parts of a call that run one after another: each with its simultaneous costs."""
     threads = groups * members
     directions = 2 if case.bidirectional else 1
     flop_rate = limits.flop_rate * threads / limits.members

@@ -36,7 +36,7 @@ SEQ_LENS = (16, 128, 1024)
 BATCH_SIZES = (1, 8, 32, 128)
 HIDDEN_SIZES = (32, 128, 512, 1024)
 
-# As long as many of the other cells together, and no other kind of work than its neighbors.
+# It takes as long as many other cells together, and does the same kind of work as its neighbors.
 LEFT_OUT = (1024, 128, 1024)
 
 
@@ -73,7 +73,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        """Who makes such calls, or what a step computes; "" on the grid."""
+        """The name of the call or of the recurrence; "" on the grid."""
         return self.name or self.recurrence
 
     @property
@@ -137,7 +137,7 @@ class Case:
 
     def memory(self, mode: Mode) -> int:
         """Bytes that measuring takes at most, the comparison's copies of the results included."""
-        # nn.RNN is the hungrier of the two: its peak is under 6 output-sized tensors in forward;
+        # nn.RNN needs more than rnn_ext: its peak is under 6 output-sized tensors in forward;
         # autograd keeps under 3 more for each layer. Input and gradient exist once more as copies.
         saved = 0 if mode == "forward" else 3 * self.num_layers
         if self.recurrence:

@@ -21,7 +21,7 @@ __all__ = ["call_cost", "measure_limits"]
 # A fraction of a second apart, since a disturbance may last as long.
 SWEEPS = 3
 
-# Of a net of one unit; enough that the steps cost much more than the call.
+# Of a network of one unit: so many that the steps cost much more than the call.
 STEPS = 1024
 CALL_SECONDS = 0.05
 

@@ -1,4 +1,4 @@
-"""The calls in ``configurations.tsv``: shapes that public projects use."""
+"""The calls in ``configurations.tsv``, which names their sources in public projects."""
 
 import csv
 from pathlib import Path

@@ -57,14 +57,14 @@ class _Call:
         self.inputs = {
             name: 0.1 * torch.randn(shape, dtype=case.dtype) for name in self.cell.inputs
         }
-        # As in a loop over time, a step has states, which get gradients.
+        # A step gets states, and computes their gradients, as in a loop over time.
         count = 1 + len(self.cell.states) if case.cell else 0
         self.states = [torch.randn(shape, dtype=case.dtype) for _ in range(count)]
         for state in self.states:
             state.requires_grad_(mode == "training")
 
     def leaves(self) -> dict[str, Tensor]:
-        """What gets gradients beside the input."""
+        """Returns the tensors other than the input that get gradients."""
         return dict(self.layer.named_parameters()) | {
             f"state {i}": state for i, state in enumerate(self.states)
         }

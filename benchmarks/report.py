@@ -24,13 +24,14 @@ __all__ = [
 ]
 
 LEGEND = (
-    "hot: each call again at once; cold: after other work, as in a program. ratio: how many times "
-    "as fast as the baseline rnn_ext is. GFLOP/s: of rnn_ext, hot; GEMM: these as a share of the "
-    "fastest matrix product; bound: what the least time that this machine allows is mostly spent "
-    "on, and that time as a share of rnn_ext's"
+    "hot: calls in a loop; cold: each call after other work, as in a program. ratio: how many "
+    "times as fast as the baseline rnn_ext is. GFLOP/s: of rnn_ext, hot; GEMM: the same as a share "
+    "of the fastest matrix product; bound: the limit that dominates the least time that this "
+    "machine allows, and that time as a share of rnn_ext's"
 )
 GPU_LEGEND = (
-    "; a step: time of rnn_ext over T; kernels: those of rnn_ext that the call takes, or torch's op"
+    "; a step: time of rnn_ext over T; kernels: the kernels of rnn_ext that run the call, or "
+    "torch's op"
 )
 MEMORY_LEGEND = (
     "peak: how far the call raises resident memory, to about 0.5 MiB; saved: what the forward pass "

@@ -1,4 +1,4 @@
-"""What a run found, and its JSON; ``README.md`` documents the keys."""
+"""The results of a run, and their JSON; ``README.md`` documents the keys."""
 
 import os
 from collections.abc import Iterable
@@ -86,7 +86,7 @@ class Row(msgspec.Struct, omit_defaults=True):
 
 
 class Summary(msgspec.Struct):
-    """What the ratios of some rows amount to."""
+    """The geometric mean and the worst of the ratios of several rows."""
 
     threads: int
     baseline: str
@@ -167,7 +167,7 @@ def summarize(
 
 
 def summaries(rows: Iterable[Row]) -> list[Summary]:
-    """Of each baseline, mode and regime."""
+    """Returns a summary for each baseline, mode and regime."""
     rows = list(rows)
     return [
         summary

@@ -26,10 +26,10 @@ __all__ = ["Plan", "measure_limits", "measure_rows"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure.
+    """The measurements of a run.
 
-    ``cases`` are pairs of a case and its baseline. ``peers`` asks for the other runtimes in place
-    of the comparison in turns.
+    ``cases`` are pairs of a case and its baseline. With ``peers`` the other runtimes are timed, and
+    not the baseline.
     """
 
     cases: Sequence[tuple[Case, str]]

@@ -1,4 +1,4 @@
-"""What comes before the first result: the import, and the first call of a cell."""
+"""The time before the first result: the import, and the first call of a cell."""
 
 import subprocess
 import sys

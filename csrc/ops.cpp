@@ -3,7 +3,7 @@
 
 #include "cpu/cell_ops.h"
 #include "cpu/driver.h"
-#include "cpu/text_ops.h"
+#include "text/ops.h"
 #if defined(RNN_EXT_CUDA_ARCHS)
 #include "cuda/driver.h"
 #endif

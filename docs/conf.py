@@ -18,7 +18,8 @@ myst_enable_extensions = ["deflist"]  # for the glossary
 myst_heading_anchors = 3
 autodoc_typehints = "none"  # the docstrings say more: shapes
 autodoc_member_order = "bysource"
-napoleon_use_ivar = True
+# As a list like that of parameters: an entry may name several attributes.
+napoleon_custom_sections = [("Attributes", "params_style")]
 napoleon_use_rtype = False
 
 html_theme = "furo"

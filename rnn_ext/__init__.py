@@ -14,7 +14,7 @@ from . import _extension  # noqa: E402
 _C = _extension.load()
 
 # Importing flops and ops registers formulas, fake kernels and autograd.
-from . import cells, functional, parametrizations  # noqa: E402
+from . import cells, functional, onnx, parametrizations  # noqa: E402
 from ._core import flops, ops  # noqa: E402, F401
 from ._core.cells.cell import Cell, cell  # noqa: E402
 from ._core.cells.errors import CellError  # noqa: E402
@@ -44,6 +44,7 @@ __all__ = [
     "cells",
     "explain",
     "functional",
+    "onnx",
     "parametrizations",
     "release_scratch",
     "replace_rnn",

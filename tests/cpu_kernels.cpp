@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "cpu/cell_recurrence.h"
-#include "cpu/generate.h"
 #include "cpu/isa.h"
+#include "text/generate.h"
 
 namespace {
 

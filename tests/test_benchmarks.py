@@ -1,5 +1,6 @@
 """``python -m benchmarks``: cases, results and sub-commands. No test asserts a measured time."""
 
+import csv
 import json
 import re
 from dataclasses import replace
@@ -59,6 +60,16 @@ def test_real_calls_are_what_their_rows_say():
     ]
     for case in expected:
         assert cases[case.name] == replace(case, dtype=torch.float64)
+
+
+def test_every_real_call_names_its_source_or_says_that_it_has_none():
+    lines = (FOLDER / "configurations.tsv").read_text(encoding="utf-8").splitlines()
+    rows = list(csv.DictReader((x for x in lines if not x.startswith("#")), delimiter="\t"))
+    own = [row["name"] for row in rows if row["source"] == "of our own choice"]
+    assert own == ["path-rnn", "sine-wave"]
+    for row in rows:
+        if row["name"] not in own:
+            assert re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}:\S+", row["source"])
 
 
 KINDS = [
@@ -193,8 +204,9 @@ def test_every_key_of_the_json_is_documented(tmp_path):
 
     found = keys(json.loads((tmp_path / "run.json").read_text()))
     text = FOLDER.joinpath("README.md").read_text()
+    section = text.partition("## The keys of a JSON file\n")[2].partition("\n## ")[0]
     known = {"torch.mm", "oneDNN", "JAX", "1", "2"}
-    assert {key for key in found - known if f"`{key}`" not in text} == set()
+    assert {key for key in found - known if f"`{key}`" not in section} == set()
 
 
 def test_show_rejects_a_file_of_another_format(tmp_path, capsys):
@@ -202,7 +214,7 @@ def test_show_rejects_a_file_of_another_format(tmp_path, capsys):
     file.write_text('{"format": "rnn-ext bench 1"}')
     with pytest.raises(SystemExit, match="2"):
         main(["show", str(file)])
-    assert f"{file} is no result of this version" in capsys.readouterr().err
+    assert f"{file} is not a result of this version" in capsys.readouterr().err
 
 
 # Report and picture

@@ -55,7 +55,7 @@ class FakeEvent:
 
 
 class OnCPU(TorchFunctionMode):
-    """Makes on the CPU what is asked for on a GPU."""
+    """Creates on the CPU every tensor that is requested on a GPU."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -1,4 +1,4 @@
-"""What a call saves for backward, and how far it raises the peak of resident memory."""
+"""The memory that a call saves for backward, and how far it raises the resident peak."""
 
 import sys
 from pathlib import Path

@@ -17,7 +17,7 @@ from rnn_ext._core.cells.interpreter import run_step
 from rnn_ext._core.cells.program import Program
 
 nan, inf = math.nan, math.inf
-# Where pieces of piecewise functions meet, and values for which exp overflows.
+# Points where the pieces of piecewise functions meet, and values for which exp overflows.
 SPECIAL = [nan, inf, -inf, 0.0, -0.0, 0.5, -0.5, 1.5, 1.0, -1.0, 2.0, 3.0, -3.0, 6.0, 25.0, 1e-30]
 SPECIAL += [-25.0, 800.0, -800.0]
 
@@ -337,8 +337,8 @@ def test_random_cells(steps, results, gates, merged):
     assert_program_equals_loop(cell, hidden_size=2)
 
 
-# What backward keeps of each unit and step in addition to y, and the slots of the two programs, so
-# that a change for the worse is noticed.
+# The number of values that backward keeps of each unit and step, beside y, and the slots of the two
+# programs: a change for the worse fails.
 TABLE = {
     "elman": (0, 2, 2),
     "leaky_current": (1, 3, 3),

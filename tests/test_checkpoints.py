@@ -340,7 +340,7 @@ def test_full_disk_is_reported_and_nothing_is_lost(
 
 
 def start_command(*arguments, launch="pass", **kwargs):
-    """`rnn-ext` in a process of its own, whatever the signals that this one ignores."""
+    """Starts `rnn-ext` in a process with the default handlers of signals."""
     program = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
         f"signal.signal(signal.SIGHUP, signal.SIG_DFL); {launch}; "

@@ -89,10 +89,10 @@ def test_info_prints_every_build_fact_aligned(capsys):
     assert [line.partition(":")[0] for line in lines] == list(facts)
     starts = {len(line) - len(line.partition(":")[2].lstrip()) for line in lines}
     assert starts == {max(map(len, facts)) + 2}
-    told = {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    assert told["isa_compiled"] == ", ".join(facts["isa_compiled"])
-    assert told["openmp"] == ("yes" if facts["openmp"] else "no")
-    assert told["torch_running"] == torch.__version__
+    printed = {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    assert printed["isa_compiled"] == ", ".join(facts["isa_compiled"])
+    assert printed["openmp"] == ("yes" if facts["openmp"] else "no")
+    assert printed["torch_running"] == torch.__version__
 
 
 @pytest.mark.parametrize(

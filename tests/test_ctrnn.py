@@ -17,7 +17,7 @@ SEQ_LEN, BATCH, INPUT, HIDDEN = 7, 3, 2, 6
 
 
 def loop(layer, phi, place, input, x0, noise):
-    """One layer: r at all steps, and the last x in form "current", else r."""
+    """One layer as a loop: r at all steps, and the last x (in form "current") or r."""
     alpha, x, r = layer.alpha, x0, phi(x0) if layer.form == "current" else x0
     w_ih, w_hh, b_ih, b_hh = layer.all_weights[0]
     before, after = (noise, 0 * noise) if place == "inside" else (0 * noise, noise)

@@ -87,7 +87,7 @@ def test_every_device_gets_a_plan_that_it_can_launch(device, batch, hidden_size,
     regime, columns, rows = device.plan(batch, hidden_size, directions, d)
     size = 8 if d else 4
     if regime == "step":
-        # What every kernel gets without requesting it.
+        # Every kernel gets so much without requesting it.
         slices = {4: 64, 16: 8, 64: 1}[rows]
         assert rows * columns * size * slices <= 48 << 10
         assert rows == 4 or batch > 4

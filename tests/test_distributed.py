@@ -70,7 +70,7 @@ def work(rank, folder):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the processes left their weights."""
+    """Runs the processes; returns the folder with their weights."""
     path = tmp_path_factory.mktemp("ranks")
     processes = torch.multiprocessing.start_processes(
         work, (str(path),), WORLD, join=False, start_method="spawn"

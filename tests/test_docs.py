@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rnn_ext.charlm import Settings
+import rnn_ext
+from rnn_ext import charlm
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -28,7 +29,7 @@ PAGES_WITH_PYTHON = [page for page in PAGES if "python" in dict(blocks(page))]
 
 
 def on_any_machine(text):
-    """What `explain` prints, without the parts that depend on the CPU and the release of torch."""
+    """The output of `explain` without the parts that depend on the CPU and the release of torch."""
     text = re.sub(r"generic|avx\w+", "ISA", text)
     text = re.sub(r"\d of 2 threads( sharing the \w+ \w+)?", "THREADS", text)
     return re.sub(r"autograd (node in C\+\+|Function in Python)", "NODE", text)
@@ -86,6 +87,18 @@ def test_every_page_is_in_the_table_of_contents():
     assert {page.stem for page in DOCS.glob("*.md")} - listed == {"index"}
 
 
+def test_the_api_reference_has_every_public_name():
+    page = (DOCS / "api.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\.\. auto\w+:: ([\w.]+)", page, re.MULTILINE)
+    public = [
+        f"{module.__name__}.{name}"
+        for module in (rnn_ext, rnn_ext.functional, rnn_ext.onnx, charlm)
+        for name in module.__all__
+    ]
+    assert set(public) - set(listed) == {"rnn_ext.functional"}
+    assert set(listed) - set(public) == {"rnn_ext.charlm"}
+
+
 def test_every_test_file_is_in_the_table_of_promises():
     page = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
     table = page.partition("| promise | files |")[2].partition("\n## ")[0]
@@ -115,7 +128,7 @@ def test_flags_in_commands_exist():
 def test_settings_table_matches_the_class():
     rows = [
         f"| `{f.name}` | `{f.default}` | {f.metadata['help']} |\n".replace("<unk>", "`<unk>`")
-        for f in dataclasses.fields(Settings)
+        for f in dataclasses.fields(charlm.Settings)
     ]
     table = "".join(["| setting | default | |\n", "| --- | --- | --- |\n", *rows])
     assert table in (DOCS / "text-generator.md").read_text(encoding="utf-8")

@@ -28,7 +28,7 @@ pytestmark = [
 
 
 def in_forked_child(function, path):
-    """What `function` returns in a forked child; an error if the child hangs or fails."""
+    """Returns the result of `function` in a forked child; fails if the child hangs or fails."""
     child = multiprocessing.get_context("fork").Process(
         target=lambda: torch.save(function(), path), daemon=True
     )

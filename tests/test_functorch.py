@@ -253,7 +253,7 @@ def test_double_backward_runs_fused_kernels_alone(node):
         sum(g.square().sum() for g in grads).backward()
     expected = Counter(_rnn_backward=2, _rnn_tangent=2)
     if node == "Python":
-        # What it saved has no graph, so it runs the layer again.
+        # Its saved tensors have no graph, so it runs the layer again.
         expected += Counter(_rnn_forward=1, _rnn_backward=1)
     assert calls.names == expected
 

@@ -36,7 +36,7 @@ def test_set_isa_takes_effect(name):
 @pytest.mark.parametrize("name", ["", "avx1", "AVX2", "neon "])
 def test_unknown_level_is_refused_with_the_valid_ones_and_changes_nothing(name):
     before = _C.isa()
-    with pytest.raises((ValueError, RuntimeError)) as error:
+    with pytest.raises(ValueError, match="is not an ISA level") as error:
         _C.set_isa(name)
     for level in ISA_LEVELS:
         assert level in str(error.value)

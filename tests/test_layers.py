@@ -9,7 +9,7 @@ import pytest
 import rnn_ext
 
 PACKAGE = Path(rnn_ext.__file__).parent
-# What each may import besides its own modules. The command line names its commands as strings.
+# The modules that each may import besides its own. The command line names commands as strings.
 ALLOWED = {"charlm": {"rnn_ext"}, "cli": {"rnn_ext", "rnn_ext.charlm"}}
 FILES = [(name, path) for name in ALLOWED for path in sorted((PACKAGE / name).glob("*.py"))]
 

@@ -18,7 +18,7 @@ FORMS = ("ours", "swapped", "restored")
 
 
 def arguments(name):
-    """Of the constructor."""
+    """Arguments of the constructor."""
     return (3, 4) if name.endswith("Cell") else (3, 4, 2)
 
 
@@ -133,7 +133,7 @@ def built_in_a_meta_context(module, x):
 
 
 def replicated_for_data_parallel(module, x):
-    """As torch.nn.parallel.replicate does: plain tensors replace the parameters."""
+    """Like torch.nn.parallel.replicate: plain tensors replace the parameters."""
     replica = module._replicate_for_data_parallel()
     copies = {name: 1 * p for name, p in module.named_parameters()}
     for name, value in copies.items():
@@ -339,7 +339,7 @@ def test_gradients_reach_exactly_the_parameters_that_are_not_frozen(name):
 
 
 def _torch_1_0(state):
-    """As before torch 1.0: the parameters themselves, under a name without underscore."""
+    """The state before torch 1.0: the parameters themselves, under a name without underscore."""
     weights = list(state["_parameters"].values())
     del state["_flat_weights"], state["_flat_weights_names"], state["_all_weights"]
     del state["proj_size"]

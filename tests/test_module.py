@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 import rnn_ext
 
-# Of each kind; an RNN alone has a nonlinearity.
+# Settings of each kind of layer; only an RNN has a nonlinearity.
 OPTIONS = [
     (kind, dict(zip(("num_layers", "bias", "bidirectional"), values, strict=True)) | own)
     for kind in KINDS

@@ -45,7 +45,7 @@ def samples(training=True, **options):
 
 
 def results(module, sample, contiguous=True):
-    """What forward returns, and the gradients of every argument and parameter."""
+    """The results of forward, and the gradients of every argument and parameter."""
     args = [noncontiguous(a) if not contiguous else a for a in sample.forward_input.args]
     parts = flat(module(*args, **sample.forward_input.kwargs))
     wanted = [t for t in (*flat(tuple(args)), *module.parameters()) if t.requires_grad]
@@ -147,7 +147,7 @@ def test_samples_are_built_on_the_device_and_in_the_dtype_requested(device, dtyp
 
 
 def test_forward_depends_on_the_mode_exactly_where_torchs_does():
-    """As PyTorch tests it: without the attribute `training`, such a module fails."""
+    """PyTorch's own check: without the attribute `training`, such a module fails."""
     for theirs, ours, sample in samples():
         errors = []
         for module in (theirs, ours):

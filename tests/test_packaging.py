@@ -277,7 +277,7 @@ def cuda_wheel(tmp_path_factory):
 
 
 def run_with(site, program):
-    """What a program prints that finds the package in `site`."""
+    """Runs a program that finds the package in `site`; returns what it prints."""
     done = subprocess.run(
         [sys.executable, "-c", f"import rnn_ext, torch\n{program}"],
         cwd=site.parent,

@@ -41,7 +41,7 @@ def states(cell, *shape):
 
 
 def loop(layer, input, hx=None, inputs=None):
-    """The layer as plain loops: y at all steps, the last states, the further states at all."""
+    """The layer as plain loops: y and the further states at all steps, and the last states."""
     cell, directions = layer.cell, 2 if layer.bidirectional else 1
     parameters = [getattr(layer, name) for name in cell.parameters]
     operands = list((inputs or {}).values())
@@ -333,17 +333,22 @@ def test_mistakes_are_named():
     layer = layer_of(cells.leaky_current, num_layers=2)
     step = RecurrentCell(cells.leaky_current, INPUT, HIDDEN, dtype=torch.float64, alpha=0.2)
     x = torch.randn(SEQ_LEN, BATCH, INPUT).double()
-    mistakes = [
+    type_errors = [
         (lambda: layer(x), r"needs noise="),
         (lambda: layer(x, noise=0.0, noize=0.0), r"no operand named noize; it has: noise"),
+        (lambda: step(x[0]), r"needs noise="),
+        (lambda: step(x[0], noise=0.0, noize=0.0), r"no operand named noize; it has: noise"),
+        (lambda: Recurrent(cells.leaky_current, 3, 5), r"needs alpha="),
+        (lambda: Recurrent(cells.lstm, 3, 5, alpha=1), r"no operand named alpha; it has: none"),
+        (lambda: Recurrent(torch.tanh, 3, 5), r"needs a cell, a function decorated"),
+    ]
+    value_errors = [
         (lambda: layer(x.float(), noise=0.0), r"input is torch.float32, its weights are"),
         (lambda: layer(x[..., :2], noise=0.0), r"input has 2 features, expected 3"),
         (lambda: layer(x[0, 0], noise=0.0), r"expected input to be 2-D or 3-D, got 1-D"),
         (lambda: layer(x, x, noise=0.0), r"hx must be 2 tensors, for y, x; got 1"),
         (lambda: layer(x, (x, x), noise=0.0), r"expected y of shape \(2, 4, 5\), got \(6, 4, 3\)"),
         (lambda: layer(x, noise=x), r"noise must broadcast to \(6, 4, 5\) or \(2, 6, 4, 5\)"),
-        (lambda: step(x[0]), r"needs noise="),
-        (lambda: step(x[0], noise=0.0, noize=0.0), r"no operand named noize; it has: noise"),
         (lambda: step(x[0].float(), noise=0.0), r"input is torch.float32, its weights are"),
         (lambda: step(x[0, :, :2], noise=0.0), r"input has 2 features, expected 3"),
         (lambda: step(x, noise=0.0), r"expected input to be 1-D or 2-D, got 3-D"),
@@ -353,15 +358,13 @@ def test_mistakes_are_named():
             r"expected y of shape \(4, 5\), got \(4, 3\)",
         ),
         (lambda: step(x[0], noise=x[0]), r"noise must broadcast to \(4, 5\), got shape \(4, 3\)"),
-        (lambda: Recurrent(cells.leaky_current, 3, 5), r"needs alpha="),
-        (lambda: Recurrent(cells.lstm, 3, 5, alpha=1), r"no operand named alpha; it has: none"),
-        (lambda: Recurrent(torch.tanh, 3, 5), r"needs a cell, a function decorated"),
         (lambda: Recurrent(cells.leaky_rate, 3, 5, alpha=[1.0, 2.0]), r"one for each of the 5"),
         (lambda: Recurrent(cells.lstm, 3, 0), r"hidden_size must be greater than zero"),
     ]
-    for call, message in mistakes:
-        with pytest.raises((TypeError, ValueError), match=message):
-            call()
+    for error, mistakes in ((TypeError, type_errors), (ValueError, value_errors)):
+        for call, message in mistakes:
+            with pytest.raises(error, match=message):
+                call()
 
 
 def test_nan_stays_in_its_row():

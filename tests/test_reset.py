@@ -32,7 +32,7 @@ def noise_of(cell):
 
 
 def random_reset():
-    """Of rows with several resets, none, one in the first and the last step, and all."""
+    """Rows with several resets, none, one in the first and the last step, and all."""
     reset = torch.zeros(SEQ_LEN, BATCH, dtype=torch.bool)
     reset[[2, 3, 5], 0] = True
     reset[[0, SEQ_LEN - 1], 2] = True
@@ -55,7 +55,7 @@ def as_argument(states):
 
 
 def loop(layer, input, initial, reset, reset_states, inputs):
-    """The layers as plain loops: y at all steps, the last states, the further states at all."""
+    """The layers as plain loops: y and the further states at all steps, and the last states."""
     cell, directions = layer.cell, 2 if layer.bidirectional else 1
     parameters = {name: getattr(layer, name) for name in cell.parameters}
     finals, sequences = [], []
@@ -159,7 +159,7 @@ def test_equals_the_loop_of_stable_baselines(kind):
 
 
 def test_equals_the_stored_states_of_torchrl():
-    """As ``LSTMModule`` in TorchRL: each step that begins an episode has its own stored state."""
+    """Like ``LSTMModule`` in TorchRL: each step that begins an episode has its own stored state."""
     layer = layer_of(cells.lstm, num_layers=2, batch_first=True)
     x = torch.randn(BATCH, SEQ_LEN, INPUT).double()
     is_init = random_reset().t().unsqueeze(-1)

@@ -37,7 +37,7 @@ def random_input():
 
 
 def step_like(x, surrogate, slope):
-    """A step of 0 and 1 with the derivative of the smooth function that stands for it."""
+    """A step from 0 to 1 with the derivative of a smooth function."""
     smooth = {
         "fast_sigmoid": lambda: x / (1 + slope * x.abs()),
         "arctan": lambda: torch.atan(math.pi / 2 * slope * x) / math.pi,

@@ -435,7 +435,7 @@ def test_rejects_other_objects_than_modules():
 @pytest.mark.parametrize("allow_rnn", [False, True])
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_compiled_model_follows_a_swap_of_what_it_compiled(allow_rnn, in_place, x):
-    """Dynamo guards the class of a module: swapped, it is traced anew."""
+    """Dynamo guards the class of a module, so a swapped one is traced again."""
     torch._dynamo.reset()
     graphs = torch._dynamo.testing.CompileCounter()
     model = Holder(rnn())

@@ -181,7 +181,7 @@ class Interrupted(Exception):
 
 @pytest.mark.parametrize("split", PLANS)
 def test_a_call_works_after_one_that_was_interrupted(split):
-    """As by Ctrl-C: a signal arrives inside the op, and its handler raises when the op returns."""
+    """Like Ctrl-C: a signal arrives inside the op, and its handler raises when the op returns."""
 
     def interrupt(*_):
         raise Interrupted

@@ -20,7 +20,7 @@ from rnn_ext._core import torch_private
 HOME = Path(torch_private.__file__)
 PACKAGE = HOME.parent
 ELSEWHERE = [path for path in PACKAGE.rglob("*.py") if path != HOME]
-# Of torch's modules, not of torch itself.
+# Names in torch's modules, not in torch itself.
 PRIVATE_ATTRIBUTES = {
     *("_VF", "_current_level", "_dynamo_marked_constant", "_flat_weights", "_flat_weights_names"),
     *("_init_flat_weights", "_orig_mod", "_parameters", "OptimizedModule"),

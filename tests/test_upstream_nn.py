@@ -1,6 +1,6 @@
-"""What PyTorch's own test/test_nn.py asks of its RNNs, where no other file here asks more.
+"""Tests of RNNs from PyTorch's own test/test_nn.py that no other file here covers.
 
-Of the tests there whose names contain "rnn", "gru" or "lstm", these have a stricter one elsewhere:
+The other tests there whose names contain "rnn", "gru" or "lstm" have a stricter one elsewhere:
 the checks of arguments and of hidden sizes (test_errors.py), the initial hidden state
 (test_reproducibility.py), nonlinearity by name and by position, and changed dropout
 (test_module.py, test_dropout.py), cells, their empty states and refused broadcasting (test_cell.py,
@@ -67,7 +67,7 @@ def test_weight_norm_changes_nothing_until_its_parameters_change(kind):
     for name in names:
         nn.utils.weight_norm(rnn, name)
     assert len(list(rnn.parameters())) == 2 * len(names)
-    # g · v / |v| rounds the weights anew.
+    # g · v / |v| rounds the weights once more.
     torch.testing.assert_close(rnn(x)[0], expected, rtol=0, atol=1e-5)
     rnn.weight_hh_l0_g.data.fill_(0.1)
     rnn.weight_ih_l1_g.data.fill_(0.1)
@@ -82,7 +82,7 @@ def test_weight_norm_changes_nothing_until_its_parameters_change(kind):
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("form", ["", "Cell"])
 def test_each_result_alone_has_torchs_gradients(form, frozen, kind):
-    """Such as an LSTM's memory; also where the input alone requires a gradient."""
+    """The output or one final state; also if only the input requires a gradient."""
     pair = twins(2, 3, kind=kind + form, dtype=torch.float64)
     x = torch.randn(4, 2, dtype=torch.float64).requires_grad_()
     found = []

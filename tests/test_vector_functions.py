@@ -22,8 +22,8 @@ FLAGS = {
 LEVELS = [level for level in ISA_LEVELS if level in FLAGS]
 DTYPES = (torch.float32, torch.float64)
 
-# Of two or three roundings and a polynomial that is nearly exact; csrc/cpu/functions.inl has the
-# errors measured.
+# The error of two or three roundings and a nearly exact polynomial; csrc/cpu/functions.inl has the
+# measured errors.
 MOST_ULPS = 2
 
 APPROXIMATED = {

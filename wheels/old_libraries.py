@@ -17,7 +17,7 @@ from pathlib import Path
 
 __all__ = ["write_libraries"]
 
-# Of manylinux_2_28.
+# The newest versions that manylinux_2_28 has.
 NEWEST = {"GLIBC": "2.28", "GLIBCXX": "3.4.24", "CXXABI": "1.3.11"}
 
 # Headers of glibc 2.32 and newer declare it, for atomic operations that a lone thread can spare.

@@ -10,7 +10,7 @@ __all__ = ["prepare"]
 
 
 def prepare(problem: Problem) -> Prepared:
-    """Shares the memory of input and outputs with the caller, which is the fastest way to call."""
+    """Shares the memory of input and outputs with the caller: the fastest way to call it."""
     core = openvino.Core()
     settings = {
         "INFERENCE_NUM_THREADS": problem.threads,

@@ -38,7 +38,7 @@ def versions(device: str = "cpu") -> dict[str, str | None]:
 
 
 class Worker:
-    """The process of one runtime, started by the first request and again after it has ended."""
+    """The process of one runtime. The first request starts it, and the next one after it ended."""
 
     def __init__(
         self, runtime: Runtime, threads: int, device: str = "cpu", *, tf32: bool = False
@@ -111,8 +111,8 @@ class Pool:
         """Returns each runtime's seconds per call in each round, and why others are missing.
 
         All are compared with ``nn.RNN`` before any is timed. A round has a block of calls of each
-        runtime, after a pause in which the threads of the previous one stop spinning. Rounds go on
-        until each runtime was timed for ``seconds``; there are at least ``MIN_ROUNDS``.
+        runtime, after a pause in which the threads of the previous one stop spinning. Rounds
+        continue until each runtime was timed for ``seconds``; there are at least ``MIN_ROUNDS``.
         """
         workers = [one for one in self._workers if mode in one.runtime.modes]
         notes = []

@@ -1,7 +1,6 @@
 """``python -m benchmarks.published``: our layers against torchrecurrent's, forward and backward.
 
-Both compute with the same parameters, torchrecurrent's; ours pays for bringing them into its order
-on each call.
+Both use the parameters of torchrecurrent's layer. Ours reorders them on each call.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the cells' operands are in terms of torchrecurrent's weights."""
+"""The operands of our cells, computed from the weights of torchrecurrent's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Weights = tuple[Tensor, Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Call:
-    """What ``Recurrent`` is called with: the four weights of its layer, and the operands."""
+    """The arguments of a call of ``Recurrent``: the four weights of its layer, and the operands."""
 
     input: Tensor
     weights: Weights
@@ -52,7 +52,7 @@ class Published:
 
 
 def as_ours(entry: Published, theirs: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Returns a function that computes what ``theirs(input)[0]`` is, from the same parameters.
+    """Returns a function that computes ``theirs(input)[0]`` with our layer and the same parameters.
 
     Args:
         entry: which cell.

@@ -12,7 +12,7 @@ namespace rnn_ext {
 
 enum class Nonlinearity { tanh, relu };
 
-// As Python names them.
+// Their names in Python.
 inline constexpr const char* nonlinearity_names[] = {"tanh", "relu"};
 
 // The time axis: how many batch rows each step has, and where step t starts in a tensor that holds

@@ -79,7 +79,7 @@ class Forward {
     }
   };
 
-  // Where a chunk's states are until they are stored.
+  // The memory of a chunk's states until they are stored.
   Sequence<T> states(const Chunk& chunk, const StepShare& share) const {
     if constexpr (is_widened<S>) {
       return projection_.in_scratch(states_, p_.hidden_size, chunk, share);

@@ -257,7 +257,7 @@ class Reductions {
     }
   }
 
-  // Of the states before the chunk's steps, the rows in `share`.
+  // Packs the rows in `share` of the states before the chunk's steps.
   void pack_states(const Chunk& chunk, Range share) const {
     // Rows [at, at + count) of the operand are those of `source`.
     const auto write = [&](Matrix<const S> source, std::int64_t at, std::int64_t count) {

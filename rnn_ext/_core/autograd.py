@@ -195,7 +195,7 @@ class _RNNLayer(torch.autograd.Function):
         mask = ctx.needs_input_grad[3:]
         with memory_errors:
             if is_differentiated(grad_output, grad_h_n):
-                # Not with the saved output, which has no graph for second derivatives.
+                # The saved output has no graph for second derivatives, so it is computed again.
                 grads = higher_order_backward(
                     *(grad_output, grad_h_n, input, hx, weights, None, batch_sizes),
                     *(nonlinearity, bidirectional, False, mask),

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from .. import _C, onnx
-from . import autograd, composite, cuda, derivatives, node, recurrence
+from .. import _C
+from . import autograd, composite, cuda, derivatives, node, onnx, recurrence
 from .call import Call
 from .dtypes import KERNEL_DTYPES, cast_for_autocast
 from .stack import Part, run_stack

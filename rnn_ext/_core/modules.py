@@ -114,7 +114,7 @@ class _Module(nn.Module):
     # Whether torch.ao.quantization quantizes modules of that class.
     _is_quantizable: ClassVar[bool] = True
 
-    # Not in __init__, which unpickling skips.
+    # In __new__, because unpickling skips __init__.
     def __new__(cls, *_: Any, **__: Any) -> Any:
         trace_cells(cls._torchs.__name__.removesuffix("Cell"))
         return super().__new__(cls)
@@ -221,7 +221,7 @@ class Layers(_Module, nn.RNNBase):
             if states is None or any(t.dim() != dims for t in states):
                 return None
             if dims == 2:
-                # As torch does it: its op's error messages depend on the strides.
+                # The same way as torch: the error messages of its op depend on the strides.
                 input = input.unsqueeze(0 if self.batch_first else 1)
                 states = [t.unsqueeze(1) for t in states]
             if self.batch_first:

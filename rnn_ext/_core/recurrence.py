@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import onnx
-from . import composite, node, recurrence_ops
+from . import composite, node, onnx, recurrence_ops
 from .autograd import is_differentiated, keep_unchanged, memory_errors, were_changed
 from .cells.cell import Cell
 from .cells.interpreter import run_forward

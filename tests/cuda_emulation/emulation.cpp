@@ -45,7 +45,7 @@ std::map<Kernel, std::size_t> allowed_shared_bytes;
 std::set<Kernel> launched_kernels;
 std::string last_error;
 
-// The two directions of a switch, told to the address sanitizer.
+// Tells the address sanitizer of a switch, before and after it.
 struct Switch {
 #if defined(__SANITIZE_ADDRESS__)
   void* fake_stack = nullptr;
@@ -158,7 +158,7 @@ void Scheduler::entry() {
   Switch::leave_for_good(self.scheduler_stack_, self.scheduler_stack_size_);
 }
 
-// The block's shared memory: NaN where it asked for it, out of bounds elsewhere.
+// The block's shared memory: NaN in the bytes that it requested, out of bounds elsewhere.
 class SharedMemory {
  public:
   explicit SharedMemory(std::size_t bytes) : rest_(std::begin(memory()) + bytes) {
@@ -230,7 +230,7 @@ std::set<std::string> launched() {
   std::set<std::string> names;
   for (const Kernel kernel : launched_kernels) {
     Dl_info info{};
-    // Of a kernel without a name of its own (a test's), dladdr tells the nearest one.
+    // For a kernel without a name of its own (a test's), dladdr returns the nearest one.
     if (dladdr(const_cast<void*>(kernel), &info) && info.dli_saddr == kernel) {
       const std::unique_ptr<char, void (*)(void*)> name(
           abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, nullptr), std::free);

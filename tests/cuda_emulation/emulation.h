@@ -1,4 +1,4 @@
-// What the tests set and ask of the emulation.
+// The settings of the emulation, and what it reports to the tests.
 #pragma once
 
 #include <set>
@@ -8,7 +8,7 @@
 
 namespace emulation {
 
-// The order in which the threads of a block run between two barriers. Shuffled: anew each time.
+// The order in which the threads of a block run between two barriers; shuffled again each time.
 enum class Order { identity, reversed, shuffled };
 
 extern Order order;

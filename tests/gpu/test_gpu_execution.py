@@ -23,7 +23,7 @@ def side_stream():
 
 
 def captured(step):
-    """A CUDA graph of `step`, which runs once before: its replay, and what that writes anew."""
+    """Runs `step`, then captures it; returns the graph's replay and the tensors that it writes."""
     with side_stream():
         step()
     graph = torch.cuda.CUDAGraph()

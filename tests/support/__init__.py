@@ -166,7 +166,7 @@ def assert_like(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a caller sees of a call: an error's type and text, or none, and the warnings."""
+    """What a call raises, its type and text, and the warnings."""
 
     error: type[BaseException] | None
     text: str

@@ -92,7 +92,7 @@ class Call:
 
 @dataclass
 class Observation:
-    """What a caller sees of a call.
+    """The observable effects of a call.
 
     Args:
         outcome: error or none, and warnings.

@@ -123,7 +123,7 @@ def run_reference(problem: Problem) -> Exact:
 def errors_of(
     ours: dict[str, Tensor], theirs: dict[str, Tensor], exact: Exact
 ) -> tuple[Error, ...]:
-    """Of every tensor, all on the CPU."""
+    """The errors of every tensor, all on the CPU."""
     assert ours.keys() == theirs.keys() == exact.results.keys()
     with using_threads(1):
         return tuple(

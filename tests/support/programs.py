@@ -246,7 +246,7 @@ def _step_memory(program: Program, run: Run, t: int) -> dict[Operand, Tensor]:
 
 
 def accesses(instructions: Sequence[Instruction]) -> list[tuple[str, Operand]]:
-    """What a program loads and stores, in its order."""
+    """The loads and stores of a program, in order."""
     return [
         (i.op, (OPERANDS[i.a], i.b) if i.op == "load" else (OPERANDS[i.b], i.c))
         for i in instructions

@@ -23,7 +23,7 @@ BUILD = ROOT / "build" / "sanitizers"
 CSRC = ROOT / "csrc"
 SANITIZERS = {"asan": "address", "ubsan": "undefined,float-cast-overflow", "tsan": "thread"}
 # The files of the CPU that see torch.
-DRIVERS = {"cell_ops.cpp", "driver.cpp", "text_ops.cpp"}
+DRIVERS = {"cell_ops.cpp", "driver.cpp"}
 
 
 @rnn_ext.cell
@@ -52,8 +52,8 @@ def run_cpu_kernels(flags: list[str], under: tuple[str, ...] = ()) -> None:
         subprocess.CalledProcessError: a fault was found, or a result is wrong.
     """
     sources = [path for path in CSRC.glob("cpu/*.cpp") if path.name not in DRIVERS]
-    sources.append(ROOT / "tests" / "cpu_kernels.cpp")
-    headers = [*CSRC.glob("c*/*.h"), *CSRC.glob("cpu/*.inl")]
+    sources += [CSRC / "text" / "generate.cpp", ROOT / "tests" / "cpu_kernels.cpp"]
+    headers = [*CSRC.glob("c*/*.h"), *CSRC.glob("text/*.h"), *CSRC.glob("cpu/*.inl")]
     objects = compile_objects(sources, headers, CSRC, BUILD, [*flags, "-ffp-contract=off"])
     program = link(objects, BUILD / f"cpu-{digest(objects)}", [*flags, "-pthread"])
     with tempfile.TemporaryDirectory() as folder:

@@ -55,8 +55,8 @@ def layer_calls(kind: str, attributes_change: bool) -> st.SearchStrategy[Call]:
 
 def cell_calls(kind: str) -> st.SearchStrategy[Call]:
     """Calls of a cell, like `layer_calls`."""
-    # Not c alone: ours multiplies the gradient of h then, which is zero, where torch multiplies
-    # nothing and thus has no NaN.
+    # No gradient arrives at c alone. Ours would multiply the zero gradient of h with values
+    # that may be infinite, which gives NaN; torch would not.
     return _calls(_cell_shapes(kind), True, [("output",)])
 
 
@@ -235,7 +235,7 @@ _ARGUMENTS = {
 def layer_arguments(kind: str) -> dict[str, st.SearchStrategy[Any]]:
     """Arguments in the order of a layer's constructor.
 
-    Other than to an LSTM, `proj_size` by name is an error whatever it is.
+    `proj_size` by name is an error, except to an LSTM.
     """
     return _of_kind(kind, _ARGUMENTS)
 

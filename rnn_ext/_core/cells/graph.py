@@ -90,7 +90,7 @@ class Graph:
         if node.op == "affine":
             a, b = node.data
             product, offset = a * x, b * x + y
-            # Not if the product of the constants overflows or underflows.
+            # The product of the constants may overflow or underflow.
             if math.isfinite(product) and math.isfinite(offset) and product != 0:
                 return self.affine(node.args[0], product, offset)
         if x == 1 and y == 0:

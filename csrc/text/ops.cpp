@@ -1,10 +1,10 @@
-#include "cpu/text_ops.h"
+#include "text/ops.h"
 
 #include <tuple>
 
 #include "cpu/dispatch.h"
-#include "cpu/generate.h"
 #include "cpu/tokens.h"
+#include "text/generate.h"
 
 namespace rnn_ext::cpu {
 namespace {

@@ -1,4 +1,4 @@
-#include "cpu/generate.h"
+#include "text/generate.h"
 
 #include <algorithm>
 #include <cmath>
