@@ -84,12 +84,17 @@ bench: $(VENV)/ready ## repeat the measurements in benchmarks/results: an hour o
 	$(BENCH) grid --threads 2,1 --seq-len 1 --batch-size 1,8,32 --hidden-size 32,128,256,512,1024 \
 	    --json benchmarks/results/single-step.json
 	$(BENCH) cells --threads 2,1 --json benchmarks/results/cells.json
+	$(BENCH) grid --layer GRU $(GATED) --json benchmarks/results/gru.json
+	$(BENCH) grid --layer LSTM $(GATED) --json benchmarks/results/lstm.json
+	$(BENCH) cells --layer GRU --threads 1,2 --json benchmarks/results/gru-cells.json
+	$(BENCH) cells --layer LSTM --threads 1,2 --json benchmarks/results/lstm-cells.json
 	$(BENCH) recurrences --threads 2 --json benchmarks/results/recurrences.json
 	$(BENCH) recurrences --threads 1 --json benchmarks/results/recurrences-1-thread.json
 	$(BENCH) call --threads 2,1 --json benchmarks/results/call.json
 
 # The first run compiles benchmarks/probe.cpp with the environment's ninja.
 BENCH = PATH="$(CURDIR)/$(RUN):$$PATH" $(RUN)/python -m benchmarks
+GATED = --threads 1,2 --seq-len 16,128 --batch-size 1,8,32 --hidden-size 32,128,512
 results = --json benchmarks/results/$(1).json --plot benchmarks/results/$(1).png
 
 sdist: $(VENV)/ready ## write an sdist to dist/
