@@ -130,7 +130,7 @@ def _add_flags(parser: argparse.ArgumentParser, command: str) -> None:
             add(f"--{flag}", type=integers, metavar="N[,N...]", help=f"default: {shown}")
     if command in ("grid", "call"):
         add("--input-size", type=int, metavar="N", help="default: the hidden size")
-    if command in ("grid", "cells"):
+    if command in ("grid", "cells", "peers"):
         add("--layer", choices=tuple(GATES), help="default: RNN")
     if command == "grid":
         add("--num-layers", type=int, metavar="N", help="default: 1")

@@ -1,6 +1,6 @@
 """``python -m benchmarks peers``: other runtimes. No test asserts a measured time.
 
-The runtimes themselves are compared with ``nn.RNN`` where they are installed: ``pip install
+The runtimes themselves are compared with torch's modules where they are installed: ``pip install
 --group peers`` brings them all.
 """
 
@@ -16,7 +16,7 @@ from support.benchmarks import CASE, TINY
 
 from benchmarks import results, run
 from benchmarks.__main__ import main
-from benchmarks.cases import Case
+from benchmarks.cases import GATES, Case
 from benchmarks.machine import facts
 from benchmarks.peers import pool, torch_modules
 from benchmarks.peers.report import format_peers
@@ -69,23 +69,25 @@ def installed(name):
 
 
 # Without torch.compile, which takes too long for a test.
-QUICK = [(name, mode) for name in ("rnn_ext", "nn.RNN", *PEERS) for mode in BY_NAME[name].modes]
+QUICK = [(name, mode) for name in ("rnn_ext", "torch.nn", *PEERS) for mode in BY_NAME[name].modes]
 
 
+@pytest.mark.parametrize("kind", GATES)
 @pytest.mark.parametrize(("name", "mode"), QUICK)
-def test_results_are_those_of_nn_rnn_and_then_timed(name, mode):
+def test_results_are_those_of_torch_and_then_timed(name, mode, kind):
     server = Server(installed(name), 1)
-    assert server.answer(Request(Case(9, 2, 4, 5), mode)) == Answer()
+    assert server.answer(Request(Case(9, 2, 4, 5, kind=kind), mode)) == Answer()
     assert server.answer(Request(seconds=0.001)).seconds > 0
 
 
-def test_compiled_loop_computes_in_blocks_what_nn_rnn_does(monkeypatch):
+@pytest.mark.parametrize("kind", GATES)
+def test_compiled_loop_computes_in_blocks_what_torch_does(kind, monkeypatch):
     # Compiling takes seconds; this test is about the loop over blocks.
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(torch_modules, "BLOCK", 4)
     server = Server(BY_NAME["torch.compile"], 1)
     for seq_len in (3, 4, 9):
-        case = replace(CASE, seq_len=seq_len)
+        case = replace(CASE, seq_len=seq_len, kind=kind)
         assert server.answer(Request(case, "training")) == Answer()
 
 
@@ -120,7 +122,7 @@ def with_results(change):
 def test_a_runtime_with_wrong_results_is_reported_and_not_timed(change, found, monkeypatch):
     monkeypatch.setattr(Runtime, "load", lambda _: with_results(change))
     answer = Server(BY_NAME["JAX"], 1).answer(REQUEST)
-    assert answer.error.startswith(f"differs from nn.RNN, {found}")
+    assert answer.error.startswith(f"differs from torch, {found}")
 
 
 def test_an_exception_of_a_runtime_is_reported_in_one_line(monkeypatch):
@@ -172,7 +174,7 @@ class FakeWorker:
     """Takes as many seconds a call as its name's length, and fails at the request ``fails_at``."""
 
     def __init__(self, name, fails_at=None):
-        self.runtime = replace(BY_NAME["nn.RNN"], name=name)
+        self.runtime = replace(BY_NAME["torch.nn"], name=name)
         self.fails_at = fails_at
         self.asked = []
 
@@ -266,7 +268,7 @@ def test_report_lists_absent_runtimes_and_the_versions_of_the_others():
 
 def test_peers_are_timed_and_kept_in_the_json(monkeypatch, capsys, tmp_path):
     absent = Runtime("Nobody", "nobody", packages=("a-package-that-nobody-made",))
-    monkeypatch.setattr(pool, "RUNTIMES", (BY_NAME["rnn_ext"], BY_NAME["nn.RNN"], absent))
+    monkeypatch.setattr(pool, "RUNTIMES", (BY_NAME["rnn_ext"], BY_NAME["torch.nn"], absent))
     monkeypatch.setattr(pool, "PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(pool, "BLOCK_SECONDS", 0.001)
     file = tmp_path / "run.json"
@@ -284,7 +286,7 @@ def test_peers_are_timed_and_kept_in_the_json(monkeypatch, capsys, tmp_path):
 
 
 def test_memory_is_counted_for_every_process(monkeypatch, capsys):
-    monkeypatch.setattr(pool, "RUNTIMES", (BY_NAME["rnn_ext"], BY_NAME["nn.RNN"]))
+    monkeypatch.setattr(pool, "RUNTIMES", (BY_NAME["rnn_ext"], BY_NAME["torch.nn"]))
     needed = Case(3, 2, 5, 5).memory("forward")
     monkeypatch.setattr(run, "available_memory", lambda: 2 * needed - 1)
     flags = [*TINY, "--mode=forward", "--threads=1"]

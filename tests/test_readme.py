@@ -150,7 +150,7 @@ def test_table_of_other_runtimes():
         return f"{mean:.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
 
     names = {
-        "nn.RNN": "`nn.RNN`",
+        "torch.nn": "`nn.RNN`",
         "torch.compile": "a loop under `torch.compile`",
         "ONNX Runtime": "ONNX Runtime",
         "OpenVINO": "OpenVINO",

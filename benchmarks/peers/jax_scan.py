@@ -25,20 +25,41 @@ def prepare(problem: Problem) -> Prepared:
     # Calls run faster on the caller's thread: the smallest takes 17 instead of 29 µs.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
+    sigmoid, tanh, split = jax.nn.sigmoid, jnp.tanh, jnp.split
+
+    # (u, v, states) -> the next states, where u = W_ih x + b_ih and v = W_hh h + b_hh.
+    def rnn(u: Any, v: Any, states: Any) -> Any:
+        return (tanh(u + v),)
+
+    def gru(u: Any, v: Any, states: Any) -> Any:
+        (u_r, u_z, u_n), (v_r, v_z, v_n), (h,) = split(u, 3, -1), split(v, 3, -1), states
+        n = tanh(u_n + sigmoid(u_r + v_r) * v_n)
+        return (n + sigmoid(u_z + v_z) * (h - n),)
+
+    def lstm(u: Any, v: Any, states: Any) -> Any:
+        i, f, g, o = split(u + v, 4, -1)
+        c = sigmoid(f) * states[1] + sigmoid(i) * tanh(g)
+        return sigmoid(o) * tanh(c), c
+
+    cell = {"RNN": rnn, "GRU": gru, "LSTM": lstm}[problem.case.kind]
+
     def forward(weights: Any, input: Any) -> Any:
         weight_ih, weight_hh, bias_ih, bias_hh = weights
+        # Only a GRU multiplies the bias of the product.
+        of_input, of_product = (bias_ih, bias_hh) if cell is gru else (bias_ih + bias_hh, 0)
 
-        def step(h: Any, projected: Any) -> Any:
-            h = jnp.tanh(projected + h @ weight_hh)
-            return h, h
+        def step(states: Any, u: Any) -> Any:
+            states = cell(u, states[0] @ weight_hh + of_product, states)
+            return states, states[0]
 
-        start = jnp.zeros((input.shape[1], weight_hh.shape[0]), input.dtype)
-        h_n, output = jax.lax.scan(step, start, input @ weight_ih + (bias_ih + bias_hh))
-        return output, h_n[None]
+        zeros = jnp.zeros((input.shape[1], weight_hh.shape[0]), input.dtype)
+        start = (zeros,) * len(problem.states)
+        states, output = jax.lax.scan(step, start, input @ weight_ih + of_input)
+        return output, [state[None] for state in states]
 
     def training(weights: Any, input: Any, grad_output: Any) -> Any:
-        output, backward, h_n = jax.vjp(forward, weights, input, has_aux=True)
-        return output, h_n, backward(grad_output)
+        output, backward, states = jax.vjp(forward, weights, input, has_aux=True)
+        return output, states, backward(grad_output)
 
     weights = tuple(jnp.array(problem.array(name).T) for name in WEIGHTS)
     arguments = [weights, jnp.array(problem.array("input"))]
@@ -50,8 +71,8 @@ def prepare(problem: Problem) -> Prepared:
         return jax.block_until_ready(compiled(*arguments))
 
     def results() -> dict[str, torch.Tensor]:
-        output, h_n, *gradients = call()
-        values = {"output": output, "h_n": h_n}
+        output, states, *gradients = call()
+        values = {"output": output, **dict(zip(problem.states, states, strict=True))}
         for of_weights, of_input in gradients:
             values[GRADIENT + "input"] = of_input
             for name, gradient in zip(WEIGHTS, of_weights, strict=True):

@@ -19,15 +19,15 @@ def prepare(problem: Problem) -> Prepared:
     )
     binding = session.io_binding()
     binding.bind_cpu_input("input", problem.array("input"))
-    binding.bind_output("output")
-    binding.bind_output("h_n")
+    for name in ("output", *problem.states):
+        binding.bind_output(name)
 
     def call() -> None:
         session.run_with_iobinding(binding)
 
     def results() -> dict[str, torch.Tensor]:
         call()
-        output, h_n = map(torch.from_numpy, binding.copy_outputs_to_cpu())
-        return {"output": output.squeeze(1), "h_n": h_n}
+        output, *states = map(torch.from_numpy, binding.copy_outputs_to_cpu())
+        return {"output": output.squeeze(1), **dict(zip(problem.states, states, strict=True))}
 
     return Prepared(call, results)

@@ -28,7 +28,8 @@ def prepare(problem: Problem) -> Prepared:
 
     def results() -> dict[str, torch.Tensor]:
         call()
-        output, h_n = (torch.tensor(request.get_output_tensor(i).data) for i in range(2))
-        return {"output": output.squeeze(1), "h_n": h_n}
+        names = ["output", *problem.states]
+        found = {n: torch.tensor(request.get_output_tensor(i).data) for i, n in enumerate(names)}
+        return found | {"output": found["output"].squeeze(1)}
 
     return Prepared(call, results)

@@ -110,8 +110,8 @@ class Pool:
     ) -> tuple[dict[str, list[float]], list[str]]:
         """Returns each runtime's seconds per call in each round, and why others are missing.
 
-        All are compared with ``nn.RNN`` before any is timed. A round has a block of calls of each
-        runtime, after a pause in which the threads of the previous one stop spinning. Rounds
+        All are compared with torch's module before any is timed. A round has a block of calls of
+        each runtime, after a pause in which the threads of the previous one stop spinning. Rounds
         continue until each runtime was timed for ``seconds``; there are at least ``MIN_ROUNDS``.
         """
         workers = [one for one in self._workers if mode in one.runtime.modes]

@@ -32,8 +32,13 @@ class Problem:
     def draw(cls, case: Case, mode: Mode, threads: int, device: str = "cpu") -> "Problem":
         """Returns the problem with values drawn from a fixed seed."""
         torch.manual_seed(0)
-        module = build(nn.RNN, case, mode, device)
+        module = build(getattr(nn, case.kind), case, mode, device)
         return cls(case, mode, threads, module, draw(case, mode, device))
+
+    @property
+    def states(self) -> list[str]:
+        """The names of the last states."""
+        return ["h_n", "c_n"] if self.case.kind == "LSTM" else ["h_n"]
 
     def array(self, name: str) -> Any:
         """Returns the NumPy array of a weight, ``"input"`` or ``"grad_output"``."""
@@ -80,7 +85,7 @@ class Runtime:
 
 RUNTIMES = (
     Runtime(OURS, "torch_modules", "prepare_ours", devices=("cpu", "cuda")),
-    Runtime("nn.RNN", "torch_modules", "prepare_nn_rnn", devices=("cpu", "cuda")),
+    Runtime("torch.nn", "torch_modules", "prepare_torchs", devices=("cpu", "cuda")),
     Runtime("torch.compile", "torch_modules", "prepare_compiled", devices=("cpu", "cuda")),
     Runtime("ONNX Runtime", "onnx_runtime", packages=("onnxruntime", "onnx"), modes=("forward",)),
     Runtime("OpenVINO", "open_vino", packages=("openvino", "onnx"), modes=("forward",)),

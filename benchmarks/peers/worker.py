@@ -26,7 +26,7 @@ __all__ = ["Answer", "Request", "Server"]
 
 
 class Request(msgspec.Struct, omit_defaults=True):
-    """Prepare ``case`` and compare its results with ``nn.RNN``'s; without a case, time calls."""
+    """Prepare ``case`` and compare its results with torch's; without a case, time calls."""
 
     case: Case | None = None
     mode: Mode = "forward"
@@ -71,7 +71,7 @@ class Server:
         prepared = self._runtime.load()(problem)
         results = prepared.results()
         if mismatch := difference(problem.module, results, problem.work):
-            return Answer(error=f"differs from nn.RNN, {mismatch}")
+            return Answer(error=f"differs from torch, {mismatch}")
         self._blocks = Blocks(
             prepared.call, EventClock() if self._device == "cuda" else time.perf_counter
         )
