@@ -25,5 +25,5 @@ napoleon_use_rtype = False
 html_theme = "furo"
 html_title = f"rnn_ext {release}"
 html_static_path = ["_static"]
-html_css_files = ["wide-tables.css"]
+html_css_files = ["site.css"]
 html_copy_source = False
