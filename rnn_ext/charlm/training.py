@@ -74,7 +74,7 @@ def train(
                 raise CharLMError(
                     f"another training is using {out}; wait until it ends, or use another folder"
                 ) from None
-            _begin([_absolute(path) for path in corpus], out, settings, resume)
+            _open_run([_absolute(path) for path in corpus], out, settings, resume)
         processes.wait()
         checkpoint = newest(out, quiet=True)
         assert checkpoint is not None
@@ -109,7 +109,7 @@ def train(
     return run.model.eval(), checkpoint.vocabulary
 
 
-def _begin(corpus: list[str], out: Path, settings: Settings | None, resume: bool) -> None:
+def _open_run(corpus: list[str], out: Path, settings: Settings | None, resume: bool) -> None:
     """Checks the arguments; starts a new run in ``out``, or prepares the existing one.
 
     Only the main process calls this.
@@ -118,7 +118,7 @@ def _begin(corpus: list[str], out: Path, settings: Settings | None, resume: bool
         raise CharLMError(f"{out} already has a run; resume it, or use another folder")
     checkpoint = newest(out)
     if checkpoint is None:
-        _begin_anew(corpus, out, settings or Settings())
+        _start_run(corpus, out, settings or Settings())
         return
     settings = settings or checkpoint.settings
     checkpoint.settings.check_resumable_with(settings)
@@ -139,7 +139,7 @@ def _begin(corpus: list[str], out: Path, settings: Settings | None, resume: bool
         _logger.warning("%s was missing or damaged; recreated it from the text", path)
 
 
-def _begin_anew(corpus: list[str], out: Path, settings: Settings) -> None:
+def _start_run(corpus: list[str], out: Path, settings: Settings) -> None:
     if not corpus:
         raise CharLMError(f"{out} has no run to resume; pass text files to start one")
     vocabulary, tokens = prepare(corpus, _token_file(out), settings.min_count, settings.encoding)
