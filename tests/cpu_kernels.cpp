@@ -1,7 +1,8 @@
 // The CPU kernels without Python and torch, to run under a sanitizer: every operand is an
 // allocation of its own, and so is every buffer of a call's scratch memory. Results must leave no
-// value unwritten and have the same bits on every team. The arguments are files with programs of
-// cells.
+// value unwritten and have the same bits on every team. If an allocation fails, the call throws and
+// leaks nothing, and the next one is right. The arguments are files with programs of cells.
+#include <atomic>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
@@ -16,6 +17,40 @@
 #include "cpu/isa.h"
 #include "text/generate.h"
 
+// How many objects of operator new are alive, and how many allocations succeed before one fails; -1
+// if none fails.
+static std::atomic<std::int64_t> alive{0}, left_to_succeed{-1};
+static thread_local bool never_fails = false;
+
+static void* allocate(std::size_t alignment, std::size_t bytes) {
+  if (!never_fails && left_to_succeed >= 0 && left_to_succeed-- == 0) {
+    return nullptr;
+  }
+  void* result = nullptr;
+  return posix_memalign(&result, std::max(alignment, sizeof(void*)), bytes) == 0 ? result : nullptr;
+}
+void* operator new(std::size_t bytes, std::align_val_t alignment) {
+  void* const result = allocate(static_cast<std::size_t>(alignment), bytes);
+  if (!result) {
+    throw std::bad_alloc();
+  }
+  ++alive;
+  return result;
+}
+void* operator new(std::size_t bytes) { return operator new(bytes, std::align_val_t{16}); }
+void operator delete(void* object) noexcept {
+  alive -= object != nullptr;
+  std::free(object);
+}
+void operator delete(void* object, std::size_t) noexcept { operator delete(object); }
+void operator delete(void* object, std::align_val_t) noexcept { operator delete(object); }
+void operator delete(void* object, std::size_t, std::align_val_t) noexcept {
+  operator delete(object);
+}
+extern "C" void* aligned_alloc(std::size_t alignment, std::size_t bytes) noexcept {
+  return allocate(alignment, bytes);
+}
+
 namespace {
 
 using namespace rnn_ext;
@@ -25,9 +60,11 @@ using Body = void (*)(std::int64_t, std::int64_t, void*);
 
 std::int32_t in_threads(std::int64_t count, std::int64_t indices_each, Body body, void* context) {
   std::vector<std::thread> others;
+  never_fails = true;  // torch's pool has its threads before the call
   for (std::int64_t i = indices_each; i < count; i += indices_each) {
     others.emplace_back(body, i, std::min(count, i + indices_each), context);
   }
+  never_fails = false;
   body(0, std::min(count, indices_each), context);
   for (std::thread& other : others) {
     other.join();
@@ -413,7 +450,7 @@ int passed = 0, failed = 0;
 void record(bool is_right, const std::string& name) {
   ++(is_right ? passed : failed);
   if (!is_right) {
-    std::printf("%s: values are unwritten, or differ between teams\n", name.c_str());
+    std::printf("%s: wrong\n", name.c_str());
   }
 }
 
@@ -429,6 +466,31 @@ void check(const Call& call, const Kernels<S, O>& kernels, const std::string& na
       expected.are_written() && std::all_of(std::begin(all_workers) + 1, std::end(all_workers),
                                             [&](const Workers& w) { return run(w) == expected; });
   record(is_right, name);
+}
+
+// Whether each allocation of a call may fail: one after the other, of the kernels and of this
+// program.
+template <class Call>
+void check_failed_allocations(const Call& call, const std::string& name) {
+  for (const Workers& workers : all_workers) {
+    force_plan(workers.plan);
+    const auto expected = call.run(kernels().f32, workers);
+    release_scratch();
+    const std::int64_t before = alive;
+    bool is_right = true, has_failed = true;
+    for (std::int64_t count = 0; has_failed; ++count) {
+      left_to_succeed = count;
+      try {
+        is_right = call.run(kernels().f32, workers) == expected && is_right;
+      } catch (const std::bad_alloc&) {
+      }
+      has_failed = left_to_succeed.exchange(-1) < 0;
+      release_scratch();
+      is_right = alive == before && call.run(kernels().f32, workers) == expected && is_right;
+      release_scratch();
+    }
+    record(is_right, name + ", failed allocations");
+  }
 }
 
 // Whether calls of two threads at once, each with a team of its own, give the results of one.
@@ -500,6 +562,12 @@ int main(int count, char** arguments) {
     check(Generation(), set.f32, level + ", text");
   }
   check_concurrent_callers();
+  const Sizes sizes{3, 4, 5, 33};
+  check_failed_allocations(Rnn<float>(sizes, Nonlinearity::tanh, true), "RNN");
+  for (const auto& [cell, program] : programs) {
+    check_failed_allocations(CellLayer<float>(sizes, program), cell);
+  }
+  check_failed_allocations(Generation(), "text");
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed > 0;
 }

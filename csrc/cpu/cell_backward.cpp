@@ -38,7 +38,7 @@ class CellBackward {
         chunk_rows_(gradient_rows(columns_)),
         rows_(std::min(std::max(chunk_rows_, p_.steps.batch), p_.steps.total_rows())),
         places_(program_, program_.backward_slots + 1),
-        operands_(places_, p_.steps),
+        operands_(1, OperandTable<S>(places_, p_.steps)),
         grad_parameters_(parameter_columns_),
         zeros_(p_.hidden_size),
         stored_zeros_(p_.hidden_size),
@@ -78,11 +78,12 @@ class CellBackward {
     }
     std::fill_n(zeros_.data(), p_.hidden_size, T{0});
     std::fill_n(stored_zeros_.data(), p_.hidden_size, S{});
-    set_operands();
-    set_chunk(operands_, 0, 0);
+    set_operands(operands_[0]);
+    set_chunk(operands_[0], 0, 0);
     for (std::size_t i = 0; i < phases_.size(); ++i) {
-      phases_[product_of(i)].tiles.link(program_.backward[i], operands_);
+      phases_[product_of(i)].tiles.link(program_.backward[i], operands_[0]);
     }
+    operands_.resize(plan.threads, operands_[0]);
   }
 
   void run(const Team::Member& member, const StepShare& share) const {
@@ -95,7 +96,7 @@ class CellBackward {
     }
     reductions_.pack(member);
     member.barrier();
-    Pass pass{*this, member, share, operands_};
+    Pass pass{*this, member, share, operands_[member.rank()]};
     run_steps(p_.steps, p_.order().reversed(), chunk_rows_, share, pass);
     reductions_.finish(member);
     store_parameters(member);
@@ -121,7 +122,7 @@ class CellBackward {
     const CellBackward& b;
     const Team::Member& member;
     const StepShare& share;
-    OperandTable<S> operands;
+    OperandTable<S>& operands;
     Rows dv = {};                // of the chunk
     Matrix<const T> later = {};  // dv of the previously processed step
     Product<S> product = {};     // the fields that the products of all steps share
@@ -231,33 +232,33 @@ class CellBackward {
                        [](const Matrix<S>& m) { return static_cast<bool>(m); });
   }
 
-  void set_operands() {
+  void set_operands(OperandTable<S>& operands) const {
     for (int i = 0; i < program_.parameters; ++i) {
-      operands_.set(Memory::parameter, i, cell_.parameters[i]);
+      operands.set(Memory::parameter, i, cell_.parameters[i]);
     }
     for (int i = 0; i < program_.inputs; ++i) {
-      operands_.set(Memory::input, i, cell_.inputs[i]);
-      operands_.set(Memory::grad_input, i, cell_gradients_.inputs[i]);
+      operands.set(Memory::input, i, cell_.inputs[i]);
+      operands.set(Memory::grad_input, i, cell_gradients_.inputs[i]);
     }
     for (int i = 0; i < program_.saved; ++i) {
-      operands_.set(Memory::saved, i, cell_.saved[i]);
+      operands.set(Memory::saved, i, cell_.saved[i]);
     }
     for (int i = 0; i < program_.passed; ++i) {
-      operands_.set(Memory::passed, i, as_rows(passed_[i], p_.hidden_size));
+      operands.set(Memory::passed, i, as_rows(passed_[i], p_.hidden_size));
     }
     for (int s = 0; s < program_.states; ++s) {
-      operands_.set(Memory::state, s, sequence(s), When::previous);
-      operands_.set(Memory::next_state, s, sequence(s));
+      operands.set(Memory::state, s, sequence(s), When::previous);
+      operands.set(Memory::next_state, s, sequence(s));
       if (s > 0 || !seed()) {
-        operands_.set(Places::Second::outer_gradient, s, outer_gradient(s));
+        operands.set(Places::Second::outer_gradient, s, outer_gradient(s));
       }
       if (carried_[s].data()) {
         const Sequence<T> turns{carried_[s].data(), p_.steps.batch * p_.hidden_size, p_.hidden_size,
                                 1};
-        operands_.set(Memory::grad_next_state, s, turns, When::last_turn);
-        operands_.set(Memory::grad_state, s, turns, When::turn);
+        operands.set(Memory::grad_next_state, s, turns, When::last_turn);
+        operands.set(Memory::grad_state, s, turns, When::turn);
       } else {
-        operands_.set(Memory::grad_next_state, s, zeros());
+        operands.set(Memory::grad_next_state, s, zeros());
       }
     }
   }
@@ -467,8 +468,8 @@ class CellBackward {
   std::int64_t chunk_rows_;
   std::int64_t rows_;  // maximum of a chunk
   Places places_;
-  OperandTable<S> operands_;
-  std::vector<Phase> phases_;  // by product
+  mutable std::vector<OperandTable<S>> operands_;  // of each member, which must not allocate
+  std::vector<Phase> phases_;                      // by product
   Buffer<T> dv_[2];
   Buffer<T> du_[2];  // the memory of dv_ if the cell is merged
   Buffer<O> rounded_dv_;

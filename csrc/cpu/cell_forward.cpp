@@ -36,7 +36,7 @@ class CellForward {
         starts_from_projection_(can_start_from_projection() &&
                                 (program_.gates == 1 || projection_.is_in_tiles())),
         places_(program_, program_.forward_slots),
-        operands_(places_, p_.steps),
+        operands_(1, OperandTable<S>(places_, p_.steps)),
         projected_(projection_.buffered_rows() * projection_.columns()),
         zeros_(p_.hidden_size) {
     std::fill_n(zeros_.data(), p_.hidden_size, T{0});
@@ -59,10 +59,11 @@ class CellForward {
       initial_.push_back(Buffer<T>(is_widened<S> && given_initial(s) ? size : 0));
       states_.push_back(Buffer<T>(is_in_place(s) ? 0 : 2 * size));
     }
-    set_operands();
+    set_operands(operands_[0]);
     for (std::size_t i = 0; i < phases_.size(); ++i) {
-      phases_[i].tiles.link(program_.forward[i], operands_);
+      phases_[i].tiles.link(program_.forward[i], operands_[0]);
     }
+    operands_.resize(plan.threads, operands_[0]);
   }
 
   void run(const Team::Member& member, const StepShare& share) const {
@@ -80,7 +81,7 @@ class CellForward {
       start_in_turn(share);
     }
     member.barrier();
-    Pass pass{*this, member, share, operands_};
+    Pass pass{*this, member, share, operands_[member.rank()]};
     run_steps(p_.steps, p_.order(), projection_.chunk_rows(), share, pass);
   }
 
@@ -100,7 +101,7 @@ class CellForward {
     const CellForward& f;
     const Team::Member& member;
     const StepShare& share;
-    OperandTable<S> operands;
+    OperandTable<S>& operands;
     Sequence<T> projected = {};  // of the chunk
     Product<S> product = {};     // the fields that the products of all steps share
     std::int64_t previous = -1;  // step
@@ -158,34 +159,34 @@ class CellForward {
     }
   };
 
-  void set_operands() {
+  void set_operands(OperandTable<S>& operands) const {
     for (int i = 0; i < program_.parameters; ++i) {
-      operands_.set(Memory::parameter, i, cell_.parameters[i]);
+      operands.set(Memory::parameter, i, cell_.parameters[i]);
     }
     for (int i = 0; i < program_.inputs; ++i) {
-      operands_.set(Memory::input, i, cell_.inputs[i]);
+      operands.set(Memory::input, i, cell_.inputs[i]);
     }
     for (int i = 0; i < program_.saved; ++i) {
-      operands_.set(Memory::saved, i, cell_.saved[i]);
+      operands.set(Memory::saved, i, cell_.saved[i]);
     }
     for (std::size_t i = 1; i < phases_.size(); ++i) {
-      operands_.set(Memory::yielded, static_cast<int>(i - 1),
-                    as_rows(phases_[i].yielded, p_.hidden_size));
+      operands.set(Memory::yielded, static_cast<int>(i - 1),
+                   as_rows(phases_[i].yielded, p_.hidden_size));
     }
     for (int i = 0; i < program_.passed; ++i) {
-      operands_.set(Memory::passed, i, as_rows(passed_[i], p_.hidden_size));
+      operands.set(Memory::passed, i, as_rows(passed_[i], p_.hidden_size));
     }
     for (int s = 0; s < program_.states; ++s) {
       if (is_in_place(s)) {
-        operands_.set(Memory::state, s, sequence(s), When::previous);
-        operands_.set(Memory::next_state, s, sequence(s));
+        operands.set(Memory::state, s, sequence(s), When::previous);
+        operands.set(Memory::next_state, s, sequence(s));
       } else {
-        operands_.set(Memory::state, s, in_turns(s), When::last_turn);
-        operands_.set(Memory::next_state, s, in_turns(s), When::turn);
-        operands_.set(Places::Second::stored_state, s, sequence(s));
+        operands.set(Memory::state, s, in_turns(s), When::last_turn);
+        operands.set(Memory::next_state, s, in_turns(s), When::turn);
+        operands.set(Places::Second::stored_state, s, sequence(s));
       }
     }
-    set_projection(operands_, {projected_.data(), 0, projection_.columns(), 1});
+    set_projection(operands, {projected_.data(), 0, projection_.columns(), 1});
   }
   void set_projection(OperandTable<S>& operands, const Sequence<T>& projected) const {
     for (int g = 0; g < program_.gates && !starts_from_projection_; ++g) {
@@ -339,7 +340,7 @@ class CellForward {
   Projection<S, O> projection_;
   bool starts_from_projection_;  // a product adds to u, and the code gets the sum
   Places places_;
-  OperandTable<S> operands_;
+  mutable std::vector<OperandTable<S>> operands_;  // of each member, which must not allocate
   std::vector<Phase> phases_;
   Buffer<T> projected_;
   Buffer<T> zeros_;

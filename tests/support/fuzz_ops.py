@@ -57,10 +57,13 @@ class Choices(random.Random):
         return self.getrandbits(16) / (1 << 16)
 
 
-def shrink(record: list[int], fails: Callable[[list[int]], bool]) -> list[int]:
-    """A record that fails as well, and does so no more if one choice is left out or halved."""
+def shrink(
+    record: list[int], fails: Callable[[list[int]], bool], seconds: float = 300
+) -> list[int]:
+    """A record that fails as well; given time, no choice of it can be left out or be smaller."""
     at, left = 0, len(record)  # choices to try until none is left that can be smaller
-    while left > 0:
+    end = time.monotonic() + seconds
+    while left > 0 and time.monotonic() < end:
         at = at if at < len(record) else 0
         smaller = next(filter(fails, _smaller(record, at)), None)
         if smaller is None:

@@ -313,12 +313,12 @@ def tensors_in(args: list[Any]) -> list[tuple[list[Any], int]]:
 
 
 def alias(rng: random.Random, args: list[Any]) -> None:
-    """Passes one tensor in two places of the same shape, if there are two."""
+    """Passes the memory of one tensor in two places of the same shape, if there are two."""
     places = tensors_in(args)
     rng.shuffle(places)
     for (values, i), (others, k) in pairwise(places):
         if values[i].shape == others[k].shape:
-            values[i] = others[k]
+            values[i] = others[k].detach()  # it has one gradient
             return
 
 
