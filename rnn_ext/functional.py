@@ -75,10 +75,10 @@ def rnn(
 def rnn_cell(
     input: Tensor,
     hx: Tensor | None,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
     nonlinearity: str = "tanh",
 ) -> Tensor:
     r"""Returns one step of an Elman RNN, :math:`\varphi(W_{ih} x + b_{ih} + W_{hh} h + b_{hh})`.
@@ -86,8 +86,8 @@ def rnn_cell(
     Args:
         input: ``(B, I)``, or ``(I,)`` without a batch.
         hx: ``(B, H)`` or ``(H,)``; zeros if None.
-        w_ih, w_hh: ``(H, I)`` and ``(H, H)``.
-        b_ih, b_hh: ``(H,)`` each; zeros if None.
+        weight_ih, weight_hh: ``(H, I)`` and ``(H, H)``.
+        bias_ih, bias_hh: ``(H,)`` each; zeros if None.
         nonlinearity: ``'tanh'`` or ``'relu'``.
 
     Returns:
@@ -99,17 +99,17 @@ def rnn_cell(
     kind = kind_of("rnn", nonlinearity)
     if input.dim() not in (1, 2):
         raise ValueError(f"input: expected shape (B, I) or (I,), got {tuple(input.shape)}")
-    if b_ih is None and b_hh is not None:
-        b_ih = torch.zeros_like(b_hh)
-    elif b_hh is None and b_ih is not None:
-        b_hh = torch.zeros_like(b_ih)
-    named = {"w_ih": w_ih, "w_hh": w_hh}
-    if b_ih is not None and b_hh is not None:
-        named |= {"b_ih": b_ih, "b_hh": b_hh}
-    if w_ih.dim() != 2:
-        raise ValueError(f"w_ih: expected shape (H, I), got {tuple(w_ih.shape)}")
-    hidden_size = w_ih.size(0)
-    shapes = weight_shapes(input.size(-1), hidden_size, 1, 1, 1, b_ih is not None)
+    if bias_ih is None and bias_hh is not None:
+        bias_ih = torch.zeros_like(bias_hh)
+    elif bias_hh is None and bias_ih is not None:
+        bias_hh = torch.zeros_like(bias_ih)
+    named = {"weight_ih": weight_ih, "weight_hh": weight_hh}
+    if bias_ih is not None and bias_hh is not None:
+        named |= {"bias_ih": bias_ih, "bias_hh": bias_hh}
+    if weight_ih.dim() != 2:
+        raise ValueError(f"weight_ih: expected shape (H, I), got {tuple(weight_ih.shape)}")
+    hidden_size = weight_ih.size(0)
+    shapes = weight_shapes(input.size(-1), hidden_size, 1, 1, 1, bias_ih is not None)
     _check_shapes(named, shapes)
     if hx is not None:
         _check_shapes({"hx": hx}, [(*input.shape[:-1], hidden_size)])
@@ -119,17 +119,17 @@ def rnn_cell(
     if not is_batched:
         input = input.unsqueeze(0)
         hx = None if hx is None else hx.unsqueeze(0)
-    weights = [w_ih, w_hh] if b_ih is None else [w_ih, w_hh, b_ih, b_hh]
+    biases = [] if bias_ih is None else [bias_ih, bias_hh]
     call = Call(
         input=input,
         hx=hx,
-        weights=weights,
+        weights=[weight_ih, weight_hh, *biases],
         batch_sizes=None,
         is_step=True,
         kind=kind,
         num_layers=1,
         bidirectional=False,
-        bias=b_ih is not None,
+        bias=bias_ih is not None,
         training=False,
         input_size=input.size(-1),
         hidden_size=hidden_size,

@@ -496,13 +496,13 @@ FUNCTIONAL_MISTAKES = {
     ),
     "cell weight shape": (
         lambda: rnn_ext.functional.rnn_cell(zeros(2, 3), None, zeros(4, 3), zeros(4, 5)),
-        ("w_hh", "4, 5"),
+        ("weight_hh", "4, 5"),
     ),
     "cell bias shape": (
         lambda: rnn_ext.functional.rnn_cell(
             zeros(2, 3), None, zeros(4, 3), zeros(4, 4), zeros(4), zeros(6)
         ),
-        ("b_hh", "4,", "6,"),
+        ("bias_hh", "4,", "6,"),
     ),
     "cell nonlinearity": (
         lambda: rnn_ext.functional.rnn_cell(

@@ -46,10 +46,10 @@ def test_signatures():
     assert list(inspect.signature(rnn_cell).parameters) == [
         "input",
         "hx",
-        "w_ih",
-        "w_hh",
-        "b_ih",
-        "b_hh",
+        "weight_ih",
+        "weight_hh",
+        "bias_ih",
+        "bias_hh",
         "nonlinearity",
     ]
 
@@ -148,10 +148,10 @@ def test_an_absent_bias_counts_as_zero():
     theirs = nn.RNNCell(5, 7, dtype=torch.float64)
     x = torch.randn(4, 5, dtype=torch.float64)
     weights = theirs.weight_ih, theirs.weight_hh
-    for absent, present in (("bias_ih", "b_hh"), ("bias_hh", "b_ih")):
+    for absent, present in (("bias_ih", "bias_hh"), ("bias_hh", "bias_ih")):
         theirs.reset_parameters()
         getattr(theirs, absent).data.zero_()
-        bias = getattr(theirs, present.replace("b_", "bias_"))
+        bias = getattr(theirs, present)
         assert_close_fp64((rnn_cell(x, None, *weights, **{present: bias}),), (theirs(x),))
 
 
