@@ -85,6 +85,12 @@ def test_rows_of_gru_and_lstm():
         found = [f"{min(r):.1f}–{max(r):.1f}×" for r in (ratios(name, mode) for mode in MODES)]
         row = f"| `nn.{name.upper()}`, batch 1 to 32 | {found[0]} forward, {found[1]} training"
         assert row in README
+        means = [
+            next(s for s in load(name)["summary"] if s["mode"] == mode and s["threads"] == 2)
+            for mode in MODES
+        ]
+        words = " and ".join(f"{s['geometric_mean']:.2f}×" for s in means)
+        assert f"`{name.upper()}` is {words} as fast as `nn.{name.upper()}`" in README
     cells = [r for name in ("gru", "lstm") for mode in MODES for r in ratios(f"{name}-cells", mode)]
     row = "| `GRUCell`, `LSTMCell` in a Python loop | "
     assert f"{row}{min(cells):.1f}–{max(cells):.1f}× for the cell; slower in training" in README
