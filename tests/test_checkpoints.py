@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -185,6 +186,22 @@ def test_damaged_checkpoint_is_reported_and_the_previous_one_used(
     assert resume(out) == 0
     assert capsys.readouterr().err == err
     assert state_of(out) == whole
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_change_of_any_bit_is_reported(text, tmp_path, name):
+    train(text, out=tmp_path, steps=2)
+    *others, folder = checkpoints(tmp_path)
+    for other in others:
+        shutil.rmtree(other)
+    load(tmp_path)
+    data, draw = (folder / name).read_bytes(), random.Random(0)
+    for place in [0, len(data) - 1, *(draw.randrange(len(data)) for _ in range(100))]:
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << draw.randrange(8)
+        (folder / name).write_bytes(damaged)
+        with pytest.raises(CharLMError, match=r"damaged|another version of rnn_ext"):
+            load(tmp_path)
 
 
 def test_a_run_with_only_damaged_checkpoints_is_refused(text, tmp_path, capsys):

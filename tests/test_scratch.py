@@ -2,6 +2,7 @@
 
 import threading
 
+import psutil
 import pytest
 import torch
 from support import PATIENCE, layer_weights, using_threads
@@ -69,3 +70,15 @@ def test_memory_of_threads_that_make_no_more_calls_is_freed():
 def test_directions_one_after_the_other_share_their_memory(hidden_size):
     with using_threads(1):
         assert bytes_kept(hidden_size, bidirectional=True) == bytes_kept(hidden_size)
+
+
+@pytest.mark.parametrize("make", [rnn_ext.RNN, rnn_ext.LSTM])
+def test_ten_thousand_calls_use_no_more_memory_than_the_first(make):
+    layer, x = make(8, 16), torch.randn(4, 2, 8)
+    sizes = []
+    for calls in (2000, 10_000):
+        for _ in range(calls):
+            layer(x)[0].sum().backward()
+        sizes.append(psutil.Process().memory_info().rss)
+    # 100 bytes a call would be 1 MB; other threads of the process and malloc take some pages.
+    assert sizes[1] - sizes[0] < 500_000
