@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from support import assert_same_bits, using_threads, without_node
+from support import SPLITS, assert_same_bits, using_threads, without_node
 from support.programs import Run, plain_loop
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
@@ -271,6 +271,19 @@ def test_bits_do_not_depend_on_threads(cell):
             output = layer(x, **inputs)[0]
             found.append([output, *torch.autograd.grad(output.sum(), list(layer.parameters()))])
     assert_same_bits(*found)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("hidden_size", [17, 70])
+@pytest.mark.parametrize("cell", [cells.lstm, cells.gru_reset_before], ids=lambda c: c.name)
+def test_bits_of_few_rows_do_not_depend_on_how_threads_share_them(isa, cell, hidden_size, split):
+    layer = Recurrent(cell, 5, hidden_size)
+    for batch in (1, 2, 3):
+        x = torch.randn(3, batch, 5)
+        with using_threads(1):
+            expected = layer(x)
+        with using_threads(3, split):
+            assert_same_bits(layer(x), expected)
 
 
 def test_autocast_is_that_of_torchs_layer():

@@ -57,9 +57,9 @@ class CellBackward {
     std::int64_t row = 0;
     for (const int gates : program_.products) {
       const std::int64_t rows = gates * p_.hidden_size;
-      phases_.push_back(
-          {row, rows, TileRunner<S, O>(kernels, 1, places_.slots(), p_.steps.batch, plan.threads),
-           Buffer<T>(in_place ? 0 : packed_size(kernels, p_.hidden_size, rows))});
+      phases_.push_back({row, rows,
+                         TileRunner<S, O>(kernels, 1, places_.slots(), p_.steps.batch, plan),
+                         Buffer<T>(in_place ? 0 : packed_size(kernels, p_.hidden_size, rows))});
       if (row > 0) {
         yielded_.push_back(Buffer<S>(g_.weight_hh ? rows_ * p_.hidden_size : 0));
       }

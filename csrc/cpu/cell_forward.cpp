@@ -31,7 +31,7 @@ class CellForward {
         kernels_(kernels),
         projection_(p_, program_.gates, program_.merged ? Bias::sum : Bias::input, kernels, plan,
                     can_start_from_projection()
-                        ? TileRunner<S, O>::units(kernels, program_.gates, p_.steps.batch)
+                        ? TileRunner<S, O>::units(kernels, program_.gates, p_.steps.batch, plan)
                         : 0),
         starts_from_projection_(can_start_from_projection() &&
                                 (program_.gates == 1 || projection_.is_in_tiles())),
@@ -44,7 +44,7 @@ class CellForward {
     const bool in_place = reads_in_place(kernels, p_.steps.count, p_.steps.batch);
     std::int64_t gate = 0;
     for (const int gates : program_.products) {
-      TileRunner<S, O> tiles(kernels, gates, places_.slots(), p_.steps.batch, plan.threads);
+      TileRunner<S, O> tiles(kernels, gates, places_.slots(), p_.steps.batch, plan);
       const std::int64_t columns = gates * tiles.padded(p_.hidden_size);
       phases_.push_back({gate, gates, std::move(tiles),
                          Buffer<T>(in_place ? 0 : columns * p_.hidden_size),

@@ -354,13 +354,13 @@ class TileRunner {
  public:
   // gates: products per unit; rows: the most of a step.
   TileRunner(const Kernels<S, O>& kernels, std::int64_t gates, std::int64_t slot_count,
-             std::int64_t rows, int threads)
+             std::int64_t rows, const Plan& plan)
       : kernels_(kernels),
         slot_count_(slot_count),
-        units_(units(kernels, gates, rows)),
+        units_(units(kernels, gates, rows, plan)),
         most_rows_(std::min(rows, rows_in_cache())),
-        slots_(threads * slots_size()) {
-    std::fill_n(slots_.data(), threads * slots_size(), T{0});
+        slots_(plan.threads * slots_size()) {
+    std::fill_n(slots_.data(), plan.threads * slots_size(), T{0});
   }
 
   // Sets the program and operands of the following runs.
@@ -370,9 +370,12 @@ class TileRunner {
   }
 
   // The units of a tile: their columns fill a panel, or several if there are few rows, since the
-  // more vectors an instruction processes, the less its dispatch and its latency count.
-  static std::int64_t units(const Kernels<S, O>& kernels, std::int64_t gates, std::int64_t rows) {
-    constexpr std::int64_t vectors = 8;
+  // more vectors an instruction processes, the less its dispatch and its latency count. With
+  // several groups, members pack other columns than they run: no tile may then cross the shares'
+  // cuts.
+  static std::int64_t units(const Kernels<S, O>& kernels, std::int64_t gates, std::int64_t rows,
+                            const Plan& plan) {
+    const std::int64_t vectors = plan.groups == 1 ? 8 : 1;
     const std::int64_t of_panel =
         std::max<std::int64_t>(1, kernels.panel_columns / kernels.width / gates);
     return std::max<std::int64_t>(1, vectors / (of_panel * rows)) * of_panel * kernels.width;
