@@ -5,6 +5,9 @@ Needs onnxscript and onnxruntime (`make test-extras`).
 
 import pytest
 import torch
+
+# It copies torch's decompositions of GRU and LSTM, which an export replaces while it runs.
+import torch.nn.utils._expanded_weights
 from support import assert_like, flat, hx_of
 from torch import nn
 from torch.export import Dim
