@@ -125,7 +125,7 @@ PyObject* run_rnn(PyObject*, PyObject* const* f, Py_ssize_t) {
   static PyObject* const mode_name = PyUnicode_InternFromString("mode");
   const ModuleNames& name = module_names();
   const Module module(f[0]);
-  const optional<std::vector<PyObject*>> weights = flat_weights(module);
+  const optional<std::vector<PyObject*>> weights = weights_of_one_layer(module);
   PyObject* const mode = module.get(mode_name);
   PyObject* const batch_first = module.get(name.batch_first);
   const bool is_relu = is_text(mode, "RNN_RELU");
@@ -134,8 +134,7 @@ PyObject* run_rnn(PyObject*, PyObject* const* f, Py_ssize_t) {
                       module.get(name.input_size), module.get(name.hidden_size)};
   optional<Operands> operands = read_operands(f[1], f[2], Py_None);
   if (!operands || operands->input.dim() != 3 || at::autocast::is_autocast_enabled(at::kCPU) ||
-      !(is_relu || is_text(mode, "RNN_TANH")) || number_of(claims.num_layers) != 1 ||
-      number_of(module.get(name.proj_size)) != 0 || !is_flag(batch_first) || !weights ||
+      !(is_relu || is_text(mode, "RNN_TANH")) || !is_flag(batch_first) || !weights ||
       !add_weights(*operands, weights->size(), [&](Py_ssize_t i) { return (*weights)[i]; })) {
     Py_RETURN_NONE;
   }

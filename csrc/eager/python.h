@@ -97,11 +97,14 @@ inline const ModuleNames& module_names() {
 
 inline bool is_flag(PyObject* object) { return object && PyBool_Check(object); }
 
-// The weights of a module like nn.RNN; none if Python must look at them.
-inline optional<std::vector<PyObject*>> flat_weights(const Module& module) {
-  PyObject* const names = module.get(module_names().weights);
-  PyObject* const assigned = module.get(module_names().assigned);
-  if (!names || !PyList_CheckExact(names) || !assigned || !PyList_CheckExact(assigned) ||
+// The weights of a module like nn.RNN with one layer and without projections; none if Python must
+// look at the module.
+inline optional<std::vector<PyObject*>> weights_of_one_layer(const Module& module) {
+  const ModuleNames& name = module_names();
+  PyObject* const names = module.get(name.weights);
+  PyObject* const assigned = module.get(name.assigned);
+  if (number_of(module.get(name.num_layers)) != 1 || number_of(module.get(name.proj_size)) != 0 ||
+      !names || !PyList_CheckExact(names) || !assigned || !PyList_CheckExact(assigned) ||
       PyList_GET_SIZE(assigned) != PyList_GET_SIZE(names)) {
     return std::nullopt;
   }

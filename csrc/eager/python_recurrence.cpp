@@ -360,10 +360,8 @@ PyObject* run_gated(PyObject*, PyObject* const* f, Py_ssize_t) {
   HANDLE_TH_ERRORS
   const Module module(f[0]);
   const ModuleNames& name = module_names();
-  optional<std::vector<PyObject*>> weights = flat_weights(module);
-  if (!weights || number_of(module.get(name.num_layers)) != 1 ||
-      number_of(module.get(name.proj_size)) != 0 || !is_flag(module.get(name.bias)) ||
-      !is_flag(module.get(name.training))) {
+  optional<std::vector<PyObject*>> weights = weights_of_one_layer(module);
+  if (!weights || !is_flag(module.get(name.bias)) || !is_flag(module.get(name.training))) {
     Py_RETURN_NONE;
   }
   const bool has_bias = module.get(name.bias) == Py_True;
