@@ -77,7 +77,7 @@ actionlint: $(VENV)/ready ## check the scripts inside the workflows
 docs: $(VENV)/ready ## build the documentation site, build/docs/index.html; warnings are errors
 	$(RUN)/sphinx-build -q -W --keep-going docs build/docs
 
-bench: $(VENV)/ready ## repeat the measurements in benchmarks/results: an hour on an idle machine
+bench: $(VENV)/ready ## repeat the measurements in benchmarks/results but peers: hours on an idle machine
 	$(BENCH) grid --memory $(call results,grid)
 	$(BENCH) grid --threads 1 $(call results,grid-1-thread)
 	$(BENCH) real --memory $(call results,real)
