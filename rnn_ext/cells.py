@@ -179,20 +179,35 @@ RESETS = ("subtract", "zero")
 
 
 class _Spike(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, slope: float, surrogate: str) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.slope, ctx.surrogate = slope, surrogate
+    def forward(x: Tensor, slope: float, surrogate: str) -> Tensor:
         return (x > 0).to(x.dtype)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, ctx.slope, ctx.surrogate = inputs
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Spike.scale(ctx, grad), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return _Spike.scale(ctx, tangent)
+
+    @staticmethod
+    def scale(ctx: Any, value: Tensor) -> Tensor:
+        """Returns ``value`` times the surrogate of the derivative."""
         (x,) = ctx.saved_tensors
         if ctx.surrogate == "fast_sigmoid":
-            grad = grad / (ctx.slope * x.abs() + 1) ** 2
-        elif ctx.surrogate == "arctan":
-            grad = grad * (ctx.slope / 2) / (1 + (math.pi / 2 * ctx.slope * x) ** 2)
-        return grad, None, None
+            return value / (ctx.slope * x.abs() + 1) ** 2
+        if ctx.surrogate == "arctan":
+            return value * (ctx.slope / 2) / (1 + (math.pi / 2 * ctx.slope * x) ** 2)
+        return value
 
 
 def spike(x: Tensor, slope: float | None = None, surrogate: str = "fast_sigmoid") -> Tensor:

@@ -140,12 +140,15 @@ def _explain_recurrent(
 ) -> str:
     data = input.data if isinstance(input, PackedSequence) else input
     states = [] if hx is None else as_states("hx", hx, ("y", *module.cell.states))
-    path, reason = dispatch.program_path([data, *states, *module.parameters(), *module.buffers()])
-    if reason:
-        return f"{path.value} ({reason})"
+    is_packed = isinstance(input, PackedSequence)
+    weights = [*module.parameters(), *module.buffers()]
+    path, reason = dispatch.program_path(module.cell, [data, *states], weights, is_packed)
+    reason = f" ({reason})" if reason else ""
+    if path is Path.LOOP:
+        return f"{path.value}{reason}"
     layers = module.num_layers if isinstance(module, Recurrent) else 1
     kernels = _program_kernels(module.cell, data.dtype, module.hidden_size)
-    return f"{kernels}{_stack(layers)}; {path.value}; second derivatives as a loop"
+    return f"{kernels}{_stack(layers)}; {path.value}{reason}; second derivatives as a loop"
 
 
 def _program_kernels(cell: Cell, dtype: torch.dtype, hidden_size: int) -> str:

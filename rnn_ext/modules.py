@@ -194,8 +194,8 @@ class GRU(Layers):
 
     .. note::
         float32, float64, bfloat16 and float16 on the CPU run on this package's kernels; every
-        other dtype and device, including CUDA, runs on torch's own op. ``torch.func`` transforms,
-        forward-mode AD and second derivatives run as a loop of torch operations.
+        other dtype and device, including CUDA, runs on torch's own op. Second derivatives run as a
+        loop of torch operations.
         :func:`rnn_ext.explain` says which path a call takes. Under autocast results have the same
         dtype as torch's, and all arithmetic is in that dtype.
 

@@ -212,8 +212,8 @@ class Recurrent(_Base):
 
     .. note::
         float32, float64, bfloat16 and float16 on the CPU run on this package's kernels. Other
-        devices and dtypes, ``torch.func`` transforms, forward-mode AD and second derivatives run as
-        a loop of torch operations; :func:`rnn_ext.explain` says which path a call takes.
+        devices and dtypes, and second derivatives, run as a loop of torch operations;
+        :func:`rnn_ext.explain` says which path a call takes.
 
     .. note::
         Results are the same bits for every number of threads, and a batch row's result does not

@@ -29,7 +29,7 @@ import rnn_ext
 from rnn_ext._core.call import Call
 from rnn_ext._core.dispatch import Route
 from rnn_ext._core.kinds import Kind
-from rnn_ext._core.recurrence import Recurrence
+from rnn_ext._core.recurrence_layer import Recurrence
 from rnn_ext.functional import rnn
 
 

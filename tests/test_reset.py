@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import assert_same_bits, using_threads, without_node
+from support.programs import as_argument
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
@@ -48,10 +49,6 @@ def states_of(cell, *shape):
     return [
         torch.randn(*shape, HIDDEN).double().requires_grad_() for _ in range(1 + len(cell.states))
     ]
-
-
-def as_argument(states):
-    return states[0] if len(states) == 1 else tuple(states)
 
 
 def loop(layer, input, initial, reset, reset_states, inputs):

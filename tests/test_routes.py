@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import KINDS, outcome, without_node
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnn_ext
+from rnn_ext import cells
 
 
 class Ops(TorchDispatchMode):
@@ -106,6 +107,22 @@ def test_without_the_node_in_cpp_python_records(monkeypatch):
     assert type(module(x)[0].grad_fn).__name__ == "_RNNLayerBackward"
 
 
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, v):
+        return v * 2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return grad * 2
+
+
+@rnn_ext.cell
+def once_differentiable(u, v, y):
+    return Once.apply(u + v).tanh()
+
+
 class Explained(nn.Module):
     """A layer that explains each of its calls."""
 
@@ -180,7 +197,7 @@ def test_a_recorded_call_is_one_op_and_says_so():
     program = torch.export.export(rnn, (x,))
     names = [str(node.target) for node in program.graph.nodes]
     assert names.count("rnn_ext.rnn_forward.default") == 1
-    with torch.autograd.forward_ad.dual_level() as _, nullcontext():
+    with forward_ad.dual_level():
         assert rnn_ext.explain(rnn, x).endswith("; torch.func or forward-mode AD")
 
 
@@ -208,13 +225,67 @@ def test_explain_names_the_path_of_gated_layers(kind):
         with Ops() as ops:
             module(input)
         assert ops.ours == {"rnn_ext::recurrence_forward": 1}
-    with torch.autograd.forward_ad.dual_level():
-        assert rnn_ext.explain(layer, x) == "a loop over time (torch.func or forward-mode AD)"
+    with forward_ad.dual_level():
+        assert "; torch.func or forward-mode AD" in rnn_ext.explain(layer, x)
         with Ops() as ops:
-            layer(x)
-        assert not ops.ours
+            output, *_ = layer(forward_ad.make_dual(x, x))
+        assert forward_ad.unpack_dual(output).tangent is not None
+        assert ops.ours == {"rnn_ext::recurrence_forward": 2}  # the values, the tangents
     wrong = rnn_ext.explain(layer, x, () if kind == "LSTM" else x[0, 0])
     assert wrong.startswith("torch's own op: an argument")
+
+
+TRANSFORMS = {
+    "grad": (
+        lambda f: torch.func.grad(lambda x: f(x).sum()),
+        "torch.func",
+        {"forward", "backward"},
+    ),
+    "jvp": (lambda f: lambda x: torch.func.jvp(f, (x,), (x,)), "torch.func", {"forward"}),
+    "vmap": (lambda f: torch.func.vmap(f, 1), "torch.func", {"forward"}),
+    "hessian": (
+        lambda f: torch.func.hessian(lambda x: f(x).sum()),
+        "a loop over time (a derivative of a derivative)",
+        set(),
+    ),
+    "functionalize": (torch.func.functionalize, "a loop over time (torch.func.funct", set()),
+}
+
+
+# torch cannot functionalize a torch.autograd.Function, which alif has.
+ROUTES = [
+    (cell, name)
+    for cell in (cells.lstm, cells.alif, cells.gru_reset_before)
+    for name in TRANSFORMS
+    if (cell, name) != (cells.alif, "functionalize")
+]
+
+
+@pytest.mark.parametrize(("cell", "name"), ROUTES, ids=lambda value: getattr(value, "name", value))
+def test_explain_says_whether_a_cell_under_a_transform_runs_on_kernels(cell, name):
+    layer, lines = rnn_ext.Recurrent(cell, 3, 4, **dict.fromkeys(cell.parameters, 0.5)), []
+
+    def run(x):
+        x = x if x.dim() == 3 else x.unsqueeze(1)
+        lines.append(rnn_ext.explain(layer, x))
+        return layer(x)[0]
+
+    transform, expected, names = TRANSFORMS[name]
+    with Ops() as ops:
+        transform(run)(torch.randn(2, 2, 3))
+    assert expected in lines[0]
+    assert set(ops.ours) == {f"rnn_ext::recurrence_{name}" for name in names}
+
+
+def test_a_cell_without_a_program_for_its_tangent_runs_as_a_loop_and_says_so():
+    layer, x = rnn_ext.Recurrent(once_differentiable, 3, 4), torch.randn(2, 2, 3)
+    with forward_ad.dual_level(), Ops() as ops:
+        line = rnn_ext.explain(layer, x)
+        layer(x)
+    assert line == (
+        "a loop over time (no program computes the tangent of cell 'once_differentiable')"
+    )
+    assert not ops.ours
 
 
 @pytest.mark.parametrize("kind", KINDS)

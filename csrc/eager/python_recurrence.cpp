@@ -8,7 +8,7 @@
 namespace rnn_ext::eager {
 namespace {
 
-pybind11::handle python_backward;  // rnn_ext._core.recurrence._differentiable_backward
+pybind11::handle python_backward;  // rnn_ext._core.recurrence_layer.differentiable_backward
 
 struct Names {
   PyObject* const definition = PyUnicode_InternFromString("_definition");

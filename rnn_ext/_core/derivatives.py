@@ -303,9 +303,9 @@ class _Layer(torch.autograd.Function):
         def call(input: Tensor, hx: Tensor | None, *weights: Tensor) -> tuple[Tensor, Tensor]:
             return _Layer.apply(order, input, hx, *weights)
 
-        return folded_or_looped(
-            call, 2, info.batch_size, in_dims[1:], tensors, order.batch_sizes is not None
-        )
+        rows = (1, 1, *[None] * (len(tensors) - 2))
+        is_packed = order.batch_sizes is not None
+        return folded_or_looped(call, rows, info.batch_size, in_dims[1:], tensors, is_packed)
 
 
 class _Backward(torch.autograd.Function):
@@ -408,9 +408,9 @@ class _Tangent(torch.autograd.Function):
         def call(seed: Tensor, initial: Tensor | None, states: Tensor, *matrices: Tensor) -> Tensor:
             return tangent(seed, initial, matrices, states, order)
 
-        return folded_or_looped(
-            call, 3, info.batch_size, in_dims[1:], tensors, order.batch_sizes is not None
-        )
+        rows = (1, 1, 1, *[None] * (len(tensors) - 3))
+        is_packed = order.batch_sizes is not None
+        return folded_or_looped(call, rows, info.batch_size, in_dims[1:], tensors, is_packed)
 
 
 def _curvature(a: Tensor, y: Tensor, states: Tensor, order: TimeOrder) -> Tensor | None:

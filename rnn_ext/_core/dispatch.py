@@ -13,17 +13,18 @@ from torch.overrides import handle_torch_function, has_torch_function
 from .. import _C
 from . import autograd, composite, cuda, derivatives, node, onnx, recurrence
 from .call import Call
+from .cells.cell import Cell
 from .dtypes import KERNEL_DTYPES, cast_for_autocast
 from .stack import Part, run_stack
 from .torch_private import (
     is_any_autocast_enabled,
     is_batchedtensor,
+    is_captured,
     is_functionalized,
     is_tracing,
     is_transformed,
     overrides_operations,
 )
-from .vectorize import loops_over_samples
 
 __all__ = ["Path", "Route", "is_watched", "program_path", "route"]
 
@@ -38,14 +39,13 @@ class Path(enum.Enum):
               ``csrc/eager/`` was built for                          both called from C++
     FUNCTION  eagerly elsewhere: other releases, CUDA, tensor        the op, and
               subclasses, function modes                             ``torch.autograd.Function``
-    TRANSFORM by an RNN under ``torch.func`` and forward-mode AD; a  the op, and Functions with
-              vmap over weights or packed input calls it once a      rules for transforms
-              sample: slow
+    TRANSFORM under ``torch.func`` and forward-mode AD; a vmap over  the op, and Functions with
+              weights or packed input calls it once a sample: slow   rules for transforms
     GRAPH     recorded by torch.compile, torch.export or             the registered op
               torch.jit.trace
-    LOOP      by an RNN under ``torch.func`` inside torch.compile    torch's ops, a step at a time
-              and under ``torch.func.functionalize``; by GRU and
-              LSTM under any transform: slow
+    LOOP      under ``torch.func`` inside torch.compile and under    torch's ops, a step at a time
+              ``torch.func.functionalize``; by GRU and LSTM for a
+              derivative of a derivative: slow
     ONNX      under torch.onnx.export(dynamo=True)                   ONNX's operator
     TORCH     the kernels do not support it, or it is a mistake      torch's own op, or its error
     ========= ====================================================== =============================
@@ -136,19 +136,40 @@ def route(call: Call) -> Route:
 
 
 def _route_of_program(call: Call) -> Route:
-    """Returns the route of a call that torch's own op cannot run."""
-    tensors = [call.input, *call.initial_states(), *call.weights, *call.reset_states]
-    return Route(call, *program_path(tensors))
+    """Returns the route of a call whose cell runs as a program."""
+    rows = [call.input, *call.initial_states(), *call.reset_states]
+    is_packed = call.batch_sizes is not None
+    return Route(call, *program_path(call.kind.cell, rows, call.weights, is_packed))
 
 
-def program_path(tensors: Sequence[Tensor]) -> tuple[Path, str]:
-    """Returns the path of a cell's program with these tensors, and why."""
-    reason = recurrence.loop_reason(tensors)
+def program_path(
+    cell: Cell, rows: Sequence[Tensor], weights: Sequence[Tensor], is_packed: bool
+) -> tuple[Path, str]:
+    """Returns the path of a cell's program, and why.
+
+    Args:
+        rows: the tensors that have a batch axis.
+        weights: the others.
+    """
+    tensors = (*rows, *weights)
+    reason = recurrence.loop_reason(cell, tensors)
     if reason:
         return Path.LOOP, reason
-    if torch.compiler.is_compiling() or is_tracing():
+    if is_captured():
         return Path.GRAPH, ""
+    if is_transformed():
+        return Path.TRANSFORM, _samples_reason(rows, weights, is_packed)
     return (Path.NODE if node.takes_tensors(*tensors) else Path.FUNCTION), ""
+
+
+def _samples_reason(
+    rows: Sequence[Tensor | None], weights: Sequence[Tensor], is_packed: bool
+) -> str:
+    """Returns why a call under vmap runs once for each sample; empty if it does not."""
+    looping = (*weights, *rows) if is_packed else weights
+    if any(t is not None and is_batchedtensor(t) for t in looping):
+        return "once a sample: vmap over weights or packed input"
+    return ""
 
 
 def _eager_path(call: Call) -> Path:
@@ -158,7 +179,7 @@ def _eager_path(call: Call) -> Path:
 
 def is_watched() -> bool:
     """Whether a graph is being recorded, or a transform or forward-mode AD is active."""
-    return torch.compiler.is_compiling() or is_tracing() or is_transformed()
+    return is_captured() or is_transformed()
 
 
 def _refusal(call: Call) -> str:
@@ -218,19 +239,17 @@ def _watched_route(call: Call) -> Route:
             return Route(call, Path.TORCH, "torch.onnx.export(dynamo=False) knows no other op")
         if call.batch_sizes is None:
             return Route(call, Path.ONNX)
-    if torch.compiler.is_compiling() or is_tracing():
+    if is_captured():
         if is_transformed():
             return Route(call, Path.LOOP, "torch.func while a graph is recorded")
         return Route(call, Path.GRAPH)
     if is_functionalized():
         return Route(call, Path.LOOP, "torch.func.functionalize")
     if call.is_program():
-        return Route(call, Path.LOOP, "torch.func or forward-mode AD")
-    operands = [call.input, call.hx, *call.weights]
-    are_batched = [t is not None and is_batchedtensor(t) for t in operands]
-    if loops_over_samples(2, are_batched, call.batch_sizes is not None):
-        return Route(call, Path.TRANSFORM, "once a sample: vmap over weights or packed input")
-    return Route(call, Path.TRANSFORM)
+        return _route_of_program(call)
+    is_packed = call.batch_sizes is not None
+    reason = _samples_reason((call.input, call.hx), call.weights, is_packed)
+    return Route(call, Path.TRANSFORM, reason)
 
 
 def _run_node(*operands: Any) -> tuple[Tensor, Tensor]:

@@ -27,9 +27,11 @@ __all__ = [
     "are_functorch_transforms_active",
     "assume_constant_result",
     "compiled_wrapper_type",
+    "derivative_levels",
     "flat_weights",
     "is_any_autocast_enabled",
     "is_batchedtensor",
+    "is_captured",
     "is_fake",
     "is_functionalized",
     "is_legacy_batchedtensor",
@@ -69,6 +71,12 @@ def _always() -> bool:
 # torch.jit.is_tracing calls it, through two functions in Python.
 is_tracing: Callable[[], bool] = _find("_C._is_tracing", torch.jit.is_tracing)  # type: ignore[attr-defined]
 
+
+def is_captured() -> bool:
+    """Whether torch.compile, torch.export or torch.jit.trace records a graph."""
+    return torch.compiler.is_compiling() or is_tracing()
+
+
 # RNNBase.check_input and RNNCell's torch op call it. The fallback knows only these two devices.
 is_any_autocast_enabled: Callable[[], bool] = _find(
     "_C._is_any_autocast_enabled", _is_any_autocast_enabled
@@ -91,17 +99,46 @@ else:
 
 
 _interpreters = _find("_C._functorch.get_interpreter_stack")
-_functionalize = _find("_C._functorch.TransformType.Functionalize")
+_types = _find("_C._functorch.TransformType")
 
 
-def is_functionalized() -> bool:
-    """Whether ``torch.func.functionalize`` is active, which has no ``torch.autograd.Function``.
+def _transforms() -> list[Any]:
+    """Returns the kind of each active transform of ``torch.func``."""
+    if not are_functorch_transforms_active():
+        return []
+    return [level.key() for level in _interpreters() or ()]
 
-    Without these two names the answer is False, and torch raises an error.
-    """
-    if _interpreters is None or not are_functorch_transforms_active():
-        return False
-    return any(level.key() == _functionalize for level in _interpreters() or ())
+
+if _interpreters is None or _types is None:
+
+    def is_functionalized() -> bool:
+        """Whether ``torch.func.functionalize`` is active, which has no ``autograd.Function``."""
+        return False  # torch raises an error where it is
+
+    def derivative_levels() -> tuple[int, bool]:
+        """Returns how many derivatives are being taken of each other, and whether one is forward.
+
+        Without torch's names this returns the most careful answer.
+        """
+        return 2, True
+
+else:
+
+    def is_functionalized() -> bool:
+        """Whether ``torch.func.functionalize`` is active, which has no ``autograd.Function``."""
+        return _types.Functionalize in _transforms()
+
+    def derivative_levels() -> tuple[int, bool]:
+        """Returns how many derivatives are being taken of each other, and whether one is forward.
+
+        They are those of ``torch.func`` and ``torch.autograd.forward_ad``; other calls of autograd
+        are not counted, because they show only later.
+        """
+        transforms = _transforms()
+        forward = transforms.count(_types.Jvp)
+        if forward == 0 and getattr(forward_ad, "_current_level", -1) >= 0:
+            forward = 1
+        return forward + transforms.count(_types.Grad), forward > 0
 
 
 _PLAIN_HANDLERS = (

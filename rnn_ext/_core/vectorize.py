@@ -15,31 +15,45 @@ from .torch_private import (
     remove_batch_dim,
 )
 
-__all__ = ["folded_or_looped", "is_in_legacy_vmap", "legacy_vmap", "loops_over_samples"]
+__all__ = ["folded_or_looped", "is_in_legacy_vmap", "legacy_vmap"]
 
 
 def folded_or_looped(
     call: Callable[..., Any],
-    rowwise: int,
+    rows: Sequence[int | None],
     count: int,
     in_dims: Sequence[int | None],
     tensors: Sequence[Tensor | None],
-    packed: bool,
+    must_loop: bool,
+    result_rows: Sequence[int] | None = None,
 ) -> tuple[Any, Any]:
     """Runs ``call`` on tensors with an additional axis, as ``Function.vmap`` requires.
 
-    The first ``rowwise`` tensors have a batch axis, 1, into which the additional axis is folded. If
-    samples have different weights, or packed input, ``call`` runs once for each sample.
+    The additional axis is folded into the batch. If samples have different weights, or
+    ``must_loop``, ``call`` runs once for each sample.
+
+    Args:
+        rows: the batch axis of each tensor; None for weights, which have none. A tensor without
+            the additional axis is expanded.
+        count: the number of samples.
+        in_dims: the additional axis of each tensor; None if it has none.
+        must_loop: whether the samples cannot be folded, such as packed input.
+        result_rows: the batch axis of each result; 1 for all by default.
+
+    Returns:
+        The results of ``call``, and the additional axis of each.
     """
-    if not loops_over_samples(rowwise, [dim is not None for dim in in_dims], packed):
+    differ = any(axis is None and dim is not None for axis, dim in zip(rows, in_dims, strict=True))
+    if not (must_loop or differ):
         folded = [
-            t if t is None else _folded(t, dim, count)
-            for t, dim in zip(tensors[:rowwise], in_dims, strict=False)
+            t if t is None or axis is None else _folded(t, dim, axis, count)
+            for t, dim, axis in zip(tensors, in_dims, rows, strict=True)
         ]
-        result = call(*folded, *tensors[rowwise:])
+        result = call(*folded)
         if isinstance(result, Tensor):
-            return _unfolded(result, count), 1
-        return tuple(_unfolded(t, count) for t in result), (1,) * len(result)
+            return _unfolded(result, 1, count), 1
+        axes = tuple(result_rows or [1] * len(result))
+        return tuple(_unfolded(t, a, count) for t, a in zip(result, axes, strict=True)), axes
     results = [
         call(
             *(
@@ -54,25 +68,16 @@ def folded_or_looped(
     return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
 
 
-def loops_over_samples(rowwise: int, are_batched: Sequence[bool], packed: bool) -> bool:
-    """Whether a vmap runs one call for each sample instead of one for all.
-
-    Args:
-        rowwise: the number of leading tensors that have a batch axis.
-        are_batched: for each tensor, whether it differs between samples.
-        packed: whether the calls have packed input.
-    """
-    return any(are_batched[rowwise:]) or (packed and any(are_batched))
+def _folded(t: Tensor, dim: int | None, axis: int, count: int) -> Tensor:
+    if dim is None:
+        t = t.unsqueeze(axis).expand(*t.shape[:axis], count, *t.shape[axis:])
+    else:
+        t = t.movedim(dim, axis)
+    return t.flatten(axis, axis + 1)
 
 
-def _folded(t: Tensor, dim: int | None, count: int) -> Tensor:
-    if dim is not None:
-        return t.movedim(dim, 1).flatten(1, 2)
-    return t.unsqueeze(1).expand(t.size(0), count, *t.shape[1:]).flatten(1, 2)
-
-
-def _unfolded(t: Tensor, count: int) -> Tensor:
-    return t.unflatten(1, (count, t.size(1) // count))
+def _unfolded(t: Tensor, axis: int, count: int) -> Tensor:
+    return t.unflatten(axis, (count, t.size(axis) // count))
 
 
 def is_in_legacy_vmap(tensors: Sequence[Tensor | None]) -> bool:

@@ -14,6 +14,7 @@ import rnn_ext
 from rnn_ext import Cell, cells
 from support import ISA_LEVELS, PLANS, flat
 from support.cases import base_shape, viewed
+from support.programs import as_argument
 
 Function = Callable[..., Any]
 
@@ -227,11 +228,9 @@ class Operands:
             options["return_states"] = True
         if self.reset is not None:
             options["reset"] = self.reset.t() if call.batch_first else self.reset
-            options["reset_state"] = _as_argument(resets)
+            options["reset_state"] = as_argument(resets)
         given = self._named(parameters, weights)
-        found = flat(
-            torch.func.functional_call(self._module, given, (x, _as_argument(hx)), options)
-        )
+        found = flat(torch.func.functional_call(self._module, given, (x, as_argument(hx)), options))
         if call.batch_first:
             finals = range(1, 1 + call.states)
             found = [t if i in finals else t.transpose(0, 1) for i, t in enumerate(found)]
@@ -241,7 +240,7 @@ class Operands:
         self, xs: Any, hx: Any, resets: Any, parameters: Any, inputs: Any, weights: Any
     ) -> list[Tensor]:
         given = self._named(parameters, weights)
-        state = _as_argument([h[0] for h in hx])
+        state = as_argument([h[0] for h in hx])
         outputs = []
         for t in range(self.call.steps):
             pairs = zip(self.call.definition.inputs, inputs, strict=True)
@@ -390,10 +389,6 @@ class Operands:
         batch_sizes, sorted_indices, _ = self._packing
         pairs = zip(steps, batch_sizes.tolist(), strict=True)
         return torch.cat([rows[sorted_indices][:count] for rows, count in pairs])
-
-
-def _as_argument(states: Sequence[Tensor]) -> Any:
-    return None if not states else states[0] if len(states) == 1 else tuple(states)
 
 
 def transformed(call: LayerCall, function: Function, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise, product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -313,3 +314,8 @@ def phases_of(code: Sequence[Instruction]) -> list[list[Instruction]]:
 
 def _slots_read(i: Instruction) -> tuple[int, ...]:
     return {"load": (0,), "store": (i.a,)}.get(i.op, (i.a, i.b, i.c))
+
+
+def as_argument(states: Sequence[Tensor]) -> Any:
+    """Returns the states of a layer as its `hx`."""
+    return None if not states else states[0] if len(states) == 1 else tuple(states)

@@ -19,6 +19,7 @@ from .interpreter import run_step
 from .lower import lower
 from .program import MAX_SLOTS, Program
 from .saving import choose_saved
+from .tangent import has_tangent, tangent_function, tangent_signature
 from .text import describe, expression
 from .trace import Signature, trace
 
@@ -167,6 +168,22 @@ class Cell:
     def decoded(self) -> Program:
         """The program as a list of instructions."""
         return _without_modes(lambda: Program.decode(self.program))
+
+    @cached_property
+    def tangent(self) -> Cell | None:
+        """The cell that computes the tangents of a step; None if no program can.
+
+        ``tangent.py`` describes its arguments.
+        """
+        signature = self._signature
+        function = tangent_function(self, signature)
+        function.__name__ = f"tangent of {self.name}"
+        tangent = Cell(function, tangent_signature(signature))
+        try:
+            _ = tangent._definition
+        except CellError:
+            return None
+        return tangent if _without_modes(lambda: has_tangent(self, signature)) else None
 
     @property
     def program(self) -> Tensor:

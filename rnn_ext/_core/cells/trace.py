@@ -17,7 +17,7 @@ from .errors import CellError, line_of_frame, line_of_function, line_of_tracebac
 from .graph import Graph, Node
 from .operations import RULES
 
-__all__ = ["Formula", "Signature", "trace", "unpack"]
+__all__ = ["Formula", "Signature", "gradients_of", "trace", "unpack"]
 
 # Results of these are constants, read from the result.
 FACTORIES = {
@@ -236,12 +236,7 @@ class Recorder:
         self, outputs: Sequence[Tensor], seeds: Sequence[Tensor], arguments: Sequence[Tensor]
     ) -> list[Node | None]:
         self.is_backward = True
-        pairs = [pair for pair in zip(outputs, seeds, strict=True) if pair[0].requires_grad]
-        if not pairs:
-            return [None] * len(arguments)
-        # With gradients of the outputs as arguments, torch.autograd.grad imports sympy (0.5 s).
-        end = _Seeds.apply([seed for _, seed in pairs], *(y for y, _ in pairs))
-        gradients = torch.autograd.grad(end, arguments, allow_unused=True)
+        gradients = gradients_of(outputs, arguments, seeds)
         return [None if g is None else self._node_of(g) for g in gradients]
 
     def _check_result(self, result: Any, signature: Signature) -> tuple[Tensor, ...]:
@@ -353,6 +348,23 @@ def _refusal(func: Any, name: str) -> str:
         f"a cell cannot contain {name}: a cell computes each unit from the values of that unit, "
         f"without reductions, indexing and shapes"
     )
+
+
+def gradients_of(
+    outputs: Sequence[Tensor],
+    arguments: Sequence[Tensor],
+    seeds: Sequence[Tensor],
+    create_graph: bool = False,
+) -> Sequence[Tensor | None]:
+    """Returns the gradients of ``arguments`` for ``seeds``, those of ``outputs``.
+
+    ``torch.autograd.grad`` with gradients of the outputs would import sympy (0.5 s).
+    """
+    pairs = [pair for pair in zip(outputs, seeds, strict=True) if pair[0].requires_grad]
+    if not pairs:
+        return [None] * len(arguments)
+    end = _Seeds.apply([seed for _, seed in pairs], *(y for y, _ in pairs))
+    return torch.autograd.grad(end, arguments, create_graph=create_graph, allow_unused=True)
 
 
 class _Seeds(torch.autograd.Function):
