@@ -58,18 +58,21 @@ enum class Operation : std::uint8_t {
   eq,
   ne,
   where,
-  fma,
+  fma,      // a·b + c
+  fms,      // a·b - c
+  fnma,     // c - a·b
   product,  // ends a phase; in forward, a is the gates of the next product
   // Only in the code that kernels run:
   copy,              // dst = a
   subtract_product,  // dst = y - a·b
 };
 
-inline constexpr std::array<const char*, 36> operation_names = {
-    "load",    "store",   "constant", "affine",  "neg",        "abs", "sign",  "floor", "ceil",
-    "round",   "trunc",   "sqrt",     "rsqrt",   "reciprocal", "exp", "expm1", "log",   "log1p",
-    "sin",     "cos",     "tanh",     "sigmoid", "erf",        "add", "sub",   "mul",   "div",
-    "minimum", "maximum", "lt",       "le",      "eq",         "ne",  "where", "fma",   "product"};
+inline constexpr std::array<const char*, 38> operation_names = {
+    "load", "store", "constant", "affine",  "neg",     "abs",        "sign", "floor",
+    "ceil", "round", "trunc",    "sqrt",    "rsqrt",   "reciprocal", "exp",  "expm1",
+    "log",  "log1p", "sin",      "cos",     "tanh",    "sigmoid",    "erf",  "add",
+    "sub",  "mul",   "div",      "minimum", "maximum", "lt",         "le",   "eq",
+    "ne",   "where", "fma",      "fms",     "fnma",    "product"};
 
 // How many of a, b and c are slots.
 constexpr int arity(Operation operation) {
@@ -80,7 +83,11 @@ constexpr int arity(Operation operation) {
       return 0;
     case Operation::where:
     case Operation::fma:
+    case Operation::fms:
+    case Operation::fnma:
       return 3;
+    case Operation::copy:
+      return 1;
     default:
       return operation >= Operation::add ? 2 : 1;
   }
@@ -127,7 +134,7 @@ using Code = std::vector<Instruction>;
 
 class Program {
  public:
-  static constexpr std::int64_t version = 2;
+  static constexpr std::int64_t version = 3;
   static constexpr std::int64_t header_size = 16;
   static constexpr std::int64_t instruction_size = 7;
   static constexpr std::int64_t most_slots = 256;

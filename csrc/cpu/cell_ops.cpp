@@ -1,5 +1,9 @@
 #include "cpu/cell_ops.h"
 
+#include <array>
+#include <memory>
+#include <span>
+
 #include "cpu/cell_recurrence.h"
 #include "cpu/dispatch.h"
 #include "cpu/tokens.h"
@@ -7,11 +11,31 @@
 namespace rnn_ext::cpu {
 namespace {
 
-Program program_of(const Tensor& t) {
+// Decoding takes as long as a short call, so a thread keeps the programs that it used last.
+std::shared_ptr<const Program> decoded(std::span<const std::int64_t> values) {
+  struct Entry {
+    std::vector<std::int64_t> values;
+    std::shared_ptr<const Program> program;
+  };
+  static thread_local std::array<Entry, 4> recent;
+  static thread_local std::size_t oldest = 0;
+  for (const Entry& e : recent) {
+    if (std::ranges::equal(e.values, values)) {
+      return e.program;
+    }
+  }
+  Entry e{{values.begin(), values.end()}, nullptr};
+  e.program = std::make_shared<const Program>(e.values.data(), std::ssize(e.values));
+  recent[oldest] = e;
+  oldest = (oldest + 1) % recent.size();
+  return e.program;
+}
+
+std::shared_ptr<const Program> program_of(const Tensor& t) {
   require(Device::of(t).type == aoti_torch_device_type_cpu() &&
               dtype_of(t) == aoti_torch_dtype_int64() && t.dim() == 1 && t.is_contiguous(),
           "program must be a contiguous 1-D int64 tensor on the CPU");
-  return Program(view::data<const std::int64_t>(t), t.numel());
+  return decoded({view::data<const std::int64_t>(t), static_cast<std::size_t>(t.numel())});
 }
 
 // The dtype of the input or, for tokens, of their table.
@@ -28,7 +52,8 @@ class CellCall {
            const std::vector<Tensor>& inputs, const std::vector<Tensor>& reset_states,
            const std::optional<Tensor>& reset, const std::optional<Tensor>& batch_sizes,
            const Tensor& program, bool bidirectional)
-      : program(program_of(program)),
+      : decoded_program(program_of(program)),
+        program(*decoded_program),
         dtype(call_dtype(input, weights)),
         device(Device::of(input)),
         directions(bidirectional ? 2 : 1),
@@ -47,12 +72,14 @@ class CellCall {
     const auto states = static_cast<std::size_t>(this->program.states);
     require(initial.empty() || initial.size() == states,
             "expected an initial tensor for each state");
+    initial_.reserve(initial.size());
     for (const Tensor& t : initial) {
       initial_.push_back(with_unit_columns(
           checked(t, "an initial state", {directions, steps.batch, hidden_size})));
     }
     require(static_cast<int>(parameters.size()) == this->program.parameters,
             "expected a tensor for each parameter of the cell");
+    parameters_.reserve(parameters.size());
     for (const Tensor& t : parameters) {
       parameters_.push_back(broadcastable(checked(t, "a parameter", {hidden_size})));
     }
@@ -180,7 +207,8 @@ class CellCall {
   }
   const std::vector<Tensor>& initial() const { return initial_; }
 
-  const Program program;
+  const std::shared_ptr<const Program> decoded_program;
+  const Program& program;
   const std::int32_t dtype;
   const Device device;
   const std::int64_t directions;
@@ -237,6 +265,7 @@ class CellCall {
     require(weights[1].dim() == 2, text_of(Obstacle::weight_shape));
     hidden_size = weights[1].size(1);
     const std::int64_t columns = program.gates * hidden_size;
+    weights_.reserve(weights.size());
     for (std::int64_t i = 0; i < static_cast<std::int64_t>(weights.size()); ++i) {
       const std::int64_t place = i % per_direction;
       weights_.push_back(place == 0   ? input_weight(weights[i], columns)

@@ -112,7 +112,7 @@ class OperandTable {
       : places_(places),
         steps_(&steps),
         sources_(places.operands()),
-        operands_(places.operands()) {}
+        numbers_(places.operands(), unused) {}
 
   template <class Place, class U>
   void set(Place place, int index, const Sequence<U>& s, When when = When::step) {
@@ -128,32 +128,36 @@ class OperandTable {
   // Until the next move.
   template <class Place, class U>
   void put(Place place, int index, const Matrix<U>& m) {
-    operands_[number(place, index)] = Operand<S>::of(m);
+    if (const std::uint16_t n = numbers_[number(place, index)]; n != unused) {
+      operands_[n] = Operand<S>::of(m);
+    }
   }
 
-  // Moves the operands that the code names to a step.
+  // Moves the operands that code uses to a step.
   void move_to(std::int64_t step, std::int64_t previous, int turn) {
     const std::int64_t positions[] = {position(step), position(previous), turn, 1 - turn};
-    for (const std::uint16_t i : used_) {
-      const Source& source = sources_[i];
-      operands_[i] = source.operand.moved(positions[static_cast<int>(source.when)] * source.stride);
+    for (std::size_t n = 0; n < used_.size(); ++n) {
+      const Source& source = sources_[used_[n]];
+      operands_[n] = source.operand.moved(positions[static_cast<int>(source.when)] * source.stride);
     }
   }
-  void use(const std::vector<Instruction>& code) {
-    std::vector<bool> is_used(operands_.size());
-    used_.reserve(operands_.size());
-    for (const Instruction& i : code) {
-      for (const std::uint16_t place : {i.dst, i.a, i.b, i.c}) {
-        if (place >= places_.slots()) {
-          is_used[place - places_.slots()] = true;
+  // Keeps the operands that code uses, and numbers its places anew: slots, then these operands.
+  void use(std::vector<Instruction>& code) {
+    const auto slots = static_cast<std::uint16_t>(places_.slots());
+    for (Instruction& i : code) {
+      for (std::uint16_t* const place : {&i.dst, &i.a, &i.b, &i.c}) {
+        if (*place < slots) {
+          continue;
         }
+        std::uint16_t& n = numbers_[*place - slots];
+        if (n == unused) {
+          n = static_cast<std::uint16_t>(used_.size());
+          used_.push_back(static_cast<std::uint16_t>(*place - slots));
+        }
+        *place = static_cast<std::uint16_t>(slots + n);
       }
     }
-    for (std::size_t i = 0; i < is_used.size(); ++i) {
-      if (is_used[i]) {
-        used_.push_back(static_cast<std::uint16_t>(i));
-      }
-    }
+    operands_.resize(used_.size());
   }
 
   // Whether there is memory. Without it a store is omitted, and a load reads zeros.
@@ -164,6 +168,7 @@ class OperandTable {
   }
   const Places& places() const { return places_; }
   const Operand<S>* data() const { return operands_.data(); }
+  std::int64_t size() const { return static_cast<std::int64_t>(operands_.size()); }
 
  private:
   struct Source {
@@ -187,11 +192,14 @@ class OperandTable {
     return t >= 0 && t < steps_->count && steps_->batch_offsets ? steps_->batch_offsets[t] : t;
   }
 
+  static constexpr std::uint16_t unused = 0xffff;
+
   Places places_;
   const Steps* steps_;
   std::vector<Source> sources_;
-  std::vector<Operand<S>> operands_;
+  std::vector<std::uint16_t> numbers_;  // of each source: its index in the next two, or unused
   std::vector<std::uint16_t> used_;
+  std::vector<Operand<S>> operands_;  // at the current step
 };
 
 // Turns a program into the code that a call runs. It omits stores to absent memory, with everything
@@ -359,6 +367,7 @@ class TileRunner {
         slot_count_(slot_count),
         units_(units(kernels, gates, rows, plan)),
         most_rows_(std::min(rows, rows_in_cache())),
+        threads_(plan.threads),
         slots_(plan.threads * slots_size()) {
     std::fill_n(slots_.data(), plan.threads * slots_size(), T{0});
   }
@@ -367,6 +376,9 @@ class TileRunner {
   void link(const std::vector<Instruction>& program, OperandTable<S>& operands) {
     code_ = Linker<S>(operands).link(program);
     operands.use(code_);
+    operand_count_ = operands.size();
+    values_ = Buffer<TileValues<T>>(threads_ * places());
+    std::fill_n(values_.data(), threads_ * places(), TileValues<T>{});
   }
 
   // The units of a tile: their columns fill a panel, or several if there are few rows, since the
@@ -395,7 +407,8 @@ class TileRunner {
     for_each_tile(rows, columns, member, [&](Range r, Range units, T* slots) {
       multiply(r, units, slots);
       kernels_.run_program({code_.data(), static_cast<std::int64_t>(code_.size()), operands.data(),
-                            slots, slot_count_, r.begin, units.begin, r.size(), units.size()});
+                            operand_count_, values_.data() + member.rank() * places(), slots,
+                            slot_count_, r.begin, units.begin, r.size(), units.size()});
     });
   }
   // f(rows, units, slots) for each of them.
@@ -419,13 +432,17 @@ class TileRunner {
     return std::max<std::int64_t>(1, fit / kernels_.tile_rows) * kernels_.tile_rows;
   }
   std::int64_t slots_size() const { return most_rows_ * row_size(units_); }
+  std::int64_t places() const { return slot_count_ + operand_count_; }
 
   const Kernels<S, O>& kernels_;
   std::int64_t slot_count_;
   std::int64_t units_;
   std::int64_t most_rows_;
+  std::int64_t threads_;
+  std::int64_t operand_count_ = 0;
   std::vector<Instruction> code_;
-  Buffer<T> slots_;  // of each member
+  Buffer<TileValues<T>> values_;  // of each member
+  Buffer<T> slots_;               // of each member
 };
 
 }  // namespace rnn_ext::cpu

@@ -86,6 +86,13 @@ struct Operand {
   }
 };
 
+// What a place has on a tile: the value of its first row and unit, at column stride 1.
+template <class T>
+struct TileValues {
+  T* data;
+  std::int64_t row_stride;
+};
+
 // Code to run on a tile of rows and units. Its dst, a, b and c are places: the slots, followed by
 // the operands. A load reads any operand and a store writes any; the other instructions use
 // operands like slots, so these hold T at column stride 1.
@@ -96,7 +103,9 @@ struct ProgramTile {
   const Instruction* code = nullptr;
   std::int64_t length = 0;
   const Operand<S>* operands = nullptr;
-  T* slots = nullptr;  // for each row, of each slot `vectors` vectors
+  std::int64_t operand_count = 0;
+  TileValues<T>* values = nullptr;  // scratch, for each place
+  T* slots = nullptr;               // for each row, of each slot `vectors` vectors
   std::int64_t slot_count = 0;
   std::int64_t row = 0;  // the tile's first row and unit
   std::int64_t unit = 0;

@@ -7,10 +7,23 @@ class TileProgram {
   using V = Vector<T>;
 
  public:
-  explicit TileProgram(const ProgramTile<S>& tile)
-      : tile_(tile),
-        slot_size_((tile.units + V::width - 1) / V::width * V::width),
-        slots_stride_(tile.slot_count * slot_size_) {}
+  explicit TileProgram(const ProgramTile<S>& tile) : tile_(tile) {
+    const std::int64_t slot_size = (tile.units + V::width - 1) / V::width * V::width;
+    Values* next = tile.values;
+    const Values slots{tile.slots, tile.slot_count * slot_size};
+    if (next->data == slots.data && next->row_stride == slots.row_stride) {
+      next += tile.slot_count;  // from a tile of the same size
+    } else {
+      for (std::int64_t s = 0; s < tile.slot_count; ++s) {
+        *next++ = {tile.slots + s * slot_size, slots.row_stride};
+      }
+    }
+    for (std::int64_t i = 0; i < tile.operand_count; ++i) {
+      const Operand<S>& o = tile.operands[i];
+      const std::int64_t first = tile.row * o.row_stride + tile.unit;
+      *next++ = {o.values ? const_cast<T*>(o.values) + first : nullptr, o.row_stride};
+    }
+  }
 
   [[gnu::always_inline]] void run(const Instruction& i) const {
     const auto constant = [](double x) { return V::broadcast(static_cast<T>(x)); };
@@ -103,25 +116,19 @@ class TileProgram {
         return map(i, [](V a, V b, V c) { return select(a, b, c); });
       case Operation::fma:
         return map(i, [](V a, V b, V c) { return multiply_add(a, b, c); });
+      case Operation::fms:
+        return map(i, [](V a, V b, V c) { return multiply_add(a, b, -c); });
+      case Operation::fnma:
+        return map(i, [](V a, V b, V c) { return subtract_product(c, a, b); });
       case Operation::product:
         return;  // only between phases
     }
   }
 
  private:
-  struct Values {
-    T* data;
-    std::int64_t row_stride;
-  };
+  using Values = TileValues<T>;
 
-  // The tile's values of a place: a slot, or memory of type T.
-  Values at(std::int64_t place) const {
-    if (place < tile_.slot_count) {
-      return {tile_.slots + place * slot_size_, slots_stride_};
-    }
-    const Operand<S>& o = tile_.operands[place - tile_.slot_count];
-    return {const_cast<T*>(o.values) + tile_.row * o.row_stride + tile_.unit, o.row_stride};
-  }
+  Values at(std::int64_t place) const { return tile_.values[place]; }
 
   // f(data, row stride, column stride) with the memory of a place, of either type.
   template <class F>
@@ -188,8 +195,6 @@ class TileProgram {
   }
 
   const ProgramTile<S>& tile_;
-  std::int64_t slot_size_;
-  std::int64_t slots_stride_;
 };
 
 template <class S>

@@ -54,6 +54,10 @@ def execute(
             slots[dst] = torch.where(slots[a] != 0, slots[b], slots[c])
         elif op == "fma":
             slots[dst] = torch.addcmul(slots[c], slots[a], slots[b])
+        elif op == "fms":
+            slots[dst] = slots[a] * slots[b] - slots[c]
+        elif op == "fnma":
+            slots[dst] = torch.addcmul(slots[c], slots[a], slots[b], value=-1)
         elif op in UNARY:
             slots[dst] = getattr(torch, op)(slots[a])
         else:

@@ -158,7 +158,7 @@ OVERWRITES = {"next_state": "state", "grad_state": "grad_next_state"}
 def _computations(roots: Sequence[Node], available: dict[Node, Operand]) -> dict[Node, _Step]:
     """Returns the step that computes or loads each value, operands first.
 
-    A product that is used only in one sum becomes part of it.
+    A product that is used only in one sum or difference becomes part of it.
     """
     nodes = ancestors(roots, stop=available)
     uses = Counter(roots)
@@ -173,10 +173,12 @@ def _computations(roots: Sequence[Node], available: dict[Node, Operand]) -> dict
             steps[node] = _Step(node.op, node, node.args, node.data)
             uses.update(node.args)
     for node in nodes:
-        if steps[node].op == "add":
-            for product, other in (node.args, node.args[::-1]):
+        if steps[node].op in ("add", "sub"):
+            fused = {"add": ("fma", "fma"), "sub": ("fms", "fnma")}[steps[node].op]
+            pairs = zip(fused, (node.args, node.args[::-1]), strict=True)
+            for op, (product, other) in pairs:
                 if steps[product].op == "mul" and uses[product] == 1:
-                    steps[node] = _Step("fma", node, (*product.args, other), ())
+                    steps[node] = _Step(op, node, (*product.args, other), ())
                     break
     used = set(roots).union(*(step.args for step in steps.values()))
     return {node: step for node, step in steps.items() if node in used}

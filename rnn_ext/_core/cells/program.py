@@ -36,10 +36,13 @@ BINARY = (
     *("minimum", "maximum"),
     *("lt", "le", "eq", "ne"),  # 1.0 or 0.0
 )
-# affine is a * x + y; where is b if a is not 0, else c; fma is a * b + c. A product separates two
-# phases: the first runs for all units before the second starts, and slots are lost between them,
-# except for values passed in memory.
-OPERATIONS = ("load", "store", "constant", "affine", *UNARY, *BINARY, "where", "fma", "product")
+# affine is a * x + y; where is b if a is not 0, else c; fma is a * b + c, fms a * b - c and fnma
+# c - a * b, each rounded once. A product separates two phases: the first runs for all units before
+# the second starts, and slots are lost between them, except for values passed in memory.
+OPERATIONS = (
+    *("load", "store", "constant", "affine", *UNARY, *BINARY),
+    *("where", "fma", "fms", "fnma", "product"),
+)
 
 # The kinds of values that a program reads and writes in memory.
 OPERANDS = (
@@ -60,7 +63,7 @@ OPERANDS = (
     "passed",  # from one phase of a step to a later one
 )
 
-VERSION = 2
+VERSION = 3
 MAX_SLOTS = 256
 HEADER = 16
 INSTRUCTION = 7

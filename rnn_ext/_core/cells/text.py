@@ -58,6 +58,10 @@ def _formula(op: str, args: Sequence[str], x: float = 0.0, y: float = 0.0) -> st
         return scaled if y == 0 else f"({scaled} + {y:g})"
     if op == "fma":
         return f"({a} * {args[1]} + {args[2]})"
+    if op == "fms":
+        return f"({a} * {args[1]} - {args[2]})"
+    if op == "fnma":
+        return f"({args[2]} - {a} * {args[1]})"
     if op in INFIX:
         return f"({a} {INFIX[op]} {args[1]})"
     return f"{op}({', '.join(args)})"
