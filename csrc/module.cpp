@@ -3,6 +3,10 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/stable/c/shim.h>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 #include <cstdlib>
 #include <optional>
 
@@ -115,6 +119,27 @@ py::tuple cuda_plan(std::int64_t batch, std::int64_t hidden_size, std::int64_t d
   return is_double ? describe(double{}) : describe(float{});
 }
 
+// Sets whether the process's malloc keeps freed memory. Returns whether it has such a setting.
+bool keep_freed_memory([[maybe_unused]] bool keep) {
+#if defined(__GLIBC__)
+  // Large blocks come from the heap instead of pages of their own, and the heap never shrinks.
+  constexpr int never = -1;
+  if (keep) {
+    return mallopt(M_MMAP_MAX, 0) != 0 && mallopt(M_TRIM_THRESHOLD, never) != 0;
+  }
+  // Without settings, glibc raises its thresholds up to these while it runs.
+  constexpr int default_blocks = 65536;
+  constexpr int threshold = 32 << 20;
+  const bool is_set = mallopt(M_MMAP_MAX, default_blocks) != 0 &&
+                      mallopt(M_MMAP_THRESHOLD, threshold) != 0 &&
+                      mallopt(M_TRIM_THRESHOLD, 2 * threshold) != 0;
+  malloc_trim(0);
+  return is_set;
+#else
+  return false;
+#endif
+}
+
 void force_plan(std::optional<std::uint16_t> groups, int threads, bool directions_at_once) {
   if (!groups) {
     rnn_ext::cpu::force_plan(std::nullopt);
@@ -160,6 +185,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("available_threads", &rnn_ext::cpu::available_threads, py::arg("torch_threads"));
   m.def("cpu_quota", &rnn_ext::cpu::cpu_quota, py::arg("root"));
   m.def("release_scratch", &rnn_ext::cpu::release_scratch);
+  m.def("keep_freed_memory", &keep_freed_memory, py::arg("keep"));
   m.def("cuda_limits", &cuda_limits, py::arg("device"));
   m.def("cuda_plan", &cuda_plan, py::arg("batch"), py::arg("hidden_size"), py::arg("directions"),
         py::arg("is_double"), py::arg("multiprocessors"), py::arg("shared_bytes"),

@@ -1,5 +1,8 @@
-"""Scratch memory: what calls keep for the next ones, and when it is freed."""
+"""Memory that calls and the process keep for the next calls, and when it is freed."""
 
+import ctypes
+import subprocess
+import sys
 import threading
 
 import psutil
@@ -82,3 +85,39 @@ def test_ten_thousand_calls_use_no_more_memory_than_the_first(make):
         sizes.append(psutil.Process().memory_info().rss)
     # 100 bytes a call would be 1 MB; other threads of the process and malloc take some pages.
     assert sizes[1] - sizes[0] < 500_000
+
+
+FREED_MEMORY = """
+import resource
+import psutil, torch, rnn_ext
+
+def faults_of_a_call():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    layer(x)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+torch.set_grad_enabled(False)
+rnn_ext.keep_freed_memory(True)
+layer, x = rnn_ext.RNN(2, 256), torch.zeros(512, 128, 2)
+faults = min(faults_of_a_call() for _ in range(20))
+kept = psutil.Process().memory_info().rss
+rnn_ext.keep_freed_memory(False)
+print(faults, kept - psutil.Process().memory_info().rss)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
+def test_outputs_reuse_freed_memory_if_the_process_keeps_it():
+    # In a process of its own, since the setting holds for all of it.
+    run = subprocess.run([sys.executable, "-c", FREED_MEMORY], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    faults, returned = map(int, run.stdout.split())
+    output_bytes = 4 * 512 * 128 * 256
+    assert faults < output_bytes / 4096 / 10  # of all pages of the output
+    assert returned > output_bytes / 2
+
+
+def test_without_glibc_freed_memory_cannot_be_kept(monkeypatch):
+    monkeypatch.setattr(rnn_ext._C, "keep_freed_memory", lambda keep: False)
+    with pytest.raises(RuntimeError, match="glibc"):
+        rnn_ext.keep_freed_memory(True)
