@@ -8,7 +8,9 @@
 #endif
 
 #include <cstdlib>
+#include <numeric>
 #include <optional>
+#include <utility>
 
 #include "common/program.h"
 #include "common/supports.h"
@@ -64,6 +66,21 @@ py::tuple plan(std::int64_t steps, std::int64_t batch, std::int64_t input_size,
        is_double ? set.f64.tile_rows : set.f32.tile_rows, bidirectional, gates, products},
       threads);
   return py::make_tuple(plan.groups, plan.directions_at_once, plan.threads);
+}
+
+// Returns the first row, and the one after the last, of each group in a chunk of packed steps.
+std::vector<std::pair<std::int64_t, std::int64_t>> rows_of_groups(const Shape& batch_sizes,
+                                                                  int groups) {
+  const rnn_ext::Steps steps{static_cast<std::int64_t>(batch_sizes.size()), batch_sizes.at(0),
+                             batch_sizes.data(), nullptr};
+  const rnn_ext::cpu::Chunk chunk{
+      0, steps.count - 1, std::accumulate(batch_sizes.begin(), batch_sizes.end(), std::int64_t{0})};
+  std::vector<std::pair<std::int64_t, std::int64_t>> rows;
+  for (int group = 0; group < groups; ++group) {
+    const auto [begin, end] = rnn_ext::cpu::rows_of_group(steps, chunk, group, groups);
+    rows.emplace_back(begin, end);
+  }
+  return rows;
 }
 
 // Returns why the kernels do not support tensors of these shapes and of one dtype; "" if they do,
@@ -182,6 +199,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("plan", &plan, py::arg("steps"), py::arg("batch"), py::arg("input_size"),
         py::arg("hidden_size"), py::arg("is_double"), py::arg("bidirectional"), py::arg("threads"),
         py::arg("gates") = 1, py::arg("products") = 1);
+  m.def("rows_of_groups", &rows_of_groups, py::arg("batch_sizes"), py::arg("groups"));
   m.def("available_threads", &rnn_ext::cpu::available_threads, py::arg("torch_threads"));
   m.def("cpu_quota", &rnn_ext::cpu::cpu_quota, py::arg("root"));
   m.def("release_scratch", &rnn_ext::cpu::release_scratch);

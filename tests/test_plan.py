@@ -35,6 +35,23 @@ def test_the_barrier_after_each_product_counts():
     assert one != many
 
 
+@pytest.mark.parametrize("groups", [1, 2, 3, 8, 40])
+@pytest.mark.parametrize(
+    "lengths",
+    [[1], [9] * 7, [7, 5, 2], [40, 1, 1, 1, 1], range(32, 0, -1), range(128, 64, -2)],
+    ids=str,
+)
+def test_groups_compute_equally_many_rows_of_packed_steps(lengths, groups):
+    steps = max(lengths)
+    batch_sizes = [sum(length > t for length in lengths) for t in range(steps)]
+    ranges = _C.rows_of_groups(batch_sizes, groups)
+    assert [begin for begin, _ in ranges] == [0, *(end for _, end in ranges[:-1])]
+    assert ranges[-1][1] == len(lengths)
+    even = sum(lengths) / groups
+    for begin, end in ranges:
+        assert abs(sum(lengths[begin:end]) - even) <= steps  # a row more or less
+
+
 @pytest.mark.parametrize("threads", [2, 16, 128])
 def test_a_call_shorter_than_waking_the_team_stays_on_one_thread(threads):
     assert plan(1, 1, 32, threads) == (1, 1)

@@ -36,7 +36,7 @@ class Backward {
         gathered_(g_.output && g_.output.column_stride != 1 ? p_.steps.batch * p_.hidden_size : 0),
         reductions_(p_, g_, {1}, false, rows_, kernels) {}
 
-  void run(const Team::Member& member, const StepShare& share) const {
+  void run(const Team::Member& member, StepShare& share) const {
     const Range columns = column_share(kernels_, p_.hidden_size, member);
     if (weight_hh_.data() && !columns.empty()) {
       kernels_.pack(p_.weight_hh.part(0, columns.begin), columns.size(), p_.hidden_size,

@@ -86,7 +86,7 @@ class CellBackward {
     operands_.resize(plan.threads, operands_[0]);
   }
 
-  void run(const Team::Member& member, const StepShare& share) const {
+  void run(const Team::Member& member, StepShare& share) const {
     const Range columns = column_share(kernels_, p_.hidden_size, member);
     for (const Phase& phase : phases_) {
       if (phase.weight_hh.data() && !columns.empty()) {

@@ -66,7 +66,7 @@ class CellForward {
     operands_.resize(plan.threads, operands_[0]);
   }
 
-  void run(const Team::Member& member, const StepShare& share) const {
+  void run(const Team::Member& member, StepShare& share) const {
     const Range columns = column_share(kernels_, p_.hidden_size, member);
     projection_.pack(columns);
     for (const Phase& phase : phases_) {

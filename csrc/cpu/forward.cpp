@@ -33,7 +33,7 @@ class Forward {
     std::fill_n(zeros_.data(), p_.hx ? 0 : p_.hidden_size, T{0});
   }
 
-  void run(const Team::Member& member, const StepShare& share) const {
+  void run(const Team::Member& member, StepShare& share) const {
     pack(column_share(kernels_, p_.hidden_size, member));
     const Matrix<const T> hx =
         p_.hx ? readable(kernels_, p_.hx, share.rows, share.columns, as_rows(hx_, p_.hidden_size))

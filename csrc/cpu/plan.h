@@ -1,9 +1,10 @@
 // Divides a call between threads: pure arithmetic, no memory, no threads.
 //
 // The threads that share a step h_t = φ(z_t + h_{t-1} W_hhᵀ) form groups. Each group has some of
-// the batch rows and never waits for another group. The members of a group share the columns of
-// h_t: each keeps only its part of W_hh in its cache, but all meet after every step. The model
-// below counts the cycles of the slowest thread; it affects time, never results.
+// the batch rows and never waits for another group within a chunk of steps. The rows of packed
+// input are divided again for each chunk, because later steps have fewer. The members of a group
+// share the columns of h_t: each keeps only its part of W_hh in its cache, but all meet after every
+// step. The model below counts the cycles of the slowest thread; it affects time, never results.
 #pragma once
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include <cstdint>
 
 #include "common/problem.h"
+#include "cpu/ranges.h"
 
 namespace rnn_ext::cpu {
 
@@ -189,6 +191,25 @@ inline Chunk take_chunk(const Steps& steps, TimeOrder order, std::int64_t s, std
     total += steps.rows(t);
   }
   return {std::min(start, t), std::max(start, t), total};
+}
+
+// The rows of a chunk's steps that a group computes. All groups compute equally many, up to one row
+// a step: in packed input the first rows are in more steps than the last ones.
+inline Range rows_of_group(const Steps& steps, const Chunk& chunk, int group, int groups) {
+  const auto cut = [&](std::int64_t work) {
+    std::int64_t row = 0;
+    for (std::int64_t t = chunk.last; t >= chunk.first && work > 0; --t) {
+      const std::int64_t count = t - chunk.first + 1;  // steps that have all rows of step t
+      const std::int64_t whole = std::min(work / count, steps.rows(t) - row);
+      row += whole;
+      work -= whole * count;
+      if (row < steps.rows(t)) {
+        break;
+      }
+    }
+    return row;
+  };
+  return {cut(chunk.rows * group / groups), cut(chunk.rows * (group + 1) / groups)};
 }
 
 }  // namespace rnn_ext::cpu

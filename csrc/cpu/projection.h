@@ -91,6 +91,9 @@ class Projection {
            const Team::Member& member) const {
     if (p_.tokens) {
       look_up(chunk, u, share);
+      if (p_.steps.batch_sizes && share.groups > 1) {
+        member.barrier();  // other groups had some of these rows in the previous chunk
+      }
       return;
     }
     const Sequence<const O> x = readable_input(chunk, share, member);

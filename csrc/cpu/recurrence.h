@@ -179,12 +179,12 @@ Product<S, O> product_by(Matrix<const S> b, Range columns, const O* panels) {
   return product;
 }
 
-// The rows and columns of every step that a member computes.
+// The rows and columns of the steps that a member computes.
 struct StepShare {
   Team::Member group;  // the members that share these rows and synchronize after each step
   int group_index;
   int groups;
-  Range rows;
+  Range rows;  // of the current chunk; before the first one, of the batch
   Range columns;
 
   template <class S, class O>
@@ -202,12 +202,16 @@ struct StepShare {
 // pass.begin(chunk); pass.step(t, carried, starting, ending) for each step, with the member's rows
 // that the previous step has too, those whose sequence starts here, and those (of both)
 // whose sequence ends here; pass.end(chunk, is_last). The members of a group synchronize after each
-// step.
+// step. In packed input a chunk's rows may be other groups' in the next one: all members have to
+// synchronize between two chunks.
 template <class Pass>
-void run_steps(const Steps& steps, TimeOrder order, std::int64_t chunk_rows, const StepShare& share,
+void run_steps(const Steps& steps, TimeOrder order, std::int64_t chunk_rows, StepShare& share,
                Pass& pass) {
   for (std::int64_t s = 0; s < order.count;) {
     const Chunk chunk = take_chunk(steps, order, s, chunk_rows);
+    if (share.groups > 1) {
+      share.rows = rows_of_group(steps, chunk, share.group_index, share.groups);
+    }
     pass.begin(chunk);
     for (const std::int64_t end = s + chunk.steps(); s < end; ++s) {
       const std::int64_t t = order.step(s);
@@ -250,8 +254,8 @@ void run_on_a_team(std::span<const Task> tasks, const Plan& plan, const Kernels<
   std::vector<Barrier> groups(meet_in_groups ? 2 * plan.groups : 0);
   const auto run = [&](std::size_t direction, const Team::Member& member, int half) {
     Barrier* const barriers = meet_in_groups ? &groups[half * plan.groups] : nullptr;
-    directions[direction].run(
-        member, StepShare::of(plan, tasks[direction].problem, kernels, member, barriers));
+    StepShare share = StepShare::of(plan, tasks[direction].problem, kernels, member, barriers);
+    directions[direction].run(member, share);
   };
   const auto body = [&](const Team::Member& member) {
     if (plan.directions_at_once && member.size() > 1) {

@@ -33,7 +33,7 @@ class Tangent {
     }
   }
 
-  void run(const Team::Member& member, const StepShare& share) const {
+  void run(const Team::Member& member, StepShare& share) const {
     const Range columns = column_share(kernels_, p_.hidden_size, member);
     if (weight_hh_.data() && !columns.empty()) {
       kernels_.pack_transposed(p_.weight_hh.part(columns.begin, 0), columns.size(), p_.hidden_size,
