@@ -3,6 +3,7 @@
 
 #include "cpu/cell_ops.h"
 #include "cpu/driver.h"
+#include "cpu/packed_ops.h"
 #include "text/ops.h"
 #if defined(RNN_EXT_CUDA_ARCHS)
 #include "cuda/driver.h"
@@ -11,12 +12,14 @@
 STABLE_TORCH_LIBRARY(rnn_ext, m) {
   rnn_ext::define_ops(m);
   rnn_ext::cpu::define_cell_ops(m);
+  rnn_ext::cpu::define_packed_ops(m);
   rnn_ext::cpu::define_text_ops(m);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rnn_ext, CPU, m) {
   rnn_ext::implement_ops<rnn_ext::cpu::Driver>(m);
   rnn_ext::cpu::implement_cell_ops(m);
+  rnn_ext::cpu::implement_packed_ops(m);
   rnn_ext::cpu::implement_text_ops(m);
 }
 

@@ -20,6 +20,7 @@ from ._core.cells.cell import Cell, cell  # noqa: E402
 from ._core.cells.errors import CellError  # noqa: E402
 from .ctrnn import CTRNN  # noqa: E402
 from .embedding_rnn import EmbeddingRNN  # noqa: E402
+from .frozen import freeze  # noqa: E402
 from .info import build_info, explain, keep_freed_memory, release_scratch, uses_openmp  # noqa: E402
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell  # noqa: E402
 from .recurrent import Recurrent, RecurrentCell  # noqa: E402
@@ -43,6 +44,7 @@ __all__ = [
     "cell",
     "cells",
     "explain",
+    "freeze",
     "functional",
     "keep_freed_memory",
     "onnx",

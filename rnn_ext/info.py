@@ -16,6 +16,7 @@ from ._core.dispatch import Path, Route
 from ._core.modules import Layers, Step
 from ._core.resets import as_states
 from .embedding_rnn import EmbeddingRNN
+from .frozen import FrozenRNN
 from .recurrent import Recurrent, RecurrentCell
 
 __all__ = [
@@ -142,6 +143,8 @@ def explain(
             "second derivatives as a loop"
         )
     kernels = (_cuda_kernels if call.input.is_cuda else _cpu_kernels)(call)
+    if isinstance(module, FrozenRNN) and module._is_packed_for(route):
+        return f"{kernels}{_stack(call.num_layers)}; packed weights"
     return f"{kernels}{_stack(call.num_layers)}; {route.path.value}{reason}"
 
 

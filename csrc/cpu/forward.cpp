@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cpu/packed_layer.h"
 #include "cpu/projection.h"
 
 namespace rnn_ext::cpu {
@@ -21,10 +22,13 @@ class Forward {
       : p_(task.problem),
         h_n_(task.h_n),
         kernels_(kernels),
-        projection_(p_, 1, Bias::sum, kernels, plan),
-        weight_hh_(recurrent_size(kernels, p_, static_cast<bool>(p_.hx))),
+        packed_(task.packed, p_, kernels),
+        projection_(p_, 1, Bias::sum, kernels, plan, 0, packed_.weight_ih),
+        weight_hh_(task.packed ? Buffer<T>::of(packed_.weight_hh)
+                               : Buffer<T>(recurrent_size(kernels, p_, static_cast<bool>(p_.hx)))),
         zeros_(p_.hx ? 0 : p_.hidden_size),
-        from_zeros_(p_.hx ? 0 : p_.hidden_size) {
+        from_zeros_(task.packed ? Buffer<T>::of(packed_.from_zeros)
+                                : Buffer<T>(p_.hx ? 0 : p_.hidden_size)) {
     if (is_widened<S>) {
       states_ = Buffer<T>(projection_.buffered_rows() * p_.hidden_size);
       carried_ = Buffer<T>(p_.steps.batch * p_.hidden_size);
@@ -90,7 +94,8 @@ class Forward {
 
   void pack(Range columns) const {
     projection_.pack(columns);
-    for (std::int64_t c = columns.begin; c < columns.end; c += kernels_.panel_columns) {
+    for (std::int64_t c = columns.begin; c < columns.end && !packed_.weight_hh;
+         c += kernels_.panel_columns) {
       prepare_recurrent(Range{c, c + kernels_.panel_columns}.below(columns.end));
     }
   }
@@ -177,6 +182,7 @@ class Forward {
   const Problem<S>& p_;
   Matrix<S> h_n_;
   const Kernels<S, O>& kernels_;
+  PackedLayer<S, O> packed_;
   Projection<S, O> projection_;
   Buffer<T> weight_hh_;  // packed; without memory if the weight is read in place
   Buffer<T> zeros_;

@@ -22,14 +22,15 @@ class Projection {
   static constexpr std::int64_t few_weights = std::int64_t{1} << 18;
 
  public:
-  // tile_units: units of a tile, if its gates must be side by side.
+  // tile_units: units of a tile, if its gates must be side by side. packed: W_ih, of one gate, if
+  // the caller has packed it.
   Projection(const Problem<S>& problem, std::int64_t gates, Bias bias, const Kernels<S, O>& kernels,
-             const Plan& plan, std::int64_t tile_units = 0)
+             const Plan& plan, std::int64_t tile_units = 0, O* packed = nullptr)
       : p_(problem),
         gates_(gates),
         bias_kind_(bias),
         kernels_(kernels),
-        packs_(!p_.tokens &&
+        packs_(!packed && !p_.tokens &&
                (!std::is_same_v<O, T> || !reads_in_place(kernels, 1, p_.steps.total_rows()))),
         projects_once_(packs_ &&
                        p_.steps.total_rows() <= 4 * projection_rows(gates * p_.hidden_size) &&
@@ -42,10 +43,7 @@ class Projection {
                         ? p_.steps.total_rows()
                         : projection_rows(gathers_ ? std::max(columns_, p_.input_size) : columns_)),
         panels_of_a_gate_(packed_size(kernels, p_.hidden_size, p_.input_size)),
-        weight_(!packs_           ? 0
-                : projects_once_  ? plan.threads * packed_size(kernels, 1, p_.input_size)
-                : tile_units_ > 0 ? columns_ * p_.input_size
-                                  : gates * panels_of_a_gate_),
+        weight_(packed ? Buffer<O>::of(packed) : Buffer<O>(scratch_for_weight(plan))),
         bias_(p_.bias_ih || (p_.bias_hh && bias == Bias::sum) ? columns_ : 0),
         input_(gathers_ ? buffered_rows() * p_.input_size : 0) {}
 
@@ -161,6 +159,12 @@ class Projection {
   }
 
  private:
+  std::int64_t scratch_for_weight(const Plan& plan) const {
+    return !packs_           ? 0
+           : projects_once_  ? plan.threads * packed_size(kernels_, 1, p_.input_size)
+           : tile_units_ > 0 ? columns_ * p_.input_size
+                             : gates_ * panels_of_a_gate_;
+  }
   std::int64_t padded(std::int64_t units) const {
     return (units + kernels_.width - 1) & -kernels_.width;
   }

@@ -2,6 +2,7 @@
 // tangent.cpp. None sees torch.
 #pragma once
 
+#include <cstddef>
 #include <span>
 #include <vector>
 
@@ -17,7 +18,8 @@ namespace rnn_ext::cpu {
 template <class S>
 struct ForwardTask {
   Problem<S> problem;
-  Matrix<S> h_n;  // (batch, hidden), written
+  Matrix<S> h_n;                // (batch, hidden), written
+  std::byte* packed = nullptr;  // the weights, as a PackedLayer; null: packed if that pays
 };
 
 template <class S>

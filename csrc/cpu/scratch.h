@@ -87,6 +87,13 @@ class Buffer {
     }
   }
 
+  // Memory that the caller owns.
+  static Buffer of(T* data) {
+    Buffer buffer;
+    buffer.data_ = data;
+    return buffer;
+  }
+
   T* data() const { return data_; }
   // The values from `offset` on; null if there is no memory.
   T* from(std::int64_t offset) const { return data_ ? data_ + offset : nullptr; }

@@ -9,6 +9,9 @@ namespace {
 
 using Forward = std::tuple<Tensor, Tensor>(const Tensor&, const optional<Tensor>&, at::TensorList,
                                            const optional<Tensor>&, c10::string_view, bool);
+using PackedForward = std::tuple<Tensor, Tensor>(const Tensor&, const optional<Tensor>&,
+                                                 at::TensorList, at::TensorList,
+                                                 const optional<Tensor>&, c10::string_view, bool);
 using Backward = std::vector<Tensor>(const optional<Tensor>&, const optional<Tensor>&,
                                      const Tensor&, const optional<Tensor>&, at::TensorList,
                                      const Tensor&, const optional<Tensor>&, c10::string_view, bool,
@@ -20,11 +23,17 @@ using CellBackward = std::vector<Tensor>(const Tensor&, const Tensor&, const opt
                                          std::vector<bool>);
 
 variable_list run_forward(const Operands& operands, Settings settings) {
-  const auto& [input, hx, batch_sizes, weights] = operands;
+  const auto& [input, hx, batch_sizes, weights, packed] = operands;
   return without_autograd([&]() -> variable_list {
     if (settings.step) {
       static const auto& cell_forward = op<CellForward>("rnn_ext::_cell_forward");
       return {cell_forward.call(input, hx, weights, settings.nonlinearity())};
+    }
+    if (!packed.empty()) {
+      static const auto& forward_packed = op<PackedForward>("rnn_ext::_rnn_forward_packed");
+      auto [output, h_n] = forward_packed.call(input, hx, weights, packed, batch_sizes,
+                                               settings.nonlinearity(), settings.bidirectional);
+      return {std::move(output), std::move(h_n)};
     }
     static const auto& rnn_forward = op<Forward>("rnn_ext::_rnn_forward");
     auto [output, h_n] = rnn_forward.call(input, hx, weights, batch_sizes, settings.nonlinearity(),
@@ -37,7 +46,7 @@ variable_list run_forward(const Operands& operands, Settings settings) {
 // undefined, because it was changed in place, the layer runs again.
 variable_list run_backward(const variable_list& grads, const Operands& operands,
                            const Tensor& output, Settings settings, const std::vector<bool>& mask) {
-  const auto& [input, hx, batch_sizes, weights] = operands;
+  const auto& [input, hx, batch_sizes, weights, _] = operands;
   const Tensor states = output.defined() ? output : run_forward(operands, settings)[0];
   std::vector<Tensor> found = without_autograd([&] {
     if (settings.step) {
@@ -54,7 +63,8 @@ variable_list run_backward(const variable_list& grads, const Operands& operands,
 
 // A node saves, in this order: input, hx, batch_sizes, output, weights.
 Operands operands_of(const variable_list& saved) {
-  return {saved[0], if_defined(saved[1]), if_defined(saved[2]), {saved.begin() + 4, saved.end()}};
+  return {
+      saved[0], if_defined(saved[1]), if_defined(saved[2]), {saved.begin() + 4, saved.end()}, {}};
 }
 
 variable_list run_saved_backward(const variable_list& grads, const variable_list& saved,

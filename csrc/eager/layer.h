@@ -18,6 +18,7 @@ struct Operands {
   optional<Tensor> hx;
   optional<Tensor> batch_sizes;
   std::vector<Tensor> weights;
+  std::vector<Tensor> packed;  // the same weights, for calls that autograd does not record
 };
 
 // Returns (output, h_n), or the next state alone for a step. The kernels must support the call.

@@ -4,6 +4,8 @@
 // release and loaded only with it (rnn_ext/_extension.py).
 #include "eager/python.h"
 
+#include <torch/csrc/autograd/functions/utils.h>
+
 #include "common/supports.h"
 #include "eager/layer.h"
 
@@ -20,7 +22,8 @@ optional<Operands> read_operands(PyObject* input, PyObject* hx, PyObject* batch_
       !is_exact_or_none(batch_sizes)) {
     return std::nullopt;
   }
-  return Operands{THPVariable_Unpack(input), tensor_or_none(hx), tensor_or_none(batch_sizes), {}};
+  return Operands{
+      THPVariable_Unpack(input), tensor_or_none(hx), tensor_or_none(batch_sizes), {}, {}};
 }
 
 // Adds the weights at(0), at(1)…; false if one is not a plain tensor.
@@ -43,7 +46,7 @@ Traits traits_of(const Tensor& t) {
 }
 
 bool supports(const Operands& operands, Layout layout, const Stack& stack) {
-  const auto& [input, hx, batch_sizes, weights] = operands;
+  const auto& [input, hx, batch_sizes, weights, _] = operands;
   BatchSizes sizes;
   if (batch_sizes) {
     if (batch_sizes->dim() != 1 || batch_sizes->scalar_type() != at::kLong ||
@@ -65,7 +68,7 @@ struct Claims {
 
 // Whether this file runs the call: the kernels support it, and the module's attributes are true.
 bool takes_call(const Operands& operands, bool is_step, const Claims& claims) {
-  const auto& [input, hx, batch_sizes, weights] = operands;
+  const auto& [input, hx, batch_sizes, weights, _] = operands;
   if (!is_flag(claims.bidirectional) || !is_flag(claims.bias) || !is_flag(claims.training)) {
     return false;
   }
@@ -106,6 +109,21 @@ PyObject* takes(PyObject*, PyObject* const* f, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
+// Adds the packed weights of a module with one layer, if it keeps them (rnn_ext.freeze).
+void add_packed(Operands& operands, const Module& module) {
+  static PyObject* const names[] = {PyUnicode_InternFromString("packed_l0"),
+                                    PyUnicode_InternFromString("packed_l0_reverse")};
+  if (torch::autograd::compute_requires_grad(operands.input, operands.hx,
+                                             at::TensorList(operands.weights))) {
+    return;
+  }
+  for (PyObject* const name : names) {
+    if (PyObject* const packed = module.buffer(name); packed && THPVariable_Check(packed)) {
+      operands.packed.push_back(THPVariable_Unpack(packed));
+    }
+  }
+}
+
 bool is_text(PyObject* object, const char* text) {
   return object && PyUnicode_Check(object) && PyUnicode_CompareWithASCIIString(object, text) == 0;
 }
@@ -144,6 +162,7 @@ PyObject* run_rnn(PyObject*, PyObject* const* f, Py_ssize_t) {
   if (!takes_call(*operands, false, claims)) {
     Py_RETURN_NONE;
   }
+  add_packed(*operands, module);
   variable_list results = run(*operands, {false, is_relu, claims.bidirectional == Py_True});
   if (batch_first == Py_True) {
     to_batch_first(results[0]);

@@ -183,7 +183,7 @@ class Layers(_Module, nn.RNNBase):
         route = None if call is None else dispatch.route(call)
         if route is None or not self._fits(route):
             return self._forward_of_torch(input, hx, has_reset)
-        output, *finals = route.run()
+        output, *finals = self._run(route)
         if isinstance(input, PackedSequence):
             _, batch_sizes, sorted_indices, unsorted_indices = input
             packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
@@ -252,6 +252,10 @@ class Layers(_Module, nn.RNNBase):
         batch = call.batch_size() if batch_sizes is None or is_recorded else int(batch_sizes[0])
         shape = (call.states(), batch, self.hidden_size)
         return input.size(-1) == self.input_size and all(t.shape == shape for t in states)
+
+    def _run(self, route: dispatch.Route) -> Sequence[Tensor]:
+        """Returns the output and the final states."""
+        return route.run()
 
     def _forward_of_torch(self, input: Any, hx: Any, has_reset: bool) -> Any:
         """Runs the forward of torch's own class."""

@@ -123,6 +123,17 @@ def forward(rng: random.Random) -> list[Any]:
     return [a.rows(a.inputs), maybe(rng, a.states()), a.weights(), *a.settings(rng)]
 
 
+def pack(rng: random.Random) -> list[Any]:
+    a = Layer.draw(rng)
+    return [a.weights(), a.directions == 2]
+
+
+def forward_packed(rng: random.Random) -> list[Any]:
+    input, hx, weights, *settings = forward(rng)
+    packed = torch.ops.rnn_ext._rnn_pack(weights, settings[-1])
+    return [input, hx, weights, packed, *settings]
+
+
 def backward(rng: random.Random) -> list[Any]:
     a = Layer.draw(rng)
     outputs, weights = a.directions * a.hidden, a.weights()
@@ -227,6 +238,8 @@ def recurrence_backward(rng: random.Random) -> list[Any]:
 MAKERS: dict[str, Callable[[random.Random], list[Any]]] = {
     "rnn_forward": forward,
     "_rnn_forward": forward,
+    "_rnn_pack": pack,
+    "_rnn_forward_packed": forward_packed,
     "rnn_backward": backward,
     "_rnn_backward": backward,
     "_cell_forward": cell_forward,
