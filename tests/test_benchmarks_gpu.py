@@ -253,5 +253,5 @@ def test_dropout_is_left_out_of_the_comparison_alone(monkeypatch):
 
 def test_runtimes_on_a_gpu_are_those_of_torch():
     pool = Pool(1, "cuda", tf32=True)
-    assert [one.runtime.name for one in pool._workers] == ["rnn_ext", "torch.nn", "torch.compile"]
-    assert pool._workers[0]._settings == ["1", "cuda", "True"]
+    assert [one.runtime.name for one in pool.workers] == ["rnn_ext", "torch.nn", "torch.compile"]
+    assert pool.workers[0].settings == ["1", "cuda", "True"]

@@ -192,7 +192,7 @@ def test_all_are_prepared_then_timed_in_rounds(monkeypatch):
     monkeypatch.setattr(pool, "PAUSE_SECONDS", 0.0)
     workers = [FakeWorker("a"), FakeWorker("bb", fails_at=0), FakeWorker("ccc", fails_at=2)]
     some = pool.Pool(1)
-    monkeypatch.setattr(some, "_workers", workers)
+    monkeypatch.setattr(some, "workers", workers)
     found, notes = some.measure(CASE, "training", 0.0)
     assert found == {"a": [1.0] * MIN_ROUNDS}
     assert notes == [f"skipped {name} at {CASE} (training): of a reason" for name in ("bb", "ccc")]

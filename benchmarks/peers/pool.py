@@ -44,14 +44,14 @@ class Worker:
         self, runtime: Runtime, threads: int, device: str = "cpu", *, tf32: bool = False
     ) -> None:
         self.runtime = runtime
-        self._settings = [str(threads), device, str(tf32)]
+        self.settings = [str(threads), device, str(tf32)]
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, request: worker.Request) -> worker.Answer:
         """Returns the answer; raises ``PeerError`` if none comes within ``LIMIT_SECONDS``."""
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", worker.__name__, self.runtime.name, *self._settings],
+                [sys.executable, "-m", worker.__name__, self.runtime.name, *self.settings],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,  # so that close() also ends a compiler that it started
@@ -89,7 +89,7 @@ class Pool:
 
     def __init__(self, threads: int, device: str = "cpu", *, tf32: bool = False) -> None:
         installed = (r for r in RUNTIMES if not r.packages or r.version() is not None)
-        self._workers = [
+        self.workers = [
             Worker(runtime, threads, device, tf32=tf32)
             for runtime in installed
             if device in runtime.devices
@@ -99,11 +99,11 @@ class Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for one in self._workers:
+        for one in self.workers:
             one.close()
 
     def __len__(self) -> int:
-        return len(self._workers)
+        return len(self.workers)
 
     def measure(
         self, case: Case, mode: Mode, seconds: float
@@ -114,7 +114,7 @@ class Pool:
         each runtime, after a pause in which the threads of the previous one stop spinning. Rounds
         continue until each runtime was timed for ``seconds``; there are at least ``MIN_ROUNDS``.
         """
-        workers = [one for one in self._workers if mode in one.runtime.modes]
+        workers = [one for one in self.workers if mode in one.runtime.modes]
         notes = []
 
         def ask_each(request: worker.Request, pause: float) -> dict[str, float]:
