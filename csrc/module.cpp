@@ -194,6 +194,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("isa_available", &rnn_ext::cpu::available_isas);
   m.def("set_isa", &rnn_ext::cpu::cap_isa, py::arg("name"));
   m.def("set_pool_is_concurrent", &rnn_ext::cpu::set_pool_is_concurrent, py::arg("concurrent"));
+  m.def("caches", [] {
+    const rnn_ext::cpu::Caches& known = rnn_ext::cpu::caches();
+    return std::pair{known.l1, known.l2};
+  });
   m.def("force_plan", &force_plan, py::arg("groups"), py::arg("threads") = 1,
         py::arg("directions_at_once") = false);
   m.def("plan", &plan, py::arg("steps"), py::arg("batch"), py::arg("input_size"),

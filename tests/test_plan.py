@@ -1,6 +1,7 @@
 """The plan: which thread computes what. It affects time, never results."""
 
 import os
+import subprocess
 import time
 
 import pytest
@@ -19,6 +20,14 @@ def plan(steps, batch, hidden_size, threads):
     assert not at_once
     assert used % groups == 0
     return groups, used // groups
+
+
+def test_caches_are_those_that_the_system_names():
+    names = ("LEVEL1_DCACHE_SIZE", "LEVEL2_CACHE_SIZE")
+    sizes = [subprocess.run(["getconf", name], capture_output=True).stdout for name in names]
+    zen4 = (32 << 10, 1 << 20)
+    known = [int(size) if size.strip().isdigit() else 0 for size in sizes]
+    assert _C.caches() == tuple(size or default for size, default in zip(known, zen4, strict=True))
 
 
 def test_one_thread_works_alone():

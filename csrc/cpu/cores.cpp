@@ -2,6 +2,10 @@
 
 #include <sched.h>
 #include <time.h>
+#include <unistd.h>
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -88,6 +92,28 @@ std::optional<int> cpu_quota(const std::string& root) {
   }
   constexpr double most = 1 << 20;
   return least <= most ? std::optional(static_cast<int>(std::ceil(least))) : std::nullopt;
+}
+
+const Caches& caches() {
+  static const Caches known = [] {
+    Caches sizes;
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+    const auto replace = [](std::int64_t& size, int name) {
+      if (const long known = sysconf(name); known > 0) {
+        size = known;
+      }
+    };
+    replace(sizes.l1, _SC_LEVEL1_DCACHE_SIZE);
+    replace(sizes.l2, _SC_LEVEL2_CACHE_SIZE);
+#elif defined(__APPLE__)
+    std::size_t length = sizeof(sizes.l1);
+    sysctlbyname("hw.perflevel0.l1dcachesize", &sizes.l1, &length, nullptr, 0);
+    length = sizeof(sizes.l2);
+    sysctlbyname("hw.perflevel0.l2cachesize", &sizes.l2, &length, nullptr, 0);
+#endif
+    return sizes;
+  }();
+  return known;
 }
 
 }  // namespace rnn_ext::cpu

@@ -25,7 +25,15 @@ struct Plan {
   int threads_of_a_direction() const { return directions_at_once ? threads / 2 : threads; }
 };
 
-// The properties of a call on which a plan depends.
+// The first two caches of a core, in bytes.
+struct Caches {
+  std::int64_t l1 = 32 << 10;
+  std::int64_t l2 = 1 << 20;
+
+  bool operator==(const Caches&) const = default;
+};
+
+// The properties of a call, and of the machine, on which a plan depends.
 struct Shape {
   std::int64_t steps;
   std::int64_t batch;
@@ -39,6 +47,7 @@ struct Shape {
   bool independent_directions;  // there are two, and neither reads results of the other
   std::int64_t gates = 1;       // blocks of hidden_size columns that a step multiplies by
   std::int64_t products = 1;    // of these blocks in a step; a group meets after each
+  Caches caches = {};
 
   bool operator==(const Shape&) const = default;
   std::int64_t panels() const { return (hidden_size + panel_columns - 1) / panel_columns; }
@@ -58,14 +67,14 @@ inline double team_cycles(int threads) { return threads > 1 ? 5200 + barrier_cyc
 inline constexpr double line_from_core_cycles = 20;  // a cache line that another core wrote
 inline constexpr double tile_cycles = 30;
 inline constexpr double activation_cycles = 20;  // of a line's tanh
-inline constexpr double l1_bytes = 28 << 10;
-inline constexpr double l2_bytes = 768 << 10;
 
 // Cycles of a multiply-add with one line of B, and of fetching that line from the memory that holds
-// `bytes`.
+// `bytes`, where a part of each cache is for other data.
 inline constexpr double multiply_add_cycles = 1;
-inline double fetch_cycles(double bytes) {
-  return bytes <= l1_bytes ? 1 : bytes <= l2_bytes ? 2 : 2.5;
+inline double fetch_cycles(const Caches& caches, double bytes) {
+  return bytes <= 0.875 * static_cast<double>(caches.l1)  ? 1
+         : bytes <= 0.75 * static_cast<double>(caches.l2) ? 2
+                                                          : 2.5;
 }
 
 // A product of some rows and columns with all of the hidden units as inner dimension.
@@ -75,7 +84,7 @@ inline double product_cycles(const Shape& s, double rows, double columns) {
   const double tiles = std::max(
       1.0, (rows + static_cast<double>(s.tile_rows) - 1) / static_cast<double>(s.tile_rows));
   const double bytes = columns * inner * static_cast<double>(s.element_size);
-  const double line = std::max(rows * multiply_add_cycles, tiles * fetch_cycles(bytes));
+  const double line = std::max(rows * multiply_add_cycles, tiles * fetch_cycles(s.caches, bytes));
   return line * s.lines(columns) * inner + panels * tiles * tile_cycles;
 }
 

@@ -47,7 +47,9 @@ Plan plan_for(const Shape& shape, int threads) {
       Plan plan;
     } last;
     if (last.threads != threads || last.shape != shape) {
-      last = {shape, threads, make_plan(shape, threads)};
+      Shape here = shape;
+      here.caches = caches();
+      last = {shape, threads, make_plan(here, threads)};
     }
     return last.plan;
   }
