@@ -65,13 +65,14 @@ def test_resumes_bit_for_bit_after_a_kill_at_any_rename(text, whole, tmp_path, a
         assert not list(out.glob(".*")), number
 
 
-def test_resumes_bit_for_bit_after_kills_at_random_times(text, whole, tmp_path):
-    draw = random.Random(0)
+@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_resumes_bit_for_bit_after_kills_at_random_times(text, whole, tmp_path, count):
+    draw = random.Random(count)
     started = time.perf_counter()
     start_child(text, out=tmp_path / "timed", **HARD).join()
     duration = time.perf_counter() - started
     kills, runs = 0, 0
-    while kills < 20:
+    while kills < count:
         runs += 1
         out = tmp_path / str(runs)
         exitcode = None
@@ -188,15 +189,19 @@ def test_damaged_checkpoint_is_reported_and_the_previous_one_used(
     assert state_of(out) == whole
 
 
+@pytest.mark.parametrize(
+    "every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some bytes", "every byte"]
+)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_change_of_any_bit_is_reported(text, tmp_path, name):
+def test_a_change_of_any_bit_is_reported(text, tmp_path, name, every):
     train(text, out=tmp_path, steps=2)
     *others, folder = checkpoints(tmp_path)
     for other in others:
         shutil.rmtree(other)
     load(tmp_path)
     data, draw = (folder / name).read_bytes(), random.Random(0)
-    for place in [0, len(data) - 1, *(draw.randrange(len(data)) for _ in range(100))]:
+    few = [0, len(data) - 1, *(draw.randrange(len(data)) for _ in range(100))]
+    for place in range(len(data)) if every else few:
         damaged = bytearray(data)
         damaged[place] ^= 1 << draw.randrange(8)
         (folder / name).write_bytes(damaged)

@@ -1,6 +1,8 @@
 """Many Python threads, more threads than cores, a thread count that changes, interruptions."""
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -220,3 +222,33 @@ def test_a_call_works_after_one_that_failed(split):
         with pytest.raises(Interrupted):
             output.sum().backward()
         assert_same_bits(train_step(module, x), expected)
+
+
+EXIT_DURING_CALLS = """
+import atexit, threading, torch, rnn_ext
+torch.set_num_threads(2)
+layers = [rnn_ext.RNN(8, 64), rnn_ext.GRU(8, 64)]
+x = torch.randn(200, 4, 8)
+started = threading.Barrier(5)
+
+def train(layer):
+    layer(x)[0].sum().backward()
+
+def work(layer):
+    started.wait()
+    for _ in range(20):
+        train(layer)
+
+for i in range(4):
+    threading.Thread(target=work, args=(layers[i % 2],)).start()
+atexit.register(train, layers[0])
+started.wait()
+"""
+
+
+def test_the_interpreter_ends_while_other_threads_call():
+    """It waits for them. Python ends a process with daemon threads abruptly, inside any call."""
+    ended = subprocess.run(
+        [sys.executable, "-c", EXIT_DURING_CALLS], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
