@@ -4,9 +4,11 @@
 #include <cpuid.h>
 #endif
 
+#include <algorithm>
 #include <atomic>
-#include <cstdlib>
+#include <iterator>
 #include <stdexcept>
+#include <string_view>
 
 namespace rnn_ext::cpu {
 namespace {
@@ -68,27 +70,24 @@ const Level levels[] = {
 #endif
 };
 
-// The name of a level in another machine's build is a valid cap here, too.
-const char* const known_names[] = {"generic", "avx2", "avx512", "avx512_bf16"};
+// From the lowest level up. The name of a level in another machine's build is a valid cap here,
+// too.
+constexpr std::string_view known_names[] = {"generic", "avx2", "avx512", "avx512_bf16"};
 
 const KernelSet* best(const std::string& cap) {
-  int limit = -1;
-  std::string valid;
-  for (const char* known : known_names) {
-    valid += (valid.empty() ? "" : ", ") + std::string(known);
-  }
-  for (int i = 0; i < static_cast<int>(std::size(known_names)); ++i) {
-    if (cap == known_names[i]) {
-      limit = i;
+  const auto position = [](std::string_view name) { return std::ranges::find(known_names, name); };
+  const auto* const limit = position(cap);
+  if (limit == std::end(known_names)) {
+    std::string valid;
+    for (const std::string_view known : known_names) {
+      valid.append(valid.empty() ? "" : ", ").append(known);
     }
-  }
-  if (limit < 0) {
     throw std::invalid_argument("'" + cap + "' is not an ISA level; choose one of " + valid);
   }
   const KernelSet* chosen = nullptr;
-  for (int i = 0; i <= limit && i < static_cast<int>(std::size(levels)); ++i) {
-    if (levels[i].runs_here()) {
-      chosen = &levels[i].set;
+  for (const Level& level : levels) {
+    if (position(level.set.name) <= limit && level.runs_here()) {
+      chosen = &level.set;
     }
   }
   return chosen;
