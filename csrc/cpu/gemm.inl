@@ -3,14 +3,22 @@
 template <class S, class O>
 void packed_product(const Product<S, O>& p) {
   using T = Arithmetic<S>;
-  const auto multiply = [&](std::int64_t rows, const O* a, std::int64_t column, std::int64_t k,
-                            std::int64_t block, Out<S>& out) {
+  constexpr std::int64_t panel_columns = tile_vectors * Vector<T>::width;
+  const auto multiply = [&](std::int64_t rows, std::int64_t panels, const O* a, std::int64_t column,
+                            std::int64_t k, std::int64_t block, Out<S>& out) {
     const PanelShape<T> shape(p.columns - column);
     out.last = shape.last;
-    const PanelLines<O> lines{p.b + column * filled<O>(p.inner) + k * shape.line()};
+    const O* b = p.b + column * filled<O>(p.inner) + k * shape.line();
+    if constexpr (panels_for_one_row > 1) {
+      if (panels > 1) {
+        const PanelsLines<O> lines{b, panel_columns * filled<O>(p.inner)};
+        return find_row_tile<S, O, PanelsLines<O>>(panels)(a, p.a_stride, lines, block, out);
+      }
+    }
+    const PanelLines<O> lines{b};
     find_tile<S, O, false, PanelLines<O>>(rows, shape.vectors)(a, p.a_stride, lines, block, out);
   };
-  for_each_tile(p, tile_vectors * Vector<T>::width, multiply);
+  for_each_tile<panels_for_one_row>(p, panel_columns, multiply);
 }
 
 template <class S, class O>

@@ -61,21 +61,24 @@ void product_in_place(const Product<S>& p) {
   using T = Arithmetic<S>;
   constexpr std::int64_t width = Vector<T>::width;
   if (p.unpacked.column_stride == 1) {
-    const auto multiply = [&](std::int64_t rows, const T* a, std::int64_t column, std::int64_t k,
-                              std::int64_t block, Out<S>& out) {
+    const auto multiply = [&](std::int64_t rows, std::int64_t panels, const T* a,
+                              std::int64_t column, std::int64_t k, std::int64_t block,
+                              Out<S>& out) {
       const PanelShape<T> shape(p.columns - column);
       out.last = shape.last;
       const MatrixLines<S> lines{p.unpacked.row(k) + column, p.unpacked.row_stride};
-      find_tile<S, T, false, MatrixLines<S>>(rows, shape.vectors)(a, p.a_stride, lines, block, out);
+      const auto tile = panels > 1 ? find_row_tile<S, T, MatrixLines<S>>(panels)
+                                   : find_tile<S, T, false, MatrixLines<S>>(rows, shape.vectors);
+      tile(a, p.a_stride, lines, block, out);
     };
-    for_each_tile(p, tile_vectors * width, multiply);
+    for_each_tile<panels_for_one_row>(p, tile_vectors * width, multiply);
   } else {
-    const auto multiply = [&](std::int64_t rows, const T* a, std::int64_t column, std::int64_t k,
-                              std::int64_t block, Out<S>& out) {
+    const auto multiply = [&](std::int64_t rows, std::int64_t, const T* a, std::int64_t column,
+                              std::int64_t k, std::int64_t block, Out<S>& out) {
       out.last = static_cast<int>(std::min(width, p.columns - column));
       find_turning_tile<S>(rows, std::make_integer_sequence<int, tile_rows>{})(
           a, p.a_stride, p.unpacked.part(k, column), block, out);
     };
-    for_each_tile(p, width, multiply);
+    for_each_tile<1>(p, width, multiply);
   }
 }

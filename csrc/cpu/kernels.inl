@@ -1,7 +1,7 @@
 // The kernels of one ISA level. Included by kernels_<isa>.cpp inside that file's anonymous
-// namespace and target pragma, after it has defined Vector<T>, tile_rows and tile_vectors. Must not
-// include anything: a standard function instantiated under the pragma could replace, at link time,
-// the one that the rest of the library uses.
+// namespace and target pragma, after it has defined Vector<T>, tile_rows, tile_vectors and
+// panels_for_one_row. Must not include anything: a standard function instantiated under the pragma
+// could replace, at link time, the one that the rest of the library uses.
 
 // A multiply-add takes one term of a sum.
 template <class O>

@@ -20,6 +20,7 @@ namespace {
 // 12 of 16 registers are accumulators.
 constexpr int tile_rows = 6;
 constexpr int tile_vectors = 2;
+constexpr int panels_for_one_row = 1;
 
 #include "cpu/vector_avx2.h"
 

@@ -3,7 +3,8 @@
 // A tile holds MR rows × NV vectors of C in registers. For each k it loads NV vectors of B and
 // multiplies them by MR broadcast values of A. B is read once per tile of rows, with MR fused
 // multiply-adds for each vector of B: tall tiles are limited by flops, a single row by the cache
-// bandwidth of B.
+// bandwidth of B. Where the vectors of a panel are fewer than the multiply-adds that a core has
+// under way, a tile of one row takes several panels.
 
 // Terms<O>: the number of terms of the sum in a multiply-add for operands of type O, and its
 // registers.
@@ -96,9 +97,9 @@ template <class S, int MR, int NV>
 [[gnu::always_inline]] inline void store_tile(Vector<Arithmetic<S>> (&acc)[MR][NV],
                                               const Out<S>& out) {
   if (out.init) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int j = 0; j < NV; ++j) {
         acc[i][j] = load_part<NV>(out.init + i * out.init_stride, j, out.last) + acc[i][j];
       }
@@ -115,9 +116,9 @@ template <class S, int MR, int NV>
       }
     });
   } else {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int j = 0; j < NV; ++j) {
         store_part<NV>(acc[i][j], out.c + i * out.c_stride, j, out.last);
       }
@@ -140,6 +141,37 @@ struct PanelLines {
   }
 };
 
+// The same of several whole panels.
+template <class O>
+struct PanelsLines {
+  const O* b;
+  std::int64_t panel_size;
+
+  template <int NV>
+  typename Terms<O>::Register load(std::int64_t k, int j, int last) const {
+    const PanelLines<O> panel{b + j / tile_vectors * panel_size};
+    return panel.template load<tile_vectors>(k, j % tile_vectors, last);
+  }
+};
+
+// Whether a multiply-add takes one lane of a register. A row then loads as many values of A at
+// once, since its loads are as many as its multiply-adds.
+template <class V>
+concept multiplies_by_lane = requires(V x) { multiply_add_lane<0>(x, x, x); };
+
+// acc[j] += a_lane · B_(k + lane, j)
+template <int NV, class V, class Lines, int... lane>
+[[gnu::always_inline]] inline void add_lanes(V a, Lines lines, std::int64_t k, int last,
+                                             V (&acc)[NV], std::integer_sequence<int, lane...>) {
+  const auto add = [&]<int i>(std::integral_constant<int, i>) {
+#pragma GCC unroll 16
+    for (int j = 0; j < NV; ++j) {
+      acc[j] = multiply_add_lane<i>(a, lines.template load<NV>(k + i, j, last), acc[j]);
+    }
+  };
+  (add(std::integral_constant<int, lane>{}), ...);
+}
+
 // A is read in place with a row stride (PackedA false), or as a packed tile whose inner dimension
 // is padded to `inner`.
 template <class S, class O, int MR, int NV, bool PackedA, class Lines>
@@ -148,30 +180,36 @@ void tile(const O* a, std::int64_t a_stride, Lines lines, std::int64_t inner, co
   using Register = typename Terms<O>::Register;
   constexpr int terms = Terms<O>::count;
   V acc[MR][NV];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int j = 0; j < NV; ++j) {
       acc[i][j] = V::broadcast(0);
     }
   }
   const auto add = [&](std::int64_t k, auto broadcast) __attribute__((always_inline)) {
     Register b_k[NV];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int j = 0; j < NV; ++j) {
       b_k[j] = lines.template load<NV>(k, j, out.last);
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
       const Register a_ik =
           broadcast(PackedA ? a + k * tile_rows + i * terms : a + i * a_stride + k);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int j = 0; j < NV; ++j) {
         acc[i][j] = multiply_add(a_ik, b_k[j], acc[i][j]);
       }
     }
   };
   std::int64_t k = 0;
+  if constexpr (MR == 1 && !PackedA && multiplies_by_lane<V>) {
+    for (; k + V::width <= inner; k += V::width) {
+      add_lanes(V::load(a + k), lines, k, out.last, acc[0],
+                std::make_integer_sequence<int, V::width>{});
+    }
+  }
   for (; k + terms <= inner; k += terms) {
     add(k, Terms<O>::broadcast);
   }
@@ -200,6 +238,20 @@ inline TileFunction<S, O, Lines> find_tile(std::int64_t rows, std::int64_t vecto
   return table[(rows - 1) * tile_vectors + vectors - 1];
 }
 
+template <class S, class O, class Lines, int... I>
+constexpr auto make_row_tile_table(std::integer_sequence<int, I...>) {
+  return std::array<TileFunction<S, O, Lines>, sizeof...(I)>{
+      tile<S, O, 1, (I + 1) * tile_vectors, false, Lines>...};
+}
+
+// The tile of one row and so many whole panels.
+template <class S, class O, class Lines>
+inline TileFunction<S, O, Lines> find_row_tile(std::int64_t panels) {
+  static constexpr auto table =
+      make_row_tile_table<S, O, Lines>(std::make_integer_sequence<int, panels_for_one_row>{});
+  return table[panels - 1];
+}
+
 // The inner dimension of packed operands.
 template <class O>
 inline std::int64_t filled(std::int64_t inner) {
@@ -223,14 +275,19 @@ struct PanelShape {
   std::int64_t line() const { return vectors * Vector<T>::width; }
 };
 
-// Calls multiply(rows, a, column, k, block, out) for every tile of C, of up to tile_rows rows and
-// panel_columns columns, and every block of the sum.
-template <class S, class O, class Multiply>
+// Calls multiply(rows, panels, a, column, k, block, out) for every tile of C and every block of the
+// sum. A tile has up to tile_rows rows of a panel, or one row of up to `most_panels` whole ones.
+template <int most_panels, class S, class O, class Multiply>
 [[gnu::always_inline]] inline void for_each_tile(const Product<S, O>& p, std::int64_t panel_columns,
                                                  Multiply multiply) {
   using T = Arithmetic<S>;
   const std::int64_t tiles = (p.rows + tile_rows - 1) / tile_rows;
-  for (std::int64_t column = 0; column < p.columns; column += panel_columns) {
+  for (std::int64_t column = 0, panels = 1; column < p.columns; column += panels * panel_columns) {
+    if (most_panels > 1 && p.rows == 1) {
+      const std::int64_t whole = (p.columns - column) / panel_columns;
+      const std::int64_t wide_tiles = (whole + most_panels - 1) / most_panels;
+      panels = whole > 0 ? whole / wide_tiles : 1;  // of even width
+    }
     std::int64_t k = 0;
     do {
       const std::int64_t block = std::min(reduction_block, p.inner - k);
@@ -255,7 +312,7 @@ template <class S, class O, class Multiply>
           out.stored = at(p.stored, p.stored_stride);
           out.stored_stride = p.stored_stride;
         }
-        multiply(height, p.a + row * p.a_stride + k, column, k, block, out);
+        multiply(height, panels, p.a + row * p.a_stride + k, column, k, block, out);
         row += height;
       }
       k += block;

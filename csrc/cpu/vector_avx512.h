@@ -4,6 +4,7 @@
 // 24 of 32 registers are accumulators.
 constexpr int tile_rows = 6;
 constexpr int tile_vectors = 4;
+constexpr int panels_for_one_row = 1;
 
 template <class T>
 struct Vector;

@@ -59,6 +59,15 @@ struct Vector {
       return {vfmsq_f64(c.v, a.v, b.v)};
     }
   }
+  // a_lane·b + c
+  template <int lane>
+  friend Vector multiply_add_lane(Vector a, Vector b, Vector c) {
+    if constexpr (sizeof(T) == 4) {
+      return {vfmaq_laneq_f32(c.v, b.v, a.v, lane)};
+    } else {
+      return {vfmaq_laneq_f64(c.v, b.v, a.v, lane)};
+    }
+  }
 #else
   friend Vector multiply_add(Vector a, Vector b, Vector c) { return {a.v * b.v + c.v}; }
   friend Vector subtract_product(Vector c, Vector a, Vector b) { return {c.v - a.v * b.v}; }
@@ -115,17 +124,25 @@ struct Vector {
   // The conversions of common/half.h, for all lanes at once. Comparisons are signed, for which SSE2
   // has instructions.
   static Lanes widened(UnsignedLanes u, BFloat16) { return (Lanes)(u << 16); }
+  static UnsignedLanes narrowed(Lanes x, BFloat16) {
+    const UnsignedLanes u = (UnsignedLanes)x;
+    const UnsignedLanes rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16;
+    return x == x ? rounded : UnsignedLanes{} + 0x7fc0;
+  }
+#if defined(__aarch64__)
+  static Lanes widened(UnsignedLanes u, Half) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(u)));
+  }
+  static UnsignedLanes narrowed(Lanes x, Half) {
+    return vmovl_u16(vreinterpret_u16_f16(vcvt_f16_f32(x)));
+  }
+#else
   static Lanes widened(UnsignedLanes u, Half) {
     const IntLanes rest = (IntLanes)(u & 0x7fff);
     const IntLanes rebias = rest >= 0x7c00 ? IntLanes{} + 0x70000000 : IntLanes{} + 0x38000000;
     const Lanes subnormal = __builtin_convertvector(rest, Lanes) * T(0x1p-24);
     const IntLanes magnitude = rest < 0x400 ? (IntLanes)subnormal : (rest << 13) + rebias;
     return (Lanes)((u & 0x8000) << 16 | (UnsignedLanes)magnitude);
-  }
-  static UnsignedLanes narrowed(Lanes x, BFloat16) {
-    const UnsignedLanes u = (UnsignedLanes)x;
-    const UnsignedLanes rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16;
-    return x == x ? rounded : UnsignedLanes{} + 0x7fc0;
   }
   static UnsignedLanes narrowed(Lanes x, Half) {
     const UnsignedLanes u = (UnsignedLanes)x;
@@ -138,11 +155,33 @@ struct Vector {
         size > 0x7f800000 ? UnsignedLanes{} + 0x7e00 : UnsignedLanes{} + 0x7c00;
     return (u >> 16 & 0x8000) | (size < 0x47800000 ? finite : special);
   }
+#endif
 
   static IntLanes sign_bit() { return IntLanes{} + std::numeric_limits<Int>::min(); }
 };
 
 // r[k][c] = source[c][k]
+#if defined(__aarch64__)
+template <class S>
+inline void load_transposed(const S* source, std::int64_t stride, Vector<float> (&r)[4]) {
+  const auto load = [&](int c) { return Vector<float>::load(source + c * stride).v; };
+  const auto pairs = [](float32x4_t x) { return vreinterpretq_f64_f32(x); };
+  const auto values = [](float64x2_t x) { return Vector<float>{vreinterpretq_f32_f64(x)}; };
+  const float32x4_t x[4] = {load(0), load(1), load(2), load(3)};
+  for (int odd = 0; odd < 2; ++odd) {
+    const auto zip = [&](int i) {
+      return pairs(odd ? vtrn2q_f32(x[i], x[i + 1]) : vtrn1q_f32(x[i], x[i + 1]));
+    };
+    r[odd] = values(vtrn1q_f64(zip(0), zip(2)));
+    r[odd + 2] = values(vtrn2q_f64(zip(0), zip(2)));
+  }
+}
+inline void load_transposed(const double* source, std::int64_t stride, Vector<double> (&r)[2]) {
+  const float64x2_t even = vld1q_f64(source), odd = vld1q_f64(source + stride);
+  r[0] = {vtrn1q_f64(even, odd)};
+  r[1] = {vtrn2q_f64(even, odd)};
+}
+#else
 template <class S, class T, std::size_t width>
 inline void load_transposed(const S* source, std::int64_t stride, Vector<T> (&r)[width]) {
   for (std::size_t k = 0; k < width; ++k) {
@@ -153,3 +192,4 @@ inline void load_transposed(const S* source, std::int64_t stride, Vector<T> (&r)
     r[k] = Vector<T>::load(line);
   }
 }
+#endif
