@@ -27,24 +27,24 @@ struct Terms {
 template <class S>
 constexpr Kernels<S> make_kernels() {
   using T = Arithmetic<S>;
-  return {tile_vectors * Vector<T>::width,
-          tile_rows,
-          Terms<T>::count,
-          Vector<T>::width,
-          pack_transposed<S>,
-          pack_transposed<S>,
-          pack<S>,
-          pack<S>,
-          pack_gates<S>,
-          pack_tiles<T>,
-          widen<S, T>,
-          narrow<S>,
-          widen<S, T>,
-          product<S, T>,
-          product<S, T>,
-          outer_product<T>,
-          column_sums<T>,
-          run_program<S>};
+  return {.panel_columns = tile_vectors * Vector<T>::width,
+          .tile_rows = tile_rows,
+          .terms = Terms<T>::count,
+          .width = Vector<T>::width,
+          .pack_transposed = pack_transposed<S>,
+          .pack_operand_transposed = pack_transposed<S>,
+          .pack = pack<S>,
+          .pack_operand = pack<S>,
+          .pack_gates = pack_gates<S>,
+          .pack_tiles = pack_tiles<T>,
+          .widen = widen<S, T>,
+          .narrow = narrow<S>,
+          .gather = widen<S, T>,
+          .product = product<S, T>,
+          .operand_product = product<S, T>,
+          .outer_product = outer_product<T>,
+          .column_sums = column_sums<T>,
+          .run_program = run_program<S>};
 }
 
 constexpr KernelSet make_kernel_set(const char* name) {
