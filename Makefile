@@ -16,7 +16,7 @@ export FORCE_CPU := 1
 endif
 
 .PHONY: help demo test quick coverage test-extras test-torch build lint actionlint docs bench sdist wheel \
-    wheels asan ubsan tsan memcheck fuzz cuda-check cuda-mutants gpu-test gpu-bench gpu-sanitize gpu-build clean force
+    wheels asan ubsan tsan memcheck fuzz arm-check cuda-check cuda-mutants gpu-test gpu-bench gpu-sanitize gpu-build clean force
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -61,7 +61,7 @@ lint: $(VENV)/ready ## ruff, mypy, clang-format, spelling, workflows
 	$(RUN)/ruff check
 	$(RUN)/ruff format --check
 	$(RUN)/mypy
-	$(RUN)/clang-format --dry-run -Werror $(filter %.cpp %.h %.inl %.cu %.cuh,$(CSRC) $(EMULATION) $(wildcard tests/*.cpp)) benchmarks/probe.cpp
+	$(RUN)/clang-format --dry-run -Werror $(filter %.cpp %.h %.inl %.cu %.cuh,$(CSRC) $(EMULATION) $(wildcard tests/*.cpp)) benchmarks/probe.cpp tests/arm/count.c
 	$(RUN)/codespell
 	$(RUN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(RUN)/check-jsonschema -q --builtin-schema vendor.dependabot .github/dependabot.yml
@@ -122,6 +122,9 @@ fuzz: $(VENV)/ready ## random calls of the raw ops: CASES=1000000, from number F
 
 CASES ?= 100000
 FIRST ?= 0
+
+arm-check: $(VENV)/ready ## as root: build for aarch64 and test the numbers under emulation (ARGS="-k name")
+	@bash tests/arm/check.sh $(ARGS)
 
 cuda-check: ## with nvcc: compile every .cu for every architecture, without warnings or spilled registers
 	@$(PYTHON) cuda_build.py

@@ -187,6 +187,8 @@ def test_special_values_are_those_of_torch(name, level, dtype):
     special = ~expected.isfinite() | (expected == 0)
     if name in ("sin", "cos"):
         special &= x.abs() != info.max
+    if name == "erf":  # torch 2.10's is 0 there on ARM
+        special &= x.abs() != info.smallest_normal
     assert same_values(actual[special], expected[special])
 
 
