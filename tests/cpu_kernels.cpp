@@ -15,6 +15,7 @@
 
 #include "cpu/cell_recurrence.h"
 #include "cpu/isa.h"
+#include "cpu/packed_layer.h"
 #include "text/generate.h"
 
 // How many objects of operator new are alive, and how many allocations succeed before one fails; -1
@@ -279,6 +280,10 @@ class Rnn {
     std::vector<ForwardTask<S>> forward;
     std::vector<BackwardTask<S>> backward;
     std::vector<TangentTask<S>> tangents;
+    S* const packed_output = results.add(rows * 2 * h);
+    S* const packed_h_n = results.add(2 * batch * h);
+    std::vector<std::vector<std::byte>> packed;
+    std::vector<ForwardTask<S>> with_packed;
     for (std::int64_t d = 0; d < 2; ++d) {
       Problem<S> p = operands_.problem(output, d);
       p.nonlinearity = nonlinearity_;
@@ -286,11 +291,19 @@ class Rnn {
         p.hx = {};
       }
       forward.push_back({p, operands_.state(h_n, d)});
+      packed.emplace_back(PackedLayer<S, O>::bytes(kernels, input_size, h));
+      PackedLayer<S, O>(packed.back().data(), p, kernels).fill(p, kernels);
+      Problem<S> again = operands_.problem(packed_output, d);
+      again.nonlinearity = nonlinearity_;
+      again.hx = p.hx;
+      with_packed.push_back({again, operands_.state(packed_h_n, d), packed.back().data()});
       backward.push_back({p, operands_.gradients(results, grad_input, grad_hx, d)});
       tangents.push_back({p, operands_.states(seed_.data(), d), operands_.states(tangent, d)});
     }
     release_scratch();
     run_forward(forward, kernels, workers.plan.threads, workers.pool);
+    release_scratch();
+    run_forward(with_packed, kernels, workers.plan.threads, workers.pool);
     release_scratch();
     run_backward(backward, kernels, workers.plan.threads, workers.pool);
     release_scratch();
@@ -514,7 +527,8 @@ void check_concurrent_callers() {
 
 // At edges of tiles and panels, of the blocks of a sum (256), and where a weight is packed at once.
 const Sizes all_sizes[] = {
-    {1, 1, 1, 1}, {3, 2, 5, 17}, {4, 19, 3, 33, true}, {6, 5, 9, 65, true}, {2, 3, 261, 70},
+    {1, 1, 1, 1},        {3, 2, 5, 17},   {4, 19, 3, 33, true},
+    {6, 5, 9, 65, true}, {2, 3, 261, 70}, {4, 3, 7, 301},
 };
 
 template <class S, class O>

@@ -99,6 +99,9 @@ SHAPES = [
     Shape(90, 33, 7, 65, dtype=torch.bfloat16),
     Shape(300, 5, 13, 48, num_layers=2, bidirectional=True, dtype=torch.float16),
     Shape(30, 17, 5, 33, packed=True, bidirectional=True, dtype=torch.bfloat16),
+    # So few rows that W_hh stays in 16 bits; an odd number of units, several blocks of a sum.
+    Shape(20, 3, 5, 65, dtype=torch.bfloat16),
+    Shape(20, 2, 5, 300, dtype=torch.float16),
     # Several chunks of steps, between which rows move from one group of threads to another.
     Shape(60, 24, 5, 300, packed=True),
     Shape(60, 24, 5, 300, packed=True, dtype=torch.bfloat16),

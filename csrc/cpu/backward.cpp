@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <functional>
 
+#include "cpu/recurrent_weight.h"
 #include "cpu/reductions.h"
 
 namespace rnn_ext::cpu {
@@ -29,7 +30,7 @@ class Backward {
         kernels_(kernels),
         chunk_rows_(gradient_rows(p_.hidden_size)),
         rows_(std::min(std::max(chunk_rows_, p_.steps.batch), p_.steps.total_rows())),
-        weight_hh_(recurrent_size(kernels, p_, static_cast<bool>(g_.hx))),
+        weight_hh_(kernels, p_, p_.weight_hh, static_cast<bool>(g_.hx)),
         dz_{Buffer<T>(rows_ * p_.hidden_size), Buffer<T>(rows_ * p_.hidden_size)},
         rounded_dz_(rounds_dz ? rows_ * p_.hidden_size : 0),
         joined_(g_.output && g_.h_n ? p_.steps.batch * p_.hidden_size : 0),
@@ -37,11 +38,7 @@ class Backward {
         reductions_(p_, g_, {1}, false, rows_, kernels) {}
 
   void run(const Team::Member& member, StepShare& share) const {
-    const Range columns = column_share(kernels_, p_.hidden_size, member);
-    if (weight_hh_.data() && !columns.empty()) {
-      kernels_.pack(p_.weight_hh.part(0, columns.begin), columns.size(), p_.hidden_size,
-                    weight_hh_.data() + columns.begin * p_.hidden_size, p_.hidden_size, 0);
-    }
+    weight_hh_.pack(column_share(kernels_, p_.hidden_size, member));
     reductions_.pack(member);
     member.barrier();
     Pass pass{*this, member, share};
@@ -76,7 +73,7 @@ class Backward {
     void end(const Chunk& chunk, bool) {
       member.barrier();
       b.reductions_.initial_gradient(chunk, dz, false, member,
-                                     [&](Range columns) { return b.recurrent_product(columns); });
+                                     [&](Range columns) { return b.weight_hh_.product(columns); });
       b.reductions_.run(chunk, dz, dz, {}, accumulate, member);
       parity ^= 1;
       accumulate = true;
@@ -92,12 +89,6 @@ class Backward {
     }
   }
 
-  // A product by these columns of W_hh.
-  Product<S> recurrent_product(Range columns) const {
-    const T* panels = weight_hh_.from(columns.begin * p_.hidden_size);
-    return product_by(p_.weight_hh, columns, panels);
-  }
-
   // dz for some rows of step t; `later` null: their last step, where the gradient of h_n enters.
   void retreat(std::int64_t t, Range rows, Range columns, const Rows& dz,
                Matrix<const T> later) const {
@@ -105,7 +96,7 @@ class Backward {
       return;
     }
     const Matrix<const S> h = p_.output.at(p_.steps, t);
-    Product<S> product = recurrent_product(columns);
+    Product<S> product = weight_hh_.product(columns);
     product.rows = rows.size();
     product.inner = later ? p_.hidden_size : 0;
     product.a = later ? later.row(rows.begin) : nullptr;
@@ -167,8 +158,8 @@ class Backward {
   const Gradients<S>& g_;
   const Kernels<S, O>& kernels_;
   std::int64_t chunk_rows_;
-  std::int64_t rows_;    // maximum of a chunk
-  Buffer<T> weight_hh_;  // packed; without memory if the weight is read in place
+  std::int64_t rows_;  // maximum of a chunk
+  RecurrentWeight<S, O> weight_hh_;
   Buffer<T> dz_[2];
   Buffer<O> rounded_dz_;
   Buffer<T> joined_;

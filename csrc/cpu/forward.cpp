@@ -24,8 +24,10 @@ class Forward {
         kernels_(kernels),
         packed_(task.packed, p_, kernels),
         projection_(p_, 1, Bias::sum, kernels, plan, 0, packed_.weight_ih),
-        weight_hh_(task.packed ? Buffer<T>::of(packed_.weight_hh)
-                               : Buffer<T>(recurrent_size(kernels, p_, static_cast<bool>(p_.hx)))),
+        weight_hh_(task.packed ? RecurrentWeight<S, O>(kernels, p_, p_.weight_hh.transposed(),
+                                                       packed_.weight_hh, packed_.stored_hh)
+                               : RecurrentWeight<S, O>(kernels, p_, p_.weight_hh.transposed(),
+                                                       static_cast<bool>(p_.hx))),
         zeros_(p_.hx ? 0 : p_.hidden_size),
         from_zeros_(task.packed ? Buffer<T>::of(packed_.from_zeros)
                                 : Buffer<T>(p_.hx ? 0 : p_.hidden_size)) {
@@ -102,24 +104,15 @@ class Forward {
 
   // A panel of W_hh: packs it, and without hx multiplies it by zeros while it is in cache.
   void prepare_recurrent(Range columns) const {
-    if (weight_hh_.data()) {
-      kernels_.pack_transposed(p_.weight_hh.part(columns.begin, 0), columns.size(), p_.hidden_size,
-                               weight_hh_.data() + columns.begin * p_.hidden_size);
-    }
+    weight_hh_.pack(columns);
     if (!p_.hx) {
-      Product<S> product = recurrent_product(columns);
+      Product<S> product = weight_hh_.product(columns);
       product.rows = 1;
       product.inner = p_.hidden_size;
       product.a = zeros_.data();
       product.c = from_zeros_.data() + columns.begin;
       kernels_.product(product);
     }
-  }
-
-  // A product by these columns of W_hhᵀ.
-  Product<S> recurrent_product(Range columns) const {
-    const T* panels = weight_hh_.from(columns.begin * p_.hidden_size);
-    return product_by(p_.weight_hh.transposed(), columns, panels);
   }
 
   // The zeros of a missing hx; none if its product can be left out. W_hh times zeros is NaN if W_hh
@@ -154,7 +147,7 @@ class Forward {
     if (rows.empty() || columns.empty()) {
       return;
     }
-    Product<S> product = recurrent_product(columns);
+    Product<S> product = weight_hh_.product(columns);
     product.rows = rows.size();
     product.inner = previous ? p_.hidden_size : 0;
     product.a = previous ? previous.row(rows.begin) : nullptr;
@@ -184,7 +177,7 @@ class Forward {
   const Kernels<S, O>& kernels_;
   PackedLayer<S, O> packed_;
   Projection<S, O> projection_;
-  Buffer<T> weight_hh_;  // packed; without memory if the weight is read in place
+  RecurrentWeight<S, O> weight_hh_;
   Buffer<T> zeros_;
   Buffer<T> from_zeros_;  // W_hh times zeros
   Buffer<T> states_;

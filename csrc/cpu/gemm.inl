@@ -24,6 +24,11 @@ void packed_product(const Product<S, O>& p) {
 template <class S, class O>
 void product(const Product<S, O>& p) {
   if constexpr (std::is_same_v<O, Arithmetic<S>>) {
+    if constexpr (!std::is_same_v<S, O>) {
+      if (p.b_stored) {
+        return stored_product(p);
+      }
+    }
     if (p.unpacked) {
       return product_in_place(p);
     }

@@ -19,6 +19,9 @@ namespace rnn_ext::cpu {
 
 inline constexpr std::int64_t reduction_block = 256;
 
+// The maximum of rows of a product with B in 16 bits.
+inline constexpr std::int64_t most_rows_of_stored_b = 3;
+
 // The function of the cell that is applied after a product.
 enum class Finish { none, activate, chain };
 
@@ -35,6 +38,7 @@ struct Product {
   std::int64_t a_stride = 0;
   const O* b = nullptr;          // the panel of column 0; null: use unpacked
   Matrix<const S> unpacked;      // B in place; only where O is T
+  const S* b_stored = nullptr;   // instead of b, from pack_stored; only where O is T
   const T* init = nullptr;       // null: zero
   std::int64_t init_stride = 0;  // 0: one row for all
   T* c = nullptr;
@@ -140,6 +144,9 @@ struct Kernels {
   // gate after gate, each padded with zeros to whole vectors.
   void (*pack_gates)(Matrix<const S> w, std::int64_t gates, std::int64_t hidden, std::int64_t units,
                      std::int64_t inner, T* panels);
+  // B in S for products of at most most_rows_of_stored_b rows; its inner dimension is padded to an
+  // even number. Null if S is T.
+  void (*pack_stored)(Matrix<const S> b, std::int64_t columns, std::int64_t inner, S* panels);
   // A for OuterProduct: tile_rows values for each k, successive tiles tile_rows·inner apart.
   void (*pack_tiles)(Matrix<const O> a, std::int64_t rows, std::int64_t inner, O* tiles);
 

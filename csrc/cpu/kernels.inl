@@ -16,6 +16,8 @@ struct Terms {
 
 #include "cpu/in_place.inl"
 
+#include "cpu/stored_panels.inl"
+
 #include "cpu/arithmetic.inl"
 #include "cpu/functions.inl"
 #include "cpu/gemm.inl"
@@ -36,6 +38,7 @@ constexpr Kernels<S> make_kernels() {
           .pack = pack<S>,
           .pack_operand = pack<S>,
           .pack_gates = pack_gates<S>,
+          .pack_stored = pack_stored_of<S>(),
           .pack_tiles = pack_tiles<T>,
           .widen = widen<S, T>,
           .narrow = narrow<S>,

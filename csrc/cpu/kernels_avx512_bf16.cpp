@@ -86,6 +86,7 @@ const Kernels<BFloat16, BFloat16> products = [] {
                                      floats.pack,
                                      pack_pairs,
                                      floats.pack_gates,
+                                     floats.pack_stored,
                                      pack_pair_tiles,
                                      floats.widen,
                                      floats.narrow,

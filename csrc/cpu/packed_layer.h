@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstring>
 
-#include "cpu/recurrence.h"
+#include "cpu/recurrent_weight.h"
 
 namespace rnn_ext::cpu {
 
@@ -32,6 +32,7 @@ struct PackedLayer {
   T* weight_hh = nullptr;
   T* from_zeros = nullptr;  // W_hh times zeros
   O* weight_ih = nullptr;
+  S* stored_hh = nullptr;  // W_hh in 16 bits
 
   PackedLayer() = default;
   PackedLayer(std::byte* memory, const Problem<S>& p, const Kernels<S, O>& kernels) {
@@ -39,6 +40,8 @@ struct PackedLayer {
       weight_hh = reinterpret_cast<T*>(memory + sizeof(PackedHeader));
       from_zeros = weight_hh + packed_size(kernels, p.hidden_size, p.hidden_size);
       weight_ih = reinterpret_cast<O*>(from_zeros + packed_size(kernels, p.hidden_size, 1));
+      stored_hh =
+          reinterpret_cast<S*>(weight_ih + packed_size(kernels, p.hidden_size, p.input_size));
     }
   }
 
@@ -46,13 +49,18 @@ struct PackedLayer {
                             std::int64_t hidden_size) {
     const std::int64_t recurrent =
         packed_size(kernels, hidden_size, hidden_size) + packed_size(kernels, hidden_size, 1);
-    return static_cast<std::int64_t>(sizeof(PackedHeader) + recurrent * sizeof(T) +
-                                     packed_size(kernels, hidden_size, input_size) * sizeof(O));
+    return static_cast<std::int64_t>(
+        sizeof(PackedHeader) + recurrent * sizeof(T) +
+        packed_size(kernels, hidden_size, input_size) * sizeof(O) +
+        (is_widened<S> ? RecurrentWeight<S, O>::stored_size(kernels, hidden_size) : 0) * sizeof(S));
   }
 
   void fill(const Problem<S>& p, const Kernels<S, O>& kernels) const {
     kernels.pack_transposed(p.weight_hh, p.hidden_size, p.hidden_size, weight_hh);
     kernels.pack_operand_transposed(p.weight_ih, p.hidden_size, p.input_size, weight_ih);
+    if constexpr (is_widened<S>) {
+      kernels.pack_stored(p.weight_hh.transposed(), p.hidden_size, p.hidden_size, stored_hh);
+    }
     const std::vector<T> zeros(p.hidden_size, T{0});
     Product<S> product = product_by(p.weight_hh.transposed(), {0, p.hidden_size}, weight_hh);
     product.rows = 1;

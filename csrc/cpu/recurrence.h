@@ -153,15 +153,6 @@ bool reads_in_place(const Kernels<S, O>& kernels, std::int64_t products, std::in
   return products * ((rows + kernels.tile_rows - 1) / kernels.tile_rows) <= most_tiles_in_place;
 }
 
-// The values of a packed W_hh, or 0 if it is read in place: for a product in every step, in the
-// first step only if `at_start`.
-template <class S, class O>
-std::int64_t recurrent_size(const Kernels<S, O>& kernels, const Problem<S>& p, bool at_start) {
-  return reads_in_place(kernels, p.steps.count - (at_start ? 0 : 1), p.steps.batch)
-             ? 0
-             : packed_size(kernels, p.hidden_size, p.hidden_size);
-}
-
 // The rows of step t whose sequence starts there.
 template <class S>
 Range starting_rows(const Problem<S>& p, std::int64_t t) {

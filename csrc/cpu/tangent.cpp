@@ -8,7 +8,7 @@
 //
 // Members share the steps as in the forward pass. If values are stored in 16 bits, the recurrence
 // continues from the unrounded y of the previous step.
-#include "cpu/recurrence.h"
+#include "cpu/recurrent_weight.h"
 
 namespace rnn_ext::cpu {
 namespace {
@@ -23,7 +23,7 @@ class Tangent {
         seed_(task.seed),
         tangent_(task.tangent),
         kernels_(kernels),
-        weight_hh_(recurrent_size(kernels, p_, static_cast<bool>(p_.hx))) {
+        weight_hh_(kernels, p_, p_.weight_hh.transposed(), static_cast<bool>(p_.hx)) {
     if (is_widened<S>) {
       const std::int64_t states = p_.steps.batch * p_.hidden_size;
       hx_ = Buffer<T>(p_.hx ? states : 0);
@@ -34,11 +34,7 @@ class Tangent {
   }
 
   void run(const Team::Member& member, StepShare& share) const {
-    const Range columns = column_share(kernels_, p_.hidden_size, member);
-    if (weight_hh_.data() && !columns.empty()) {
-      kernels_.pack_transposed(p_.weight_hh.part(columns.begin, 0), columns.size(), p_.hidden_size,
-                               weight_hh_.data() + columns.begin * p_.hidden_size);
-    }
+    weight_hh_.pack(column_share(kernels_, p_.hidden_size, member));
     const Matrix<const T> first =
         p_.hx ? readable(kernels_, p_.hx, share.rows, share.columns, as_rows(hx_, p_.hidden_size))
               : Matrix<const T>{};
@@ -78,8 +74,7 @@ class Tangent {
     const Matrix<const S> h = p_.output.at(p_.steps, t);
     const Matrix<const S> seed = seed_.at(p_.steps, t);
     const Matrix<S> stored = tangent_.at(p_.steps, t);
-    const T* panels = weight_hh_.from(columns.begin * p_.hidden_size);
-    Product<S> product = product_by(p_.weight_hh.transposed(), columns, panels);
+    Product<S> product = weight_hh_.product(columns);
     product.rows = rows.size();
     product.inner = previous ? p_.hidden_size : 0;
     product.a = previous ? previous.row(rows.begin) : nullptr;
@@ -103,7 +98,7 @@ class Tangent {
   Sequence<const S> seed_;
   Sequence<S> tangent_;
   const Kernels<S, O>& kernels_;
-  Buffer<T> weight_hh_;  // packed; without memory if the weight is read in place
+  RecurrentWeight<S, O> weight_hh_;
   Buffer<T> hx_;
   Buffer<T> steps_[2];  // y of the current step and of the previous one
 };

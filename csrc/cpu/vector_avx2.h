@@ -116,6 +116,18 @@ inline Vector<float> blend(__m256 mask, Vector<float> a, Vector<float> b) {
   return {_mm256_blendv_ps(b.v, a.v, mask)};
 }
 inline bool any_less(Vector<float> a, Vector<float> b) { return _mm256_movemask_ps(a < b) != 0; }
+// The bfloat16 numbers in the halves of all lanes, and lanes of such numbers.
+inline Vector<float> lower_halves(Vector<float> x) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x.v), 16))};
+}
+inline Vector<float> upper_halves(Vector<float> x) {
+  const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000));
+  return {_mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(x.v), upper))};
+}
+inline Vector<float> joined_halves(Vector<float> lower, Vector<float> upper) {
+  return {_mm256_castsi256_ps(_mm256_or_si256(_mm256_srli_epi32(_mm256_castps_si256(lower.v), 16),
+                                              _mm256_castps_si256(upper.v)))};
+}
 // On the bits of a vector.
 inline Vector<float> add_bits(Vector<float> x, std::int32_t bits) {
   return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x.v), _mm256_set1_epi32(bits)))};

@@ -115,6 +115,18 @@ inline Vector<float> blend(__mmask16 mask, Vector<float> a, Vector<float> b) {
   return {_mm512_mask_blend_ps(mask, b.v, a.v)};
 }
 inline bool any_less(Vector<float> a, Vector<float> b) { return (a < b) != 0; }
+// The bfloat16 numbers in the halves of all lanes, and lanes of such numbers.
+inline Vector<float> lower_halves(Vector<float> x) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x.v), 16))};
+}
+inline Vector<float> upper_halves(Vector<float> x) {
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+  return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x.v), upper))};
+}
+inline Vector<float> joined_halves(Vector<float> lower, Vector<float> upper) {
+  return {_mm512_castsi512_ps(_mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(lower.v), 16),
+                                              _mm512_castps_si512(upper.v)))};
+}
 // On the bits of a vector.
 inline Vector<float> add_bits(Vector<float> x, std::int32_t bits) {
   return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x.v), _mm512_set1_epi32(bits)))};

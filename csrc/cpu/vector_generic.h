@@ -160,6 +160,18 @@ struct Vector {
   static IntLanes sign_bit() { return IntLanes{} + std::numeric_limits<Int>::min(); }
 };
 
+// The bfloat16 numbers in the halves of all lanes, and lanes of such numbers.
+inline Vector<float> lower_halves(Vector<float> x) {
+  return {(Vector<float>::Lanes)((Vector<float>::UnsignedLanes)x.v << 16)};
+}
+inline Vector<float> upper_halves(Vector<float> x) {
+  return {(Vector<float>::Lanes)((Vector<float>::UnsignedLanes)x.v & 0xffff0000)};
+}
+inline Vector<float> joined_halves(Vector<float> lower, Vector<float> upper) {
+  return {(Vector<float>::Lanes)((Vector<float>::UnsignedLanes)lower.v >> 16 |
+                                 (Vector<float>::UnsignedLanes)upper.v)};
+}
+
 // r[k][c] = source[c][k]
 #if defined(__aarch64__)
 template <class S>
