@@ -145,7 +145,7 @@ struct Kernels {
   void (*pack_gates)(Matrix<const S> w, std::int64_t gates, std::int64_t hidden, std::int64_t units,
                      std::int64_t inner, T* panels);
   // B in S for products of at most most_rows_of_stored_b rows; its inner dimension is padded to an
-  // even number. Null if S is T.
+  // even number. Null if these are not faster, and if S is T.
   void (*pack_stored)(Matrix<const S> b, std::int64_t columns, std::int64_t inner, S* panels);
   // A for OuterProduct: tile_rows values for each k, successive tiles tile_rows·inner apart.
   void (*pack_tiles)(Matrix<const O> a, std::int64_t rows, std::int64_t inner, O* tiles);

@@ -52,13 +52,14 @@ struct PackedLayer {
     return static_cast<std::int64_t>(
         sizeof(PackedHeader) + recurrent * sizeof(T) +
         packed_size(kernels, hidden_size, input_size) * sizeof(O) +
-        (is_widened<S> ? RecurrentWeight<S, O>::stored_size(kernels, hidden_size) : 0) * sizeof(S));
+        (kernels.pack_stored ? RecurrentWeight<S, O>::stored_size(kernels, hidden_size) : 0) *
+            sizeof(S));
   }
 
   void fill(const Problem<S>& p, const Kernels<S, O>& kernels) const {
     kernels.pack_transposed(p.weight_hh, p.hidden_size, p.hidden_size, weight_hh);
     kernels.pack_operand_transposed(p.weight_ih, p.hidden_size, p.input_size, weight_ih);
-    if constexpr (is_widened<S>) {
+    if (kernels.pack_stored) {
       kernels.pack_stored(p.weight_hh.transposed(), p.hidden_size, p.hidden_size, stored_hh);
     }
     const std::vector<T> zeros(p.hidden_size, T{0});

@@ -21,7 +21,7 @@ class RecurrentWeight {
     if (reads_in_place(kernels, p.steps.count - (at_start ? 0 : 1), p.steps.batch)) {
       return;
     }
-    if (is_stored(p)) {
+    if (is_stored(kernels, p)) {
       stored_ = Buffer<S>(stored_size(kernels, inner_));
     } else {
       panels_ = Buffer<T>(packed_size(kernels, inner_, inner_));
@@ -31,15 +31,15 @@ class RecurrentWeight {
   RecurrentWeight(const Kernels<S, O>& kernels, const Problem<S>& p, Matrix<const S> b, T* panels,
                   S* stored)
       : kernels_(kernels), b_(b), inner_(p.hidden_size) {
-    if (is_stored(p)) {
+    if (is_stored(kernels, p)) {
       stored_ = Buffer<S>::of(stored);
     } else {
       panels_ = Buffer<T>::of(panels);
     }
   }
 
-  static bool is_stored(const Problem<S>& p) {
-    return is_widened<S> && p.steps.batch <= most_rows_of_stored_b;
+  static bool is_stored(const Kernels<S, O>& kernels, const Problem<S>& p) {
+    return kernels.pack_stored && p.steps.batch <= most_rows_of_stored_b;
   }
   static std::int64_t stored_size(const Kernels<S, O>& kernels, std::int64_t units) {
     return packed_size(kernels, units, units + units % 2);

@@ -118,20 +118,20 @@ inline auto find_stored_tile(std::int64_t rows, std::int64_t vectors,
 template <class S>
 void stored_product(const Product<S>& p) {
   constexpr std::make_integer_sequence<int, most_rows_of_stored_b * tile_vectors> shapes;
-  const auto multiply = [&](std::int64_t rows, const float* a, std::int64_t column, std::int64_t k,
-                            std::int64_t block, Out<S>& out) {
+  const auto multiply = [&](std::int64_t rows, std::int64_t, const float* a, std::int64_t column,
+                            std::int64_t k, std::int64_t block, Out<S>& out) {
     const PanelShape<float> shape(p.columns - column);
     out.last = shape.last;
     const S* const b = p.b_stored + column * (p.inner + p.inner % 2) + k * shape.line();
     find_stored_tile<S>(rows, shape.vectors, shapes)(a, p.a_stride, b, block, out);
   };
-  for_each_tile(p, tile_vectors * Vector<float>::width, multiply);
+  for_each_tile<1>(p, tile_vectors * Vector<float>::width, multiply);
 }
 
-// Null if S is not a 16-bit type.
+// Null if S is not a 16-bit type, or if a tile of one row takes several panels, which these do not.
 template <class S>
 constexpr auto pack_stored_of() -> void (*)(Matrix<const S>, std::int64_t, std::int64_t, S*) {
-  if constexpr (std::is_same_v<S, Arithmetic<S>>) {
+  if constexpr (std::is_same_v<S, Arithmetic<S>> || panels_for_one_row > 1) {
     return nullptr;
   } else {
     return pack_stored<S>;

@@ -23,7 +23,7 @@ BUILD = ROOT / "build" / "sanitizers"
 CSRC = ROOT / "csrc"
 SANITIZERS = {"asan": "address", "ubsan": "undefined,float-cast-overflow", "tsan": "thread"}
 # The files of the CPU that see torch.
-DRIVERS = {"cell_ops.cpp", "driver.cpp"}
+DRIVERS = {"cell_ops.cpp", "driver.cpp", "packed_ops.cpp"}
 
 
 @rnn_ext.cell
