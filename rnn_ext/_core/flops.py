@@ -20,9 +20,17 @@ Shape = tuple[int, ...]
 ops = torch.ops.rnn_ext
 
 
-@register_flop_formula([ops.rnn_forward, ops._rnn_forward, ops._cell_forward])
+@register_flop_formula(
+    [ops.rnn_forward, ops._rnn_forward, ops._rnn_forward_packed, ops._cell_forward]
+)
 def _forward(input: Shape, hx: Shape | None, weights: list[Shape], *_: Any, **__: Any) -> int:
     return 2 * prod(input[:-1]) * sum(prod(shape) for shape in weights if len(shape) == 2)
+
+
+@register_flop_formula(ops._rnn_pack)
+def _pack(weights: list[Shape], *_: Any, **__: Any) -> int:
+    """One product by zeros, for each direction, is computed with the packing; it is not counted."""
+    return 0
 
 
 @register_flop_formula([ops.rnn_backward, ops._rnn_backward])

@@ -19,7 +19,7 @@ from torch import Tensor
 from .composite import is_tokens
 from .recurrence_layer import Recurrence, Settings, call_backward, call_forward, loop
 from .time_order import TimeOrder
-from .vectorize import folded_or_looped
+from .vectorize import folded_or_looped, is_in_legacy_vmap, legacy_vmap
 
 __all__ = ["run"]
 
@@ -95,7 +95,14 @@ class _Layer(torch.autograd.Function):
         count, states = len(plan.rows()), plan.layer.states()
         reset, *tensors = ctx.saved_tensors[:count]
         kept = ctx.saved_tensors[count:]
-        results = _tangents(plan, reset, tensors, tangents[1:], kept[:states])
+
+        def compute(*tangents: Tensor | None) -> Sequence[Tensor]:
+            return _tangents(plan, reset, tensors, tangents, kept[:states])
+
+        given = tangents[1:]
+        results: Sequence[Tensor | None] = (
+            legacy_vmap(compute, given) if is_in_legacy_vmap(given) else compute(*given)
+        )
         return (*results, *[None] * (len(kept) - states))
 
     @staticmethod
