@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.overrides import has_torch_function
 
 from ._core.autograd import memory_errors
-from ._core.dispatch import Path, Route
+from ._core.dispatch import Path, Route, run_layers
 from ._core.dtypes import KERNEL_DTYPES
-from ._core.stack import Part, run_stack
 from .modules import RNN
 
 __all__ = ["FrozenRNN", "freeze"]
@@ -69,30 +68,21 @@ class FrozenRNN(RNN):
         if not self._is_packed_for(route):
             return super()._run(route)
         call = route.call
-        per_layer = len(call.weights) // call.num_layers
+        settings = (call.batch_sizes, self.nonlinearity, call.bidirectional)
 
-        def run_layer(input: Tensor, layer: int, own: Part) -> Sequence[Tensor]:
-            weights = call.weights[layer * per_layer : (layer + 1) * per_layer]
-            initial = own(call.initial_states(), 0)
-            packed = [getattr(self, f"packed_l{layer}")]
-            if call.bidirectional:
-                packed.append(getattr(self, f"packed_l{layer}_reverse"))
+        def run(
+            layer: int, input: Tensor, initial: list[Tensor], weights: list[Tensor], _: Any
+        ) -> Sequence[Tensor]:
+            names = (f"packed_l{layer}", f"packed_l{layer}_reverse")[: call.directions()]
+            packed = [getattr(self, name) for name in names]
             hx = initial[0] if initial else None
-            settings = (call.batch_sizes, self.nonlinearity, call.bidirectional)
             with memory_errors:
                 output_and_h_n: Sequence[Tensor] = _rnn_forward_packed(
                     input, hx, weights, packed, *settings
                 )
             return output_and_h_n
 
-        output, finals, _ = run_stack(
-            *(run_layer, call.input),
-            num_layers=call.num_layers,
-            directions=call.directions(),
-            states=1,
-            dropout=call.dropout if call.training else 0.0,
-        )
-        return output, *finals
+        return run_layers(call, run)
 
 
 def freeze(module: RNN) -> FrozenRNN:

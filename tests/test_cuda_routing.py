@@ -11,10 +11,10 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from support.ops import Ops
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnn_ext
 from rnn_ext import _C
@@ -25,18 +25,6 @@ from rnn_ext.info import route_of
 H100 = (132, 227 << 10, 65536)
 # Persistent blocks on it: of four rows, of two in float64.
 MOST_ROWS = 132 * 4
-
-
-class Recorder(TorchDispatchMode):
-    """Collects the names of the ops that run."""
-
-    def __init__(self):
-        super().__init__()
-        self.ops = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.ops.add(func.name())
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture
@@ -78,11 +66,11 @@ def op_of(module, *arguments):
     """The op that the call runs: one of ours, or torch's."""
     torchs = {"rnn_tanh": TorchsOp.call, "rnn_tanh_cell": TorchsOp.call}
     try:
-        with torch.no_grad(), Recorder() as recorder, patch.multiple(torch, **torchs):
+        with torch.no_grad(), Ops() as ops, patch.multiple(torch, **torchs):
             module(*arguments)
     except TorchsOp:
         return "torch's own op"
-    (op,) = (name for name in recorder.ops if name.startswith("rnn_ext::"))
+    (op,) = ops.ours
     return op
 
 

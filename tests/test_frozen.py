@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 from support import ISA_LEVELS, PLANS, assert_same_bits, using_isa, using_threads
-from test_routes import Ops
+from support.ops import Ops
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 

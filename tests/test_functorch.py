@@ -5,10 +5,10 @@ from collections import Counter
 import pytest
 import torch
 from support import KINDS, assert_close_fp64, flat, layer_weights, leaves, twins
+from support.ops import Ops
 from support.reference import reference_layers, reference_rnn
 from torch.autograd import forward_ad
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rnn_ext.functional import rnn, rnn_cell
@@ -220,42 +220,33 @@ def test_packed_input_under_transforms(transform):
     assert_close_fp64(results(rnn), results(reference_rnn))
 
 
-class Calls(TorchDispatchMode):
-    """Counts the calls of this package's ops."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "rnn_ext":
-            self.names[func.__name__.split(".")[0]] += 1
-        return func(*args, **(kwargs or {}))
+def named(**counts):
+    return {f"rnn_ext::{name}": count for name, count in counts.items()}
 
 
 def test_samples_share_one_call_of_each_kernel():
     x, _, *weights = primals()
     rows = x.transpose(0, 1).contiguous()
     gradient = torch.func.grad(lambda w, row: rnn(row[:, None], None, w)[0].square().sum())
-    with Calls() as calls:
+    with Ops() as ops:
         torch.func.vmap(gradient, (None, 0))(weights, rows)
-    assert calls.names == {"_rnn_forward": 1, "_rnn_tangent": 1}
-    with Calls() as calls:
+    assert ops.ours == named(_rnn_forward=1, _rnn_tangent=1)
+    with Ops() as ops:
         torch.func.jvp(lambda t: rnn(t, None, weights), (x,), (x,))
-    assert calls.names == {"_rnn_forward": 1, "_rnn_tangent": 1}
+    assert ops.ours == named(_rnn_forward=1, _rnn_tangent=1)
 
 
 def test_double_backward_runs_fused_kernels_alone(node):
     x, *weights = leaves(primals()[0], *primals()[2:])
     output, _ = rnn(x, None, weights)
-    with Calls() as calls:
+    with Ops() as ops:
         grads = torch.autograd.grad(output.square().sum(), [x, *weights], create_graph=True)
         sum(g.square().sum() for g in grads).backward()
     expected = Counter(_rnn_backward=2, _rnn_tangent=2)
     if node == "Python":
         # Its saved tensors have no graph, so it runs the layer again.
         expected += Counter(_rnn_forward=1, _rnn_backward=1)
-    assert calls.names == expected
+    assert ops.ours == named(**expected)
 
 
 @pytest.mark.parametrize("name", ["jvp", "grad", "vmap", "jacfwd", "hessian"])

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import KINDS, flat, twins
+from support.ops import Ops
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import rnn_ext
@@ -83,21 +83,13 @@ def test_a_cells_next_state_can_be_changed_unlike_nn_rnn_cells(order):
 
 def forward_calls(change):
     """How many forward ops a training step runs."""
-
-    class Counter(TorchDispatchMode):
-        count = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            self.count += func.name() == "rnn_ext::_rnn_forward"
-            return func(*args, **(kwargs or {}))
-
     module = rnn_ext.RNN(3, 4)
-    with Counter() as counter:
+    with Ops() as ops:
         output, _ = module(torch.randn(5, 2, 3))
         if change:
             output.mul_(2)
         output.sum().backward()
-    return counter.count
+    return ops.ours["rnn_ext::_rnn_forward"]
 
 
 def test_only_a_changed_output_is_recomputed():

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 
 import pytest
@@ -23,8 +24,11 @@ def plan(steps, batch, hidden_size, threads):
 
 
 def test_caches_are_those_that_the_system_names():
-    names = ("LEVEL1_DCACHE_SIZE", "LEVEL2_CACHE_SIZE")
-    sizes = [subprocess.run(["getconf", name], capture_output=True).stdout for name in names]
+    if sys.platform == "darwin":
+        tool, names = ["sysctl", "-n"], [f"hw.perflevel0.{c}cachesize" for c in ("l1d", "l2")]
+    else:
+        tool, names = ["getconf"], ["LEVEL1_DCACHE_SIZE", "LEVEL2_CACHE_SIZE"]
+    sizes = [subprocess.run([*tool, name], capture_output=True).stdout for name in names]
     zen4 = (32 << 10, 1 << 20)
     known = [int(size) if size.strip().isdigit() else 0 for size in sizes]
     assert _C.caches() == tuple(size or default for size, default in zip(known, zen4, strict=True))

@@ -1,36 +1,19 @@
 """What `explain` says of a call is what runs: the ops of random calls are counted."""
 
 import re
-from collections import Counter
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import KINDS, outcome, without_node
+from support.ops import Ops
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnn_ext
 from rnn_ext import cells
-
-
-class Ops(TorchDispatchMode):
-    """Counts the ops that run."""
-
-    def __init__(self):
-        super().__init__()
-        self.counts = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.counts[func.name().partition(".")[0]] += 1
-        return func(*args, **(kwargs or {}))
-
-    @property
-    def ours(self):
-        return {n: c for n, c in self.counts.items() if n.startswith("rnn_ext::")}
 
 
 class Subclass(Tensor):

@@ -59,6 +59,17 @@ inline Nonlinearity take_nonlinearity(StringHandle handle) {
   return static_cast<Nonlinearity>(found - nonlinearity_names);
 }
 
+// The call of an op on a layer, which may have packed input.
+struct LayerCall : Call {
+  LayerCall(const Tensor& input, const std::optional<Tensor>& hx,
+            const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes,
+            StringHandle nonlinearity, bool bidirectional)
+      : Call(input, hx, weights, batch_sizes, take_nonlinearity(nonlinearity), bidirectional,
+             batch_sizes ? Layout::packed : Layout::sequence) {
+    require(!batch_sizes || hx, "packed input needs hx");
+  }
+};
+
 // The kernels own the string `nonlinearity`: torch's own conversion to std::string leaks a copy.
 template <class Driver>
 struct Ops {
@@ -67,9 +78,7 @@ struct Ops {
                                                 const std::vector<Tensor>& weights,
                                                 const std::optional<Tensor>& batch_sizes,
                                                 StringHandle nonlinearity, bool bidirectional) {
-    const Call call(input, hx, weights, batch_sizes, take_nonlinearity(nonlinearity), bidirectional,
-                    batch_sizes ? Layout::packed : Layout::sequence);
-    require(!batch_sizes || hx, "packed input needs hx");
+    const LayerCall call(input, hx, weights, batch_sizes, nonlinearity, bidirectional);
     Tensor output = call.new_output();
     Tensor h_n = call.new_state();
     Driver::forward(call, output, h_n);
@@ -83,9 +92,7 @@ struct Ops {
                                           const std::optional<Tensor>& batch_sizes,
                                           StringHandle nonlinearity, bool bidirectional,
                                           const std::vector<bool>& output_mask) {
-    const Call call(input, hx, weights, batch_sizes, take_nonlinearity(nonlinearity), bidirectional,
-                    batch_sizes ? Layout::packed : Layout::sequence);
-    require(!batch_sizes || hx, "packed input needs hx");
+    const LayerCall call(input, hx, weights, batch_sizes, nonlinearity, bidirectional);
     return Driver::backward(call, grad_output, grad_h_n, weights, output, output_mask);
   }
 

@@ -378,7 +378,6 @@ class TileRunner {
     operands.use(code_);
     operand_count_ = operands.size();
     values_ = Buffer<TileValues<T>>(threads_ * places());
-    std::fill_n(values_.data(), threads_ * places(), TileValues<T>{});
   }
 
   // The units of a tile: their columns fill a panel, or several if there are few rows, since the

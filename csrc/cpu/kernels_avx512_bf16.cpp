@@ -77,25 +77,25 @@ namespace {
 
 const Kernels<BFloat16, BFloat16> products = [] {
   const Kernels<BFloat16>& floats = avx512_kernels.bf16;
-  return Kernels<BFloat16, BFloat16>{floats.panel_columns,
-                                     floats.tile_rows,
-                                     Terms<BFloat16>::count,
-                                     floats.width,
-                                     floats.pack_transposed,
-                                     pack_pairs_transposed,
-                                     floats.pack,
-                                     pack_pairs,
-                                     floats.pack_gates,
-                                     floats.pack_stored,
-                                     pack_pair_tiles,
-                                     floats.widen,
-                                     floats.narrow,
-                                     copy_rows,
-                                     floats.product,
-                                     product<BFloat16, BFloat16>,
-                                     outer_product<BFloat16>,
-                                     floats.column_sums,
-                                     floats.run_program};
+  return Kernels<BFloat16, BFloat16>{.panel_columns = floats.panel_columns,
+                                     .tile_rows = floats.tile_rows,
+                                     .terms = Terms<BFloat16>::count,
+                                     .width = floats.width,
+                                     .pack_transposed = floats.pack_transposed,
+                                     .pack_operand_transposed = pack_pairs_transposed,
+                                     .pack = floats.pack,
+                                     .pack_operand = pack_pairs,
+                                     .pack_gates = floats.pack_gates,
+                                     .pack_stored = floats.pack_stored,
+                                     .pack_tiles = pack_pair_tiles,
+                                     .widen = floats.widen,
+                                     .narrow = floats.narrow,
+                                     .gather = copy_rows,
+                                     .product = floats.product,
+                                     .operand_product = product<BFloat16, BFloat16>,
+                                     .outer_product = outer_product<BFloat16>,
+                                     .column_sums = floats.column_sums,
+                                     .run_program = floats.run_program};
 }();
 
 }  // namespace

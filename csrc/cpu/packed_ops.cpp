@@ -36,9 +36,7 @@ std::tuple<Tensor, Tensor> rnn_forward_packed(const Tensor& input, const std::op
                                               const std::vector<Tensor>& packed,
                                               const std::optional<Tensor>& batch_sizes,
                                               StringHandle nonlinearity, bool bidirectional) {
-  const Call call(input, hx, weights, batch_sizes, take_nonlinearity(nonlinearity), bidirectional,
-                  batch_sizes ? Layout::packed : Layout::sequence);
-  require(!batch_sizes || hx, "packed input needs hx");
+  const LayerCall call(input, hx, weights, batch_sizes, nonlinearity, bidirectional);
   require(static_cast<std::int64_t>(packed.size()) == call.directions,
           "expected packed weights for each direction");
   Tensor output = call.new_output();

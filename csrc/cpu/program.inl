@@ -10,13 +10,8 @@ class TileProgram {
   explicit TileProgram(const ProgramTile<S>& tile) : tile_(tile) {
     const std::int64_t slot_size = (tile.units + V::width - 1) / V::width * V::width;
     Values* next = tile.values;
-    const Values slots{tile.slots, tile.slot_count * slot_size};
-    if (next->data == slots.data && next->row_stride == slots.row_stride) {
-      next += tile.slot_count;  // from a tile of the same size
-    } else {
-      for (std::int64_t s = 0; s < tile.slot_count; ++s) {
-        *next++ = {tile.slots + s * slot_size, slots.row_stride};
-      }
+    for (std::int64_t s = 0; s < tile.slot_count; ++s) {
+      *next++ = {tile.slots + s * slot_size, tile.slot_count * slot_size};
     }
     for (std::int64_t i = 0; i < tile.operand_count; ++i) {
       const Operand<S>& o = tile.operands[i];

@@ -26,7 +26,7 @@ from .torch_private import (
     overrides_operations,
 )
 
-__all__ = ["Path", "Route", "is_watched", "program_path", "route"]
+__all__ = ["Path", "Route", "is_watched", "program_path", "route", "run_layers"]
 
 
 class Path(enum.Enum):
@@ -91,21 +91,34 @@ class Route(NamedTuple):
             return _run_torchs_op(call)
         if call.is_step:
             return _run_step(call, self.path)
-        run, initial = _layer_of(call, self.path), call.initial_states()
-        per_layer = len(call.weights) // call.num_layers
+        run = _layer_of(call, self.path)
+        return run_layers(call, lambda _, *tensors: run(*tensors))
 
-        def run_layer(input: Tensor, layer: int, own: Part) -> Sequence[Tensor]:
-            weights = call.weights[layer * per_layer : (layer + 1) * per_layer]
-            return run(input, own(initial, 0), weights, own(call.reset_states, -3))
 
-        output, finals, _ = run_stack(
-            *(run_layer, call.input),
-            num_layers=call.num_layers,
-            directions=call.directions(),
-            states=call.kind.states(),
-            dropout=call.dropout if call.training else 0.0,
-        )
-        return output, *finals
+def run_layers(call: Call, run: Callable[..., Sequence[Tensor]]) -> Sequence[Tensor]:
+    """Runs a call's layers: ``run(layer, input, initial, weights, reset_states)`` for each.
+
+    Args:
+        run: returns the output and the final states of the layer with this number.
+
+    Returns:
+        The output and the final states.
+    """
+    initial = call.initial_states()
+    per_layer = len(call.weights) // call.num_layers
+
+    def run_layer(input: Tensor, layer: int, own: Part) -> Sequence[Tensor]:
+        weights = call.weights[layer * per_layer : (layer + 1) * per_layer]
+        return run(layer, input, own(initial, 0), weights, own(call.reset_states, -3))
+
+    output, finals, _ = run_stack(
+        *(run_layer, call.input),
+        num_layers=call.num_layers,
+        directions=call.directions(),
+        states=call.kind.states(),
+        dropout=call.dropout if call.training else 0.0,
+    )
+    return output, *finals
 
 
 def route(call: Call) -> Route:

@@ -13,7 +13,7 @@ from .cells.cell import Cell
 from .composite import Multiply
 from .derivatives import expand_to_mask
 from .torch_private import is_fake
-from .vectorize import is_in_legacy_vmap, legacy_vmap
+from .vectorize import call_batched
 
 __all__ = [
     "Recurrence",
@@ -175,7 +175,7 @@ def differentiable_backward(
         )
         return expand_to_mask(computed, mask)
 
-    return list(legacy_vmap(gradients, grads) if is_in_legacy_vmap(grads) else gradients(*grads))
+    return list(call_batched(gradients, grads))
 
 
 def _node_backward(cell: Cell, fields: tuple[Any, ...], *others: Any) -> list[Tensor | None]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from .composite import is_tokens
 from .recurrence_layer import Recurrence, Settings, call_backward, call_forward, loop
 from .time_order import TimeOrder
-from .vectorize import folded_or_looped, is_in_legacy_vmap, legacy_vmap
+from .vectorize import call_batched, folded_or_looped
 
 __all__ = ["run"]
 
@@ -99,10 +99,7 @@ class _Layer(torch.autograd.Function):
         def compute(*tangents: Tensor | None) -> Sequence[Tensor]:
             return _tangents(plan, reset, tensors, tangents, kept[:states])
 
-        given = tangents[1:]
-        results: Sequence[Tensor | None] = (
-            legacy_vmap(compute, given) if is_in_legacy_vmap(given) else compute(*given)
-        )
+        results = call_batched(compute, tangents[1:])
         return (*results, *[None] * (len(kept) - states))
 
     @staticmethod

@@ -15,7 +15,7 @@ from .torch_private import (
     remove_batch_dim,
 )
 
-__all__ = ["folded_or_looped", "is_in_legacy_vmap", "legacy_vmap"]
+__all__ = ["call_batched", "folded_or_looped", "is_in_legacy_vmap", "legacy_vmap"]
 
 
 def folded_or_looped(
@@ -85,6 +85,15 @@ def is_in_legacy_vmap(tensors: Sequence[Tensor | None]) -> bool:
     if torch.compiler.is_compiling():
         return False  # torch.compile traces neither such a vmap nor the test below
     return any(t is not None and is_legacy_batchedtensor(t) for t in tensors)
+
+
+def call_batched(
+    function: Callable[..., Sequence[Tensor | None]], tensors: Sequence[Tensor | None]
+) -> Sequence[Tensor | None]:
+    """Returns ``function(*tensors)``, under that vmap if it is active."""
+    if is_in_legacy_vmap(tensors):
+        return legacy_vmap(function, tensors)
+    return function(*tensors)
 
 
 def legacy_vmap(

@@ -37,7 +37,7 @@ BINARY = (
     *("lt", "le", "eq", "ne"),  # 1.0 or 0.0
 )
 # affine is a * x + y; where is b if a is not 0, else c; fma is a * b + c, fms a * b - c and fnma
-# c - a * b, each rounded once. A product separates two phases: the first runs for all units before
+# c - a * b. A product separates two phases: the first runs for all units before
 # the second starts, and slots are lost between them, except for values passed in memory.
 OPERATIONS = (
     *("load", "store", "constant", "affine", *UNARY, *BINARY),
