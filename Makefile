@@ -16,7 +16,7 @@ export FORCE_CPU := 1
 endif
 
 .PHONY: help demo test quick coverage test-extras test-torch build lint actionlint docs bench sdist wheel \
-    wheels asan ubsan tsan memcheck fuzz arm-check cuda-check cuda-mutants gpu-test gpu-bench gpu-sanitize gpu-build clean force
+    wheels arm-wheel asan ubsan tsan memcheck fuzz arm-check cuda-check cuda-mutants gpu-test gpu-bench gpu-sanitize gpu-build clean force
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -107,6 +107,10 @@ wheel: sdist ## write an sdist, and the wheel built from it, to dist/
 wheels: sdist ## write wheels for other Linux systems to wheelhouse/ (PYTHONS="python3.12 ...")
 	$(PIP_INSTALL) -q --group wheels
 	@PATH="$(CURDIR)/$(RUN):$$PATH" $(SHELL) -c "$$WHEELS"
+
+arm-wheel: $(VENV)/ready ## as root: write a wheel for aarch64 and Python 3.11 to wheelhouse/
+	$(PIP_INSTALL) -q --group wheels
+	@bash wheels/aarch64.sh
 
 asan: $(VENV)/ready ## the kernels below torch under the address sanitizer
 ubsan: $(VENV)/ready ## the same under the undefined-behavior sanitizer

@@ -52,8 +52,9 @@ def write_libraries(folder: Path, compiler: str) -> None:
 
 def allowed_symbols(library: str) -> dict[str, tuple[str, str]]:
     """Return the type and the newest allowed version of each symbol that a library defines."""
+    readelf = os.environ.get("READELF") or "readelf"
     found = defaultdict(list)
-    for line in run("readelf", "--dyn-syms", "-W", library).splitlines():
+    for line in run(readelf, "--dyn-syms", "-W", library).splitlines():
         fields = line.split()
         if len(fields) == 8 and fields[3] in ASSEMBLY and fields[6] not in ("UND", "ABS"):
             symbol, _, version = fields[7].replace("@@", "@").partition("@")
