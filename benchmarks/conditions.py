@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import product
 from statistics import median
 from types import ModuleType
 
@@ -121,14 +122,11 @@ def measure(library: str, layer: str, shape: tuple[int, ...], mode: str) -> dict
 
 def report() -> None:
     rows = []
-    for layer in LAYERS:
-        for shape in SHAPES:
-            for mode in MODES:
-                for library in LIBRARIES:
-                    factors = measure(library, layer, shape, mode)
-                    name = f"{library} {layer} {'x'.join(map(str, shape))} {mode}"
-                    rows.append({"call": name, **factors})
-                    print(name, *(f"{factor:.2f}" for factor in factors.values()), file=sys.stderr)
+    for layer, shape, mode, library in product(LAYERS, SHAPES, MODES, LIBRARIES):
+        factors = measure(library, layer, shape, mode)
+        name = f"{library} {layer} {'x'.join(map(str, shape))} {mode}"
+        rows.append({"call": name, **factors})
+        print(name, *(f"{factor:.2f}" for factor in factors.values()), file=sys.stderr)
     print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".2f"))
     print()
     print(describe(facts()))
