@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from support import KINDS, assert_same_bits, flat, hx_of, twins
+from support import KINDS, assert_same_bits, flat, hx_of, onednn_has_lstm, twins
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
@@ -38,11 +38,6 @@ def to(dtype, args):
     if isinstance(args, tuple) and not isinstance(args, PackedSequence):
         return tuple(to(dtype, a) for a in args)
     return args.to(dtype)
-
-
-def onednn_has_lstm(dtype):
-    """Whether it has one on this CPU: in float16 on few, in bfloat16 with AVX-512."""
-    return dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from support import SPLITS, assert_same_bits, using_threads, without_node
+from support import SPLITS, assert_same_bits, onednn_has_lstm, using_threads, without_node
 from support.programs import Run, plain_loop
 from support.recurrent import (
     ALL,
@@ -218,7 +218,9 @@ def test_autocast_is_that_of_torchs_layer():
     theirs.load_state_dict(layer.state_dict())
     x = torch.randn(SEQ_LEN, BATCH, INPUT)
     with torch.autocast("cpu", torch.bfloat16):
-        assert layer(x)[0].dtype == theirs(x)[0].dtype == torch.bfloat16
+        assert layer(x)[0].dtype == torch.bfloat16
+        if onednn_has_lstm(torch.bfloat16):
+            assert theirs(x)[0].dtype == torch.bfloat16
 
 
 def test_saves_the_values_that_the_cell_names():

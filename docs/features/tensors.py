@@ -17,8 +17,8 @@ def _(modules: Modules) -> None:
     module = Output(modules)
     with torch.autocast("cpu", torch.bfloat16):
         actual = module(X)
-        expected = Output(modules._replace(library=nn))(X)
-    check(actual.dtype == expected.dtype)  # a GRU's states keep theirs
+    # torch's choices. Its own LSTM raises an error on a CPU without AVX-512.
+    check(actual.dtype == (torch.float32 if modules.kind == "GRU" else torch.bfloat16))
     # 2**-8 is the distance of two bfloat16; a state is below 1.
     same(actual.float(), module(X), atol=0.03, rtol=0)
 

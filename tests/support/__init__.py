@@ -227,3 +227,11 @@ def jobs() -> list[tuple[rnn_ext.RNN, Tensor]]:
     return [
         (rnn_ext.RNN(17, h, 2, bidirectional=b == 8), torch.randn(t, b, 17)) for t, b, h in shapes
     ]
+
+
+def onednn_has_lstm(dtype: torch.dtype) -> bool:
+    """Whether `nn.LSTM` runs in a 16-bit dtype on this CPU: float16 on few, bfloat16 with AVX-512.
+
+    It calls oneDNN, and raises an error where that has none.
+    """
+    return dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
