@@ -2,6 +2,7 @@
 
 import functools
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -378,3 +379,23 @@ def test_a_program_survives_its_encoding():
 def test_program_is_written_in_the_words_of_the_kernels():
     assert list(program.OPERATIONS) == rnn_ext._C.program_operations()
     assert list(program.OPERANDS) == rnn_ext._C.program_operands()
+
+
+@pytest.mark.parametrize("change", ["nothing left", "cut", "other version"])
+def test_an_op_refuses_what_is_not_a_program(change):
+    values = cells.elman.program
+    values = {
+        "nothing left": values[:0],
+        "cut": values[:-1],
+        "other version": torch.cat([values[:1] + 1, values[1:]]),
+    }[change]
+    x, w_ih, w_hh = torch.zeros(2, 1, 3), torch.zeros(5, 3), torch.zeros(5, 5)
+
+    def call():
+        torch.ops.rnn_ext.recurrence_forward(
+            x, [], [w_ih, w_hh], [], [], [], None, None, values, False, 1, 0, 0
+        )
+
+    # A new thread has decoded no program yet.
+    with ThreadPoolExecutor(1) as new_thread, pytest.raises(ValueError, match="is not one that"):
+        new_thread.submit(call).result()

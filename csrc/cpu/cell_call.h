@@ -21,7 +21,7 @@ inline std::shared_ptr<const Program> decoded(std::span<const std::int64_t> valu
   static thread_local std::array<Entry, 4> recent;
   static thread_local std::size_t oldest = 0;
   for (const Entry& e : recent) {
-    if (std::ranges::equal(e.values, values)) {
+    if (e.program && std::ranges::equal(e.values, values)) {
       return e.program;
     }
   }
