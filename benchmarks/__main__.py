@@ -17,12 +17,14 @@ from rnn_ext.bench.workload import MODES
 
 from . import gpu, memory
 from .cases import BATCH_SIZES, GATES, HIDDEN_SIZES, SEQ_LENS, Case, shapes
+from .frozen import NOT_FROZEN
 from .machine import facts
 from .peers.pool import versions
 from .peers.report import format_peers
 from .real import real_cases
 from .recurrences import BASELINES, CELLS
 from .report import format_limits, format_report
+from .resets import LOOP, WITHOUT
 from .results import Run, read, write
 from .run import Plan, measure_limits, measure_rows
 from .start import measure_start
@@ -34,6 +36,8 @@ COMMANDS = {
     "real": "the same for calls with the sizes of public projects",
     "cells": "rnn_ext.RNNCell, GRUCell or LSTMCell against torch.nn's",
     "recurrences": "rnn_ext.Recurrent and RecurrentCell against loops and plain RNNs",
+    "resets": "reset= of rnn_ext.RNN, GRU and LSTM against a loop around torch.nn's, and without",
+    "frozen": "rnn_ext.RNN against its frozen copy",
     "call": "a small call against F.linear and against nn.RNN",
     "peers": "other runtimes: torch.compile, ONNX Runtime, OpenVINO, JAX, as far as installed",
     "limits": "what this machine allows at best: products, memory, barriers, calls",
@@ -45,6 +49,8 @@ SIZES: dict[str, tuple[tuple[int, ...], ...]] = {
     "grid": (SEQ_LENS, BATCH_SIZES, HIDDEN_SIZES),
     "cells": ((1,), (1, 8, 32), (16, 64, 256, 1024)),
     "recurrences": ((100,), (1, 16), (32, 64, 128, 256)),
+    "resets": ((100,), (1, 32), (32, 128, 256)),
+    "frozen": ((1, 16, 128), (1,), (128, 512, 1024)),
     "call": ((18,), (1,), (32,)),
     "peers": (SEQ_LENS, (1, 8, 32), (32, 128, 512)),
     "limits": ((1,), BATCH_SIZES, HIDDEN_SIZES),
@@ -147,8 +153,11 @@ def _add_flags(parser: argparse.ArgumentParser, command: str) -> None:
         add("--compile", action="store_true", help="also torch.compile of each loop: hours")
     if command in ("grid", "real", "show"):
         add("--plot", type=Path, metavar="FILE.png", help="draw the ratios")
-    if command not in ("limits", "show"):
+    if command == "frozen":
+        parser.set_defaults(mode=("forward",))
+    elif command not in ("limits", "show"):
         add("--mode", type=modes, metavar="MODE[,MODE]", help="forward, training; default: both")
+    if command not in ("limits", "show"):
         add("--seconds-per-cell", type=float, metavar="S", help="default: 2; split over the modes")
     if command != "show":
         add("--threads", type=thread_counts, metavar="N[,N...]", help="default: every core")
@@ -228,6 +237,15 @@ def _cases(args: argparse.Namespace) -> list[tuple[Case, str]]:
         ]
     if args.command == "recurrences":
         return _recurrences(args.names or NAMES["recurrences"], sizes, args.compile)
+    if args.command == "resets":
+        return [
+            (Case(*size, size[-1], hx="given", kind=kind, name=kind), baseline)
+            for kind in GATES
+            for size in sizes
+            for baseline in (LOOP, WITHOUT)
+        ]
+    if args.command == "frozen":
+        return [(Case(*size, size[-1]), NOT_FROZEN) for size in sizes]
     cases = [
         Case(
             *(seq_len, batch_size, args.input_size or hidden_size, hidden_size),

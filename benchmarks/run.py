@@ -13,12 +13,14 @@ from rnn_ext.bench.workload import MODES, Mode
 from . import gpu, limits
 from .call import measure_linear
 from .cases import Case
+from .frozen import NOT_FROZEN, measure_frozen
 from .gemm import gemm_rates
 from .machine import available_memory
 from .measure import kernels, measure
 from .memory import LIBRARIES, MemoryProbeError, measure_memory
 from .peers.pool import Pool
 from .recurrences import measure_recurrence
+from .resets import LOOP, WITHOUT, measure_resets
 from .results import Measured, Row, Run
 
 __all__ = ["Plan", "measure_limits", "measure_rows"]
@@ -115,6 +117,10 @@ def _measure(row: Row, mode: Mode, seconds: float, plan: Plan, workers: Pool | N
         return measure_recurrence(case, mode, row.baseline, seconds)
     if row.baseline == "F.linear":
         timings = measure_linear(case, mode, seconds)
+    elif row.baseline == NOT_FROZEN:
+        timings = measure_frozen(case, mode, seconds)
+    elif row.baseline in (LOOP, WITHOUT):
+        timings = measure_resets(case, mode, row.baseline, seconds)
     else:
         timings = measure(case, mode, seconds, plan.device)
     measured = Measured(timings.hot, timings.cold)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from support.benchmarks import CASE, TINY, hot_and_cold, round_limits
 
-from benchmarks import call, plot, results, run
+import rnn_ext
+from benchmarks import call, frozen, plot, resets, results, run
 from benchmarks.__main__ import NAMES, main
 from benchmarks.cases import BATCH_SIZES, HIDDEN_SIZES, SEQ_LENS, Case, shapes
 from benchmarks.draw import build_pair, draw
@@ -276,7 +277,7 @@ def test_rejects_a_plot_without_timings():
 # The commands from end to end
 
 
-@pytest.mark.parametrize("command", ["grid", "cells", "call", "recurrences"])
+@pytest.mark.parametrize("command", ["grid", "cells", "call", "recurrences", "resets", "frozen"])
 def test_a_command_prints_what_it_stores(command, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         "benchmarks.__main__.measure_start", lambda names: dict.fromkeys(["import", *names], 0.25)
@@ -294,12 +295,35 @@ def test_a_command_prints_what_it_stores(command, tmp_path, capsys, monkeypatch)
         "cells": ["nn.RNNCell"],
         "call": ["F.linear", "nn.RNN"],
         "recurrences": ["loop", "G x rnn_ext.RNN", "loop"],
+        "resets": ["loop with resets", "no resets"] * 3,
+        "frozen": ["not frozen"],
     }
     assert [row.baseline for row in found.cells] == baselines[command]
-    assert len(found.summary) == 4 * len(set(baselines[command]))
+    kinds = (1 if command == "frozen" else 2) * len(results.REGIMES)  # nothing frozen is trained
+    assert len(found.summary) == kinds * len(set(baselines[command]))
     assert ("first call of a cell: lif 250 ms" in captured.out) == (command == "recurrences")
     assert main(["show", str(file)]) == 0
     assert capsys.readouterr().out == captured.out
+
+
+@pytest.mark.parametrize("kind", ["RNN", "LSTM"])
+def test_resets_that_differ_from_the_loop_are_not_timed(kind, monkeypatch):
+    case = Case(9, 2, 4, 6, kind=kind, hx="given")
+    forward = resets._Call.forward
+    monkeypatch.setattr(resets.torch, "rand", torch.zeros)  # a reset at every step
+    monkeypatch.setattr(
+        resets._Call,
+        "forward",
+        lambda self, input, states: forward(self, input.flip(0), states),
+    )
+    with pytest.raises(MismatchError, match="output is off"):
+        resets.measure_resets(case, "forward", resets.LOOP, 0.001)
+
+
+def test_a_frozen_copy_with_other_results_is_not_timed(monkeypatch):
+    monkeypatch.setattr(rnn_ext, "freeze", lambda module: lambda *args: (-module(*args)[0],))
+    with pytest.raises(MismatchError, match="a layer and its frozen copy differ at T=2"):
+        frozen.measure_frozen(Case(2, 1, 4, 6), "forward", 0.001)
 
 
 def test_the_call_is_compared_with_a_linear_layer_of_the_same_output():
