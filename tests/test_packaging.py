@@ -259,21 +259,31 @@ def test_error_of_nvcc_is_shown_with_a_way_to_build_without_cuda(setup_py, monke
 
 
 @pytest.fixture(scope="module")
-def cuda_wheel(tmp_path_factory):
-    """A folder with the package of a wheel that holds CUDA kernels."""
-    folder = tmp_path_factory.mktemp("cuda_wheel")
-    environment = os.environ | {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.0;9.0+PTX"}
-    environment.pop("FORCE_CPU", None)
-    source = folder / "source"
-    unwanted = shutil.ignore_patterns("build", "*.so", ".*", "*.egg-info")
-    shutil.copytree(ROOT, source, ignore=unwanted)
+def wheel(tmp_path_factory):
+    """A wheel that is built from an sdist, with CUDA kernels where there is nvcc."""
+    folder = tmp_path_factory.mktemp("wheel")
+    environment = {k: v for k, v in os.environ.items() if k not in ("FORCE_CPU", "PYTHONPATH")}
+    if NVCC:
+        environment |= {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.0;9.0+PTX"}
+    sdist = (sys.executable, "setup.py", "-q", "sdist", "-d", folder)
+    subprocess.run(sdist, cwd=ROOT, env=environment, check=True)
     pip = (sys.executable, "-m", "pip", "wheel", "--no-cache-dir", "--no-build-isolation")
-    subprocess.run([*pip, "--no-deps", "-w", folder, source], env=environment, check=True)
-    shutil.rmtree(source)
+    subprocess.run(
+        [*pip, "--no-deps", "-w", folder, *folder.glob("*.tar.gz")], env=environment, check=True
+    )
     (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def cuda_wheel(wheel):
+    """A folder with the package of a wheel that holds CUDA kernels."""
+    if NVCC is None:
+        pytest.skip("there is no nvcc")
+    site = wheel.parent / "site"
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / "site")
-    return folder / "site"
+        archive.extractall(site)
+    return site
 
 
 def run_with(site, program):
@@ -289,11 +299,7 @@ def run_with(site, program):
     return done.stdout.strip()
 
 
-needs_nvcc = pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
-
-
 @pytest.mark.slow
-@needs_nvcc
 def test_wheel_with_cuda_kernels_works_on_a_machine_without_a_gpu(cuda_wheel):
     printed = run_with(
         cuda_wheel,
@@ -309,7 +315,6 @@ def test_wheel_with_cuda_kernels_works_on_a_machine_without_a_gpu(cuda_wheel):
 
 
 @pytest.mark.slow
-@needs_nvcc
 def test_without_a_driver_the_cuda_kernels_say_so(cuda_wheel):
     reason = run_with(cuda_wheel, "print(rnn_ext._core.cuda.limits(0))")
     assert reason.startswith("rnn_ext: the CUDA kernels cannot run here: ")
@@ -317,7 +322,6 @@ def test_without_a_driver_the_cuda_kernels_say_so(cuda_wheel):
 
 
 @pytest.mark.slow
-@needs_nvcc
 def test_cuda_ops_refuse_input_elsewhere(cuda_wheel):
     # As if only the weights were on a device.
     reason = run_with(
@@ -355,21 +359,14 @@ def test_builds_without_the_node_if_it_does_not_fit_torchs_api(setup_py, monkeyp
 
 
 @pytest.mark.slow
-def test_wheel_from_the_sdist_works_in_an_environment_of_its_own(tmp_path):
+def test_wheel_from_the_sdist_works_in_an_environment_of_its_own(wheel, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment["FORCE_CPU"] = "1"
 
-    def run(*command, cwd=tmp_path):
+    def run(*command):
         done = subprocess.run(
-            command, cwd=cwd, env=environment, check=True, stdout=subprocess.PIPE, text=True
+            command, cwd=tmp_path, env=environment, check=True, stdout=subprocess.PIPE, text=True
         )
         return done.stdout
-
-    pip = (sys.executable, "-m", "pip")
-    run(sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path, cwd=ROOT)
-    (sdist,) = tmp_path.glob("*.tar.gz")
-    run(*pip, "wheel", "--no-cache-dir", "--no-build-isolation", "--no-deps", "-w", tmp_path, sdist)
-    (wheel,) = tmp_path.glob("*.whl")
 
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -383,7 +380,8 @@ def test_wheel_from_the_sdist_works_in_an_environment_of_its_own(tmp_path):
 
     venv.create(tmp_path / "venv", with_pip=False)
     python = tmp_path / "venv" / "bin" / "python"
-    run(*pip, "--python", python, "install", "--no-deps", "--no-index", wheel)
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    run(*pip, "install", "--no-deps", "--no-index", wheel)
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     # Torch comes from the environment that runs the tests; a second copy would take a minute.
     Path(site, "torch.pth").write_text(sysconfig.get_path("purelib"))
