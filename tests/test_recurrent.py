@@ -167,6 +167,26 @@ def test_steps_of_the_cell_are_those_of_the_layer(cell):
     assert (alone[0] if cell.states else alone).shape == (HIDDEN,)
 
 
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("hidden_size", [17, 300], ids=["one block of sums", "two"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_elman_cell_gives_the_bits_of_rnn(isa, dtype, hidden_size, split):
+    torch.manual_seed(0)
+    layer = Recurrent(cells.elman, INPUT, hidden_size, bidirectional=True, dtype=dtype)
+    rnn = rnn_ext.RNN(INPUT, hidden_size, bidirectional=True, dtype=dtype)
+    rnn.load_state_dict(layer.state_dict())
+    x = torch.randn(SEQ_LEN, 7, INPUT).to(dtype).requires_grad_()
+    hx = torch.randn(2, 7, hidden_size).to(dtype).requires_grad_()
+    upstream = torch.randn(SEQ_LEN, 7, 2 * hidden_size).to(dtype)
+    found = []
+    for module in (layer, rnn):
+        with using_threads(2, split):
+            output, h_n = module(x, hx)
+            leaves = [x, hx, *module.parameters()]
+            found.append([output, h_n, *torch.autograd.grad(output, leaves, upstream)])
+    assert_same_bits(*found)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("cell", ALL, ids=lambda c: c.name)
 def test_half_precision_is_rounded_storage(cell, dtype):

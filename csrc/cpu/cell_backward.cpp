@@ -188,26 +188,34 @@ class CellBackward {
           ends ? b.final_gradient(0, rows, share.columns) : b.carried(0, 1 - turn);
       const Matrix<const S> seed = b.seed() ? b.seed().at(b.p_.steps, t) : Matrix<const S>{};
       const std::int64_t next = b.p_.order().next(t);
-      run(phase, rows, later, carried, seed, [&](Range r, Range units, T* slots) {
-        if (b.cell_.resets && !ends) {
-          b.reset_gradients_.cut(0, next, r, units, {slots, phase.tiles.row_size(units.size()), 1});
+      const bool cuts = !ends && b.cell_.resets.any(next, rows);
+      const auto multiply = [&](Range r, Range units) {
+        b.multiply(phase, product, r, units, later, carried, cuts ? Matrix<const S>{} : seed);
+        if (cuts) {
+          const Matrix<T> gradient{product.c, product.c_stride, 1};
+          b.reset_gradients_.cut(0, next, r, units, gradient);
+          add(seed ? seed.part(r.begin, units.begin) : seed, r.size(), units.size(), gradient);
         }
-      });
+      };
+      phase.tiles.run(product, rows, share.columns, operands, member, multiply, !cuts);
     }
 
     // The gradient of the yielded value: W_hhᵀ dv of the product that multiplied it.
     void multiply_own(const Phase& phase, Range rows, const Matrix<const T>& own) {
       product.inner = phase.rows;
-      run(phase, rows, own.part(0, phase.first), {}, {}, [](Range, Range, T*) {});
+      const auto multiply = [&](Range r, Range units) {
+        b.multiply(phase, product, r, units, own.part(0, phase.first), {}, {});
+      };
+      phase.tiles.run(product, rows, share.columns, operands, member, multiply);
     }
 
-    template <class After>
-    void run(const Phase& phase, Range rows, const Matrix<const T>& multiplied,
-             const Matrix<const T>& carried, const Matrix<const S>& seed, After after) {
-      phase.tiles.run(rows, share.columns, operands, member, [&](Range r, Range units, T* slots) {
-        b.multiply(phase, product, r, units, multiplied, carried, seed, slots);
-        after(r, units, slots);
-      });
+    static void add(const Matrix<const S>& m, std::int64_t rows, std::int64_t columns,
+                    const Matrix<T>& target) {
+      for (std::int64_t r = 0; r < rows && m; ++r) {
+        for (std::int64_t c = 0; c < columns; ++c) {
+          target.row(r)[c] += static_cast<T>(m.row(r)[c]);
+        }
+      }
     }
 
     void end(const Chunk& chunk, bool is_last) {
@@ -307,9 +315,9 @@ class CellBackward {
     return state == 0 ? g_.output : cell_gradients_.sequences[state - 1];
   }
 
-  // The gradient of the output, if products add it. A reset does not move it.
+  // The gradient of the output, if products add it.
   Sequence<const S> seed() const {
-    return g_.output.column_stride == 1 && !cell_.resets ? g_.output : Sequence<const S>{};
+    return g_.output.column_stride == 1 ? g_.output : Sequence<const S>{};
   }
 
   // The gradient of the last value of a state, for these rows and columns.
@@ -335,8 +343,7 @@ class CellBackward {
   // Makes the code of step t read the states before it from copies, if it resets one of the rows.
   void replace_states(std::int64_t t, Range rows, Range columns, bool starts,
                       OperandTable<S>& operands) const {
-    bool any = false;
-    cell_.resets.for_each(t, rows, [&](std::int64_t) { any = true; });
+    const bool any = cell_.resets.any(t, rows);
     for (int s = 0; s < program_.states && any; ++s) {
       if (!previous_[s].data()) {
         continue;
@@ -379,11 +386,10 @@ class CellBackward {
     return product_by(p_.weight_hh, columns, phase.weight_hh.from(columns.begin * phase.rows));
   }
 
-  // Writes W_hhᵀ multiplied + carried + seed to the first slot.
+  // Computes W_hhᵀ multiplied + carried + seed.
   void multiply(const Phase& phase, Product<S>& product, Range rows, Range units,
                 const Matrix<const T>& multiplied, const Matrix<const T>& carried,
-                const Matrix<const S>& seed, T* slots) const {
-    product.rows = rows.size();
+                const Matrix<const S>& seed) const {
     product.columns = units.size();
     product.a = multiplied.row(rows.begin);
     product.a_stride = multiplied.row_stride;
@@ -393,8 +399,6 @@ class CellBackward {
     product.init_stride = carried.row_stride;
     product.seed = seed ? seed.row(rows.begin) + units.begin : nullptr;
     product.seed_stride = seed.row_stride;
-    product.c = slots;
-    product.c_stride = phase.tiles.row_size(units.size());
     kernels_.product(product);
   }
 
@@ -427,8 +431,11 @@ class CellBackward {
     product.inner = phase.rows;
     phase.tiles.for_each_tile(
         share.rows, share.columns, member, [&](Range r, Range units, T* slots) {
-          multiply(phase, product, r, units, dv, carried, {}, slots);
           const Matrix<T> gradient{slots, phase.tiles.row_size(units.size()), 1};
+          product.rows = r.size();
+          product.c = gradient.data;
+          product.c_stride = gradient.row_stride;
+          multiply(phase, product, r, units, dv, carried, {});
           reset_gradients_.cut(0, p_.order().step(0), r, units, gradient);
           if (g_.hx) {
             kernels_.narrow(gradient, r.size(), units.size(), g_.hx.part(r.begin, units.begin));

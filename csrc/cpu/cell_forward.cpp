@@ -9,9 +9,8 @@
 // phase yielded, in scratch memory, by the next rows of W_hh, and runs the code after that product.
 //
 // A state is stored in its tensor, if it has one of the arithmetic type, or else alternately in two
-// buffers, since other threads still read the last y while the next is written. With resets all
-// states are in such buffers, where the states of a row are replaced before the step that resets
-// it.
+// buffers, since other threads still read the last y while the next is written. A step that resets
+// rows reads the states before it from copies, in which those of these rows are replaced.
 #include "cpu/cell_recurrence.h"
 #include "cpu/projection.h"
 
@@ -58,6 +57,7 @@ class CellForward {
     for (int s = 0; s < program_.states; ++s) {
       initial_.push_back(Buffer<T>(is_widened<S> && given_initial(s) ? size : 0));
       states_.push_back(Buffer<T>(is_in_place(s) ? 0 : 2 * size));
+      replaced_.push_back(Buffer<T>(cell_.resets ? 2 * size : 0));
     }
     set_operands(operands_[0]);
     for (std::size_t i = 0; i < phases_.size(); ++i) {
@@ -77,11 +77,9 @@ class CellForward {
         readable(kernels_, given_initial(s), share.rows, share.columns, initial_copy(s));
       }
     }
-    if (cell_.resets) {
-      start_in_turn(share);
-    }
-    member.barrier();
     Pass pass{*this, member, share, operands_[member.rank()]};
+    pass.is_reset = reset(p_.order().step(0), share, 0, [&](int s) { return initial(s); });
+    member.barrier();
     run_steps(p_.steps, p_.order(), projection_.chunk_rows(), share, pass);
   }
 
@@ -106,6 +104,7 @@ class CellForward {
     Product<S> product = {};     // the fields that the products of all steps share
     std::int64_t previous = -1;  // step
     int turn = 0;
+    bool is_reset = false;  // the next step resets rows
 
     void begin(const Chunk& chunk) {
       projected = f.projection_.in_scratch(f.projected_, f.projection_.columns(), chunk, share);
@@ -115,27 +114,27 @@ class CellForward {
 
     void step(std::int64_t t, Range carried, Range starting, Range ending) {
       const Matrix<const T> u = projected.at(f.p_.steps, t);
-      if (f.cell_.resets && carried.empty()) {
-        std::swap(carried, starting);
-      }
       for (const Phase& phase : f.phases_) {
         const Matrix<const T> yielded = as_rows(phase.yielded, f.p_.hidden_size);
         if (yielded) {
           share.group.barrier();  // it is complete for all units
         }
-        if (!carried.empty()) {
-          operands.move_to(t, previous, turn);
-          f.advance(phase, carried, share.columns, u,
-                    yielded ? yielded : f.state(0, previous, 1 - turn), operands, member, product);
-        }
-        if (!starting.empty()) {
-          operands.move_to(t, previous, turn);
-          for (int s = 0; s < f.program_.states; ++s) {
-            operands.put(Memory::state, s, f.initial(s));
+        const auto advance = [&](Range rows, bool starts) {
+          if (rows.empty()) {
+            return;
           }
-          f.advance(phase, starting, share.columns, u, yielded ? yielded : f.initial(0), operands,
-                    member, product);
-        }
+          operands.move_to(t, previous, turn);
+          const auto before = [&](int s) { return is_reset ? f.replaced(s, turn) : f.initial(s); };
+          const bool elsewhere = is_reset || starts;
+          for (int s = 0; s < f.program_.states && elsewhere; ++s) {
+            operands.put(Memory::state, s, before(s));
+          }
+          const Matrix<const T> y = elsewhere ? before(0) : f.state(0, previous, 1 - turn);
+          f.advance(phase, rows, share.columns, u, yielded ? yielded : y, operands, member,
+                    product);
+        };
+        advance(carried, false);
+        advance(starting, true);
       }
       if (!ending.empty()) {
         for (int s = 0; s < f.program_.states; ++s) {
@@ -144,10 +143,9 @@ class CellForward {
                             f.final_states_[s].part(ending.begin, share.columns.begin));
         }
       }
-      if (const std::int64_t next = f.p_.order().next(t);
-          f.cell_.resets && f.p_.steps.rows_or_none(next) > 0) {
-        f.reset(next, share, turn);
-      }
+      const std::int64_t next = f.p_.order().next(t);
+      is_reset = f.p_.steps.rows_or_none(next) > 0 &&
+                 f.reset(next, share, 1 - turn, [&](int s) { return f.state(s, t, turn); });
       previous = t;
       turn ^= 1;
     }
@@ -209,7 +207,7 @@ class CellForward {
   }
 
   // Whether a state is stored in the tensor in which the call keeps it.
-  bool is_in_place(int state) const { return !is_widened<S> && !cell_.resets && sequence(state); }
+  bool is_in_place(int state) const { return !is_widened<S> && sequence(state); }
 
   // The last two steps of a state that is not.
   Sequence<T> in_turns(int state) const {
@@ -229,24 +227,27 @@ class CellForward {
     return as_rows(states_[state], p_.hidden_size).part(turn * p_.steps.batch, 0);
   }
 
-  // With resets, the first step reads its states from the two buffers, like all others.
-  void start_in_turn(const StepShare& share) const {
-    for (int s = 0; s < program_.states; ++s) {
+  // If step t resets one of these rows, copies the states before it, before(state), to the buffers
+  // of its turn, replaces those of the reset rows, and returns true.
+  template <class Before>
+  bool reset(std::int64_t t, const StepShare& share, int turn, Before before) const {
+    const bool any = cell_.resets.any(t, share.rows);
+    const std::int64_t first = share.columns.begin, count = share.columns.size();
+    for (int s = 0; s < program_.states && any; ++s) {
+      const Matrix<const T> source = before(s);
+      const Matrix<T> target = replaced(s, turn);
       for (std::int64_t r = share.rows.begin; r < share.rows.end; ++r) {
-        std::copy_n(initial(s).row(r) + share.columns.begin, share.columns.size(),
-                    in_turn(s, 1).row(r) + share.columns.begin);
+        std::copy_n(source.row(r) + first, count, target.row(r) + first);
       }
+      const Matrix<const S> states = cell_.resets.states[s].at(p_.steps, t);
+      cell_.resets.for_each(t, share.rows, [&](std::int64_t row) {
+        kernels_.widen(states.part(row, first), 1, count, target.part(row, first));
+      });
     }
-    reset(p_.order().step(0), share, 1);
+    return any;
   }
-  // Replaces the states before step t, in the buffers of this turn, for the rows that it resets.
-  void reset(std::int64_t t, const StepShare& share, int turn) const {
-    cell_.resets.for_each(t, share.rows, [&](std::int64_t row) {
-      for (int s = 0; s < program_.states; ++s) {
-        kernels_.widen(cell_.resets.states[s].at(p_.steps, t).part(row, share.columns.begin), 1,
-                       share.columns.size(), in_turn(s, turn).part(row, share.columns.begin));
-      }
-    });
+  Matrix<T> replaced(int state, int turn) const {
+    return as_rows(replaced_[state], p_.hidden_size).part(turn * p_.steps.batch, 0);
   }
 
   Matrix<const S> given_initial(int state) const {
@@ -295,39 +296,37 @@ class CellForward {
                const Team::Member& member, Product<S>& product) const {
     product.inner = p_.hidden_size;
     product.a_stride = multiplied.row_stride;
-    phase.tiles.run(rows, columns, operands, member, [&](Range r, Range units, T* slots) {
-      product.rows = r.size();
+    phase.tiles.run(product, rows, columns, operands, member, [&](Range r, Range units) {
       product.a = multiplied.row(r.begin);
       product.init = nullptr;
       if (starts_from_projection_) {
         product.init = u.row(r.begin) + units.begin * phase.gates;
         product.init_stride = u.row_stride;
       }
-      multiply(phase, product, units, slots);
+      multiply(phase, product, units);
     });
   }
 
-  // Writes the product for a block, plus product.init if there is no bias, to the first slots.
-  void multiply(const Phase& phase, Product<S>& product, Range units, T* slots) const {
+  // Computes the product for a block, plus product.init if there is no bias.
+  void multiply(const Phase& phase, Product<S>& product, Range units) const {
     const std::int64_t width = phase.tiles.padded(units.size());
     if (const T* const bias = phase.bias_hh.from(units.begin * phase.gates)) {
       product.init = bias;
     }
-    const T* const init = product.init;
-    product.c_stride = phase.tiles.row_size(units.size());
     if (phase.weight_hh.data()) {
       product.columns = (phase.gates - 1) * width + units.size();
       product.b = panels(phase, units.begin);
-      product.c = slots;
       kernels_.product(product);
       return;
     }
+    const T* const init = product.init;
+    T* const c = product.c;
     for (std::int64_t g = 0; g < phase.gates; ++g) {
       const std::int64_t row = (phase.first_gate + g) * p_.hidden_size + units.begin;
       product.columns = units.size();
       product.unpacked = p_.weight_hh.part(row, 0).transposed();
       product.init = init ? init + g * width : nullptr;
-      product.c = slots + g * width;
+      product.c = c + g * width;
       kernels_.product(product);
     }
   }
@@ -344,9 +343,10 @@ class CellForward {
   std::vector<Phase> phases_;
   Buffer<T> projected_;
   Buffer<T> zeros_;
-  std::vector<Buffer<T>> passed_;   // from one phase to a later one
-  std::vector<Buffer<T>> initial_;  // copies
-  std::vector<Buffer<T>> states_;   // two of each state, or none
+  std::vector<Buffer<T>> passed_;    // from one phase to a later one
+  std::vector<Buffer<T>> initial_;   // copies
+  std::vector<Buffer<T>> states_;    // two of each state, or none
+  std::vector<Buffer<T>> replaced_;  // likewise, for steps that reset rows
 };
 
 }  // namespace

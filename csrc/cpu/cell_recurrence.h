@@ -354,6 +354,27 @@ class Linker {
   std::vector<Instruction> code_;
 };
 
+// The places of h and of the result if code multiplies the product, in slot 0, by 1 - h·h: this is
+// the derivative of a plain RNN, which a product computes at its end (Finish::chain). Its forward
+// code, tanh, is as fast after the product.
+struct Chain {
+  std::uint16_t h = 0;
+  std::uint16_t result = 0;  // 0: the code is other code
+
+  static Chain of(const std::vector<Instruction>& code, std::int64_t slots) {
+    if (code.size() != 2) {
+      return {};
+    }
+    const Instruction &first = code[0], &second = code[1];
+    const bool subtracts = first.operation == Operation::subtract_product && first.y == 1 &&
+                           first.a == first.b && first.a >= slots;
+    const bool multiplies =
+        second.operation == Operation::mul && second.dst >= slots &&
+        ((second.a == 0 && second.b == first.dst) || (second.b == 0 && second.a == first.dst));
+    return subtracts && multiplies ? Chain{first.a, second.dst} : Chain{};
+  }
+};
+
 // Runs code on tiles of rows and units, after products that write their results to its slots.
 template <class S, class O>
 class TileRunner {
@@ -378,6 +399,7 @@ class TileRunner {
     operands.use(code_);
     operand_count_ = operands.size();
     values_ = Buffer<TileValues<T>>(threads_ * places());
+    chain_ = Chain::of(code_, slot_count_);
   }
 
   // The units of a tile: their columns fill a panel, or several if there are few rows, since the
@@ -399,12 +421,22 @@ class TileRunner {
   // The values of a tile's slots for one row.
   std::int64_t row_size(std::int64_t units) const { return slot_count_ * padded(units); }
 
-  // For each tile of these rows and columns: multiply(rows, units, slots), then the code.
+  // For each tile of these rows and columns: multiply(rows, units), which computes `product`, and
+  // then the code; or both at once if that is possible, and `at_once`.
   template <class Multiply>
-  void run(Range rows, Range columns, const OperandTable<S>& operands, const Team::Member& member,
-           Multiply multiply) const {
+  void run(Product<S>& product, Range rows, Range columns, const OperandTable<S>& operands,
+           const Team::Member& member, Multiply multiply, bool at_once = true) const {
+    product.finish = at_once && chain_.result ? Finish::chain : Finish::none;
     for_each_tile(rows, columns, member, [&](Range r, Range units, T* slots) {
-      multiply(r, units, slots);
+      product.rows = r.size();
+      if (product.finish == Finish::chain) {
+        set_chain(product, operands, r, units);
+        multiply(r, units);
+        return;
+      }
+      product.c = slots;
+      product.c_stride = row_size(units.size());
+      multiply(r, units);
       kernels_.run_program({code_.data(), static_cast<std::int64_t>(code_.size()), operands.data(),
                             operand_count_, values_.data() + member.rank() * places(), slots,
                             slot_count_, r.begin, units.begin, r.size(), units.size()});
@@ -433,6 +465,21 @@ class TileRunner {
   std::int64_t slots_size() const { return most_rows_ * row_size(units_); }
   std::int64_t places() const { return slot_count_ + operand_count_; }
 
+  void set_chain(Product<S>& product, const OperandTable<S>& operands, Range rows,
+                 Range units) const {
+    const auto at = [&](std::uint16_t place) {
+      const Operand<S>& o = operands.data()[place - slot_count_];
+      return Matrix<const T>{o.values, o.row_stride, 1}.part(rows.begin, units.begin);
+    };
+    if constexpr (!is_widened<S>) {  // otherwise the code has loads and stores
+      const Matrix<const T> h = at(chain_.h), result = at(chain_.result);
+      product.h = h.data;
+      product.h_stride = h.row_stride;
+      product.c = const_cast<T*>(result.data);
+      product.c_stride = result.row_stride;
+    }
+  }
+
   const Kernels<S, O>& kernels_;
   std::int64_t slot_count_;
   std::int64_t units_;
@@ -440,6 +487,7 @@ class TileRunner {
   std::int64_t threads_;
   std::int64_t operand_count_ = 0;
   std::vector<Instruction> code_;
+  Chain chain_;
   Buffer<TileValues<T>> values_;  // of each member
   Buffer<T> slots_;               // of each member
 };

@@ -44,6 +44,13 @@ struct Resets {
 
   constexpr explicit operator bool() const { return static_cast<bool>(flags); }
   bool at(std::int64_t t, std::int64_t row) const { return *flags.part(t, row).data != 0; }
+  bool any(std::int64_t t, Range rows) const {
+    bool found = false;
+    if (*this) {
+      for_each(t, rows, [&](std::int64_t) { found = true; });
+    }
+    return found;
+  }
   // Calls f(row) for those of these rows that are reset at step t.
   template <class F>
   void for_each(std::int64_t t, Range rows, F&& f) const {
