@@ -90,6 +90,8 @@ bench: $(VENV)/ready ## repeat the measurements in benchmarks/results but peers:
 	$(BENCH) cells --layer LSTM --threads 1,2 --json benchmarks/results/lstm-cells.json
 	$(BENCH) recurrences --threads 2 --json benchmarks/results/recurrences.json
 	$(BENCH) recurrences --threads 1 --json benchmarks/results/recurrences-1-thread.json
+	$(BENCH) resets --threads 1 --json benchmarks/results/resets.json
+	$(BENCH) frozen --threads 1,2 --json benchmarks/results/frozen.json
 	$(BENCH) call --threads 2,1 --json benchmarks/results/call.json
 
 # The first run compiles benchmarks/probe.cpp with the environment's ninja.
