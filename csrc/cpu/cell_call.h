@@ -143,7 +143,7 @@ class CellCall {
       cell.resets.flags = view::matrix<const std::uint8_t>(*reset_);
       for (int s = 0; s < program.states; ++s) {
         cell.resets.states.push_back(reset_states_.empty()
-                                         ? Sequence<const S>{view::data<const S>(*zeros_), 0, 0, 1}
+                                         ? Sequence<const S>{zeros<S>(), 0, 0, 1}
                                          : reset_state<const S>(reset_states_[s], direction));
       }
     }
@@ -239,9 +239,15 @@ class CellCall {
                        : checked(t, "a reset state", {directions, rows, hidden_size})));
     }
     if (states.empty()) {
-      zeros_ = new_tensor({hidden_size});
-      torch::stable::zero_(*zeros_);
+      zeros_.resize(hidden_size);
     }
+  }
+
+  // A state of zeros, in any dtype.
+  template <class S>
+  const S* zeros() const {
+    static_assert(sizeof(S) <= sizeof(double));
+    return reinterpret_cast<const S*>(zeros_.data());
   }
 
   void set_steps(const std::optional<Tensor>& batch_sizes) {
@@ -292,7 +298,7 @@ class CellCall {
   std::vector<Tensor> inputs_;
   std::optional<Tensor> reset_;
   std::vector<Tensor> reset_states_;
-  std::optional<Tensor> zeros_;  // instead of reset_states_
+  std::vector<double> zeros_;  // instead of reset_states_
   std::vector<std::int64_t> sizes_;
   std::vector<std::int64_t> offsets_;
 };

@@ -165,15 +165,15 @@ class Layers(_Module, nn.RNNBase):
         has_reset = reset is not None or reset_state is not None
         if self._own_check:
             return self._forward_of_torch(input, hx, has_reset)
-        proxy = _find_proxy(input, hx, reset, reset_state)
-        if proxy is not None:
-            options = {"reset": reset, "reset_state": reset_state} if has_reset else {}
-            return _fx_node(self, proxy, input, hx, **options)
         kind = self._kind()
         if kind and (has_reset or not kind.is_compiled()) and not torch.compiler.is_compiling():
             result = node.run_gated(self, kind.cell, input, hx, reset, reset_state)
             if result is not None:
                 return result
+        proxy = _find_proxy(input, hx, reset, reset_state)
+        if proxy is not None:
+            options = {"reset": reset, "reset_state": reset_state} if has_reset else {}
+            return _fx_node(self, proxy, input, hx, **options)
         call = self._call(input, hx)
         if call is not None and has_reset:
             names = ("h", *call.kind.cell.states)
