@@ -177,7 +177,8 @@ class build_ext(BuildExtension):
         header.parent.mkdir(parents=True, exist_ok=True)
         if not header.is_file() or header.read_text() != content:
             header.write_text(content)
-        extension.include_dirs.insert(0, str(header.parent))
+        for built in (extension, node):
+            built.include_dirs.insert(0, str(header.parent))
 
 
 def relative(*patterns: str) -> list[str]:
@@ -222,7 +223,7 @@ extension.libraries = [*STANDARD_LIBRARY, "torch_cpu"]
 NODE = runpy.run_path(str(ROOT / "rnn_ext" / "_node_name.py"))["node_name"](torch.__version__)
 node = CppExtension(
     f"rnn_ext.{NODE}",
-    relative("csrc/eager/*.cpp"),
+    relative("csrc/eager/*.cpp", "csrc/source_digest.cpp"),
     include_dirs=[*INCLUDE_DIRS],
     define_macros=[("RNN_EXT_NODE_MODULE", NODE)],
     extra_compile_args=[*COMPILE_ARGS],

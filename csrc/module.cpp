@@ -12,6 +12,7 @@
 #include <optional>
 #include <utility>
 
+#include "common/direct.h"
 #include "common/program.h"
 #include "common/supports.h"
 #include "cpu/cores.h"
@@ -179,6 +180,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     throw std::invalid_argument(std::string("RNN_EXT_ISA=") + error.what());
   }
   m.attr("source_digest") = source_digest;
+  m.attr("direct_kernels") = py::capsule(&rnn_ext::direct_kernels);
   m.def("build_info", &build_info);
   m.def("find_obstacle", &find_obstacle, py::arg("input"), py::arg("hx"), py::arg("weights"),
         py::arg("batch_sizes"), py::arg("is_step"), py::arg("num_layers"), py::arg("directions"),

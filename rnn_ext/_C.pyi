@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 
+direct_kernels: object
 source_digest: str
 
 def available_threads(torch_threads: int) -> int: ...

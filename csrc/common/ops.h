@@ -46,38 +46,60 @@ inline void define_ops(Library& m) {
       "Tensor? batch_sizes, str nonlinearity, bool reverse) -> Tensor");
 }
 
-// Frees the string.
-inline Nonlinearity take_nonlinearity(StringHandle handle) {
-  const std::unique_ptr<StringOpaque, decltype(&torch_delete_string)> owner(handle,
-                                                                            &torch_delete_string);
-  const char* data = nullptr;
-  std::size_t length = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
-  const auto* const found = std::ranges::find(nonlinearity_names, std::string_view(data, length));
-  require(found != std::end(nonlinearity_names), "nonlinearity must be 'tanh' or 'relu'");
-  return static_cast<Nonlinearity>(found - nonlinearity_names);
-}
+// How torch passes an argument of this type to a boxed kernel.
+template <class T>
+struct FromTorch {
+  using Type = T;
+  static T take(T value) { return std::forward<T>(value); }
+};
+
+// As a string, which the kernel owns: torch's own conversion to std::string leaks a copy.
+template <>
+struct FromTorch<Nonlinearity> {
+  using Type = StringHandle;
+  static Nonlinearity take(StringHandle handle) {
+    const std::unique_ptr<StringOpaque, decltype(&torch_delete_string)> owner(handle,
+                                                                              &torch_delete_string);
+    const char* data = nullptr;
+    std::size_t length = 0;
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+    const auto* const found = std::ranges::find(nonlinearity_names, std::string_view(data, length));
+    require(found != std::end(nonlinearity_names), "nonlinearity must be 'tanh' or 'relu'");
+    return static_cast<Nonlinearity>(found - nonlinearity_names);
+  }
+};
+
+// A kernel as torch calls it, for TORCH_BOX.
+template <auto op>
+struct Boxed;
+
+template <class Result, class... Arguments, Result (*op)(Arguments...)>
+struct Boxed<op> {
+  static Result call(typename FromTorch<Arguments>::Type... arguments) {
+    return WithTorchsWords<op>::call(FromTorch<Arguments>::take(
+        std::forward<typename FromTorch<Arguments>::Type>(arguments))...);
+  }
+};
 
 // The call of an op on a layer, which may have packed input.
 struct LayerCall : Call {
   LayerCall(const Tensor& input, const std::optional<Tensor>& hx,
             const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes,
-            StringHandle nonlinearity, bool bidirectional)
-      : Call(input, hx, weights, batch_sizes, take_nonlinearity(nonlinearity), bidirectional,
+            Nonlinearity nonlinearity, bool bidirectional)
+      : Call(input, hx, weights, batch_sizes, nonlinearity, bidirectional,
              batch_sizes ? Layout::packed : Layout::sequence) {
     require(!batch_sizes || hx, "packed input needs hx");
   }
 };
 
-// The kernels own the string `nonlinearity`: torch's own conversion to std::string leaks a copy.
 template <class Driver>
 struct Ops {
   static std::tuple<Tensor, Tensor> rnn_forward(const Tensor& input,
                                                 const std::optional<Tensor>& hx,
                                                 const std::vector<Tensor>& weights,
                                                 const std::optional<Tensor>& batch_sizes,
-                                                StringHandle nonlinearity, bool bidirectional) {
+                                                Nonlinearity nonlinearity, bool bidirectional) {
     const LayerCall call(input, hx, weights, batch_sizes, nonlinearity, bidirectional);
     Tensor output = call.new_output();
     Tensor h_n = call.new_state();
@@ -90,16 +112,15 @@ struct Ops {
                                           const Tensor& input, const std::optional<Tensor>& hx,
                                           const std::vector<Tensor>& weights, const Tensor& output,
                                           const std::optional<Tensor>& batch_sizes,
-                                          StringHandle nonlinearity, bool bidirectional,
+                                          Nonlinearity nonlinearity, bool bidirectional,
                                           const std::vector<bool>& output_mask) {
     const LayerCall call(input, hx, weights, batch_sizes, nonlinearity, bidirectional);
     return Driver::backward(call, grad_output, grad_h_n, weights, output, output_mask);
   }
 
   static Tensor cell_forward(const Tensor& input, const std::optional<Tensor>& hx,
-                             const std::vector<Tensor>& weights, StringHandle nonlinearity) {
-    const Call call(input, hx, weights, std::nullopt, take_nonlinearity(nonlinearity), false,
-                    Layout::step);
+                             const std::vector<Tensor>& weights, Nonlinearity nonlinearity) {
+    const Call call(input, hx, weights, std::nullopt, nonlinearity, false, Layout::step);
     Tensor output = call.new_output();
     Driver::forward(call, output, output);
     return output;
@@ -108,23 +129,21 @@ struct Ops {
   static std::vector<Tensor> cell_backward(const Tensor& grad_output, const Tensor& input,
                                            const std::optional<Tensor>& hx,
                                            const std::vector<Tensor>& weights, const Tensor& output,
-                                           StringHandle nonlinearity,
+                                           Nonlinearity nonlinearity,
                                            const std::vector<bool>& output_mask) {
-    const Call call(input, hx, weights, std::nullopt, take_nonlinearity(nonlinearity), false,
-                    Layout::step);
+    const Call call(input, hx, weights, std::nullopt, nonlinearity, false, Layout::step);
     return Driver::backward(call, grad_output, std::nullopt, weights, output, output_mask);
   }
 
   static Tensor rnn_tangent(const Tensor& seed, const std::optional<Tensor>& initial,
                             const std::vector<Tensor>& matrices, const Tensor& output,
-                            const std::optional<Tensor>& batch_sizes, StringHandle nonlinearity,
+                            const std::optional<Tensor>& batch_sizes, Nonlinearity nonlinearity,
                             bool reverse) {
     // The checks treat it as a layer whose input is the seed of one direction.
     std::vector<Tensor> weights;
     for (const Tensor& matrix : matrices) {
       weights.insert(weights.end(), 2, matrix);
     }
-    const Nonlinearity kind = take_nonlinearity(nonlinearity);
     require(matrices.size() == 1 || matrices.size() == 2, "expected one or two matrices");
     const std::int64_t last = seed.dim() - 1;
     require(last >= 1 && matrices[0].dim() == 2 && seed.size(last) >= matrices[0].size(0),
@@ -132,7 +151,7 @@ struct Ops {
     const Tensor readable = with_unit_columns(seed);
     Tensor whole = readable;
     const Call call(torch::stable::narrow(whole, last, 0, matrices[0].size(0)), initial, weights,
-                    batch_sizes, kind, matrices.size() == 2,
+                    batch_sizes, nonlinearity, matrices.size() == 2,
                     batch_sizes ? Layout::packed : Layout::sequence);
     call.require_output(readable, "seed");
     call.require_states(output);
@@ -145,13 +164,13 @@ struct Ops {
 template <class Driver>
 void implement_ops(Library& m) {
   using O = Ops<Driver>;
-  m.impl("rnn_forward", TORCH_BOX(&WithTorchsWords<&O::rnn_forward>::call));
-  m.impl("_rnn_forward", TORCH_BOX(&WithTorchsWords<&O::rnn_forward>::call));
-  m.impl("rnn_backward", TORCH_BOX(&WithTorchsWords<&O::rnn_backward>::call));
-  m.impl("_rnn_backward", TORCH_BOX(&WithTorchsWords<&O::rnn_backward>::call));
-  m.impl("_cell_forward", TORCH_BOX(&WithTorchsWords<&O::cell_forward>::call));
-  m.impl("_cell_backward", TORCH_BOX(&WithTorchsWords<&O::cell_backward>::call));
-  m.impl("_rnn_tangent", TORCH_BOX(&WithTorchsWords<&O::rnn_tangent>::call));
+  m.impl("rnn_forward", TORCH_BOX(&Boxed<&O::rnn_forward>::call));
+  m.impl("_rnn_forward", TORCH_BOX(&Boxed<&O::rnn_forward>::call));
+  m.impl("rnn_backward", TORCH_BOX(&Boxed<&O::rnn_backward>::call));
+  m.impl("_rnn_backward", TORCH_BOX(&Boxed<&O::rnn_backward>::call));
+  m.impl("_cell_forward", TORCH_BOX(&Boxed<&O::cell_forward>::call));
+  m.impl("_cell_backward", TORCH_BOX(&Boxed<&O::cell_backward>::call));
+  m.impl("_rnn_tangent", TORCH_BOX(&Boxed<&O::rnn_tangent>::call));
 }
 
 }  // namespace rnn_ext

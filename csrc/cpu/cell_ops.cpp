@@ -14,8 +14,7 @@ std::size_t count_kept(const Program& program, std::uint64_t kept) {
   return count;
 }
 
-// None is an empty list: AOTInductor cannot pass another.
-using OptionalTensors = std::optional<std::vector<Tensor>>;
+}  // namespace
 
 std::vector<Tensor> recurrence_forward(
     const Tensor& input, const OptionalTensors& initial, const std::vector<Tensor>& weights,
@@ -65,6 +64,8 @@ std::vector<Tensor> recurrence_forward(
   return results;
 }
 
+namespace {
+
 // The incoming gradients, in the order of the flags in `given`.
 class GivenGradients {
  public:
@@ -105,6 +106,8 @@ class GivenGradients {
   std::vector<std::optional<Tensor>> all_;
   int states_;
 };
+
+}  // namespace
 
 std::vector<Tensor> recurrence_backward(
     const std::vector<Tensor>& gradients, const std::vector<bool>& given, const Tensor& input,
@@ -238,8 +241,6 @@ std::vector<Tensor> recurrence_backward(
   return results;
 }
 
-}  // namespace
-
 void define_cell_ops(Library& m) {
   m.def(
       "recurrence_forward(Tensor input, Tensor[]? initial, Tensor[] weights, Tensor[]? parameters, "
@@ -254,8 +255,8 @@ void define_cell_ops(Library& m) {
 }
 
 void implement_cell_ops(Library& m) {
-  m.impl("recurrence_forward", TORCH_BOX(&WithTorchsWords<&recurrence_forward>::call));
-  m.impl("recurrence_backward", TORCH_BOX(&WithTorchsWords<&recurrence_backward>::call));
+  m.impl("recurrence_forward", TORCH_BOX(&Boxed<&recurrence_forward>::call));
+  m.impl("recurrence_backward", TORCH_BOX(&Boxed<&recurrence_backward>::call));
 }
 
 }  // namespace rnn_ext::cpu

@@ -25,6 +25,25 @@
 
 namespace rnn_ext::cpu {
 
+// None is an empty list: AOTInductor cannot pass another.
+using OptionalTensors = std::optional<std::vector<Tensor>>;
+
+std::vector<Tensor> recurrence_forward(
+    const Tensor& input, const OptionalTensors& initial, const std::vector<Tensor>& weights,
+    const OptionalTensors& parameters, const OptionalTensors& inputs,
+    const OptionalTensors& reset_states, const std::optional<Tensor>& reset,
+    const std::optional<Tensor>& batch_sizes, const Tensor& program, bool bidirectional,
+    std::int64_t states, std::int64_t kept_states, std::int64_t kept_values);
+std::vector<Tensor> recurrence_backward(
+    const std::vector<Tensor>& gradients, const std::vector<bool>& given, const Tensor& input,
+    const std::vector<Tensor>& initial, const std::vector<Tensor>& weights,
+    const std::vector<Tensor>& parameters, const std::vector<Tensor>& inputs,
+    const std::vector<Tensor>& reset_states, const Tensor& output,
+    const std::vector<Tensor>& sequences, const std::vector<Tensor>& saved,
+    const std::optional<Tensor>& reset, const std::optional<Tensor>& batch_sizes,
+    const Tensor& program, bool bidirectional, std::int64_t kept_states,
+    const std::vector<bool>& output_mask);
+
 void define_cell_ops(Library& m);
 void implement_cell_ops(Library& m);
 

@@ -31,11 +31,13 @@ std::vector<Tensor> rnn_pack(const std::vector<Tensor>& weights, bool bidirectio
   return packed;
 }
 
+}  // namespace
+
 std::tuple<Tensor, Tensor> rnn_forward_packed(const Tensor& input, const std::optional<Tensor>& hx,
                                               const std::vector<Tensor>& weights,
                                               const std::vector<Tensor>& packed,
                                               const std::optional<Tensor>& batch_sizes,
-                                              StringHandle nonlinearity, bool bidirectional) {
+                                              Nonlinearity nonlinearity, bool bidirectional) {
   const LayerCall call(input, hx, weights, batch_sizes, nonlinearity, bidirectional);
   require(static_cast<std::int64_t>(packed.size()) == call.directions,
           "expected packed weights for each direction");
@@ -61,8 +63,6 @@ std::tuple<Tensor, Tensor> rnn_forward_packed(const Tensor& input, const std::op
   return {std::move(output), std::move(h_n)};
 }
 
-}  // namespace
-
 void define_packed_ops(Library& m) {
   m.def("_rnn_pack(Tensor[] weights, bool bidirectional) -> Tensor[]");
   m.def(
@@ -71,8 +71,8 @@ void define_packed_ops(Library& m) {
 }
 
 void implement_packed_ops(Library& m) {
-  m.impl("_rnn_pack", TORCH_BOX(&WithTorchsWords<&rnn_pack>::call));
-  m.impl("_rnn_forward_packed", TORCH_BOX(&WithTorchsWords<&rnn_forward_packed>::call));
+  m.impl("_rnn_pack", TORCH_BOX(&Boxed<&rnn_pack>::call));
+  m.impl("_rnn_forward_packed", TORCH_BOX(&Boxed<&rnn_forward_packed>::call));
 }
 
 }  // namespace rnn_ext::cpu

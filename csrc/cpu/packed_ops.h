@@ -9,6 +9,12 @@
 
 namespace rnn_ext::cpu {
 
+std::tuple<Tensor, Tensor> rnn_forward_packed(const Tensor& input, const std::optional<Tensor>& hx,
+                                              const std::vector<Tensor>& weights,
+                                              const std::vector<Tensor>& packed,
+                                              const std::optional<Tensor>& batch_sizes,
+                                              Nonlinearity nonlinearity, bool bidirectional);
+
 void define_packed_ops(Library& m);
 void implement_packed_ops(Library& m);
 

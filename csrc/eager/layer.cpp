@@ -26,18 +26,18 @@ variable_list run_forward(const Operands& operands, Settings settings) {
   const auto& [input, hx, batch_sizes, weights, packed] = operands;
   return without_autograd([&]() -> variable_list {
     if (settings.step) {
-      static const auto& cell_forward = op<CellForward>("rnn_ext::_cell_forward");
-      return {cell_forward.call(input, hx, weights, settings.nonlinearity())};
+      return {call_op<&DirectKernels::cell_forward, CellForward>(
+          "rnn_ext::_cell_forward", input, hx, weights, settings.nonlinearity())};
     }
     if (!packed.empty()) {
-      static const auto& forward_packed = op<PackedForward>("rnn_ext::_rnn_forward_packed");
-      auto [output, h_n] = forward_packed.call(input, hx, weights, packed, batch_sizes,
-                                               settings.nonlinearity(), settings.bidirectional);
+      auto [output, h_n] = call_op<&DirectKernels::rnn_forward_packed, PackedForward>(
+          "rnn_ext::_rnn_forward_packed", input, hx, weights, packed, batch_sizes,
+          settings.nonlinearity(), settings.bidirectional);
       return {std::move(output), std::move(h_n)};
     }
-    static const auto& rnn_forward = op<Forward>("rnn_ext::_rnn_forward");
-    auto [output, h_n] = rnn_forward.call(input, hx, weights, batch_sizes, settings.nonlinearity(),
-                                          settings.bidirectional);
+    auto [output, h_n] = call_op<&DirectKernels::rnn_forward, Forward>(
+        "rnn_ext::_rnn_forward", input, hx, weights, batch_sizes, settings.nonlinearity(),
+        settings.bidirectional);
     return {std::move(output), std::move(h_n)};
   });
 }
@@ -50,13 +50,13 @@ variable_list run_backward(const variable_list& grads, const Operands& operands,
   const Tensor states = output.defined() ? output : run_forward(operands, settings)[0];
   std::vector<Tensor> found = without_autograd([&] {
     if (settings.step) {
-      static const auto& cell_backward = op<CellBackward>("rnn_ext::_cell_backward");
-      return cell_backward.call(grads[0], input, hx, weights, states, settings.nonlinearity(),
-                                mask);
+      return call_op<&DirectKernels::cell_backward, CellBackward>(
+          "rnn_ext::_cell_backward", grads[0], input, hx, weights, states, settings.nonlinearity(),
+          mask);
     }
-    static const auto& rnn_backward = op<Backward>("rnn_ext::_rnn_backward");
-    return rnn_backward.call(if_defined(grads[0]), if_defined(grads[1]), input, hx, weights, states,
-                             batch_sizes, settings.nonlinearity(), settings.bidirectional, mask);
+    return call_op<&DirectKernels::rnn_backward, Backward>(
+        "rnn_ext::_rnn_backward", if_defined(grads[0]), if_defined(grads[1]), input, hx, weights,
+        states, batch_sizes, settings.nonlinearity(), settings.bidirectional, mask);
   });
   return in_places(std::move(found), mask);
 }

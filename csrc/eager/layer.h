@@ -10,7 +10,7 @@ struct Settings {
   bool relu;
   bool bidirectional;
 
-  const char* nonlinearity() const { return relu ? "relu" : "tanh"; }
+  Nonlinearity nonlinearity() const { return relu ? Nonlinearity::relu : Nonlinearity::tanh; }
 };
 
 struct Operands {

@@ -1,7 +1,6 @@
 // The base of the autograd nodes in this folder.
 #pragma once
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/autograd/variable.h>
@@ -12,17 +11,11 @@
 #include <utility>
 #include <vector>
 
+#include "eager/direct.h"
+
 namespace rnn_ext::eager {
 
-using at::Tensor;
-using std::optional;
 using torch::autograd::variable_list;
-
-template <class Signature>
-const c10::TypedOperatorHandle<Signature>& op(const char* name) {
-  return *new c10::TypedOperatorHandle<Signature>(
-      c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>());
-}
 
 // Runs f, which calls an op, and restores the type of an out-of-memory error, which the ops' C
 // interface does not pass.

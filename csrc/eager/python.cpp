@@ -9,6 +9,8 @@
 #include "common/supports.h"
 #include "eager/layer.h"
 
+extern const char* const source_digest;
+
 namespace rnn_ext::eager {
 namespace {
 
@@ -213,7 +215,7 @@ variable_list higher_order_backward(const variable_list& grads, const Operands& 
   const pybind11::object found =
       python_backward(if_defined(grads[0]), settings.step ? std::nullopt : if_defined(grads[1]),
                       operands.input, operands.hx, operands.weights, output, operands.batch_sizes,
-                      settings.nonlinearity(), settings.bidirectional, settings.step, mask);
+                      settings.relu ? "relu" : "tanh", settings.bidirectional, settings.step, mask);
   return gradients_of(found);
 }
 
@@ -224,5 +226,9 @@ PYBIND11_MODULE(RNN_EXT_NODE_MODULE, m) {
   PyModule_AddFunctions(m.ptr(), rnn_ext::eager::methods);
   m.def("set_higher_order_backward",
         [](pybind11::object function) { rnn_ext::eager::python_backward = function.release(); });
+  m.attr("source_digest") = source_digest;
+  m.def("set_direct_kernels", [](const pybind11::capsule& kernels) {
+    rnn_ext::eager::direct::kernels = kernels.get_pointer<const rnn_ext::DirectKernels>();
+  });
   rnn_ext::eager::define_recurrence(m);
 }

@@ -29,13 +29,6 @@ inline optional<Tensor> tensor_or_none(PyObject* object) {
   return object == Py_None ? std::nullopt : optional(THPVariable_Unpack(object));
 }
 
-inline bool is_dense_on_cpu(const Tensor& t) {
-  constexpr c10::DispatchKeySet wrappers{
-      c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::FuncTorchBatched,
-      c10::DispatchKey::Batched, c10::DispatchKey::Python, c10::DispatchKey::Functionalize};
-  return t.key_set().has(c10::DispatchKey::CPU) && !t.key_set().has_any(wrappers);
-}
-
 inline bool has_kernels(at::ScalarType dtype) {
   return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
          dtype == at::kHalf;

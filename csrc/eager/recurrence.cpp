@@ -77,10 +77,10 @@ variable_list run_forward(const Settings& settings, const RecurrenceOperands& op
   return without_autograd([&] {
     const variable_list tensors = tensors_of_op(layer, operands);
     const Lists lists = lists_of(tensors, layer.counts);
-    static const auto& forward = op<Forward>("rnn_ext::recurrence_forward");
-    return forward.call(tensors[0], lists[0], lists[1], lists[2], lists[3], lists[4],
-                        operands.reset, operands.batch_sizes, program, layer.bidirectional, states,
-                        kept_states, kept_values);
+    return call_op<&DirectKernels::recurrence_forward, Forward>(
+        "rnn_ext::recurrence_forward", tensors[0], lists[0], lists[1], lists[2], lists[3], lists[4],
+        operands.reset, operands.batch_sizes, program, layer.bidirectional, states, kept_states,
+        kept_values);
   });
 }
 
@@ -102,12 +102,13 @@ variable_list run_backward(const variable_list& grads, const Settings& settings,
     }
     const variable_list tensors = tensors_of_op(layer, operands);
     const Lists lists = lists_of(tensors, layer.counts);
-    static const auto& backward = op<Backward>("rnn_ext::recurrence_backward");
-    variable_list gradients = in_places(
-        backward.call(given, flags, tensors[0], lists[0], lists[1], lists[2], lists[3], lists[4],
-                      kept[0], kept.slice(1, sequences), kept.slice(1 + sequences), operands.reset,
+    variable_list gradients =
+        in_places(call_op<&DirectKernels::recurrence_backward, Backward>(
+                      "rnn_ext::recurrence_backward", at::TensorList(given), flags, tensors[0],
+                      lists[0], lists[1], lists[2], lists[3], lists[4], kept[0],
+                      kept.slice(1, sequences), kept.slice(1 + sequences), operands.reset,
                       operands.batch_sizes, program, layer.bidirectional, kept_states, mask),
-        mask);
+                  mask);
     // The op returns a parameter's for each direction, and a reset state's for each batch row.
     for (std::size_t i = 0; i < gradients.size(); ++i) {
       if (gradients[i].defined() && gradients[i].sizes() != operands.tensors[i].sizes()) {

@@ -27,12 +27,12 @@ std::tuple<Tensor, Tensor> rnn_generate(const Tensor& prompt, const Tensor& draw
                                         const std::vector<Tensor>& weights,
                                         const Tensor& out_weight, const Tensor& out_bias,
                                         double temperature, std::int64_t top_k, std::int64_t never,
-                                        StringHandle nonlinearity) {
+                                        Nonlinearity nonlinearity) {
   const std::int32_t dtype = aoti_torch_dtype_float32();
   require(table.dim() == 2 && prompt.dim() == 1 && draws.dim() == 1,
           "table must be a matrix, prompt and draws must have one dimension");
   GenerateTask task;
-  task.nonlinearity = take_nonlinearity(nonlinearity);
+  task.nonlinearity = nonlinearity;
   task.vocab_size = table.size(0);
   task.hidden_size = table.size(1);
   task.prompt_length = prompt.size(0);
@@ -89,7 +89,7 @@ void define_text_ops(Library& m) {
 }
 
 void implement_text_ops(Library& m) {
-  m.impl("_rnn_generate", TORCH_BOX(&WithTorchsWords<&rnn_generate>::call));
+  m.impl("_rnn_generate", TORCH_BOX(&Boxed<&rnn_generate>::call));
 }
 
 }  // namespace rnn_ext::cpu

@@ -58,6 +58,7 @@ run_gated: Callable[..., Any] = _runs_nothing
 # set_recurrence_backward(function): what computes the gradients that may be differentiated.
 set_recurrence_backward: Callable[..., Any] = _runs_nothing
 if _module is not None:
+    _module.set_direct_kernels(_extension.load().direct_kernels)
     _module.set_higher_order_backward(higher_order_backward)
     takes, run = _module.takes, _module.run
     run_rnn, run_cell = _module.run_rnn, _module.run_cell
