@@ -62,12 +62,14 @@ def load() -> ModuleType:
 def load_node() -> ModuleType | None:
     """Imports and returns the autograd node in C++; None if none was built for this torch release.
 
-    RNN_EXT_NODE=0 switches it off, to measure its gain.
+    One that an earlier build left behind does not count: it calls functions of `_C`, whose types
+    may have changed. RNN_EXT_NODE=0 switches the node off, to measure its gain.
     """
     name = f"{__package__}.{node_name(torch.__version__)}"
     if os.environ.get("RNN_EXT_NODE") == "0" or importlib.util.find_spec(name) is None:
         return None
-    return importlib.import_module(name)
+    node = importlib.import_module(name)
+    return node if node.source_digest == load().source_digest else None
 
 
 def _missing() -> str:

@@ -18,6 +18,8 @@ from support import (
 from support.reference import reference_rnn
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import rnn_ext
@@ -103,6 +105,63 @@ def test_a_result_without_gradient_counts_as_zero(part):
         used = run(tensors, forward)[part]
         results.append(torch.autograd.grad(used.sum(), list(tensors.values())))
     assert_close_fp64(*results)
+
+
+# The node calls kernels without torch's dispatcher, which would materialize such views.
+@pytest.mark.parametrize("kind", ["RNN", "RNNCell", "LSTM"])
+@pytest.mark.parametrize("view", [torch._neg_view, lambda t: torch._efficientzerotensor(t.shape)])
+def test_views_that_torch_has_not_computed_yet(kind, view):
+    is_cell = kind.endswith("Cell")
+    module = getattr(rnn_ext, kind)(5, 6)
+    x = torch.randn(3, 5) if is_cell else torch.randn(4, 3, 5)
+    found = []
+    for change in (lambda t: t, lambda t: t.clone()):
+        torch.manual_seed(0)
+        data = change(view(x)).requires_grad_()
+        output = module(data) if is_cell else module(data)[0]
+        upstream = change(view(torch.randn(output.shape)))
+        leaves = [data, *module.parameters()]
+        found.append([output, *torch.autograd.grad(output, leaves, upstream)])
+    assert_same_bits(*found)
+
+
+class Names(TorchDispatchMode):
+    """Records the ops of this package."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen += [func.name().removeprefix("rnn_ext::")] if "rnn_ext" in func.name() else []
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "forward", "backward"),
+    [
+        ("RNN", "_rnn_forward", "_rnn_backward"),
+        ("RNNCell", "_cell_forward", "_cell_backward"),
+        ("GRU", "recurrence_forward", "recurrence_backward"),
+    ],
+)
+def test_profilers_and_modes_see_the_ops(kind, forward, backward):
+    module = getattr(rnn_ext, kind)(5, 6)
+    x = torch.randn(3, 5) if kind.endswith("Cell") else torch.randn(4, 3, 5)
+
+    def call():
+        results = module(x)
+        return results if isinstance(results, Tensor) else results[0]
+
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        call().sum().backward()
+    assert {f"rnn_ext::{forward}", f"rnn_ext::{backward}"} <= {
+        e.key for e in profiler.key_averages()
+    }
+    output = call()  # the mode sees its backward pass alone
+    with Names() as names:
+        output.sum().backward()
+    assert names.seen == [backward]
 
 
 def test_zero_strided_and_broadcast_upstream_gradients():

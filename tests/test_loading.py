@@ -146,12 +146,23 @@ def test_digest_sees_content_names_and_headers_but_no_hidden_or_other_files(tmp_
 def test_the_node_of_another_torch_release_is_not_loaded(package, monkeypatch):
     monkeypatch.syspath_prepend(package.parent)
     monkeypatch.delenv("RNN_EXT_NODE", raising=False)
-    (package / "_node_2_99_0.py").write_text("is_here = True\n")
+    write_module(package, "a digest")
+    node = package / "_node_2_99_0.py"
+    node.write_text("source_digest = 'a digest'\n")
     load_node = importlib.import_module(f"{package.name}._extension").load_node
     assert load_node() is None
     # CPU and CUDA builds of a release share its C++ API.
     for version in ("2.99.0", "2.99.0+cu130"):
         monkeypatch.setattr(torch, "__version__", version)
-        assert load_node().is_here
+        assert load_node().source_digest == "a digest"
     monkeypatch.setenv("RNN_EXT_NODE", "0")
     assert load_node() is None
+
+
+def test_a_node_of_other_sources_is_not_used(package, monkeypatch):
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.delenv("RNN_EXT_NODE", raising=False)
+    monkeypatch.setattr(torch, "__version__", "2.99.0")
+    write_module(package, "a digest")
+    (package / "_node_2_99_0.py").write_text("source_digest = 'another'\n")
+    assert importlib.import_module(f"{package.name}._extension").load_node() is None
