@@ -14,8 +14,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESETS = (ROOT / "docs" / "resets.md").read_text(encoding="utf-8")
 PERFORMANCE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
 MODES = ("forward", "training")
+KINDS = ("RNN", "GRU", "LSTM")
 
 
 def load(name):
@@ -111,22 +113,77 @@ def test_row_of_recurrences():
     assert f"{row}{min(gains):.1f}–{max(gains):.1f}× in training on one core" in README
 
 
-def test_rows_of_other_pages_have_their_figures():
-    """They were measured by hand; one page has them, and README repeats them."""
-    resets = (ROOT / "docs" / "resets.md").read_text(encoding="utf-8")
-    cells = re.findall(r"^\| \d+×\d+×\d+ \| (.*) \|$", resets, re.MULTILINE)
-    gains = [float(re.match(r"[\d.]+", gain)[0]) for row in cells for gain in row.split(" | ")]
+def by_shape(name, baseline, mode, threads):
+    """The ratios of the calls, hot: by sizes, then by name."""
+    found = {}
+    for cell in load(name)["cells"]:
+        if (cell["threads"], cell["baseline"]) == (threads, baseline):
+            case = cell["case"]
+            shape = "×".join(str(case[size]) for size in ("seq_len", "batch_size", "hidden_size"))
+            by_name = found.setdefault(shape, {})
+            by_name[case.get("name", "")] = cell[mode]["hot"]["ratio"]["median"]
+    return found
+
+
+def digits(ratio):
+    return f"{ratio:.0f}" if ratio >= 9.95 else f"{ratio:.1f}"
+
+
+def test_row_and_page_of_resets():
+    gains = by_shape("resets", "loop with resets", "training", 1)
+    for shape, of in gains.items():
+        assert f"| {shape} | {' | '.join(digits(of[kind]) for kind in KINDS)} |" in RESETS
+    every = [gain for of in gains.values() for gain in of.values()]
     row = "| a loop over time steps for resets at episode starts | "
-    assert f"{row}{min(gains):g}–{max(gains):g}× in training on one core" in README
-    for page, readme in (
-        ("1.0 to 2.4 times in\nsome twenty public models", "step of a model | 1.0–2.4×"),
-        (
-            "1.2 to 3.4 times as fast as `nn.RNNCell` up to 256 units",
-            "1.2–3.4× for the cell up to 256",
-        ),
-    ):
-        assert page in PERFORMANCE
-        assert readme in README
+    assert f"{row}{digits(min(every))}–{digits(max(every))}× in training on one core" in README
+    costs = [
+        100 * (1 / ratio - 1)
+        for mode in MODES
+        for of in by_shape("resets", "no resets", mode, 1).values()
+        for kind, ratio in of.items()
+        if kind != "RNN"
+    ]
+    assert f"takes up to {max(costs):.0f} % longer" in RESETS
+    of_rnn = by_shape("resets", "no resets", "training", 1)
+    most = max(1 / of["RNN"] for of in of_rnn.values())
+    assert f"in training at most {most:.2f} times as long" in RESETS
+
+
+def test_gains_of_whole_training_steps_are_those_of_the_example():
+    """The page has the command's output, on two threads and on one."""
+    page = (ROOT / "docs" / "swapping.md").read_text(encoding="utf-8")
+    gains = [float(gain) for gain in re.findall(r" (\d+\.\d\d)x$", page, re.MULTILINE)]
+    assert len(gains) == 16
+    for text in (README, PERFORMANCE):
+        assert f"{min(gains):.1f}–{max(gains):.1f}×" in text
+    assert f"| a whole training step of a model | {min(gains):.1f}–{max(gains):.1f}×" in README
+
+
+def test_gains_of_cells():
+    gains = [
+        ratio
+        for mode in MODES
+        for shape, of in by_shape("cells", "nn.RNNCell", mode, 2).items()
+        for ratio in of.values()
+        if not shape.endswith("1024")
+    ]
+    words = f"{min(gains):.1f}–{max(gains):.1f}×"
+    assert f"| `RNNCell` in a Python loop | {words} for the cell up to 256 units" in README
+    assert f"`rnn_ext.RNNCell` is {words} as fast as `nn.RNNCell` up to 256 units" in PERFORMANCE
+    slowest = min(
+        of[""] for mode in MODES for of in by_shape("cells", "nn.RNNCell", mode, 1).values()
+    )
+    assert f"takes up to {1 / slowest:.2f} times as long" in " ".join(PERFORMANCE.split())
+
+
+def test_gains_of_frozen_copies():
+    one, two = (by_shape("frozen", "not frozen", "forward", threads) for threads in (1, 2))
+    for shape, of in one.items():
+        steps, _, units = shape.split("×")
+        row = f"| {steps} step{'s' * (steps != '1')}, {units} units"
+        assert f"{row} | {of['']:.2f} | {two[shape]['']:.2f} |" in PERFORMANCE
+    gain = min(of["1×1×1024"][""] for of in (one, two))
+    assert f"one step of 1024 units is {gain:.1f}× as fast" in README
 
 
 def test_table_of_real_calls():
