@@ -12,10 +12,10 @@
 #include <optional>
 #include <utility>
 
-#include "common/direct.h"
 #include "common/program.h"
 #include "common/supports.h"
 #include "cpu/cores.h"
+#include "cpu/direct.h"
 #include "cpu/isa.h"
 #include "cpu/scratch.h"
 #include "cpu/settings.h"
@@ -180,7 +180,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     throw std::invalid_argument(std::string("RNN_EXT_ISA=") + error.what());
   }
   m.attr("source_digest") = source_digest;
-  m.attr("direct_kernels") = py::capsule(&rnn_ext::direct_kernels);
+  m.attr("direct_kernels") = py::capsule(&rnn_ext::cpu::direct_kernels);
   m.def("build_info", &build_info);
   m.def("find_obstacle", &find_obstacle, py::arg("input"), py::arg("hx"), py::arg("weights"),
         py::arg("batch_sizes"), py::arg("is_step"), py::arg("num_layers"), py::arg("directions"),

@@ -1,10 +1,7 @@
 // Registers the ops. Their fake kernels and autograd are in rnn_ext/_core/ops.py.
 #include "common/ops.h"
 
-#include "common/direct.h"
-#include "cpu/cell_ops.h"
-#include "cpu/driver.h"
-#include "cpu/packed_ops.h"
+#include "cpu/direct.h"
 #include "text/ops.h"
 #if defined(RNN_EXT_CUDA_ARCHS)
 #include "cuda/driver.h"
@@ -24,20 +21,22 @@ STABLE_TORCH_LIBRARY_IMPL(rnn_ext, CPU, m) {
   rnn_ext::cpu::implement_text_ops(m);
 }
 
-namespace rnn_ext {
+namespace rnn_ext::cpu {
 
-using OnCPU = Ops<cpu::Driver>;
+template <auto kernel>
+constexpr auto direct = &WithTorchsWords<kernel>::call;
+
 const DirectKernels direct_kernels{
-    .rnn_forward = &WithTorchsWords<&OnCPU::rnn_forward>::call,
-    .rnn_forward_packed = &WithTorchsWords<&cpu::rnn_forward_packed>::call,
-    .rnn_backward = &WithTorchsWords<&OnCPU::rnn_backward>::call,
-    .cell_forward = &WithTorchsWords<&OnCPU::cell_forward>::call,
-    .cell_backward = &WithTorchsWords<&OnCPU::cell_backward>::call,
-    .recurrence_forward = &WithTorchsWords<&cpu::recurrence_forward>::call,
-    .recurrence_backward = &WithTorchsWords<&cpu::recurrence_backward>::call,
+    .rnn_forward = direct<&Ops<Driver>::rnn_forward>,
+    .rnn_backward = direct<&Ops<Driver>::rnn_backward>,
+    .cell_forward = direct<&Ops<Driver>::cell_forward>,
+    .cell_backward = direct<&Ops<Driver>::cell_backward>,
+    .rnn_forward_packed = direct<&rnn_forward_packed>,
+    .recurrence_forward = direct<&recurrence_forward>,
+    .recurrence_backward = direct<&recurrence_backward>,
 };
 
-}  // namespace rnn_ext
+}  // namespace rnn_ext::cpu
 
 #if defined(RNN_EXT_CUDA_ARCHS)
 STABLE_TORCH_LIBRARY_IMPL(rnn_ext, CUDA, m) { rnn_ext::implement_ops<rnn_ext::cuda::Driver>(m); }

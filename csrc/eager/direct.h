@@ -13,7 +13,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "common/direct.h"
+#include "cpu/direct.h"
 
 namespace rnn_ext::eager {
 
@@ -30,7 +30,9 @@ inline bool is_dense_on_cpu(const Tensor& t) {
 
 namespace direct {
 
-inline const DirectKernels* kernels = nullptr;  // set once, while the module is imported
+using Kernels = cpu::DirectKernels;
+
+inline const Kernels* kernels = nullptr;  // set once, while the module is imported
 
 // Whether torch has to see an op: a profiler, a mode or a transform is active.
 inline bool is_observed() {

@@ -26,16 +26,16 @@ variable_list run_forward(const Operands& operands, Settings settings) {
   const auto& [input, hx, batch_sizes, weights, packed] = operands;
   return without_autograd([&]() -> variable_list {
     if (settings.step) {
-      return {call_op<&DirectKernels::cell_forward, CellForward>(
+      return {call_op<&direct::Kernels::cell_forward, CellForward>(
           "rnn_ext::_cell_forward", input, hx, weights, settings.nonlinearity())};
     }
     if (!packed.empty()) {
-      auto [output, h_n] = call_op<&DirectKernels::rnn_forward_packed, PackedForward>(
+      auto [output, h_n] = call_op<&direct::Kernels::rnn_forward_packed, PackedForward>(
           "rnn_ext::_rnn_forward_packed", input, hx, weights, packed, batch_sizes,
           settings.nonlinearity(), settings.bidirectional);
       return {std::move(output), std::move(h_n)};
     }
-    auto [output, h_n] = call_op<&DirectKernels::rnn_forward, Forward>(
+    auto [output, h_n] = call_op<&direct::Kernels::rnn_forward, Forward>(
         "rnn_ext::_rnn_forward", input, hx, weights, batch_sizes, settings.nonlinearity(),
         settings.bidirectional);
     return {std::move(output), std::move(h_n)};
@@ -50,11 +50,11 @@ variable_list run_backward(const variable_list& grads, const Operands& operands,
   const Tensor states = output.defined() ? output : run_forward(operands, settings)[0];
   std::vector<Tensor> found = without_autograd([&] {
     if (settings.step) {
-      return call_op<&DirectKernels::cell_backward, CellBackward>(
+      return call_op<&direct::Kernels::cell_backward, CellBackward>(
           "rnn_ext::_cell_backward", grads[0], input, hx, weights, states, settings.nonlinearity(),
           mask);
     }
-    return call_op<&DirectKernels::rnn_backward, Backward>(
+    return call_op<&direct::Kernels::rnn_backward, Backward>(
         "rnn_ext::_rnn_backward", if_defined(grads[0]), if_defined(grads[1]), input, hx, weights,
         states, batch_sizes, settings.nonlinearity(), settings.bidirectional, mask);
   });

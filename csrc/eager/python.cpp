@@ -228,7 +228,7 @@ PYBIND11_MODULE(RNN_EXT_NODE_MODULE, m) {
         [](pybind11::object function) { rnn_ext::eager::python_backward = function.release(); });
   m.attr("source_digest") = source_digest;
   m.def("set_direct_kernels", [](const pybind11::capsule& kernels) {
-    rnn_ext::eager::direct::kernels = kernels.get_pointer<const rnn_ext::DirectKernels>();
+    rnn_ext::eager::direct::kernels = kernels.get_pointer<const rnn_ext::eager::direct::Kernels>();
   });
   rnn_ext::eager::define_recurrence(m);
 }

@@ -77,7 +77,7 @@ variable_list run_forward(const Settings& settings, const RecurrenceOperands& op
   return without_autograd([&] {
     const variable_list tensors = tensors_of_op(layer, operands);
     const Lists lists = lists_of(tensors, layer.counts);
-    return call_op<&DirectKernels::recurrence_forward, Forward>(
+    return call_op<&direct::Kernels::recurrence_forward, Forward>(
         "rnn_ext::recurrence_forward", tensors[0], lists[0], lists[1], lists[2], lists[3], lists[4],
         operands.reset, operands.batch_sizes, program, layer.bidirectional, states, kept_states,
         kept_values);
@@ -103,7 +103,7 @@ variable_list run_backward(const variable_list& grads, const Settings& settings,
     const variable_list tensors = tensors_of_op(layer, operands);
     const Lists lists = lists_of(tensors, layer.counts);
     variable_list gradients =
-        in_places(call_op<&DirectKernels::recurrence_backward, Backward>(
+        in_places(call_op<&direct::Kernels::recurrence_backward, Backward>(
                       "rnn_ext::recurrence_backward", at::TensorList(given), flags, tensors[0],
                       lists[0], lists[1], lists[2], lists[3], lists[4], kept[0],
                       kept.slice(1, sequences), kept.slice(1 + sequences), operands.reset,
