@@ -397,5 +397,5 @@ def test_an_op_refuses_what_is_not_a_program(change):
         )
 
     # A new thread has decoded no program yet.
-    with ThreadPoolExecutor(1) as new_thread, pytest.raises(ValueError, match="is not one that"):
+    with ThreadPoolExecutor(1) as new_thread, pytest.raises(RuntimeError, match="is not one that"):
         new_thread.submit(call).result()

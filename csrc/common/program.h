@@ -139,12 +139,12 @@ class Program {
   static constexpr std::int64_t instruction_size = 7;
   static constexpr std::int64_t most_slots = 256;
 
-  // Throws std::invalid_argument if the values are not a program. After this check, no instruction
+  // Throws std::runtime_error if the values are not a program. After this check, no instruction
   // accesses other slots, or operands that the call does not have.
   Program(const std::int64_t* values, std::int64_t count) {
     const auto check = [](bool holds) {
       if (!holds) {
-        throw std::invalid_argument("rnn_ext: program is not one that rnn_ext.cell made");
+        throw std::runtime_error("rnn_ext: program is not one that rnn_ext.cell made");
       }
     };
     check(count >= header_size && values[0] == version);
