@@ -350,12 +350,9 @@ class CellBackward {
       }
       const Matrix<const S> before =
           starts ? initial(s) : sequence(s).at(p_.steps, p_.order().previous(t));
-      const Matrix<const S> given = cell_.resets.states[s].at(p_.steps, t);
       const Matrix<S> copy = as_rows(previous_[s], p_.hidden_size);
-      for (std::int64_t r = rows.begin; r < rows.end; ++r) {
-        const Matrix<const S> source = cell_.resets.at(t, r) ? given : before;
-        std::copy_n(source.row(r) + columns.begin, columns.size(), copy.row(r) + columns.begin);
-      }
+      cell_.resets.template replace<S>(t, rows, columns, before,
+                                       cell_.resets.states[s].at(p_.steps, t), copy);
       operands.put(Memory::state, s, copy);
     }
   }

@@ -232,17 +232,9 @@ class CellForward {
   template <class Before>
   bool reset(std::int64_t t, const StepShare& share, int turn, Before before) const {
     const bool any = cell_.resets.any(t, share.rows);
-    const std::int64_t first = share.columns.begin, count = share.columns.size();
     for (int s = 0; s < program_.states && any; ++s) {
-      const Matrix<const T> source = before(s);
-      const Matrix<T> target = replaced(s, turn);
-      for (std::int64_t r = share.rows.begin; r < share.rows.end; ++r) {
-        std::copy_n(source.row(r) + first, count, target.row(r) + first);
-      }
-      const Matrix<const S> states = cell_.resets.states[s].at(p_.steps, t);
-      cell_.resets.for_each(t, share.rows, [&](std::int64_t row) {
-        kernels_.widen(states.part(row, first), 1, count, target.part(row, first));
-      });
+      cell_.resets.template replace<T>(t, share.rows, share.columns, before(s),
+                                       cell_.resets.states[s].at(p_.steps, t), replaced(s, turn));
     }
     return any;
   }

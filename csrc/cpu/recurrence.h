@@ -2,6 +2,7 @@
 // tangent.cpp. None sees torch.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <span>
 #include <vector>
@@ -50,6 +51,18 @@ struct Resets {
       for_each(t, rows, [&](std::int64_t) { found = true; });
     }
     return found;
+  }
+  // Copies the states before step t, with those of its reset rows replaced by `given`.
+  template <class U>
+  void replace(std::int64_t t, Range rows, Range columns, Matrix<const U> before,
+               Matrix<const S> given, Matrix<U> target) const {
+    for (std::int64_t r = rows.begin; r < rows.end; ++r) {
+      U* const to = target.row(r) + columns.begin;
+      std::copy_n(before.row(r) + columns.begin, columns.size(), to);
+      for (std::int64_t c = 0; at(t, r) && c < columns.size(); ++c) {
+        to[c] = static_cast<U>(given.row(r)[columns.begin + c]);
+      }
+    }
   }
   // Calls f(row) for those of these rows that are reset at step t.
   template <class F>
