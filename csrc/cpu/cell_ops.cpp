@@ -23,9 +23,11 @@ std::vector<Tensor> recurrence_forward(
     const std::optional<Tensor>& batch_sizes, const Tensor& program, bool bidirectional,
     std::int64_t states, std::int64_t kept_states, std::int64_t kept_values) {
   const std::vector<Tensor> none;
-  const CellCall call(input, initial.value_or(none), weights, parameters.value_or(none),
-                      inputs.value_or(none), reset_states.value_or(none), reset, batch_sizes,
-                      program, bidirectional);
+  const auto list = [&](const OptionalTensors& t) -> const std::vector<Tensor>& {
+    return t ? *t : none;
+  };
+  const CellCall call(input, list(initial), weights, list(parameters), list(inputs),
+                      list(reset_states), reset, batch_sizes, program, bidirectional);
   require(states == call.program.states, "states must be as many as the cell's program has");
   require(kept_values == 0 || kept_values == call.program.saved,
           "kept_values must be 0, or as many as the cell's program keeps");
