@@ -69,7 +69,8 @@ def load_node() -> ModuleType | None:
     if os.environ.get("RNN_EXT_NODE") == "0" or importlib.util.find_spec(name) is None:
         return None
     node = importlib.import_module(name)
-    return node if node.source_digest == load().source_digest else None
+    binary = importlib.import_module("._C", __package__)
+    return node if node.source_digest == binary.source_digest else None
 
 
 def _missing() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .. import _extension
+from .. import _C, _extension
 from .autograd import higher_order_backward
 
 __all__ = [
@@ -58,7 +58,7 @@ run_gated: Callable[..., Any] = _runs_nothing
 # set_recurrence_backward(function): what computes the gradients that may be differentiated.
 set_recurrence_backward: Callable[..., Any] = _runs_nothing
 if _module is not None:
-    _module.set_direct_kernels(_extension.load().direct_kernels)
+    _module.set_direct_kernels(_C.direct_kernels)
     _module.set_higher_order_backward(higher_order_backward)
     takes, run = _module.takes, _module.run
     run_rnn, run_cell = _module.run_rnn, _module.run_cell
