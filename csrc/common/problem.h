@@ -14,6 +14,9 @@ enum class Nonlinearity { tanh, relu };
 
 // Their names in Python.
 inline constexpr const char* nonlinearity_names[] = {"tanh", "relu"};
+constexpr const char* name_of(Nonlinearity nonlinearity) {
+  return nonlinearity_names[static_cast<int>(nonlinearity)];
+}
 
 // The time axis: how many batch rows each step has, and where step t starts in a tensor that holds
 // the rows of all steps consecutively.

@@ -28,6 +28,11 @@ inline bool is_dense_on_cpu(const Tensor& t) {
   return t.key_set().has(c10::DispatchKey::CPU) && !t.key_set().has_any(wrappers);
 }
 
+// Whether a transform of torch.func is active.
+inline bool is_transformed() {
+  return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+}
+
 namespace direct {
 
 using Kernels = cpu::DirectKernels;
@@ -37,8 +42,7 @@ inline const Kernels* kernels = nullptr;  // set once, while the module is impor
 // Whether torch has to see an op: a profiler, a mode or a transform is active.
 inline bool is_observed() {
   return at::hasCallbacks() || c10::impl::TorchDispatchModeTLS::any_modes_set() ||
-         c10::impl::PythonDispatcherTLS::get_state() ||
-         c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+         c10::impl::PythonDispatcherTLS::get_state() || is_transformed();
 }
 
 // An argument that has one type everywhere.
@@ -101,9 +105,7 @@ template <class T>
 const T& to_op(const T& value) {
   return value;
 }
-inline c10::string_view to_op(Nonlinearity nonlinearity) {
-  return nonlinearity_names[static_cast<int>(nonlinearity)];
-}
+inline c10::string_view to_op(Nonlinearity nonlinearity) { return name_of(nonlinearity); }
 
 }  // namespace direct
 

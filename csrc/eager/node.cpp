@@ -20,9 +20,7 @@ variable_list in_places(std::vector<Tensor> found, const std::vector<bool>& mask
 }
 
 bool is_followed(const variable_list& grads) {
-  return at::GradMode::is_enabled() ||
-         c10::impl::tls_is_dispatch_key_included(
-             c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
+  return at::GradMode::is_enabled() || is_transformed() ||
          std::any_of(grads.begin(), grads.end(), [](const Tensor& t) {
            return t.defined() && t.key_set().has(c10::DispatchKey::Batched);
          });

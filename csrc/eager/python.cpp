@@ -212,10 +212,10 @@ variable_list higher_order_backward(const variable_list& grads, const Operands& 
                                     const optional<Tensor>& output, Settings settings,
                                     const std::vector<bool>& mask) {
   const pybind11::gil_scoped_acquire gil;
-  const pybind11::object found =
-      python_backward(if_defined(grads[0]), settings.step ? std::nullopt : if_defined(grads[1]),
-                      operands.input, operands.hx, operands.weights, output, operands.batch_sizes,
-                      settings.relu ? "relu" : "tanh", settings.bidirectional, settings.step, mask);
+  const pybind11::object found = python_backward(
+      if_defined(grads[0]), settings.step ? std::nullopt : if_defined(grads[1]), operands.input,
+      operands.hx, operands.weights, output, operands.batch_sizes, name_of(settings.nonlinearity()),
+      settings.bidirectional, settings.step, mask);
   return gradients_of(found);
 }
 

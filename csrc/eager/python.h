@@ -15,9 +15,8 @@ namespace rnn_ext::eager {
 
 // Whether graph capture, a transform or a mode is active, which Python must handle.
 inline bool is_watched() {
-  return c10::impl::tls_is_dispatch_key_included(
-             c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
-         torch::jit::tracer::isTracing() || torch::autograd::ForwardADLevel::try_get_by_idx(0) ||
+  return is_transformed() || torch::jit::tracer::isTracing() ||
+         torch::autograd::ForwardADLevel::try_get_by_idx(0) ||
          at::impl::torch_function_mode_enabled();
 }
 
