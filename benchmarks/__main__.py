@@ -244,8 +244,6 @@ def _cases(args: argparse.Namespace) -> list[tuple[Case, str]]:
             for size in sizes
             for baseline in (LOOP, WITHOUT)
         ]
-    if args.command == "frozen":
-        return [(Case(*size, size[-1]), NOT_FROZEN) for size in sizes]
     cases = [
         Case(
             *(seq_len, batch_size, args.input_size or hidden_size, hidden_size),
@@ -257,7 +255,8 @@ def _cases(args: argparse.Namespace) -> list[tuple[Case, str]]:
         )
         for seq_len, batch_size, hidden_size in sizes
     ]
-    baselines = (*(["F.linear"] if args.command == "call" else []), f"nn.{args.layer}")
+    torchs = f"nn.{args.layer}"
+    baselines = {"call": ("F.linear", torchs), "frozen": (NOT_FROZEN,)}.get(args.command, (torchs,))
     return [(case, baseline) for case in cases for baseline in baselines]
 
 
