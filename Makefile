@@ -28,7 +28,7 @@ test: $(VENV)/ready ## run the tests on all cores (ARGS="-k name"; "-n 0" for on
 	$(PYTEST) $(ARGS)
 
 quick: $(VENV)/ready ## run a selection of the tests, in less than a minute
-	$(PYTEST) --best-isa -k "not (compile or long_reductions or mean_error or opcheck)" $(QUICK:%=tests/test_%.py) $(ARGS)
+	$(PYTEST) --best-isa -m "not (slow or gpu or hypothesis)" -k "$(QUICK_WITHOUT)" $(QUICK:%=tests/test_%.py) $(ARGS)
 
 coverage: $(VENV)/ready ## run the tests and report which lines and branches of rnn_ext they miss
 	$(PYTEST) --cov --cov-report=term $(ARGS)
@@ -39,10 +39,12 @@ PARALLEL = -n logical --maxprocesses 8 --dist worksteal
 PYTEST = OMP_WAIT_POLICY=passive $(RUN)/python -m pytest $(PARALLEL)
 
 # Results, gradients, errors and plans: the tests that a change of kernels or calls breaks first.
-# Without those that compile, train, start processes, read documents or repeat calls, and without
-# long sequences.
+# Without those that compile, export, train, start processes, read documents, repeat calls or draw
+# random ones, and without long sequences; changes in place go through the node in C++ alone.
 QUICK = autograd cell cell_program cells ctrnn dropout errors fallback functional functorch half \
     in_place layers module ops packed parity plan recurrent routes swap tangent unpacked_weights
+QUICK_WITHOUT = not (compile or exports or affinity or profilers or opcheck or long_reductions or \
+    mean_error or (in_place and (Python or GRU)))
 
 test-torch: ## run the tests under another torch, removed afterwards (TORCH=2.10.0 or latest, PYTHON=...)
 	@$(SHELL) -c "$$PREREQUISITES"

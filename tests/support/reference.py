@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from support import KINDS
 
@@ -76,14 +77,14 @@ def _one_direction(
     states = list(start)
     outputs: dict[int, Tensor] = {}
     order = range(len(steps))
+    b_ih, b_hh = biases or (None, None)
+    projected = linear(torch.cat(list(steps)), w_ih, b_ih).split([len(x) for x in steps])
     for t in reversed(order) if reverse else order:
-        x = steps[t]
-        u, v = x @ w_ih.T, states[0][: len(x)] @ w_hh.T
-        if biases:
-            u, v = u + biases[0], v + biases[1]
-        new = function(u, v, *(s[: len(x)] for s in states))
+        u, rows = projected[t], len(projected[t])
+        before = [s[:rows] for s in states]
+        new = function(u, linear(before[0], w_hh, b_hh), *before)
         outputs[t] = new[0]
-        states = [torch.cat([a, s[len(x) :]]) for a, s in zip(new, states, strict=True)]
+        states = [torch.cat([a, s[rows:]]) for a, s in zip(new, states, strict=True)]
     return [outputs[t] for t in order], states
 
 
