@@ -54,7 +54,7 @@ test-extras: $(VENV)/ready ## install ONNX, Opacus, torchrecurrent and others an
 	$(PIP_INSTALL) -c constraints.txt --group extras
 	$(PIP_INSTALL) --no-deps norse==1.1.0
 	$(RUN)/python -c 'import captum, norse.torch, onnxruntime, onnxscript, opacus, snntorch, thop, torchinfo, torchrecurrent'
-	$(RUN)/python -m pytest tests/test_onnx.py tests/test_third_parties.py tests/test_published_cells.py \
+	$(PYTEST) tests/test_onnx.py tests/test_third_parties.py tests/test_published_cells.py \
 	    tests/test_spiking.py tests/test_what_works.py tests/test_doctests.py $(ARGS)
 
 build: $(VENV)/ready ## set up .venv and compile changed files

@@ -15,7 +15,7 @@ RECIPES = {
     "adding": {"steps": 3},
     "chunks": {"chunks": 8},
     "decision": {"steps": 2, "trials": 5},
-    "long_sequences": {"lengths": (64, 144)},
+    "long_sequences": {"lengths": (64,)},
     "ppo": {"updates": 2},
     "spiking": {"steps": 2},
 }
