@@ -273,8 +273,9 @@ def test_finished_run_resumed_says_so_and_stays_as_it_is(text, tmp_path, capsys)
     assert state_of(tmp_path) == before
 
 
-def test_text_may_come_from_standard_input(text, tmp_path):
-    command = [sys.executable, "-m", "rnn_ext", "train", "-", "--out", str(tmp_path / "run")]
+@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
+def test_text_may_come_from_standard_input(text, tmp_path, name):
+    command = [sys.executable, "-m", "rnn_ext", "train", name, "--out", str(tmp_path / "run")]
     subprocess.run(
         [*command, *as_words(FLAGS)],
         input=text.read_bytes(),
