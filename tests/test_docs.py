@@ -115,8 +115,9 @@ def test_flags_in_commands_exist(capsys):
             used.setdefault(line.split()[1], set()).update(re.findall(r" (--[\w-]+)", line))
     assert {"demo", "train", "generate", "bench", "info"} <= set(used)
     for command, flags in used.items():
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit) as stop:
             main([command, "--help"])
+        assert stop.value.code == 0
         assert flags <= set(re.findall(r"--[\w-]+", capsys.readouterr().out)), command
 
 

@@ -83,13 +83,11 @@ def test_samples_pass_their_own_reference():
 
 
 def test_samples_pass_gradcheck_and_gradgradcheck():
-    """Over input, hx and all parameters at once; second derivatives of one direction."""
+    """Over input, hx and all parameters at once."""
     for _, ours, sample in samples():
         tensors = (*flat(sample.forward_input.args), *ours.parameters())
         assert torch.autograd.gradcheck(as_function(ours), tensors, fast_mode=True)
-        # Second derivatives of two directions take minutes here; test_gradcheck.py has them.
-        if not getattr(ours, "bidirectional", False):
-            assert torch.autograd.gradgradcheck(as_function(ours), tensors, fast_mode=True)
+        assert torch.autograd.gradgradcheck(as_function(ours), tensors, fast_mode=True)
 
 
 def saved_and_loaded(module):

@@ -173,14 +173,14 @@ def test_past_failures_do_what_they_do_in_torch(call):
 
 
 @pytest.mark.parametrize(("theirs", "ours", "calls"), CALLS)
-@in_every_run(200)
+@in_every_run(500)
 @given(data=st.data())
 def test_a_call_does_what_it_does_in_torch(theirs, ours, calls, data):
     check_call(theirs, ours, data, calls)
 
 
 @pytest.mark.parametrize(("theirs", "ours", "arguments"), CONSTRUCTIONS)
-@in_every_run(200)
+@in_every_run(500)
 @given(data=st.data())
 def test_a_construction_does_what_it_does_in_torch(theirs, ours, arguments, data):
     compare_constructions(theirs, ours, data.draw(arguments))

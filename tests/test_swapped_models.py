@@ -26,7 +26,7 @@ SCHEDULES = {
     "swapped midway": {MIDWAY: rnn_ext.replace_rnn},
     "restored midway": {0: rnn_ext.replace_rnn, MIDWAY: rnn_ext.restore_rnn},
 }
-# For the larger models, which take one step of each.
+# For the larger models, whose steps take seconds.
 SHORT = {0: rnn_ext.replace_rnn, 1: rnn_ext.restore_rnn, 2: rnn_ext.replace_rnn}
 
 
