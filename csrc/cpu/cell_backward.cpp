@@ -53,13 +53,18 @@ class CellBackward {
       rounded_dv_ = Buffer<O>(rows_ * columns_);
       rounded_du_ = program_.merged ? rounded_dv_ : Buffer<O>(rows_ * columns_);
     }
-    const bool in_place = reads_in_place(kernels, p_.steps.count, p_.steps.batch);
+    // The last step's first phase multiplies nothing: with one step and phase, W_hh is used once, for
+    // the gradient of hx.
+    const bool is_unpacked =
+        reads_in_place(kernels, p_.steps.count, p_.steps.batch) ||
+        (program_.products.size() == 1 &&
+         is_used_once(p_.steps.count, columns_ * p_.hidden_size));
     std::int64_t row = 0;
     for (const int gates : program_.products) {
       const std::int64_t rows = gates * p_.hidden_size;
       phases_.push_back({row, rows,
                          TileRunner<S, O>(kernels, 1, places_.slots(), p_.steps.batch, plan),
-                         Buffer<T>(in_place ? 0 : packed_size(kernels, p_.hidden_size, rows))});
+                         Buffer<T>(is_unpacked ? 0 : packed_size(kernels, p_.hidden_size, rows))});
       if (row > 0) {
         yielded_.push_back(Buffer<S>(g_.weight_hh ? rows_ * p_.hidden_size : 0));
       }
@@ -109,7 +114,7 @@ class CellBackward {
     std::int64_t first;  // row of W_hh, column of dv
     std::int64_t rows;
     TileRunner<S, O> tiles;
-    Buffer<T> weight_hh;  // packed; without memory if the weight is read in place
+    Buffer<T> weight_hh;  // packed; without memory if it is not
   };
 
   // The product with which a phase starts: that of the later step, then from the last one on.

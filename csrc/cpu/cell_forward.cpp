@@ -28,7 +28,7 @@ class CellForward {
         program_(*task.cell.program),
         final_states_(task.final_states),
         kernels_(kernels),
-        projection_(p_, program_.gates, program_.merged ? Bias::sum : Bias::input, kernels, plan,
+        projection_(p_, program_.gates, program_.merged ? Bias::sum : Bias::input, kernels,
                     can_start_from_projection()
                         ? TileRunner<S, O>::units(kernels, program_.gates, p_.steps.batch, plan)
                         : 0),
@@ -41,12 +41,15 @@ class CellForward {
     std::fill_n(zeros_.data(), p_.hidden_size, T{0});
     const std::int64_t size = p_.steps.batch * p_.hidden_size;
     const bool in_place = reads_in_place(kernels, p_.steps.count, p_.steps.batch);
+    packs_tiles_ = !in_place && is_used_once(p_.steps.count,
+                                             program_.gates * p_.hidden_size * p_.hidden_size);
     std::int64_t gate = 0;
     for (const int gates : program_.products) {
       TileRunner<S, O> tiles(kernels, gates, places_.slots(), p_.steps.batch, plan);
       const std::int64_t columns = gates * tiles.padded(p_.hidden_size);
-      phases_.push_back({gate, gates, std::move(tiles),
-                         Buffer<T>(in_place ? 0 : columns * p_.hidden_size),
+      const std::int64_t packed =
+          in_place ? 0 : packs_tiles_ ? plan.threads * gates * tiles.units() : columns;
+      phases_.push_back({gate, gates, std::move(tiles), Buffer<T>(packed * p_.hidden_size),
                          Buffer<T>(!program_.merged && p_.bias_hh ? columns : 0),
                          Buffer<T>(gate > 0 ? size : 0)});
       gate += gates;
@@ -89,7 +92,7 @@ class CellForward {
     std::int64_t first_gate;
     std::int64_t gates;
     TileRunner<S, O> tiles;
-    Buffer<T> weight_hh;  // packed; without memory if the weight is read in place
+    Buffer<T> weight_hh;  // packed: of each member a tile, or all; without memory if it is not
     Buffer<T> bias_hh;    // in the order of the packed columns
     Buffer<T> yielded;    // its operand; in the first phase y, so without memory
   };
@@ -262,9 +265,8 @@ class CellForward {
     const std::int64_t first = phase.first_gate * p_.hidden_size;  // row of W_hh
     for (std::int64_t c = columns.begin; c < columns.end; c += tiles.units()) {
       const std::int64_t units = std::min(tiles.units(), columns.end - c);
-      if (phase.weight_hh.data()) {
-        kernels_.pack_gates(p_.weight_hh.part(first + c, 0), phase.gates, p_.hidden_size, units,
-                            p_.hidden_size, panels(phase, c));
+      if (phase.weight_hh.data() && !packs_tiles_) {
+        pack_weight(phase, {c, c + units}, panels(phase, c));
       }
       for (std::int64_t g = 0; phase.bias_hh.data() && g < phase.gates; ++g) {
         T* const bias = phase.bias_hh.data() + c * phase.gates + g * tiles.padded(units);
@@ -277,7 +279,13 @@ class CellForward {
     }
   }
 
-  // The packed columns of the block that starts with this unit.
+  void pack_weight(const Phase& phase, Range units, T* panels) const {
+    const std::int64_t row = phase.first_gate * p_.hidden_size + units.begin;
+    kernels_.pack_gates(p_.weight_hh.part(row, 0), phase.gates, p_.hidden_size, units.size(),
+                        p_.hidden_size, panels);
+  }
+
+  // The packed columns of the block that starts with this unit; null if they are not packed.
   T* panels(const Phase& phase, std::int64_t unit) const {
     return phase.weight_hh.from(unit * phase.gates * p_.hidden_size);
   }
@@ -288,8 +296,14 @@ class CellForward {
                const Team::Member& member, Product<S>& product) const {
     product.inner = p_.hidden_size;
     product.a_stride = multiplied.row_stride;
+    std::int64_t packed = -1;  // first unit of the tile
     phase.tiles.run(product, rows, columns, operands, member, [&](Range r, Range units) {
       product.a = multiplied.row(r.begin);
+      product.b = panels(phase, packs_tiles_ ? member.rank() * phase.tiles.units() : units.begin);
+      if (packs_tiles_ && units.begin != packed) {
+        pack_weight(phase, units, panels(phase, member.rank() * phase.tiles.units()));
+        packed = units.begin;
+      }
       product.init = nullptr;
       if (starts_from_projection_) {
         product.init = u.row(r.begin) + units.begin * phase.gates;
@@ -305,9 +319,8 @@ class CellForward {
     if (const T* const bias = phase.bias_hh.from(units.begin * phase.gates)) {
       product.init = bias;
     }
-    if (phase.weight_hh.data()) {
+    if (product.b) {
       product.columns = (phase.gates - 1) * width + units.size();
-      product.b = panels(phase, units.begin);
       kernels_.product(product);
       return;
     }
@@ -330,6 +343,7 @@ class CellForward {
   const Kernels<S, O>& kernels_;
   Projection<S, O> projection_;
   bool starts_from_projection_;  // a product adds to u, and the code gets the sum
+  bool packs_tiles_;             // of W_hh when they are used, not all of them at first
   Places places_;
   mutable std::vector<OperandTable<S>> operands_;  // of each member, which must not allocate
   std::vector<Phase> phases_;

@@ -18,12 +18,12 @@ class Forward {
   using T = Arithmetic<S>;
 
  public:
-  Forward(const ForwardTask<S>& task, const Kernels<S, O>& kernels, const Plan& plan)
+  Forward(const ForwardTask<S>& task, const Kernels<S, O>& kernels, const Plan&)
       : p_(task.problem),
         h_n_(task.h_n),
         kernels_(kernels),
         packed_(task.packed, p_, kernels),
-        projection_(p_, 1, Bias::sum, kernels, plan, 0, packed_.weight_ih),
+        projection_(p_, 1, Bias::sum, kernels, 0, packed_.weight_ih),
         weight_hh_(task.packed ? RecurrentWeight<S, O>(kernels, p_, p_.weight_hh.transposed(),
                                                        packed_.weight_hh, packed_.stored_hh)
                                : RecurrentWeight<S, O>(kernels, p_, p_.weight_hh.transposed(),

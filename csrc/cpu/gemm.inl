@@ -21,6 +21,27 @@ void packed_product(const Product<S, O>& p) {
   for_each_tile<panels_for_one_row>(p, panel_columns, multiply);
 }
 
+// B is packed here, a block at a time, into memory that stays in the second-level cache while all
+// rows are multiplied by it. A packed copy of all of a large B would be written to memory and read
+// again.
+template <class S, class O>
+void product_by_blocks(const Product<S, O>& p) {
+  constexpr std::int64_t panel_columns = tile_vectors * Vector<Arithmetic<S>>::width;
+  alignas(64) O panel[reduction_block * panel_columns];
+  const auto pack = [&](std::int64_t column, std::int64_t k, std::int64_t block) {
+    pack_block(p.unpacked.part(k, column), std::min(panel_columns, p.columns - column), block,
+               panel);
+  };
+  const auto multiply = [&](std::int64_t rows, std::int64_t, const O* a, std::int64_t column,
+                            std::int64_t, std::int64_t block, Out<S>& out) {
+    const PanelShape<Arithmetic<S>> shape(p.columns - column);
+    out.last = shape.last;
+    const PanelLines<O> lines{panel};
+    find_tile<S, O, false, PanelLines<O>>(rows, shape.vectors)(a, p.a_stride, lines, block, out);
+  };
+  for_each_tile<1>(p, panel_columns, multiply, pack);
+}
+
 template <class S, class O>
 void product(const Product<S, O>& p) {
   if constexpr (std::is_same_v<O, Arithmetic<S>>) {
@@ -29,9 +50,12 @@ void product(const Product<S, O>& p) {
         return stored_product(p);
       }
     }
-    if (p.unpacked) {
+    if (p.unpacked && p.rows <= most_tiles_in_place * tile_rows) {
       return product_in_place(p);
     }
+  }
+  if (p.unpacked) {
+    return product_by_blocks(p);
   }
   packed_product(p);
 }

@@ -22,11 +22,14 @@ inline constexpr std::int64_t reduction_block = 256;
 // The maximum of rows of a product with B in 16 bits.
 inline constexpr std::int64_t most_rows_of_stored_b = 3;
 
+// The maximum of row tiles for which B is read in place. For more, a block of it is packed first.
+inline constexpr std::int64_t most_tiles_in_place = 2;
+
 // The function of the cell that is applied after a product.
 enum class Finish { none, activate, chain };
 
-// C[r, c] = finish(init[r, c] + Σ_k A[r, k] B[k, c] + seed[r, c]). B is packed in column panels or,
-// for few rows, read in place.
+// C[r, c] = finish(init[r, c] + Σ_k A[r, k] B[k, c] + seed[r, c]). B is packed in column panels
+// or not packed, which pays for few rows, and for a B that is used once.
 template <class S, class O = Arithmetic<S>>
 struct Product {
   using T = Arithmetic<S>;
@@ -37,7 +40,7 @@ struct Product {
   const O* a = nullptr;
   std::int64_t a_stride = 0;
   const O* b = nullptr;          // the panel of column 0; null: use unpacked
-  Matrix<const S> unpacked;      // B in place; only where O is T
+  Matrix<const S> unpacked;      // B as it is
   const S* b_stored = nullptr;   // instead of b, from pack_stored; only where O is T
   const T* init = nullptr;       // null: zero
   std::int64_t init_stride = 0;  // 0: one row for all

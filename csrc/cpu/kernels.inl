@@ -20,8 +20,9 @@ struct Terms {
 
 #include "cpu/arithmetic.inl"
 #include "cpu/functions.inl"
-#include "cpu/gemm.inl"
 #include "cpu/pack.inl"
+
+#include "cpu/gemm.inl"
 #include "cpu/tanh.inl"
 
 #include "cpu/program.inl"

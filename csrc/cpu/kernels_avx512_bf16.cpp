@@ -58,8 +58,9 @@ struct Terms {
 #include "cpu/tile.inl"
 
 #include "cpu/functions.inl"
-#include "cpu/gemm.inl"
 #include "cpu/pack_pairs.inl"
+
+#include "cpu/gemm.inl"
 #include "cpu/tanh.inl"
 
 }  // namespace

@@ -87,6 +87,16 @@ void pack(Matrix<const S> w, std::int64_t columns, std::int64_t rows, Arithmetic
   }
 }
 
+// The panel of a block of B.
+template <class S>
+void pack_block(Matrix<const S> b, std::int64_t columns, std::int64_t inner, Arithmetic<S>* panel) {
+  if (b.column_stride == 1) {
+    pack(b, columns, inner, panel, inner, 0);
+  } else {
+    pack_transposed(b.transposed(), columns, inner, panel);
+  }
+}
+
 // tile[k][i] = a[k][i] for the rows i of A that the tile holds: A's columns are the product's rows.
 template <class T>
 void pack_tiles(Matrix<const T> a, std::int64_t rows, std::int64_t inner, T* tiles) {

@@ -83,6 +83,16 @@ inline void pack_pairs(Matrix<const BFloat16> w, std::int64_t columns, std::int6
   }
 }
 
+// The panel of a block of B.
+inline void pack_block(Matrix<const BFloat16> b, std::int64_t columns, std::int64_t inner,
+                       BFloat16* panel) {
+  if (b.column_stride == 1) {
+    pack_pairs(b, columns, inner, panel, inner, 0);
+  } else {
+    pack_pairs_transposed(b.transposed(), columns, inner, panel);
+  }
+}
+
 // tile[k / 2][i] = (a[k][i], a[k + 1][i]) for the rows i of A that the tile holds.
 inline void pack_pair_tiles(Matrix<const BFloat16> a, std::int64_t rows, std::int64_t inner,
                             BFloat16* tiles) {

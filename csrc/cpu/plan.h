@@ -177,9 +177,6 @@ inline std::int64_t gradient_rows(std::int64_t hidden_size) {
          block;
 }
 
-// The maximum of row tiles for which a weight is read in place.
-inline constexpr std::int64_t most_tiles_in_place = 2;
-
 // The steps t of one chunk, in time order.
 struct Chunk {
   std::int64_t first = 0;

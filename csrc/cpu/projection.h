@@ -1,6 +1,6 @@
 // The input projection W_ih x_t + b of a chunk of steps, computed ahead of the recurrence.
 //
-// It is a product over many rows. The weight is packed once per call, or read in place if it is
+// It is a product over many rows. The weight is packed once per call, or left unpacked if it is
 // used too rarely to pay for packing. The weight has `gates` blocks of hidden_size rows, and the
 // projection as many blocks of columns; or, for each tile of units, the columns of all gates side
 // by side, in the layout of pack_gates: then a tile's product can start from it.
@@ -18,24 +18,22 @@ template <class S, class O>
 class Projection {
   using T = Arithmetic<S>;
   static constexpr bool takes_stored = std::is_same_v<S, O>;
-  // A smaller W_ih stays in a cache while it is packed for the whole call.
-  static constexpr std::int64_t few_weights = std::int64_t{1} << 18;
 
  public:
   // tile_units: units of a tile, if its gates must be side by side. packed: W_ih, of one gate, if
   // the caller has packed it.
   Projection(const Problem<S>& problem, std::int64_t gates, Bias bias, const Kernels<S, O>& kernels,
-             const Plan& plan, std::int64_t tile_units = 0, O* packed = nullptr)
+             std::int64_t tile_units = 0, O* packed = nullptr)
       : p_(problem),
         gates_(gates),
         bias_kind_(bias),
         kernels_(kernels),
-        packs_(!packed && !p_.tokens &&
-               (!std::is_same_v<O, T> || !reads_in_place(kernels, 1, p_.steps.total_rows()))),
-        projects_once_(packs_ &&
+        projects_once_(!packed && !p_.tokens && !reads_in_place(kernels, 1, p_.steps.total_rows()) &&
                        p_.steps.total_rows() <= 4 * projection_rows(gates * p_.hidden_size) &&
-                       gates * p_.hidden_size * p_.input_size >= few_weights),
-        tile_units_(std::is_same_v<O, T> && packs_ && !projects_once_ ? tile_units : 0),
+                       is_used_once(1, gates * p_.hidden_size * p_.input_size)),
+        packs_(!packed && !p_.tokens && !projects_once_ &&
+               (!std::is_same_v<O, T> || !reads_in_place(kernels, 1, p_.steps.total_rows()))),
+        tile_units_(std::is_same_v<O, T> && packs_ ? tile_units : 0),
         columns_(gates * (tile_units_ > 0 ? padded(p_.hidden_size) : p_.hidden_size)),
         keeps_rows_(!p_.steps.batch_sizes && !projects_once_),
         gathers_(!takes_stored || !(keeps_rows_ || p_.input.is_linear(p_.steps))),
@@ -43,7 +41,7 @@ class Projection {
                         ? p_.steps.total_rows()
                         : projection_rows(gathers_ ? std::max(columns_, p_.input_size) : columns_)),
         panels_of_a_gate_(packed_size(kernels, p_.hidden_size, p_.input_size)),
-        weight_(packed ? Buffer<O>::of(packed) : Buffer<O>(scratch_for_weight(plan))),
+        weight_(packed ? Buffer<O>::of(packed) : Buffer<O>(scratch_for_weight())),
         bias_(p_.bias_ih || (p_.bias_hh && bias == Bias::sum) ? columns_ : 0),
         input_(gathers_ ? buffered_rows() * p_.input_size : 0) {}
 
@@ -73,7 +71,7 @@ class Projection {
       return;
     }
     for (std::int64_t g = 0; g < gates_; ++g) {
-      if (packs_ && !projects_once_) {
+      if (packs_) {
         kernels_.pack_operand_transposed(p_.weight_ih.part(g * p_.hidden_size + columns.begin, 0),
                                          columns.size(), p_.input_size, panels(g, columns.begin));
       }
@@ -104,7 +102,7 @@ class Projection {
     const Matrix<const O> from = x.at(p_.steps, chunk.first);
     const Matrix<T> to = u.at(p_.steps, chunk.first);
     if (projects_once_) {
-      project_panels(chunk.rows, from, to, member);
+      multiply(chunk.rows, from, to, nullptr, column_share(kernels_, columns_, member));
     } else {
       const Range rows = Range::share(chunk.rows, 1, share.group_index, share.groups);
       project_rows(rows.size(), from.part(rows.begin, 0), to.part(rows.begin, 0), share.columns);
@@ -159,9 +157,8 @@ class Projection {
   }
 
  private:
-  std::int64_t scratch_for_weight(const Plan& plan) const {
+  std::int64_t scratch_for_weight() const {
     return !packs_           ? 0
-           : projects_once_  ? plan.threads * packed_size(kernels_, 1, p_.input_size)
            : tile_units_ > 0 ? columns_ * p_.input_size
                              : gates_ * panels_of_a_gate_;
   }
@@ -194,7 +191,7 @@ class Projection {
     }
   }
 
-  // The packed columns of a gate from `column` on; null if the weight is read in place.
+  // The packed columns of a gate from `column` on; null if the weight is not packed.
   O* panels(std::int64_t gate, std::int64_t column) const {
     return weight_.from(gate * panels_of_a_gate_ + column * filled(kernels_, p_.input_size));
   }
@@ -220,20 +217,6 @@ class Projection {
     }
   }
 
-  // Packs, uses and discards a panel of W_ih at a time: a packed copy of all of it would be written
-  // to memory and read again for a single use.
-  void project_panels(std::int64_t rows, Matrix<const O> x, Matrix<T> u,
-                      const Team::Member& member) const {
-    const Range own = column_share(kernels_, columns_, member);
-    O* const panel = weight_.data() + member.rank() * packed_size(kernels_, 1, p_.input_size);
-    for (std::int64_t c = own.begin; c < own.end; c += kernels_.panel_columns) {
-      const Range columns = Range{c, c + kernels_.panel_columns}.below(own.end);
-      kernels_.pack_operand_transposed(p_.weight_ih.part(c, 0), columns.size(), p_.input_size,
-                                       panel);
-      multiply(rows, x, u, panel, columns);
-    }
-  }
-
   // These columns of every gate.
   void project_rows(std::int64_t rows, Matrix<const O> x, Matrix<T> u, Range columns) const {
     if (is_in_tiles()) {
@@ -250,7 +233,7 @@ class Projection {
     }
   }
 
-  // With the packed panels of these columns; null: with W_ih in place.
+  // With the packed panels of these columns; null: with W_ih as it is.
   void multiply(std::int64_t rows, Matrix<const O> x, Matrix<T> u, const O* panels,
                 Range columns) const {
     if (rows <= 0 || columns.empty()) {
@@ -307,15 +290,15 @@ class Projection {
   std::int64_t gates_;
   Bias bias_kind_;
   const Kernels<S, O>& kernels_;
+  bool projects_once_;  // all steps are one chunk, and W_ih is large and not packed
   bool packs_;
-  bool projects_once_;       // all steps are one chunk, and W_ih is large
   std::int64_t tile_units_;  // 0: a block of columns for each gate
   std::int64_t columns_;     // of u
   bool keeps_rows_;
   bool gathers_;  // x is copied, into rows at one stride
   std::int64_t chunk_rows_;
   std::int64_t panels_of_a_gate_;
-  Buffer<O> weight_;  // packed; without memory if the weight is read in place
+  Buffer<O> weight_;  // packed; without memory if it is not
   Buffer<T> bias_;
   Buffer<O> input_;
 };

@@ -166,11 +166,16 @@ std::int64_t packed_size(const Kernels<S, O>& kernels, std::int64_t columns, std
          filled(kernels, inner);
 }
 
-// Whether a weight is read in place, because packing it costs more than it saves in this many
+// Whether a weight is left unpacked, because packing it costs more than it saves in this many
 // products of `rows` rows.
 template <class S, class O>
 bool reads_in_place(const Kernels<S, O>& kernels, std::int64_t products, std::int64_t rows) {
   return products * ((rows + kernels.tile_rows - 1) / kernels.tile_rows) <= most_tiles_in_place;
+}
+// Whether it is left unpacked, because a packed copy would leave the caches before its only use.
+inline bool is_used_once(std::int64_t products, std::int64_t values) {
+  constexpr std::int64_t few = std::int64_t{1} << 18;
+  return products <= 1 && values >= few;
 }
 
 // The rows of step t whose sequence starts there.

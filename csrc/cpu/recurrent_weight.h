@@ -18,7 +18,9 @@ class RecurrentWeight {
   RecurrentWeight(const Kernels<S, O>& kernels, const Problem<S>& p, Matrix<const S> b,
                   bool at_start)
       : kernels_(kernels), b_(b), inner_(p.hidden_size) {
-    if (reads_in_place(kernels, p.steps.count - (at_start ? 0 : 1), p.steps.batch)) {
+    const std::int64_t products = p.steps.count - (at_start ? 0 : 1);
+    if (reads_in_place(kernels, products, p.steps.batch) ||
+        is_used_once(products, inner_ * inner_)) {
       return;
     }
     if (is_stored(kernels, p)) {

@@ -58,7 +58,10 @@ class Reductions {
         is_split_(is_split),
         kernels_(kernels) {
     const std::int64_t h = p_.hidden_size;
-    if (g_.input && (!std::is_same_v<O, T> || !reads_in_place(kernels, 1, p_.steps.total_rows()))) {
+    const std::int64_t rows = p_.steps.total_rows();
+    const bool is_unpacked = (std::is_same_v<O, T> && reads_in_place(kernels, 1, rows)) ||
+                             (rows <= chunk_rows && is_used_once(1, columns_ * p_.input_size));
+    if (g_.input && !is_unpacked) {
       weight_ih_ = Buffer<O>(packed_size(kernels, p_.input_size, columns_));
     }
     if (is_widened<S>) {
@@ -201,19 +204,26 @@ class Reductions {
     if (!g_.input) {
       return;
     }
-    const Range rows = member.share(chunk.rows);
-    const Matrix<S> target = g_.input.at(p_.steps, chunk.first);
-    const Matrix<T> dx = writable(target, as_rows(grad_input_, p_.input_size));
-    const O* panels = weight_ih_.data();
-    Product<S, O> product = product_by(p_.weight_ih, {0, p_.input_size}, panels);
+    // Members divide a large unpacked weight, since a member's cache does not hold all of it.
+    const bool divides_columns =
+        !weight_ih_.data() && p_.input_size >= member.size() * kernels_.panel_columns;
+    const Range rows = divides_columns ? Range{0, chunk.rows} : member.share(chunk.rows);
+    const Range columns = divides_columns ? column_share(kernels_, p_.input_size, member)
+                                          : Range{0, p_.input_size};
+    const Matrix<S> target =
+        g_.input.at(p_.steps, chunk.first).part(rows.begin, columns.begin);
+    const Matrix<T> dx = writable(
+        target, as_rows(grad_input_, p_.input_size).part(rows.begin, columns.begin));
+    Product<S, O> product =
+        product_by(p_.weight_ih, columns, static_cast<const O*>(weight_ih_.data()));
     product.rows = rows.size();
     product.inner = columns_;
     product.a = du.operand.row(rows.begin);
     product.a_stride = du.operand.row_stride;
-    product.c = dx.row(rows.begin);
+    product.c = dx.data;
     product.c_stride = dx.row_stride;
     if constexpr (is_widened<S>) {
-      product.stored = target.row(rows.begin);
+      product.stored = target.data;
       product.stored_stride = target.row_stride;
       product.seed = g_.add_to_input ? product.stored : nullptr;
       product.seed_stride = target.row_stride;
@@ -364,7 +374,7 @@ class Reductions {
   std::int64_t columns_;  // of u and of v
   bool is_split_;
   const Kernels<S, O>& kernels_;
-  Buffer<O> weight_ih_;  // packed; without memory if it is read in place, or not needed
+  Buffer<O> weight_ih_;  // packed; without memory if it is not, or not needed
   Buffer<O> du_tiles_;   // the memory of dv_tiles_ if these are the same
   Buffer<O> dv_tiles_;
   Buffer<O> inputs_;

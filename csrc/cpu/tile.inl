@@ -277,9 +277,10 @@ struct PanelShape {
 
 // Calls multiply(rows, panels, a, column, k, block, out) for every tile of C and every block of the
 // sum. A tile has up to tile_rows rows of a panel, or one row of up to `most_panels` whole ones.
-template <int most_panels, class S, class O, class Multiply>
+// Before the first tile of a block of a panel it calls prepare(column, k, block).
+template <int most_panels, class S, class O, class Multiply, class Prepare>
 [[gnu::always_inline]] inline void for_each_tile(const Product<S, O>& p, std::int64_t panel_columns,
-                                                 Multiply multiply) {
+                                                 Multiply multiply, Prepare prepare) {
   using T = Arithmetic<S>;
   const std::int64_t tiles = (p.rows + tile_rows - 1) / tile_rows;
   for (std::int64_t column = 0, panels = 1; column < p.columns; column += panels * panel_columns) {
@@ -293,6 +294,7 @@ template <int most_panels, class S, class O, class Multiply>
       const std::int64_t block = std::min(reduction_block, p.inner - k);
       const bool first = k == 0;
       const bool last = k + block == p.inner;
+      prepare(column, k, block);
       // Tiles of even height: 8 rows go as 4 + 4 rather than 6 + 2.
       for (std::int64_t i = 0, row = 0; i < tiles; ++i) {
         const std::int64_t height = (p.rows - row) / (tiles - i);
@@ -318,4 +320,10 @@ template <int most_panels, class S, class O, class Multiply>
       k += block;
     } while (k < p.inner);
   }
+}
+template <int most_panels, class S, class O, class Multiply>
+[[gnu::always_inline]] inline void for_each_tile(const Product<S, O>& p, std::int64_t panel_columns,
+                                                 Multiply multiply) {
+  for_each_tile<most_panels>(p, panel_columns, multiply,
+                             [](std::int64_t, std::int64_t, std::int64_t) {});
 }
