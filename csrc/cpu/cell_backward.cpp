@@ -53,12 +53,11 @@ class CellBackward {
       rounded_dv_ = Buffer<O>(rows_ * columns_);
       rounded_du_ = program_.merged ? rounded_dv_ : Buffer<O>(rows_ * columns_);
     }
-    // The last step's first phase multiplies nothing: with one step and phase, W_hh is used once, for
-    // the gradient of hx.
+    // The last step's first phase multiplies nothing: with one step and phase, W_hh is used once,
+    // for the gradient of hx.
     const bool is_unpacked =
         reads_in_place(kernels, p_.steps.count, p_.steps.batch) ||
-        (program_.products.size() == 1 &&
-         is_used_once(p_.steps.count, columns_ * p_.hidden_size));
+        (program_.products.size() == 1 && is_used_once(p_.steps.count, columns_ * p_.hidden_size));
     std::int64_t row = 0;
     for (const int gates : program_.products) {
       const std::int64_t rows = gates * p_.hidden_size;

@@ -41,14 +41,15 @@ class CellForward {
     std::fill_n(zeros_.data(), p_.hidden_size, T{0});
     const std::int64_t size = p_.steps.batch * p_.hidden_size;
     const bool in_place = reads_in_place(kernels, p_.steps.count, p_.steps.batch);
-    packs_tiles_ = !in_place && is_used_once(p_.steps.count,
-                                             program_.gates * p_.hidden_size * p_.hidden_size);
+    packs_tiles_ =
+        !in_place && is_used_once(p_.steps.count, program_.gates * p_.hidden_size * p_.hidden_size);
     std::int64_t gate = 0;
     for (const int gates : program_.products) {
       TileRunner<S, O> tiles(kernels, gates, places_.slots(), p_.steps.batch, plan);
       const std::int64_t columns = gates * tiles.padded(p_.hidden_size);
-      const std::int64_t packed =
-          in_place ? 0 : packs_tiles_ ? plan.threads * gates * tiles.units() : columns;
+      const std::int64_t packed = in_place       ? 0
+                                  : packs_tiles_ ? plan.threads * gates * tiles.units()
+                                                 : columns;
       phases_.push_back({gate, gates, std::move(tiles), Buffer<T>(packed * p_.hidden_size),
                          Buffer<T>(!program_.merged && p_.bias_hh ? columns : 0),
                          Buffer<T>(gate > 0 ? size : 0)});

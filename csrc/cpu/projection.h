@@ -28,7 +28,8 @@ class Projection {
         gates_(gates),
         bias_kind_(bias),
         kernels_(kernels),
-        projects_once_(!packed && !p_.tokens && !reads_in_place(kernels, 1, p_.steps.total_rows()) &&
+        projects_once_(!packed && !p_.tokens &&
+                       !reads_in_place(kernels, 1, p_.steps.total_rows()) &&
                        p_.steps.total_rows() <= 4 * projection_rows(gates * p_.hidden_size) &&
                        is_used_once(1, gates * p_.hidden_size * p_.input_size)),
         packs_(!packed && !p_.tokens && !projects_once_ &&
@@ -158,9 +159,7 @@ class Projection {
 
  private:
   std::int64_t scratch_for_weight() const {
-    return !packs_           ? 0
-           : tile_units_ > 0 ? columns_ * p_.input_size
-                             : gates_ * panels_of_a_gate_;
+    return !packs_ ? 0 : tile_units_ > 0 ? columns_ * p_.input_size : gates_ * panels_of_a_gate_;
   }
   std::int64_t padded(std::int64_t units) const {
     return (units + kernels_.width - 1) & -kernels_.width;

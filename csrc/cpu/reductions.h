@@ -208,12 +208,11 @@ class Reductions {
     const bool divides_columns =
         !weight_ih_.data() && p_.input_size >= member.size() * kernels_.panel_columns;
     const Range rows = divides_columns ? Range{0, chunk.rows} : member.share(chunk.rows);
-    const Range columns = divides_columns ? column_share(kernels_, p_.input_size, member)
-                                          : Range{0, p_.input_size};
-    const Matrix<S> target =
-        g_.input.at(p_.steps, chunk.first).part(rows.begin, columns.begin);
-    const Matrix<T> dx = writable(
-        target, as_rows(grad_input_, p_.input_size).part(rows.begin, columns.begin));
+    const Range columns =
+        divides_columns ? column_share(kernels_, p_.input_size, member) : Range{0, p_.input_size};
+    const Matrix<S> target = g_.input.at(p_.steps, chunk.first).part(rows.begin, columns.begin);
+    const Matrix<T> dx =
+        writable(target, as_rows(grad_input_, p_.input_size).part(rows.begin, columns.begin));
     Product<S, O> product =
         product_by(p_.weight_ih, columns, static_cast<const O*>(weight_ih_.data()));
     product.rows = rows.size();

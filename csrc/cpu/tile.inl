@@ -28,6 +28,29 @@ struct Out {
   std::int64_t stored_stride = 0;
 };
 
+// The result from C[row, column] on, for the first or last block of the sum or another one.
+template <class S, class O>
+inline Out<S> out_at(const Product<S, O>& p, std::int64_t row, std::int64_t column, bool is_first,
+                     bool is_last) {
+  const auto at = [&](auto* data, std::int64_t stride) {
+    return data ? data + row * stride + column : nullptr;
+  };
+  auto* const c = at(p.c, p.c_stride);
+  Out<S> out{is_first ? at(p.init, p.init_stride) : c, is_first ? p.init_stride : p.c_stride, c,
+             p.c_stride, 0};
+  if (is_last) {
+    out.finish = p.finish;
+    out.nonlinearity = p.nonlinearity;
+    out.seed = at(p.seed, p.seed_stride);
+    out.seed_stride = p.seed_stride;
+    out.h = at(p.h, p.h_stride);
+    out.h_stride = p.h_stride;
+    out.stored = at(p.stored, p.stored_stride);
+    out.stored_stride = p.stored_stride;
+  }
+  return out;
+}
+
 // Calls f with the function that finishes a tile: rule(z, h) -> result.
 template <class S, class F>
 [[gnu::always_inline]] inline void with_rule(const Out<S>& out, F&& f) {
@@ -281,7 +304,6 @@ struct PanelShape {
 template <int most_panels, class S, class O, class Multiply, class Prepare>
 [[gnu::always_inline]] inline void for_each_tile(const Product<S, O>& p, std::int64_t panel_columns,
                                                  Multiply multiply, Prepare prepare) {
-  using T = Arithmetic<S>;
   const std::int64_t tiles = (p.rows + tile_rows - 1) / tile_rows;
   for (std::int64_t column = 0, panels = 1; column < p.columns; column += panels * panel_columns) {
     if (most_panels > 1 && p.rows == 1) {
@@ -292,28 +314,11 @@ template <int most_panels, class S, class O, class Multiply, class Prepare>
     std::int64_t k = 0;
     do {
       const std::int64_t block = std::min(reduction_block, p.inner - k);
-      const bool first = k == 0;
-      const bool last = k + block == p.inner;
       prepare(column, k, block);
       // Tiles of even height: 8 rows go as 4 + 4 rather than 6 + 2.
       for (std::int64_t i = 0, row = 0; i < tiles; ++i) {
         const std::int64_t height = (p.rows - row) / (tiles - i);
-        const auto at = [&](auto* data, std::int64_t stride) {
-          return data ? data + row * stride + column : nullptr;
-        };
-        T* c = at(p.c, p.c_stride);
-        Out<S> out{first ? at(p.init, p.init_stride) : c, first ? p.init_stride : p.c_stride, c,
-                   p.c_stride, 0};
-        if (last) {
-          out.finish = p.finish;
-          out.nonlinearity = p.nonlinearity;
-          out.seed = at(p.seed, p.seed_stride);
-          out.seed_stride = p.seed_stride;
-          out.h = at(p.h, p.h_stride);
-          out.h_stride = p.h_stride;
-          out.stored = at(p.stored, p.stored_stride);
-          out.stored_stride = p.stored_stride;
-        }
+        Out<S> out = out_at(p, row, column, k == 0, k + block == p.inner);
         multiply(height, panels, p.a + row * p.a_stride + k, column, k, block, out);
         row += height;
       }
