@@ -220,8 +220,10 @@ class Problem:
         if case.hx_layout != "none":
             for state in case.states:
                 leaves[f"{state}x"] = draw(case.hx_layout, shapes["hx"])
-        bound = case.hidden_size**-0.5
         for name, parameter in case.module(nn).named_parameters():
+            # As torch initializes it, but smaller where the input is wider than the state: most
+            # units would saturate, and a gradient come from one or two of them.
+            bound = max(case.hidden_size, parameter.shape[-1]) ** -0.5
             value = torch.rand(parameter.shape, generator=rng, dtype=case.dtype)
             leaves[name] = (2 * value - 1) * bound
         finals = tuple(f"{state}_n" for state in case.states)
