@@ -174,7 +174,7 @@ bool reads_in_place(const Kernels<S, O>& kernels, std::int64_t products, std::in
 }
 // Whether it is left unpacked, because a packed copy would leave the caches before its only use.
 inline bool is_used_once(std::int64_t products, std::int64_t values) {
-  constexpr std::int64_t few = std::int64_t{1} << 18;
+  constexpr std::int64_t few = std::int64_t{1} << 16;
   return products <= 1 && values >= few;
 }
 
