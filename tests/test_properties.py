@@ -69,7 +69,12 @@ def compare(theirs, ours, call, isa, split):
 
 def assert_close(name, a, b, exact):
     """The contract's bounds on single tensors: `a` is ours, `b` torch's."""
-    assert equal(*(t.where(~t.isfinite(), 0) for t in (a, b))), f"{name}: other NaN or inf"
+    same = equal(non_finite(a), non_finite(b))
+    if b.dtype == torch.bfloat16 and not same:
+        # On a CPU with AMX, in backward of a packed nn.GRU of 33 units, the NaN of one sequence
+        # reaches the other, which does not depend on it.
+        same = equal(non_finite(a), non_finite(exact.values[name]))
+    assert same, f"{name}: other NaN or inf"
     if exact is None:
         error, bound = largest(a - b), 1e-9 * largest(b)
     else:
@@ -80,6 +85,11 @@ def assert_close(name, a, b, exact):
         # Fewer eps for half precision, where 64 would let a missing term pass.
         bound = 8 * theirs + (64 if b.dtype == torch.float32 else 8) * eps * exact.scales[name]
     assert error <= bound, f"{name}: off by {error}, allowed {bound}"
+
+
+def non_finite(t):
+    """The tensor's NaN and inf in float64, 0 elsewhere."""
+    return t.where(~t.isfinite(), 0).double()
 
 
 def equal(a, b):

@@ -165,7 +165,7 @@ inline Plan make_plan(const Shape& s, int threads) {
 // Rows whose input projection is computed ahead of the steps that use them: few enough to stay in
 // cache, enough for an efficient product.
 inline std::int64_t projection_rows(std::int64_t hidden_size) {
-  return std::clamp<std::int64_t>(65536 / std::max<std::int64_t>(1, hidden_size), 64, 2048);
+  return std::clamp<std::int64_t>(65536 / std::max<std::int64_t>(1, hidden_size), 256, 2048);
 }
 
 // The maximum of rows whose weight gradients are summed at a time: a multiple of the reduction
